@@ -1,0 +1,131 @@
+// Part of lagkv (MIT). Applies a plan to memory: rows move in place, without a second buffer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <lagkv/core.hpp>
+#include <lagkv/plan.hpp>
+#include <lagkv/tensor.hpp>
+
+namespace lagkv {
+
+/// Where the kept rows of the judged range go.
+///  front   down to its beginning, and the window follows: the rows in use are the first plan.tokens_after() again
+///  window  up to its end, where the window lies and stays: the freed rows are plan.judged.size() - kept, right after
+///          the tokens before the range. For hosts whose cells carry positions, and for rings.
+enum class toward : std::uint8_t { front, window };
+
+namespace detail {
+
+template <class Unit>
+void move_elements(const tile& from, const tile& to, std::size_t token, std::size_t channels) {
+  auto* source = reinterpret_cast<const std::byte*>(from.data) + static_cast<std::ptrdiff_t>(token * sizeof(Unit)) * from.token_stride;
+  auto* target = to.data + static_cast<std::ptrdiff_t>(token * sizeof(Unit)) * to.token_stride;
+  for (std::size_t c = 0; c < channels; ++c) {
+    std::memcpy(target, source, sizeof(Unit));
+    source += from.channel_stride * static_cast<std::ptrdiff_t>(sizeof(Unit));
+    target += to.channel_stride * static_cast<std::ptrdiff_t>(sizeof(Unit));
+  }
+}
+
+inline void move_row(const tensor& x, const tile& from, const tile& to, std::size_t token) {
+  const auto element = static_cast<std::ptrdiff_t>(size_of(x.type()));
+  if (from.channel_stride == 1 && to.channel_stride == 1) {
+    const auto t = static_cast<std::ptrdiff_t>(token);
+    std::memmove(to.data + t * to.token_stride * element, from.data + t * from.token_stride * element, x.row_bytes());
+  } else if (element == 4) {
+    move_elements<std::uint32_t>(from, to, token, x.channels());
+  } else {
+    move_elements<std::uint16_t>(from, to, token, x.channels());
+  }
+}
+
+/// Moves rows [from, from + n) of a head to [to, to + n); the two may overlap.
+inline void move_rows(const tensor& x, std::size_t head, std::size_t from, std::size_t to, std::size_t n) {
+  if (from == to) return;
+  const auto dense = [&](const tile& t) {
+    return t.channel_stride == 1 && t.token_stride == static_cast<std::ptrdiff_t>(x.channels());
+  };
+  if (to < from) {
+    for (std::size_t done = 0; done < n;) {
+      const tile source = x.at(head, {from + done, from + n}), target = x.at(head, {to + done, to + n});
+      const std::size_t run = source.tokens < target.tokens ? source.tokens : target.tokens;
+      if (dense(source) && dense(target))
+        std::memmove(target.data, source.data, run * x.row_bytes());
+      else
+        for (std::size_t i = 0; i < run; ++i) move_row(x, source, target, i);
+      done += run;
+    }
+    return;
+  }
+  const tile source = x.at(head, {from, from + n}), target = x.at(head, {to, to + n});
+  if (source.tokens == n && target.tokens == n) {
+    if (dense(source) && dense(target))
+      std::memmove(target.data, source.data, n * x.row_bytes());
+    else
+      for (std::size_t i = n; i-- > 0;) move_row(x, source, target, i);
+    return;
+  }
+  for (std::size_t i = n; i-- > 0;)  // runs start at their first token, so backwards it goes row by row
+    move_row(x, x.at(head, {from + i, from + i + 1}), x.at(head, {to + i, to + i + 1}), 0);
+}
+
+/// Calls move(from, to, n) for each run of neighbours among `kept`, in an order that never overwrites a row still wanted.
+template <class Move>
+void for_each_move(std::span<const std::uint32_t> kept, token_range judged, toward direction, const Move& move) {
+  const std::size_t n = kept.size();
+  if (direction == toward::front) {
+    for (std::size_t i = 0, run = 0; i < n; i += run) {
+      for (run = 1; i + run < n && kept[i + run] == kept[i] + run;) ++run;
+      move(std::size_t{kept[i]}, judged.begin + i, run);
+    }
+  } else {
+    for (std::size_t left = n, run = 0; left > 0; left -= run) {
+      for (run = 1; run < left && kept[left - run - 1] + run == kept[left - 1];) ++run;
+      move(std::size_t{kept[left - run]}, judged.end - (n - left) - run, run);
+    }
+  }
+}
+
+/// The rows of one head that `p` moves: kept ones, then the window where it follows.
+template <class Move>
+void for_each_move(const plan& p, std::size_t head, toward direction, const Move& move) {
+  if (p.empty()) return;
+  const std::span<const std::uint32_t> kept = p.of(head);
+  for_each_move(kept, p.judged, direction, move);
+  if (direction == toward::front) move(p.judged.end, p.judged.begin + kept.size(), p.tokens_before - p.judged.end);
+}
+
+}  // namespace detail
+
+/// Moves the rows of every head of `x` by `p`. Reads and writes each kept row once; allocates nothing.
+/// `x` has the heads of the plan and addresses p.tokens_before tokens.
+inline void compact(const tensor& x, const plan& p, toward direction = toward::front) {
+  for (std::size_t head = 0; head < p.heads(); ++head)
+    detail::for_each_move(p, head, direction, [&](std::size_t from, std::size_t to, std::size_t n) {
+      detail::move_rows(x, head, from, to, n);
+    });
+}
+
+/// Keys and values.
+inline void compact(const layer& l, const plan& p, toward direction = toward::front) {
+  compact(l.keys, p, direction);
+  if (l.values) compact(l.values, p, direction);
+}
+
+/// A side array of one entry a token (positions, attention mass): entry (head, token) is
+/// data[head * head_stride + token * token_stride]. Where all heads share one array, give it once, with `head`.
+template <class T>
+void compact(T* data, std::size_t head, const plan& p, toward direction = toward::front, std::ptrdiff_t token_stride = 1) {
+  detail::for_each_move(p, head, direction, [&](std::size_t from, std::size_t to, std::size_t n) {
+    const auto at = [&](std::size_t i) -> T& { return data[static_cast<std::ptrdiff_t>(i) * token_stride]; };
+    if (to < from)
+      for (std::size_t i = 0; i < n; ++i) at(to + i) = at(from + i);
+    else if (to > from)
+      for (std::size_t i = n; i-- > 0;) at(to + i) = at(from + i);
+  });
+}
+
+}  // namespace lagkv

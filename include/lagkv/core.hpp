@@ -1,0 +1,104 @@
+// Part of lagkv (MIT). Words that every other header uses: ranges, element types, results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+#define LAGKV_VERSION_MAJOR 0
+#define LAGKV_VERSION_MINOR 1
+#define LAGKV_VERSION_PATCH 0
+
+namespace lagkv {
+
+/// Tokens [begin, end) of a cache, counted in rows as they lie in memory (not in positions for RoPE).
+struct token_range {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+
+  constexpr std::size_t size() const { return end - begin; }
+  constexpr bool empty() const { return begin == end; }
+  friend constexpr bool operator==(token_range, token_range) = default;
+};
+
+/// Element types of a cache. All arithmetic is done in f32.
+enum class dtype : std::uint8_t { f32, f16, bf16 };
+
+/// An IEEE binary16 element, as stored. Only its size and bits matter: any 2-byte type of the host can be viewed as f16.
+struct f16 {
+  std::uint16_t bits;
+};
+
+/// A bfloat16 element (the upper half of an f32), as stored.
+struct bf16 {
+  std::uint16_t bits;
+};
+
+/// Bytes of one element.
+constexpr std::size_t size_of(dtype type) { return type == dtype::f32 ? 4 : 2; }
+
+constexpr const char* name(dtype type) {
+  return type == dtype::f32 ? "f32" : type == dtype::f16 ? "f16" : "bf16";
+}
+
+template <class T>
+struct dtype_of;
+template <>
+struct dtype_of<float> {
+  static constexpr dtype value = dtype::f32;
+};
+template <>
+struct dtype_of<f16> {
+  static constexpr dtype value = dtype::f16;
+};
+template <>
+struct dtype_of<bf16> {
+  static constexpr dtype value = dtype::bf16;
+};
+
+/// Why something was refused: names the culprit, its value and the limit.
+struct error {
+  std::string message;
+};
+
+/// A value, or the reason why there is none. Made at the edges (parsing, checking), never on the hot path.
+template <class T>
+class result {
+ public:
+  result(T value) : value_(std::move(value)) {}
+  result(lagkv::error e) : message_(std::move(e.message)) {}
+
+  explicit operator bool() const { return value_.has_value(); }
+  /// Only where the result holds a value.
+  T& operator*() { return *value_; }
+  const T& operator*() const { return *value_; }
+  T* operator->() { return &*value_; }
+  const T* operator->() const { return &*value_; }
+  /// Empty where the result holds a value.
+  const std::string& message() const { return message_; }
+
+ private:
+  std::optional<T> value_;
+  std::string message_;
+};
+
+/// Nothing, or the reason why not.
+template <>
+class result<void> {
+ public:
+  result() = default;
+  result(lagkv::error e) : failed_(true), message_(std::move(e.message)) {}
+
+  explicit operator bool() const { return !failed_; }
+  const std::string& message() const { return message_; }
+
+ private:
+  bool failed_ = false;
+  std::string message_;
+};
+
+using status = result<void>;
+
+}  // namespace lagkv

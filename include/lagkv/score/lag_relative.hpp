@@ -1,0 +1,99 @@
+// Part of lagkv (MIT). LagKV's score (arXiv 2504.04704, section 3; reference code: lag_kv.py, _get_states_score).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include <lagkv/score/rows.hpp>
+#include <lagkv/tensor.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv {
+
+/// Scores a partition of `lag` tokens against the next one: with lo and hi the least and greatest value of each channel
+/// there, z = (x - lo) / (hi - lo), and s = softmax over the partition's tokens of the standard deviation of z over
+/// channels,
+///     score = s(keys) + value_weight * s(values),   0 <= score <= 1 + value_weight; each s sums to 1 over a partition.
+///
+/// Where the paper leaves it open:
+///  - A channel that is constant in the reference (or whose range is too small or large for f32) counts as z = 0. Both
+///    reference codes divide by zero there.
+///  - Values that are not finite are passed over in the reference. A token whose own keys (values) are not finite, or
+///    overflow when normalised, has s(keys) = 0 (s(values) = 0) and takes no part in the softmax: it goes first, and the
+///    other tokens are scored as if it were absent.
+///
+/// Cost a head: each row is read twice, once as reference and once as judged, the second time from cache.
+struct lag_relative {
+  enum class against : std::uint8_t {
+    next,  ///< the paper's
+    own    ///< the variant LocalKV of the same paper: the partition itself
+  };
+
+  std::size_t lag = 1024;
+  float value_weight = 1.0F;  ///< 0: values are not read
+  against reference = against::next;
+
+  /// `judged` is whole partitions; the reference of the last one lies behind it, within layer.tokens.
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+    for (float& score : out) score = 0.0F;
+    for (std::size_t begin = judged.begin; begin < judged.end; begin += lag) {
+      const token_range partition{begin, begin + lag};
+      float* scores = out.data() + (begin - judged.begin);
+      add(l.keys, head, partition, 1.0F, scores, ws);
+      if (value_weight != 0.0F) add(l.values, head, partition, value_weight, scores, ws);
+    }
+  }
+
+ private:
+  void add(const tensor& x, std::size_t head, token_range partition, float weight, float* scores, workspace& ws) const {
+    const simd::kernel_table& kernels = ws.kernels();
+    float* lo = ws.floats(workspace::range_low, x.channels());
+    float* inverse = ws.floats(workspace::range_high, x.channels());
+    float* deviation = ws.floats(workspace::deviation, lag);
+    const token_range other = reference == against::own ? partition : token_range{partition.end, partition.end + lag};
+    normaliser(x, head, other, lo, inverse, ws);
+    for_each_rows(x, head, partition, ws, [&](const simd::rows& rows, std::size_t offset) {
+      kernels.deviation(rows, lo, inverse, deviation + offset);
+    });
+    kernels.add_softmax(deviation, lag, weight, scores);
+  }
+
+  static void normaliser(const tensor& x, std::size_t head, token_range tokens, float* lo, float* inverse, workspace& ws) {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    float* hi = inverse;
+    for (std::size_t c = 0; c < x.channels(); ++c) lo[c] = infinity, hi[c] = -infinity;
+    for_each_rows(x, head, tokens, ws, [&](const simd::rows& rows, std::size_t) { ws.kernels().range(rows, lo, hi); });
+    for (std::size_t c = 0; c < x.channels(); ++c) {
+      if (!finite(lo[c]) || !finite(hi[c])) finite_range(x, head, tokens, c, lo[c], hi[c], ws);
+      const float width = hi[c] - lo[c];
+      const float reciprocal = 1.0F / width;
+      inverse[c] = width > 0.0F && finite(width) && finite(reciprocal) ? reciprocal : 0.0F;
+    }
+  }
+
+  /// The range of channel c over its finite values; 0, 0 where there is none. Off the common path.
+  static void finite_range(const tensor& x, std::size_t head, token_range tokens, std::size_t c, float& lo, float& hi,
+                           workspace& ws) {
+    lo = std::numeric_limits<float>::max(), hi = -lo;
+    for (std::size_t at = tokens.begin; at < tokens.end;) {
+      const tile t = x.at(head, {at, tokens.end});
+      for (std::size_t i = 0; i < t.tokens; ++i) {
+        const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(i) * t.token_stride + static_cast<std::ptrdiff_t>(c) * t.channel_stride;
+        float value = 0;
+        ws.kernels().widen(t.data + offset * static_cast<std::ptrdiff_t>(size_of(x.type())), x.type(), 1, &value);
+        if (!finite(value)) continue;
+        lo = value < lo ? value : lo;
+        hi = value > hi ? value : hi;
+      }
+      at += t.tokens;
+    }
+    if (lo > hi) lo = hi = 0.0F;
+  }
+
+  /// On bits: right in hosts built with -ffinite-math-only too.
+  static bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7f800000U) != 0x7f800000U; }
+};
+
+}  // namespace lagkv

@@ -1,0 +1,43 @@
+// Part of lagkv (MIT). Random scores: the baseline that every method has to beat.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#include <lagkv/tensor.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv {
+
+/// Uniform in [0, 1), a function of the seed, the head, the row and the first bits of its key: reproducible, yet different
+/// from layer to layer and head to head. Reads one element a token.
+struct random_score {
+  std::uint64_t seed = 0;
+
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace&) const {
+    for (std::size_t token = judged.begin; token < judged.end;) {
+      const tile t = l.keys.at(head, {token, judged.end});
+      const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(l.keys.type()));
+      const std::byte* key = t.data;
+      for (std::size_t i = 0; i < t.tokens; ++i, ++token, key += step) {
+        std::uint16_t bits = 0;
+        std::memcpy(&bits, key, sizeof bits);
+        const std::uint64_t x = mix(mix(mix(seed) + head) + token * 65536 + bits);
+        out[token - judged.begin] = static_cast<float>(x >> 40) * 0x1p-24F;
+      }
+    }
+  }
+
+ private:
+  /// The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+  static std::uint64_t mix(std::uint64_t x) {
+    x += 0x9e3779b97f4a7c15U;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+    return x ^ (x >> 31);
+  }
+};
+
+}  // namespace lagkv

@@ -1,0 +1,51 @@
+// Part of lagkv (MIT). What a build of the kernels for one instruction set offers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <lagkv/core.hpp>
+
+namespace lagkv::simd {
+
+/// Instruction sets that the kernels are built for. `scalar` is plain C++: fallback, baseline and oracle.
+enum class target : std::uint8_t { scalar, sse2, avx2, avx512, neon };
+
+constexpr const char* name(target t) {
+  constexpr const char* names[] = {"scalar", "sse2", "avx2", "avx512", "neon"};
+  return names[static_cast<std::size_t>(t)];
+}
+
+/// Rows of one head: `tokens` rows of `channels` adjacent elements, `stride` elements from row to row.
+struct rows {
+  const void* data;
+  dtype type;
+  std::size_t tokens;
+  std::size_t channels;
+  std::ptrdiff_t stride;
+};
+
+/// One entry a kernel. Every kernel treats a row alike wherever it stands among others, so that results do not depend on
+/// how the tokens are cut into runs.
+struct kernel_table {
+  target id;
+
+  /// lo[c] = min(lo[c], x[.][c]), hi[c] = max(...); NaN is passed over, infinities count.
+  void (*range)(const rows& x, float* lo, float* hi);
+
+  /// deviation[t] = unbiased standard deviation over channels of (x[t][c] - lo[c]) * inverse[c]; not finite where a
+  /// channel is not; 0 for one channel.
+  void (*deviation)(const rows& x, const float* lo, const float* inverse, float* deviation);
+
+  /// out[t] += weight * softmax(x)[t]. Entries that are not finite take no part and get nothing. x is overwritten.
+  void (*add_softmax)(float* x, std::size_t n, float weight, float* out);
+
+  /// The indices of the k largest of n scores, ascending, each plus `base`; ties go to the earlier, NaN is below all.
+  /// `keys` is scratch for n values. k <= n.
+  void (*top_k)(const float* scores, std::size_t n, std::size_t k, std::uint32_t base, std::int32_t* keys, std::uint32_t* out);
+
+  /// out[i] = x[i] as f32, for n adjacent elements.
+  void (*widen)(const void* x, dtype type, std::size_t n, float* out);
+};
+
+}  // namespace lagkv::simd

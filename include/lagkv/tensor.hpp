@@ -1,0 +1,113 @@
+// Part of lagkv (MIT). What lagkv asks of a host's memory, and the erased form that the rest of the library works on.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <new>
+#include <string>
+#include <type_traits>
+
+#include <lagkv/core.hpp>
+
+namespace lagkv {
+
+/// Consecutive tokens of one head whose elements lie at constant strides.
+/// Element (token i, channel c) is at data + (i * token_stride + c * channel_stride) elements.
+struct tile {
+  std::byte* data = nullptr;
+  std::size_t tokens = 0;
+  std::ptrdiff_t token_stride = 0;
+  std::ptrdiff_t channel_stride = 1;
+};
+
+/// A view of the keys or the values of one layer: a small value that can be copied as bytes and owns nothing.
+///
+///  type(), heads(), channels()   what is stored
+///  capacity()                    tokens that may be addressed
+///  at(head, tokens)              the longest run from tokens.begin on, at least 1 and at most tokens.size() long
+///  check(tokens)                 whether the first `tokens` tokens lie apart from each other; called at the edge only
+template <class View>
+concept kv_tensor = std::is_trivially_copyable_v<View> &&
+                    requires(const View& view, std::size_t n, token_range tokens) {
+                      { view.type() } -> std::same_as<dtype>;
+                      { view.heads() } -> std::convertible_to<std::size_t>;
+                      { view.channels() } -> std::convertible_to<std::size_t>;
+                      { view.capacity() } -> std::convertible_to<std::size_t>;
+                      { view.at(n, tokens) } -> std::same_as<tile>;
+                      { view.check(n) } -> std::same_as<status>;
+                    };
+
+/// Any kv_tensor, held by value: [heads][tokens][channels]. Empty by default (a cache without values, say).
+class tensor {
+ public:
+  static constexpr std::size_t max_view_size = 96;
+
+  tensor() = default;
+
+  template <kv_tensor View>
+    requires(!std::same_as<View, tensor>)
+  tensor(const View& view)
+      : heads_(view.heads()), channels_(view.channels()), capacity_(view.capacity()), type_(view.type()) {
+    static_assert(sizeof(View) <= max_view_size, "a view is a small value: point to long-lived tables");
+    ::new (static_cast<void*>(view_)) View(view);
+    at_ = [](const void* v, std::size_t head, token_range tokens) { return as<View>(v).at(head, tokens); };
+    check_ = [](const void* v, std::size_t tokens) { return as<View>(v).check(tokens); };
+  }
+
+  explicit operator bool() const { return at_ != nullptr; }
+
+  dtype type() const { return type_; }
+  std::size_t heads() const { return heads_; }
+  std::size_t channels() const { return channels_; }
+  std::size_t capacity() const { return capacity_; }
+  /// Bytes of one token of one head.
+  std::size_t row_bytes() const { return channels_ * size_of(type_); }
+
+  /// The longest run of `tokens` from its first token on; `tokens` is not empty and ends within the capacity.
+  tile at(std::size_t head, token_range tokens) const { return at_(view_, head, tokens); }
+
+  status check(std::size_t tokens) const {
+    if (at_ == nullptr) return error{"the tensor is empty"};
+    if (heads_ == 0 || channels_ == 0)
+      return error{"heads=" + std::to_string(heads_) + ", channels=" + std::to_string(channels_) + ": must be 1 or more"};
+    if (tokens > capacity_)
+      return error{"tokens=" + std::to_string(tokens) + ": the view addresses at most " + std::to_string(capacity_)};
+    return check_(view_, tokens);
+  }
+
+ private:
+  template <class View>
+  static const View& as(const void* bytes) {
+    return *std::launder(static_cast<const View*>(bytes));
+  }
+
+  std::size_t heads_ = 0;
+  std::size_t channels_ = 0;
+  std::size_t capacity_ = 0;
+  tile (*at_)(const void*, std::size_t, token_range) = nullptr;
+  status (*check_)(const void*, std::size_t) = nullptr;
+  alignas(std::max_align_t) unsigned char view_[max_view_size] = {};
+  dtype type_ = dtype::f32;
+};
+
+/// One layer of a cache: keys and values with the same heads, whose first `tokens` rows are in use. Keys and values may
+/// differ in everything else (element type, channels, layout); values may be empty for a policy that does not read them.
+/// To leave a layer of the model uncompressed, do not offer it.
+struct layer {
+  tensor keys;
+  tensor values;
+  std::size_t tokens = 0;
+};
+
+/// Whether lagkv can work on this layer. Call it where a cache is set up; step() trusts what it is given.
+inline status check(const layer& l) {
+  if (status s = l.keys.check(l.tokens); !s) return error{"keys: " + s.message()};
+  if (!l.values) return {};
+  if (status s = l.values.check(l.tokens); !s) return error{"values: " + s.message()};
+  if (l.values.heads() != l.keys.heads())
+    return error{"values: heads=" + std::to_string(l.values.heads()) + ": must be the " + std::to_string(l.keys.heads()) +
+                 " of the keys"};
+  return {};
+}
+
+}  // namespace lagkv

@@ -1,0 +1,47 @@
+// Part of lagkv (MIT). Scratch memory that only grows, and the choice of the SIMD target.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include <lagkv/plan.hpp>
+#include <lagkv/simd/dispatch.hpp>
+
+namespace lagkv {
+
+/// Scratch for one thread at a time; share it among layers and sequences. It allocates only when a request is larger than
+/// all before it.
+class workspace {
+ public:
+  /// The kernels of `t`; those of simd::best() where `t` cannot run on this CPU (target() tells).
+  explicit workspace(simd::target t = simd::best()) : kernels_(&simd::kernels(t)) {}
+
+  simd::target target() const { return kernels_->id; }
+  const simd::kernel_table& kernels() const { return *kernels_; }
+
+  /// The plan of the last judge() or step().
+  plan decision;
+
+  /// What the scratch is for. Each purpose has its own memory, so that a scorer can use its own beside the caller's.
+  enum purpose : std::uint8_t { range_low, range_high, deviation, wide_rows, scores, purposes };
+
+  /// n floats with undefined content, valid until the next request for the same purpose.
+  float* floats(purpose p, std::size_t n) {
+    if (floats_[p].size() < n) floats_[p].resize(n);
+    return floats_[p].data();
+  }
+
+  /// n integers likewise.
+  std::int32_t* keys(std::size_t n) {
+    if (keys_.size() < n) keys_.resize(n);
+    return keys_.data();
+  }
+
+ private:
+  const simd::kernel_table* kernels_;
+  std::vector<float> floats_[purposes];
+  std::vector<std::int32_t> keys_;
+};
+
+}  // namespace lagkv
