@@ -33,11 +33,20 @@ inline constexpr std::size_t lanes = 1;
 LAGKV_INLINE vec from_bits_of(ivec v) { return __builtin_bit_cast(vec, v); }
 LAGKV_INLINE ivec bits_of(vec v) { return __builtin_bit_cast(ivec, v); }
 LAGKV_INLINE ivec mask_of(bool condition) { return condition ? -1 : 0; }
-LAGKV_INLINE vec load(const float* p) { return *p; }
+LAGKV_INLINE ivec widened(const void* p) {
+  std::uint16_t half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return half;
+}
+LAGKV_INLINE vec load(const float* p) {
+  vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
 LAGKV_INLINE ivec loadi(const std::int32_t* p) { return *p; }
-LAGKV_INLINE vec load(const bf16* p) { return from_bits_of(static_cast<ivec>(static_cast<std::uint32_t>(p->bits) << 16)); }
+LAGKV_INLINE vec load(const bf16* p) { return from_bits_of(static_cast<ivec>(static_cast<std::uint32_t>(widened(p)) << 16)); }
 LAGKV_INLINE vec load(const f16* p) {
-  const ivec half = p->bits;
+  const ivec half = widened(p);
   LAGKV_WIDEN_BY_BITS(wide, half);
   return from_bits_of(wide);
 }

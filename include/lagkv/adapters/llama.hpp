@@ -1,0 +1,307 @@
+// Part of lagkv (MIT). KV-cache compression inside an unmodified llama.cpp, per head. Not in the umbrella: include it in the
+// one file that talks to llama.cpp, and link llama.
+//
+//   lagkv::llama::cache_probe probe;                       // optional: work in place, where the cache is in host memory
+//   probe.attach(context_params);                          // before llama_init_from_model
+//   auto compressor = lagkv::llama::compressor::make(context, *lagkv::parse("lagkv:lag=1024,ratio=0.25"), &probe);
+//   ...
+//   llama_decode(context, batch);                          // prompt, chunk or token
+//   auto done = compressor->compress(0);                   // cheap where nothing is due
+//
+// Taken: caches of f32, f16 or bf16, with or without flash attention, on any backend. Refused, with the sequence left as it
+// was: quantised caches, models with sliding-window layers, recurrent and hybrid models.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <llama.h>
+
+#include <lagkv/adapters/llama/probe.hpp>
+#include <lagkv/adapters/llama/state.hpp>
+#include <lagkv/adapters/llama/views.hpp>
+#include <lagkv/policy.hpp>
+
+namespace lagkv::llama {
+
+/// How to get at the cache.
+enum class way : std::uint8_t {
+  automatic,  ///< in place where possible, else through the state API
+  in_place,   ///< rows move within the cache, freed cells become holes that the next tokens fill: a few ms, no second
+              ///< buffer, but attention spans the highest used cell until the holes are filled
+  repack      ///< through the state API: two copies of the sequence for a moment, then its cells are dense, so that the
+              ///< next tokens are decoded faster
+};
+
+/// What compress() did.
+struct report {
+  std::size_t tokens_before = 0;
+  std::size_t tokens_after = 0;
+  std::size_t bytes_before = 0;  ///< keys and values of all layers
+  std::size_t bytes_after = 0;
+  bool compressed = false;  ///< false: nothing was due
+  bool in_place = false;
+};
+
+/// Compresses the sequences of one context. All layers and heads keep the same number of tokens, each its own choice.
+/// Use it from the thread that decodes.
+class compressor {
+ public:
+  /// Fails where the model's memory is of a kind that is not taken. `context` and `probe` must outlive it.
+  static result<compressor> make(llama_context* context, const policy& p, cache_probe* probe = nullptr) {
+    const llama_model* model = llama_get_model(context);
+    if (llama_model_is_recurrent(model)) return error{"model: has recurrent memory, no cache of keys and values"};
+    if (llama_model_is_hybrid(model)) return error{"model: has hybrid memory: not taken"};
+    if (const int window = llama_model_n_swa(model); window > 0)
+      return error{"model: has sliding-window layers (" + std::to_string(window) + " tokens): not taken"};
+    if (llama_model_n_head_kv(model) < 1) return error{"model: has no KV heads"};
+    return compressor(context, p, probe);
+  }
+
+  /// Judges and drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
+  /// sequence is as it was. `observe(layer, plan)` is called for each layer before its rows move.
+  ///
+  /// In place needs a probe, a cache in host memory, one sequence a context (n_seq_max 1), and positions 0, 1, 2, ... of
+  /// which the host has taken back none but the last. A sequence that shares cells with another (llama_memory_seq_cp)
+  /// must be repacked: that gives it cells of its own.
+  template <class Observe>
+  result<report> compress(llama_seq_id sequence, way how, const Observe& observe) {
+    const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
+    if (last < 0) return report{};
+    state& s = sequences_[sequence];
+    if (is_before_due(s, last)) return nothing_due(s, last);
+    if (how != way::repack) {
+      result<report> done = compress_in_place(sequence, s, last, observe);
+      if (done || how == way::in_place) return done;
+    }
+    return repack(sequence, s, observe);
+  }
+
+  result<report> compress(llama_seq_id sequence, way how = way::automatic) {
+    return compress(sequence, how, [](std::size_t, const plan&) {});
+  }
+
+  /// How far a sequence has been compressed: save it beside a saved sequence, or copy it for a forked one.
+  cursor at(llama_seq_id sequence) const {
+    const auto found = sequences_.find(sequence);
+    return found == sequences_.end() ? cursor{} : found->second.at;
+  }
+
+  /// Call it when a sequence is cleared or its tokens are replaced.
+  void forget(llama_seq_id sequence) { sequences_.erase(sequence); }
+
+  /// Call it after llama_memory_seq_cp(from, to) of a whole sequence.
+  void copy(llama_seq_id from, llama_seq_id to) { sequences_[to] = sequences_[from]; }
+
+  /// Call it after llama_state_seq_set_data(sequence, bytes), with the cursor that was saved beside the bytes. Compression
+  /// goes on from there; in place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache.
+  status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const cursor& c) {
+    const result<saved_sequence> saved = saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()});  // only read
+    if (!saved) return error{saved.message()};
+    state& s = sequences_[sequence];
+    s = state{.at = c, .positions = {}};
+    adopt(s, *saved);
+    return {};
+  }
+
+  lagkv::workspace& workspace() { return workspace_; }
+
+ private:
+  struct state {
+    cursor at;
+    std::vector<llama_pos> positions;  ///< of the rows after the last compression in place, ascending
+  };
+
+  compressor(llama_context* context, const policy& p, cache_probe* probe)
+      : context_(context),
+        memory_(llama_get_memory(context)),
+        heads_(static_cast<std::size_t>(llama_model_n_head_kv(llama_get_model(context)))),
+        policy_(p),
+        probe_(probe) {}
+
+  /// Rows in use, if positions run on from the dropped ones as they do unless the host renumbers them.
+  static std::size_t expected_tokens(const state& s, llama_pos last) {
+    const auto seen = static_cast<std::size_t>(last) + 1;
+    return seen > s.at.dropped ? seen - s.at.dropped : 0;
+  }
+
+  bool is_before_due(const state& s, llama_pos last) const { return policy_.retain.due(s.at, expected_tokens(s, last)).empty(); }
+
+  report nothing_due(state& s, llama_pos last) const {
+    const std::size_t n = expected_tokens(s, last);
+    s.at.tokens = n;
+    if (s.at.judged > n) s.at.judged = n;
+    return {.tokens_before = n, .tokens_after = n, .bytes_before = 0, .bytes_after = 0};
+  }
+
+  // ---- in place ----
+
+  template <class Observe>
+  result<report> compress_in_place(llama_seq_id sequence, state& s, llama_pos last, const Observe& observe) {
+    if (probe_ == nullptr) return error{"in place: no cache_probe was given"};
+    if (!probe_->obstacle().empty()) return error{"in place: " + probe_->obstacle()};
+    if (probe_->layers().empty()) return error{"in place: nothing has been decoded yet"};
+    if (llama_n_seq_max(context_) != 1) return error{"in place: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
+
+    std::vector<llama_pos> positions = s.positions;
+    while (!positions.empty() && positions.back() > last) positions.pop_back();
+    for (llama_pos p = positions.empty() ? 0 : positions.back() + 1; p <= last; ++p) positions.push_back(p);
+    std::vector<std::int32_t> cells(positions.size());
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      cells[i] = probe_->cell_of(positions[i]);
+      if (cells[i] < 0) return error{"in place: the cell of position " + std::to_string(positions[i]) + " has not been seen"};
+    }
+    const result<std::size_t> in_use = cells_in_use(sequence);
+    if (!in_use) return error{in_use.message()};
+    if (*in_use != cells.size())
+      return error{"in place: " + std::to_string(cells.size()) + " cells have been seen, " + std::to_string(*in_use) + " are in use"};
+
+    const auto& seen = probe_->layers();
+    std::vector<layer> layers(seen.size());
+    for (std::size_t i = 0; i < seen.size(); ++i) {
+      result<layer> l = layer_of(seen[i].keys, seen[i].has_values ? &seen[i].values : nullptr, cells, seen[i].id);
+      if (!l) return error{l.message()};
+      layers[i] = *l;
+    }
+
+    if (policy_.select)  // a selector of the host's own: look at all its plans before anything moves
+      for (const layer& l : layers)
+        if (!equal_counts(judge(policy_, l, s.at, workspace_))) return unequal();
+
+    report done{.tokens_before = cells.size(), .tokens_after = cells.size(), .in_place = true};
+    done.bytes_before = done.tokens_before * row_bytes();
+    cursor moved = s.at;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const plan& p = judge(policy_, layers[i], s.at, workspace_);
+      observe(i, p);
+      compact(layers[i], p, toward::window);
+      moved = s.at;
+      advance(moved, p);
+    }
+    const plan& p = workspace_.decision;
+    done.tokens_after = moved.tokens;
+    done.bytes_after = done.tokens_after * row_bytes();
+    done.compressed = true;
+    const std::size_t freed = done.tokens_before - done.tokens_after;
+    if (freed > 0) {
+      const auto first = positions.begin() + static_cast<std::ptrdiff_t>(p.judged.begin);
+      const auto end = first + static_cast<std::ptrdiff_t>(freed);
+      llama_memory_seq_rm(memory_, sequence, *first, *(end - 1) + 1);
+      positions.erase(first, end);
+    }
+    s = {.at = moved, .positions = std::move(positions)};
+    return done;
+  }
+
+  /// Bytes of a cell in all layers.
+  std::size_t row_bytes() const {
+    std::size_t n = 0;
+    for (const auto& l : probe_->layers()) {
+      n += ggml_row_size(l.keys.type, static_cast<std::int64_t>(l.keys.width));
+      if (l.has_values) n += ggml_row_size(l.values.type, static_cast<std::int64_t>(l.values.width));
+    }
+    return n;
+  }
+
+  /// From the size of the state, which costs no copy: what the probe has seen must be all that is there.
+  result<std::size_t> cells_in_use(llama_seq_id sequence) const {
+    std::size_t sections = 0;
+    for (const auto& l : probe_->layers()) sections += l.has_values ? 2 : 1;
+    const std::size_t fixed = 24 + 12 * sections, each = 12 + row_bytes();
+    const std::size_t size = llama_state_seq_get_size(context_, sequence);
+    if (size < fixed || (size - fixed) % each != 0) return error{"in place: the state has a form that lagkv does not know"};
+    return (size - fixed) / each;
+  }
+
+  // ---- through the state API ----
+
+  template <class Observe>
+  result<report> repack(llama_seq_id sequence, state& s, const Observe& observe) {
+    std::vector<std::uint8_t> bytes(llama_state_seq_get_size(context_, sequence));
+    if (llama_state_seq_get_data(context_, bytes.data(), bytes.size(), sequence) != bytes.size())
+      return error{"state: could not be read"};
+    const result<saved_sequence> saved = saved_sequence::parse(bytes);
+    if (!saved) return error{saved.message()};
+
+    report done{.tokens_before = saved->tokens(), .tokens_after = saved->tokens()};
+    done.bytes_before = done.bytes_after = saved->payload_bytes();
+    if (policy_.retain.due(s.at, saved->tokens()).empty()) return done;
+    std::vector<plan> plans(saved->layers());
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+      const result<layer> l =
+          layer_of(saved->keys(i), saved->has_values() ? &saved->values(i) : nullptr, saved->cells(), static_cast<int>(i));
+      if (!l) return error{l.message()};
+      plans[i] = judge(policy_, *l, s.at, workspace_);
+      if (!equal_counts(plans[i]) || plans[i].tokens_after() != plans[0].tokens_after()) return unequal();
+    }
+    std::vector<std::uint8_t> fewer = saved->rebuilt(plans);
+    if (llama_state_seq_set_data(context_, fewer.data(), fewer.size(), sequence) != fewer.size()) {
+      llama_state_seq_set_data(context_, bytes.data(), bytes.size(), sequence);
+      return error{"state: llama.cpp did not take the compressed one"};
+    }
+    for (std::size_t i = 0; i < plans.size(); ++i) observe(i, plans[i]);
+    done.tokens_after = plans[0].tokens_after();
+    done.bytes_after = done.bytes_before / done.tokens_before * done.tokens_after;
+    done.compressed = true;
+    advance(s.at, plans[0]);
+    if (const result<saved_sequence> after = saved_sequence::parse(fewer)) adopt(s, *after);
+    return done;
+  }
+
+  /// After a state was set: its cells are known to the probe again if they are 0, 1, 2, ..., which the keys of the first
+  /// layer tell. Else the next compression goes through the state API again.
+  void adopt(state& s, const saved_sequence& saved) {
+    s.positions.assign(saved.positions().begin(), saved.positions().end());
+    if (probe_ == nullptr || probe_->layers().empty() || !probe_->obstacle().empty()) return;
+    const matrix &cached = probe_->layers().front().keys, &given = saved.keys(0);
+    std::vector<std::int32_t> cell_of;
+    const std::size_t bytes = saved.tokens() * ggml_row_size(given.type, static_cast<std::int64_t>(given.width));
+    if (cached.type == given.type && cached.width == given.width && std::memcmp(cached.data, given.data, bytes) == 0) {
+      cell_of.assign(static_cast<std::size_t>(s.positions.back()) + 1, -1);
+      for (std::size_t i = 0; i < s.positions.size(); ++i) cell_of[static_cast<std::size_t>(s.positions[i])] = saved.cells()[i];
+    }
+    probe_->set_cells(std::move(cell_of));
+  }
+
+  // ---- both ----
+
+  result<layer> layer_of(const matrix& keys, const matrix* values, std::span<const std::int32_t> cells, int id) const {
+    const std::string where = " of layer " + std::to_string(id);
+    layer l;
+    l.tokens = cells.size();
+    for (const matrix* m : {&keys, values}) {
+      if (m == nullptr) continue;
+      const std::string what = (m == &keys ? "keys" : "values") + where;
+      if (status ok = check_type(m->type, what); !ok) return error{ok.message()};
+      if (m->width % heads_ != 0)
+        return error{what + ": width " + std::to_string(m->width) + ": must be a multiple of the " + std::to_string(heads_) + " KV heads"};
+      (m == &keys ? l.keys : l.values) = view(*m, heads_, cells);
+    }
+    if (status ok = check(policy_, l); !ok) return error{"layer " + std::to_string(id) + ": " + ok.message()};
+    return l;
+  }
+
+  static error unequal() { return {"policy: keeps different numbers of tokens a head, which llama.cpp's cache cannot hold"}; }
+
+  static bool equal_counts(const plan& p) {
+    for (std::size_t head = 1; head < p.heads(); ++head)
+      if (p.of(head).size() != p.of(0).size()) return false;
+    return true;
+  }
+
+  llama_context* context_;
+  llama_memory_t memory_;
+  std::size_t heads_;
+  policy policy_;
+  cache_probe* probe_;
+  lagkv::workspace workspace_;
+  std::map<llama_seq_id, state> sequences_;
+};
+
+}  // namespace lagkv::llama

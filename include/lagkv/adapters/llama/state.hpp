@@ -1,0 +1,232 @@
+// Part of lagkv (MIT). Reads and writes the state of one sequence as llama_state_seq_get_data gives it: the public way to
+// any cache, on any backend. The layout is that of llama_kv_cache::state_write; what does not parse to its last byte is
+// refused.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ggml.h>
+#include <llama.h>
+
+#include <lagkv/adapters/llama/views.hpp>
+#include <lagkv/core.hpp>
+#include <lagkv/plan.hpp>
+
+namespace lagkv::llama {
+
+/// A parsed state. It views the bytes that it was parsed from.
+class saved_sequence {
+ public:
+  static result<saved_sequence> parse(std::span<std::uint8_t> bytes) {
+    saved_sequence s;
+    s.bytes_ = bytes;
+    if (status ok = s.read(); !ok) return error{"state: " + ok.message()};
+    return s;
+  }
+
+  std::size_t tokens() const { return cells_.size(); }
+  std::size_t layers() const { return keys_.size(); }
+  bool has_values() const { return !values_.empty(); }
+  const matrix& keys(std::size_t layer) const { return keys_[layer]; }
+  const matrix& values(std::size_t layer) const { return values_[layer]; }
+
+  /// Cells in the order of their tokens: row i of a view is cell cells()[i] of the state.
+  std::span<const std::int32_t> cells() const { return cells_; }
+  /// Position of each row, ascending.
+  std::span<const llama_pos> positions() const { return positions_; }
+
+  /// Bytes of keys and values of all layers.
+  std::size_t payload_bytes() const {
+    std::size_t n = 0;
+    for (const auto* side : {&keys_, &values_})
+      for (const matrix& m : *side) n += ggml_row_size(m.type, static_cast<std::int64_t>(m.width)) * tokens();
+    return n;
+  }
+
+  /// The state with the rows that `plans` (one a layer, all of one size) keep, in the order of tokens. Row r gets the
+  /// position that its cell has when rows are moved to the window in place, so that both ways give the same bytes.
+  std::vector<std::uint8_t> rebuilt(std::span<const plan> plans) const {
+    const plan& first = plans[0];
+    const std::size_t before = tokens(), after = first.tokens_after(), dropped = before - after;
+    std::vector<std::uint8_t> out;
+    out.reserve(bytes_.size() - dropped * (cell_bytes + payload_bytes() / before));
+    const auto put = [&](const void* data, std::size_t n) {
+      const auto* p = static_cast<const std::uint8_t*>(data);
+      out.insert(out.end(), p, p + n);
+    };
+    const auto put32 = [&](std::uint32_t x) { put(&x, sizeof x); };
+    put(bytes_.data(), count_at_);
+    put32(static_cast<std::uint32_t>(after));
+    for (std::size_t row = 0; row < after; ++row) {
+      const std::size_t source = row < first.judged.begin ? row : row + dropped;
+      put32(static_cast<std::uint32_t>(positions_[source]));
+      put32(1);
+      put32(static_cast<std::uint32_t>(sequence_));
+    }
+    put32(transposed_ ? 1 : 0);
+    put32(static_cast<std::uint32_t>(layers()));
+    for (const auto* side : {&keys_, &values_})
+      for (std::size_t l = 0; l < side->size(); ++l) {
+        const matrix& m = (*side)[l];
+        const auto* data = static_cast<const std::uint8_t*>(m.data);
+        put(data - header_bytes, header_bytes);
+        gather(m, plans[l], after, out);
+      }
+    put(bytes_.data() + end_, bytes_.size() - end_);  // the counts of other, empty streams
+    return out;
+  }
+
+ private:
+  static constexpr std::size_t cell_bytes = 12;    // position, number of sequences, sequence
+  static constexpr std::size_t header_bytes = 12;  // before each layer's keys or values
+
+  /// Appends the kept rows of one layer. Heads keep different rows: each head's part is taken from its own source.
+  void gather(const matrix& m, const plan& p, std::size_t after, std::vector<std::uint8_t>& out) const {
+    const std::size_t element = ggml_type_size(m.type), heads = p.heads(), part = m.width / heads;
+    const std::size_t start = out.size();
+    out.resize(start + after * m.width * element);
+    std::uint8_t* to = out.data() + start;
+    const auto* from = static_cast<const std::uint8_t*>(m.data);
+    for (std::size_t head = 0; head < heads; ++head)
+      for (std::size_t row = 0; row < after; ++row) {
+        const auto cell = static_cast<std::size_t>(cells_[p.source(head, row)]);
+        if (!m.transposed) {
+          std::memcpy(to + (row * m.width + head * part) * element, from + (cell * m.width + head * part) * element, part * element);
+        } else {
+          for (std::size_t c = head * part; c < (head + 1) * part; ++c)
+            std::memcpy(to + (c * after + row) * element, from + (c * m.pitch + cell) * element, element);
+        }
+      }
+  }
+
+  status read() {
+    std::uint32_t streams = 0;
+    std::uint32_t magic = 0;  // private to llama.cpp, so not compared
+    if (!take(magic) || !take(sequence_) || !take(streams)) return ended();
+    if (streams == 0 || streams > 1024) return unknown("streams=" + std::to_string(streams));
+    std::uint32_t count = 0;
+    std::uint32_t stream = 0;
+    for (; stream < streams && count == 0; ++stream) {
+      count_at_ = at_;
+      if (!take(count)) return ended();
+    }
+    if (count == 0) return error{"holds no tokens"};
+    if (status ok = read_cells(count); !ok) return ok;
+    if (status ok = read_layers(count); !ok) return ok;
+    end_ = at_;
+    for (; stream < streams; ++stream) {
+      std::uint32_t other = 0;
+      if (!take(other)) return ended();
+      if (other != 0) return error{"holds tokens in more than one stream"};
+    }
+    if (at_ != bytes_.size())
+      return unknown(std::to_string(bytes_.size() - at_) + " bytes are left over (sliding-window, recurrent and hybrid memories are not taken)");
+    return {};
+  }
+
+  status read_cells(std::uint32_t count) {
+    if (count > (bytes_.size() - at_) / cell_bytes) return ended();
+    std::vector<llama_pos> position(count);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      std::uint32_t sequences = 0;
+      llama_seq_id sequence = 0;
+      take(position[i]), take(sequences), take(sequence);
+      if (sequences != 1) return unknown("cell " + std::to_string(i) + " belongs to " + std::to_string(sequences) + " sequences");
+    }
+    cells_.resize(count);
+    for (std::uint32_t i = 0; i < count; ++i) cells_[i] = static_cast<std::int32_t>(i);
+    std::stable_sort(cells_.begin(), cells_.end(), [&](std::int32_t a, std::int32_t b) {
+      return position[static_cast<std::size_t>(a)] < position[static_cast<std::size_t>(b)];
+    });
+    positions_.resize(count);
+    for (std::uint32_t i = 0; i < count; ++i) positions_[i] = position[static_cast<std::size_t>(cells_[i])];
+    return {};
+  }
+
+  status read_layers(std::uint32_t count) {
+    std::uint32_t transposed = 0, layers = 0;
+    if (!take(transposed) || !take(layers)) return ended();
+    if (transposed > 1 || layers == 0 || layers > 4096) return unknown("layers=" + std::to_string(layers));
+    transposed_ = transposed == 1;
+    for (std::uint32_t l = 0; l < layers; ++l)
+      if (status ok = read_rows(count, keys_); !ok) return error{"keys of layer " + std::to_string(l) + ": " + ok.message()};
+    // A cache without values (MLA) ends here.
+    for (std::uint32_t l = 0; l < layers && at_ < bytes_.size() && more_than_counts(); ++l) {
+      const status ok = transposed_ ? read_columns(count) : read_rows(count, values_);
+      if (!ok) return error{"values of layer " + std::to_string(l) + ": " + ok.message()};
+    }
+    if (!values_.empty() && values_.size() != keys_.size())
+      return unknown("values of " + std::to_string(values_.size()) + " of " + std::to_string(layers) + " layers");
+    return {};
+  }
+
+  status read_rows(std::uint32_t count, std::vector<matrix>& side) {
+    std::int32_t type = 0;
+    std::uint64_t row = 0;
+    if (!take(type) || !take(row)) return ended();
+    matrix m;
+    if (status ok = read_type(type, m); !ok) return ok;
+    if (row == 0 || row % ggml_type_size(m.type) != 0) return unknown("rows of " + std::to_string(row) + " bytes");
+    m.width = m.pitch = row / ggml_type_size(m.type);
+    return read_data(m, row, count, side);
+  }
+
+  status read_columns(std::uint32_t count) {
+    std::int32_t type = 0;
+    std::uint32_t element = 0, width = 0;
+    if (!take(type) || !take(element) || !take(width)) return ended();
+    matrix m;
+    if (status ok = read_type(type, m); !ok) return ok;
+    if (element != ggml_type_size(m.type) || width == 0) return unknown("elements of " + std::to_string(element) + " bytes");
+    m.width = width, m.pitch = count, m.transposed = true;
+    return read_data(m, std::size_t{element} * width, count, values_);
+  }
+
+  static status read_type(std::int32_t type, matrix& m) {
+    if (type < 0 || type >= GGML_TYPE_COUNT) return unknown("type " + std::to_string(type));
+    m.type = static_cast<ggml_type>(type);
+    return check_type(m.type, "cache");
+  }
+
+  status read_data(matrix m, std::size_t row, std::uint32_t count, std::vector<matrix>& side) {
+    if (row > (bytes_.size() - at_) / count) return ended();
+    m.data = bytes_.data() + at_;
+    at_ += row * count;
+    side.push_back(m);
+    return {};
+  }
+
+  /// Whether something other than the zero counts of further streams follows.
+  bool more_than_counts() const {
+    for (std::size_t i = at_; i < bytes_.size(); ++i)
+      if (bytes_[i] != 0) return true;
+    return false;
+  }
+
+  template <class T>
+  bool take(T& x) {
+    if (bytes_.size() - at_ < sizeof x) return false;
+    std::memcpy(&x, bytes_.data() + at_, sizeof x);
+    at_ += sizeof x;
+    return true;
+  }
+
+  static status ended() { return error{"ends too early"}; }
+  static status unknown(const std::string& what) { return error{"has a form that lagkv does not know: " + what}; }
+
+  std::span<std::uint8_t> bytes_;
+  std::size_t at_ = 0, count_at_ = 0, end_ = 0;
+  llama_seq_id sequence_ = 0;
+  bool transposed_ = false;
+  std::vector<std::int32_t> cells_;
+  std::vector<llama_pos> positions_;
+  std::vector<matrix> keys_, values_;
+};
+
+}  // namespace lagkv::llama
