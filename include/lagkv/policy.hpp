@@ -143,9 +143,17 @@ inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& 
   if (detail::judge_without_scores(d, out)) {
     compact(l, out, direction);
   } else if (detail::by_partition(p, d)) {
-    detail::judge_partitions(p, l, d, out, ws, direction, [&](std::size_t head, std::size_t index, std::span<const std::uint32_t> kept) {
+    const std::size_t count = d.judged.size() / d.partition;
+    const auto move = [&](std::size_t head, std::size_t index) {
+      const std::span<const std::uint32_t> kept(out.row(head) + index * d.keep_each, d.keep_each);
       detail::move_partition(l.keys, head, index, kept, d, direction);
       if (l.values) detail::move_partition(l.values, head, index, kept, d, direction);
+    };
+    detail::judge_partitions(p, l, d, out, ws, direction, [&](std::size_t head, std::size_t index, std::span<const std::uint32_t>) {
+      if (direction == toward::front) return move(head, index);
+      // Rows that move up may land in their own partition, the reference of the one before: it is judged first.
+      if (index + 1 < count) move(head, index + 1);
+      if (index == 0) move(head, 0);
     });
     if (direction == toward::front)
       for (std::size_t head = 0; head < l.keys.heads(); ++head) {

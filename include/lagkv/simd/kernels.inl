@@ -1,10 +1,33 @@
-// Part of lagkv (MIT). Every kernel, once. Included once a target, inside the namespace of that target, after it has defined
-//   vec, ivec             a vector of `lanes` floats / 32-bit integers (plain float and int where lanes == 1)
-//   load(const T*)        lanes elements, widened to f32, unaligned
-//   loadi(const int32_t*) lanes integers
-//   fma, vmin, vmax, vsqrt
-// and LAGKV_LANES, LAGKV_TARGET. vmin and vmax return the second operand where the first is NaN. No lambdas in here: they
-// would lose the target. Small fixed groups are written out: a loop over an array of vectors may end up in memory.
+// Part of lagkv (MIT). Every kernel, once. Included once a target, inside the namespace of that target, which has defined
+//   LAGKV_LANES           floats a vector; 1: plain floats
+//   LAGKV_TARGET          its enumerator
+//   widen_halves, root    f16 bits -> vec, and the square root: what the compiler's vector types do not offer
+// All else is the compiler's vector types, so no intrinsics header is needed. No lambdas in here: they would lose the
+// target. Small fixed groups are written out: a loop over an array of vectors may end up in memory.
+
+inline constexpr std::size_t lanes = LAGKV_LANES;
+
+LAGKV_INLINE vec load(const float* p) {
+  vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LAGKV_INLINE ivec loadi(const std::int32_t* p) {
+  ivec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LAGKV_INLINE halves load_halves(const void* p) {
+  halves v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LAGKV_INLINE vec load(const f16* p) { return widen_halves(load_halves(p)); }
+LAGKV_INLINE vec load(const bf16* p) { return from_bits(widen_integers(load_halves(p)) << 16); }
+
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }     // contracted where the target can
+LAGKV_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }  // b where a is NaN
+LAGKV_INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 
 template <class T>
 LAGKV_INLINE vec load_part(const T* p, std::size_t n) {  // the first n < lanes elements, zeros behind them
@@ -16,8 +39,6 @@ LAGKV_INLINE vec load_part(const T* p, std::size_t n) {  // the first n < lanes 
 LAGKV_INLINE void store(float* p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
 LAGKV_INLINE void store_part(vec v, float* p, std::size_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
 LAGKV_INLINE void storei(std::int32_t* p, ivec v) { __builtin_memcpy(p, &v, sizeof v); }
-LAGKV_INLINE ivec bits(vec v) { return __builtin_bit_cast(ivec, v); }
-LAGKV_INLINE vec from_bits(ivec v) { return __builtin_bit_cast(vec, v); }
 LAGKV_INLINE vec fill(float x) { return vec{} + x; }
 LAGKV_INLINE ivec filli(std::int32_t x) { return ivec{} + x; }
 
@@ -29,16 +50,6 @@ LAGKV_INLINE float sum_of(vec v) {
   return part[0];
 }
 
-// Masks are integers, all ones for yes.
-#if LAGKV_LANES == 1
-LAGKV_INLINE ivec yes(bool condition) { return condition ? -1 : 0; }
-LAGKV_INLINE ivec to_int(vec v) { return static_cast<ivec>(v); }
-LAGKV_INLINE vec to_float(ivec v) { return static_cast<vec>(v); }
-#else
-LAGKV_INLINE ivec yes(ivec condition) { return condition; }
-LAGKV_INLINE ivec to_int(vec v) { return __builtin_convertvector(v, ivec); }
-LAGKV_INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
-#endif
 LAGKV_INLINE vec pick(ivec mask, vec a, vec b) { return from_bits((bits(a) & mask) | (bits(b) & ~mask)); }
 
 // On bits, so that a host built with -ffinite-math-only does not lose the check.
@@ -179,7 +190,7 @@ inline void deviation_of(const T* x, const rows& r, const float* lo, const float
   }
   for (std::size_t t = 0; t < r.tokens; t += lanes) {
     const std::size_t here = r.tokens - t < lanes ? r.tokens - t : lanes;
-    store_part(vsqrt(load_part(out + t, here)), out + t, here);
+    store_part(root(load_part(out + t, here)), out + t, here);
   }
 }
 

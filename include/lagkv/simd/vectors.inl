@@ -1,0 +1,31 @@
+// Part of lagkv (MIT). The vector types of one target and what to do with their bits. Included like kernels.inl, before it.
+
+#if LAGKV_LANES == 1
+using vec = float;
+using ivec = std::int32_t;
+using halves = std::uint16_t;
+LAGKV_INLINE ivec yes(bool condition) { return condition ? -1 : 0; }  // masks are integers, all ones for yes
+LAGKV_INLINE ivec to_int(vec v) { return static_cast<ivec>(v); }
+LAGKV_INLINE vec to_float(ivec v) { return static_cast<vec>(v); }
+LAGKV_INLINE ivec widen_integers(halves h) { return h; }
+#else
+typedef float vec __attribute__((vector_size(4 * LAGKV_LANES)));
+typedef std::int32_t ivec __attribute__((vector_size(4 * LAGKV_LANES)));
+typedef std::uint16_t halves __attribute__((vector_size(2 * LAGKV_LANES)));
+LAGKV_INLINE ivec yes(ivec condition) { return condition; }
+LAGKV_INLINE ivec to_int(vec v) { return __builtin_convertvector(v, ivec); }
+LAGKV_INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
+LAGKV_INLINE ivec widen_integers(halves h) { return __builtin_convertvector(h, ivec); }
+#endif
+LAGKV_INLINE ivec bits(vec v) { return __builtin_bit_cast(ivec, v); }
+LAGKV_INLINE vec from_bits(ivec v) { return __builtin_bit_cast(vec, v); }
+
+// f16 by integer arithmetic, for targets without an instruction; right where denormals are flushed to zero, too.
+LAGKV_INLINE vec widen_by_bits(halves h) {
+  const ivec half = widen_integers(h);
+  const ivec sign = (half & 0x8000) << 16, magnitude = (half & 0x7fff) << 13;
+  const ivec normal = magnitude + (112 << 23);
+  const vec small = from_bits(magnitude + (113 << 23)) - 0x1p-14F;
+  const ivec is_small = yes(magnitude < (1 << 23)), is_special = yes(magnitude >= (31 << 23));
+  return from_bits(sign | ((normal + (is_special & (112 << 23))) & ~is_small) | (bits(small) & is_small));
+}
