@@ -115,8 +115,8 @@ inline void compact(const layer& l, const plan& p, toward direction = toward::fr
   if (l.values) compact(l.values, p, direction);
 }
 
-/// A side array of one entry a token (positions, attention mass): entry (head, token) is
-/// data[head * head_stride + token * token_stride]. Where all heads share one array, give it once, with `head`.
+/// The side array of one head, an entry a token (positions, attention mass), by what that head keeps: entry `token` is
+/// data[token * token_stride]. Where one array serves all heads their plans must be equal: give it once, with head 0.
 template <class T>
 void compact(T* data, std::size_t head, const plan& p, toward direction = toward::front, std::ptrdiff_t token_stride = 1) {
   detail::for_each_move(p, head, direction, [&](std::size_t from, std::size_t to, std::size_t n) {

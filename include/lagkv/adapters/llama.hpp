@@ -43,7 +43,7 @@ enum class way : std::uint8_t {
 struct report {
   std::size_t tokens_before = 0;
   std::size_t tokens_after = 0;
-  std::size_t bytes_before = 0;  ///< keys and values of all layers
+  std::size_t bytes_before = 0;  ///< keys and values of all layers; 0 where nothing was due and there is no probe
   std::size_t bytes_after = 0;
   bool compressed = false;  ///< false: nothing was due
   bool in_place = false;
@@ -137,7 +137,8 @@ class compressor {
     const std::size_t n = expected_tokens(s, last);
     s.at.tokens = n;
     if (s.at.judged > n) s.at.judged = n;
-    return {.tokens_before = n, .tokens_after = n, .bytes_before = 0, .bytes_after = 0};
+    const std::size_t bytes = probe_ != nullptr ? n * row_bytes() : 0;
+    return {.tokens_before = n, .tokens_after = n, .bytes_before = bytes, .bytes_after = bytes};
   }
 
   // ---- in place ----
@@ -283,7 +284,7 @@ class compressor {
         return error{what + ": width " + std::to_string(m->width) + ": must be a multiple of the " + std::to_string(heads_) + " KV heads"};
       (m == &keys ? l.keys : l.values) = view(*m, heads_, cells);
     }
-    if (status ok = check(policy_, l); !ok) return error{"layer " + std::to_string(id) + ": " + ok.message()};
+    if (policy_.needs.values && values == nullptr) return error{"values" + where + ": the policy reads them, the cache has none"};
     return l;
   }
 

@@ -1,0 +1,40 @@
+# Configures and builds llama.cpp's one library as a project of its own; run by llama.cmake at build time as
+#   cmake -D SOURCE= -D BUILD= -D GENERATOR= -D MAKE_PROGRAM= -D CXX= -P llama-build.cmake
+# Nothing but these five values comes from our build, so neither our warnings nor our sanitizers reach it.
+
+file(LOCK "${BUILD}.lock")  # two presets may be built at once
+foreach(flags CFLAGS CXXFLAGS CPPFLAGS LDFLAGS)
+  unset(ENV{${flags}})
+endforeach()
+
+# A tree that was moved or copied cannot be configured again.
+if(EXISTS "${BUILD}/CMakeCache.txt")
+  file(STRINGS "${BUILD}/CMakeCache.txt" made_in REGEX "^CMAKE_CACHEFILE_DIR:")
+  if(NOT made_in STREQUAL "CMAKE_CACHEFILE_DIR:INTERNAL=${BUILD}")
+    file(REMOVE_RECURSE "${BUILD}")
+  endif()
+endif()
+
+# Configured by the first preset that comes along: it is a C interface, any compiler of ours can use the result.
+if(NOT EXISTS "${BUILD}/configured")
+  set(off "")
+  foreach(part COMMON TESTS TOOLS EXAMPLES SERVER APP UI)
+    list(APPEND off -D LLAMA_BUILD_${part}=OFF)
+  endforeach()
+  execute_process(
+    COMMAND "${CMAKE_COMMAND}" -G "${GENERATOR}" -S "${SOURCE}" -B "${BUILD}"
+            -D CMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -D CMAKE_CXX_COMPILER=${CXX}
+            -D CMAKE_BUILD_TYPE=Release -D BUILD_SHARED_LIBS=ON -D GGML_NATIVE=ON -D GGML_CCACHE=OFF
+            -D LLAMA_OPENSSL=OFF ${off}
+    RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(failed)
+    message(FATAL_ERROR "configuring llama.cpp failed\n${output}")
+  endif()
+  file(TOUCH "${BUILD}/configured")
+endif()
+
+cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
+execute_process(COMMAND "${CMAKE_COMMAND}" --build "${BUILD}" --target llama --parallel ${cores} RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "building llama.cpp failed")
+endif()

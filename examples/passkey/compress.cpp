@@ -1,0 +1,67 @@
+#include "compress.hpp"
+
+#include <chrono>
+#include <stdexcept>
+
+#include <lagkv/parse.hpp>
+
+namespace passkey {
+namespace {
+
+lagkv::result<lagkv::policy> parse(const std::string& policy) {
+  return lagkv::parse(policy == "full" ? "streaming_llm:keep=1" : policy);  // no budget is exceeded: nothing is ever due
+}
+
+lagkv::llama::compressor make(session& s, const std::string& policy) {
+  auto made = lagkv::llama::compressor::make(s.get(), *parse(policy), &s.probe());
+  if (!made) throw std::runtime_error(made.message());
+  return *made;
+}
+
+}  // namespace
+
+std::optional<std::string> compressor::check(const std::string& policy) {
+  const auto parsed = parse(policy);
+  return parsed ? std::nullopt : std::optional(parsed.message());
+}
+
+compressor::compressor(session& s, const std::string& policy, std::span<const std::uint8_t> restored, bool follow)
+    : compressor_(make(s, policy)), follow_(follow) {
+  if (restored.empty()) return;
+  if (const lagkv::status ok = compressor_.restore(0, restored, {}); !ok) throw std::runtime_error(ok.message());
+}
+
+compression compressor::compress() {
+  const auto start = std::chrono::steady_clock::now();
+  const auto done = follow_ ? compressor_.compress(0, lagkv::llama::way::automatic,
+                                                   [this](std::size_t layer, const lagkv::plan& plan) { follow(layer, plan); })
+                            : compressor_.compress(0);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  if (!done) throw std::runtime_error(done.message());
+  return {done->tokens_before, done->tokens_after, done->bytes_before, done->bytes_after, took.count()};
+}
+
+// Tokens that came in since the last plan are all there.
+void compressor::append(std::vector<std::uint32_t>& positions, std::size_t tokens) const {
+  const std::size_t dropped = compressor_.at(0).dropped;
+  while (positions.size() < tokens) positions.push_back(static_cast<std::uint32_t>(positions.size() + dropped));
+}
+
+kept_positions compressor::kept() const {
+  kept_positions all = kept_;
+  for (auto& heads : all)
+    for (auto& positions : heads) append(positions, compressor_.at(0).tokens);
+  return all;
+}
+
+void compressor::follow(std::size_t layer, const lagkv::plan& plan) {
+  if (layer >= kept_.size()) kept_.resize(layer + 1, std::vector<std::vector<std::uint32_t>>(plan.heads()));
+  for (std::size_t head = 0; head < plan.heads(); ++head) {
+    auto& positions = kept_[layer][head];
+    append(positions, plan.tokens_before);
+    lagkv::compact(positions.data(), head, plan);
+    positions.resize(plan.tokens_after(head));
+  }
+}
+
+}  // namespace passkey

@@ -1,0 +1,168 @@
+// Hides a 64-digit pass key in a long prompt, compresses the model's cache and asks for the key.
+#include <lagkv/retention.hpp>
+
+#include "compress.hpp"
+#include "model.hpp"
+#include "picture.hpp"
+#include "prompt.hpp"
+#include "report.hpp"
+#include "trial.hpp"
+
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include <chrono>
+#include <fstream>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr int bad_input = 2;  // exit code for std::invalid_argument; a run that fails ends with 1
+
+struct arguments {
+  std::string model = PASSKEY_MODEL;
+  std::vector<std::string> policies;
+  passkey::prompt_options prompt;
+  std::size_t prompts = 1;
+  std::size_t answer = 72;  // 64 digits, one token each with most models, and what may stand around them
+  std::size_t chunk = 0;
+  std::size_t cells = 0;
+  int threads = 0;
+  std::string json;
+  std::string picture;
+};
+
+void declare(CLI::App& app, arguments& a) {
+  app.option_defaults()->always_capture_default();
+  app.add_option("--model", a.model, "GGUF model");
+  app.add_option("--policy", a.policies, "How to compress; repeatable")
+      ->allow_extra_args(false)
+      ->default_str("full, and lagkv 2x and 4x beside streaming_llm and random of the same size");
+  app.add_option("--length", a.prompt.length, "Tokens of the prompt at most")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--depth", a.prompt.depth, "Where the key stands, 0 to 1")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--seed", a.prompt.seed, "Draws the key; prompt i uses seed + i");
+  app.add_option("--prompts", a.prompts, "Prompts to average over")->check(CLI::Range(1, 10000));
+  app.add_option("--answer", a.answer, "Tokens of the answer at most")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--threads", a.threads, "0: all cores")->check(CLI::Range(0, 1024));
+  app.add_option("--chunk", a.chunk, "Compress after each so many prompt tokens; 0: once")->check(CLI::Range(0, 1 << 20));
+  app.add_option("--cells", a.cells, "Tokens the cache has room for; 0: the prompt and the answer")
+      ->check(CLI::Range(0, 1 << 20));
+  app.add_option("--json", a.json, "Write everything measured to this file");
+  app.add_option("--picture", a.picture, "Draw which tokens of the first prompt survive (SVG)");
+}
+
+// LagKV as its reference code sets it up, keeping a half and a quarter of each partition, and the baselines that keep as
+// many of so many tokens.
+std::vector<std::string> of_equal_sizes(std::size_t tokens) {
+  std::vector<std::string> policies = {"full"};
+  for (const double ratio : {0.5, 0.25}) {
+    const lagkv::retention lagkv{.sink = 16, .lag = 1024, .amount = ratio};
+    const lagkv::due due = lagkv.due({}, tokens);
+    const std::size_t kept = tokens - due.judged.size() + due.keep;
+    policies.push_back(fmt::format("lagkv:lag=1024,ratio={}", ratio));
+    policies.push_back(fmt::format("streaming_llm:capacity={}", kept));
+    policies.push_back(fmt::format("random:keep={:.5f}", (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens)));
+  }
+  return policies;
+}
+
+// Opened before the work, so that a bad path does not cost a run.
+std::ofstream open(const std::string& path) {
+  std::ofstream file(path);
+  if (!file) throw std::invalid_argument(path + ": cannot be written");
+  return file;
+}
+
+void check(arguments& a) {
+  for (const std::string& policy : a.policies)
+    if (const auto wrong = passkey::compressor::check(policy)) throw std::invalid_argument(*wrong);
+  if (a.model.empty()) throw std::invalid_argument("--model: name a GGUF model, none came with this build");
+  if (!std::ifstream(a.model)) throw std::invalid_argument(a.model + ": cannot be read");
+  if (a.cells > 0 && a.chunk == 0) a.chunk = 512;
+}
+
+passkey::session::progress progress(std::string what, std::size_t total) {
+  return [what = std::move(what), total](std::size_t done) {
+    std::cerr << fmt::format("\r{}: {} of {} tokens{}", what, done, total, done == total ? "\n" : "") << std::flush;
+  };
+}
+
+passkey::prompt_result run(const arguments& a, const passkey::model& m, passkey::session& s, std::size_t index) {
+  passkey::prompt_result result;
+  passkey::prompt_options options = a.prompt;
+  options.seed += index;
+  result.seed = options.seed;
+  result.asked = passkey::make_prompt(m, options);
+  const bool follow = !a.picture.empty() && index == 0;
+  const std::string name = fmt::format("prompt {} of {}", index + 1, a.prompts);
+  const std::size_t first_part = result.asked.tokens.size() - 1;  // the last token is fed after the compression
+
+  if (a.chunk > 0) {
+    for (const std::string& policy : a.policies)
+      result.trials.push_back(passkey::run_chunked(m, s, result.asked, a.chunk, policy, a.answer, follow,
+                                                   progress(name + ", " + policy, first_part)));
+    return result;
+  }
+  s.clear();
+  const auto start = std::chrono::steady_clock::now();
+  if (!s.feed(std::span(result.asked.tokens).first(first_part), progress(name, first_part)))
+    throw std::runtime_error("the cache has no room for the prompt");
+  result.prefill_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::vector<std::uint8_t> state = s.save();
+  for (const std::string& policy : a.policies) {
+    std::cerr << fmt::format("{}: {}\n", name, policy);
+    result.trials.push_back(passkey::run_restored(m, s, result.asked, state, policy, a.answer, follow));
+  }
+  return result;
+}
+
+void run(arguments& a) {
+  check(a);
+  std::ofstream json, picture;
+  if (!a.json.empty()) json = open(a.json);
+  if (!a.picture.empty()) picture = open(a.picture);
+
+  const passkey::model m(a.model);
+  passkey::session_options options;
+  options.cells = static_cast<std::uint32_t>(a.cells > 0 ? a.cells : a.prompt.length + a.answer);
+  options.threads = a.threads;
+  passkey::session s(m, options);
+
+  // The last token of a prompt comes after the compression.
+  if (a.policies.empty()) a.policies = of_equal_sizes(passkey::make_prompt(m, a.prompt).tokens.size() - 1);
+
+  std::vector<passkey::prompt_result> results;
+  for (std::size_t i = 0; i < a.prompts; ++i) results.push_back(run(a, m, s, i));
+
+  const passkey::run_settings settings{a.model, a.prompt.length, a.prompt.depth, a.chunk, llama_n_ctx(s.get()), a.threads};
+  passkey::print_table(std::cout, settings, results);
+  if (json.is_open()) passkey::write_json(json, settings, results);
+  if (picture.is_open()) passkey::draw_kept(picture, results.front().asked, results.front().trials);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Finds a 64-digit pass key again in a compressed cache.");
+  arguments a;
+  declare(app, a);
+  try {
+    app.parse(argc, argv);
+    run(a);
+  } catch (const CLI::Success& asked_for_help) {
+    return app.exit(asked_for_help);
+  } catch (const CLI::ParseError& wrong) {
+    std::cerr << "passkey: " << wrong.what() << '\n';
+    return bad_input;
+  } catch (const std::invalid_argument& wrong) {
+    std::cerr << "passkey: " << wrong.what() << '\n';
+    return bad_input;
+  } catch (const std::exception& failure) {
+    std::cerr << "passkey: " << failure.what() << '\n';
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,127 @@
+#include "model.hpp"
+
+#include <ggml-backend.h>
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+#include <thread>
+
+namespace passkey {
+namespace {
+
+constexpr std::size_t batch_size = 512;
+
+// llama.cpp says why something failed only in its log. The last error is kept for our own message, the rest dropped:
+// it also logs as an error what it returns as a status (no room in the cache).
+std::string last_error;
+
+void keep_error(ggml_log_level level, const char* text, void*) {
+  if (level == GGML_LOG_LEVEL_ERROR) last_error = text;
+}
+
+// `what`, with llama.cpp's reason behind it.
+std::string reason(std::string what) {
+  if (!last_error.empty()) what += " (" + last_error.substr(0, last_error.find_last_not_of('\n') + 1) + ")";
+  return what;
+}
+
+std::int32_t length(std::size_t n) { return static_cast<std::int32_t>(n); }
+
+}  // namespace
+
+model::model(const std::string& path) {
+  llama_log_set(keep_error, nullptr);
+  llama_backend_init();
+  ggml_backend_load_all();  // for an installed llama.cpp whose backends are plug-ins
+  llama_model_params params = llama_model_default_params();
+  params.use_extra_bufts = false;  // some virtual machines report AMX and fault on it
+  model_.reset(llama_model_load_from_file(path.c_str(), params));
+  if (!model_) throw std::invalid_argument(reason(path + ": not a model that this llama.cpp can load"));
+}
+
+std::vector<llama_token> model::tokenize(std::string_view text) const {
+  const llama_vocab* vocab = llama_model_get_vocab(get());
+  std::vector<llama_token> tokens(text.size() + 8);  // a token is a byte or more; a few are added around them
+  const std::int32_t n =
+      llama_tokenize(vocab, text.data(), length(text.size()), tokens.data(), length(tokens.size()), true, true);
+  if (n < 0) throw std::runtime_error("the prompt could not be cut into tokens");
+  tokens.resize(static_cast<std::size_t>(n));
+  return tokens;
+}
+
+std::string model::piece(llama_token token) const {
+  const llama_vocab* vocab = llama_model_get_vocab(get());
+  std::array<char, 512> buffer{};
+  const std::int32_t n = llama_token_to_piece(vocab, token, buffer.data(), length(buffer.size()), 0, true);
+  return n > 0 ? std::string(buffer.data(), static_cast<std::size_t>(n)) : std::string();
+}
+
+std::string model::chat(const std::string& message) const {
+  const char* chat_template = llama_model_chat_template(get(), nullptr);
+  if (chat_template == nullptr) return message;
+  const llama_chat_message turn{"user", message.c_str()};
+  std::string text(message.size() + 1024, '\0');
+  std::int32_t n = llama_chat_apply_template(chat_template, &turn, 1, true, text.data(), length(text.size()));
+  if (n > length(text.size())) {
+    text.resize(static_cast<std::size_t>(n));
+    n = llama_chat_apply_template(chat_template, &turn, 1, true, text.data(), length(text.size()));
+  }
+  if (n < 0) return message;
+  text.resize(static_cast<std::size_t>(n));
+  return text;
+}
+
+bool model::ends(llama_token token) const { return llama_vocab_is_eog(llama_model_get_vocab(get()), token); }
+
+session::session(const model& m, const session_options& options) {
+  llama_context_params params = llama_context_default_params();
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  params.n_ctx = options.cells;
+  params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(batch_size);
+  params.n_threads = params.n_threads_batch = options.threads > 0 ? options.threads : cores;
+  params.type_k = params.type_v = options.cache_type;
+  params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  probe_.attach(params);
+  context_.reset(llama_init_from_model(m.get(), params));
+  if (!context_) throw std::runtime_error(reason("llama.cpp could not make a context for this model"));
+}
+
+bool session::feed(std::span<const llama_token> tokens, const progress& report) {
+  const std::size_t most = llama_n_batch(get());  // not batch_size in a smaller cache; llama.cpp aborts on more
+  std::vector<llama_token> batch;
+  for (std::size_t done = 0; done < tokens.size();) {
+    const auto part = tokens.subspan(done, std::min(most, tokens.size() - done));
+    batch.assign(part.begin(), part.end());  // llama_batch_get_one wants to be able to write
+    // Positions are left to llama.cpp: it goes on after the last one of the sequence.
+    const std::int32_t status = llama_decode(get(), llama_batch_get_one(batch.data(), length(batch.size())));
+    if (status == 1) return false;
+    if (status != 0) throw std::runtime_error(reason("llama_decode failed with status " + std::to_string(status)));
+    done += part.size();
+    if (report) report(done);
+  }
+  return true;
+}
+
+llama_token session::next() const {
+  const float* logits = llama_get_logits_ith(get(), -1);
+  if (logits == nullptr) throw std::runtime_error("llama.cpp has no logits: nothing was fed yet");
+  const auto n = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(get())));
+  return static_cast<llama_token>(std::max_element(logits, logits + n) - logits);
+}
+
+void session::clear() { llama_memory_clear(llama_get_memory(get()), false); }
+
+std::vector<std::uint8_t> session::save() const {
+  std::vector<std::uint8_t> state(llama_state_seq_get_size(get(), 0));
+  state.resize(llama_state_seq_get_data(get(), state.data(), state.size(), 0));
+  return state;
+}
+
+void session::restore(std::span<const std::uint8_t> state) {
+  clear();
+  if (llama_state_seq_set_data(get(), state.data(), state.size(), 0) != state.size())
+    throw std::runtime_error("llama.cpp did not take its own saved state back");
+}
+
+}  // namespace passkey

@@ -1,0 +1,91 @@
+// A language model and one conversation with it: the few llama.cpp calls that the demo needs.
+#pragma once
+
+#include <llama.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <lagkv/adapters/llama/probe.hpp>
+
+namespace passkey {
+
+/// A GGUF model. What fails throws std::runtime_error with one readable line, what was asked wrongly (a file that is
+/// no model) std::invalid_argument.
+class model {
+ public:
+  /// Loads the file. llama.cpp's own messages are dropped; the reason of an error is in what is thrown.
+  explicit model(const std::string& path);
+
+  [[nodiscard]] llama_model* get() const { return model_.get(); }
+
+  /// Tokens of the text; control tokens written out in it are recognised.
+  [[nodiscard]] std::vector<llama_token> tokenize(std::string_view text) const;
+
+  /// The bytes a token stands for, control tokens included.
+  [[nodiscard]] std::string piece(llama_token token) const;
+
+  /// One user message in the model's chat template, up to where the assistant begins; the message itself where
+  /// the model has no template (or none that llama.cpp knows).
+  [[nodiscard]] std::string chat(const std::string& message) const;
+
+  /// True for tokens that end an answer.
+  [[nodiscard]] bool ends(llama_token token) const;
+
+ private:
+  struct deleter {
+    void operator()(llama_model* m) const { llama_model_free(m); }
+  };
+  std::unique_ptr<llama_model, deleter> model_;
+};
+
+/// What a session is made with.
+struct session_options {
+  std::uint32_t cells = 0;               ///< tokens the cache has room for
+  int threads = 0;                       ///< 0: as many as there are cores
+  ggml_type cache_type = GGML_TYPE_F16;  ///< element type of keys and values
+  bool flash_attention = true;           ///< off: the values lie transposed
+};
+
+/// One context of a model, of which sequence 0 is used.
+class session {
+ public:
+  /// Told how many of the tokens handed to `feed` are done.
+  using progress = std::function<void(std::size_t)>;
+
+  session(const model& m, const session_options& options);
+
+  [[nodiscard]] llama_context* get() const { return context_.get(); }
+
+  /// Lets the cache be compressed in place.
+  [[nodiscard]] lagkv::llama::cache_probe& probe() { return probe_; }
+
+  /// Decodes tokens after those already there. False when the cache has no room for them.
+  [[nodiscard]] bool feed(std::span<const llama_token> tokens, const progress& report = {});
+
+  /// The likeliest token after the last one fed.
+  [[nodiscard]] llama_token next() const;
+
+  /// Forgets the sequence.
+  void clear();
+
+  /// The sequence's keys and values, to be restored later.
+  [[nodiscard]] std::vector<std::uint8_t> save() const;
+
+  /// Puts a saved state in place of the sequence.
+  void restore(std::span<const std::uint8_t> state);
+
+ private:
+  struct deleter {
+    void operator()(llama_context* c) const { llama_free(c); }
+  };
+  lagkv::llama::cache_probe probe_;  // outlives the context
+  std::unique_ptr<llama_context, deleter> context_;
+};
+
+}  // namespace passkey
