@@ -21,7 +21,8 @@ namespace detail {
 
 template <class Unit>
 void move_elements(const tile& from, const tile& to, std::size_t token, std::size_t channels) {
-  auto* source = reinterpret_cast<const std::byte*>(from.data) + static_cast<std::ptrdiff_t>(token * sizeof(Unit)) * from.token_stride;
+  auto* source =
+      reinterpret_cast<const std::byte*>(from.data) + static_cast<std::ptrdiff_t>(token * sizeof(Unit)) * from.token_stride;
   auto* target = to.data + static_cast<std::ptrdiff_t>(token * sizeof(Unit)) * to.token_stride;
   for (std::size_t c = 0; c < channels; ++c) {
     std::memcpy(target, source, sizeof(Unit));
@@ -104,9 +105,8 @@ void for_each_move(const plan& p, std::size_t head, toward direction, const Move
 /// `x` has the heads of the plan and addresses p.tokens_before tokens.
 inline void compact(const tensor& x, const plan& p, toward direction = toward::front) {
   for (std::size_t head = 0; head < p.heads(); ++head)
-    detail::for_each_move(p, head, direction, [&](std::size_t from, std::size_t to, std::size_t n) {
-      detail::move_rows(x, head, from, to, n);
-    });
+    detail::for_each_move(p, head, direction,
+                          [&](std::size_t from, std::size_t to, std::size_t n) { detail::move_rows(x, head, from, to, n); });
 }
 
 /// Keys and values.

@@ -39,9 +39,7 @@ struct bf16 {
 /// Bytes of one element.
 constexpr std::size_t size_of(dtype type) { return type == dtype::f32 ? 4 : 2; }
 
-constexpr const char* name(dtype type) {
-  return type == dtype::f32 ? "f32" : type == dtype::f16 ? "f16" : "bf16";
-}
+constexpr const char* name(dtype type) { return type == dtype::f32 ? "f32" : type == dtype::f16 ? "f16" : "bf16"; }
 
 template <class T>
 struct dtype_of;

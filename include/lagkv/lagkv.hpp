@@ -13,6 +13,7 @@
 #include <lagkv/score/lag_relative.hpp>
 #include <lagkv/score/random.hpp>
 #include <lagkv/score/rank.hpp>
+#include <lagkv/score/rows.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/simd/dispatch.hpp>
 #include <lagkv/strided.hpp>

@@ -5,11 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <system_error>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include <lagkv/core.hpp>
 #include <lagkv/recipes.hpp>
@@ -22,8 +22,8 @@ struct parameter {
 
   std::string_view key;
   kind type;
-  double initial;           ///< value where the string does not give the key; for words the index of one
-  std::string_view range;   ///< what is accepted, in words; for words the words themselves, separated by '|'
+  double initial;          ///< value where the string does not give the key; for words the index of one
+  std::string_view range;  ///< what is accepted, in words; for words the words themselves, separated by '|'
   std::string_view meaning;
 };
 
@@ -56,7 +56,8 @@ inline constexpr parameter lagkv_parameters[] = {
 
 inline constexpr parameter streaming_llm_parameters[] = {
     {"sink", parameter::kind::count, 4, count_range, "first tokens, always kept"},
-    {"capacity", parameter::kind::count, 0, "must be a whole number, more than sink", "tokens kept, sinks included (or give keep)"},
+    {"capacity", parameter::kind::count, 0, "must be a whole number, more than sink",
+     "tokens kept, sinks included (or give keep)"},
     {"keep", parameter::kind::number, 0, share_range, "share kept of all tokens (or give capacity)"}};
 
 inline constexpr parameter random_parameters[] = {
@@ -76,7 +77,8 @@ inline constexpr named_policy policies[] = {
      }},
     {"streaming_llm", "the first and the most recent tokens", "arXiv 2309.17453", streaming_llm_parameters,
      [](std::span<const double> v) {
-       return make_streaming_llm({.sink = static_cast<std::size_t>(v[0]), .capacity = static_cast<std::size_t>(v[1]), .keep = v[2]});
+       return make_streaming_llm(
+           {.sink = static_cast<std::size_t>(v[0]), .capacity = static_cast<std::size_t>(v[1]), .keep = v[2]});
      }},
     {"random", "random tokens, the baseline to beat", "", random_parameters, [](std::span<const double> v) {
        return make_random({.sink = static_cast<std::size_t>(v[0]),
@@ -126,7 +128,8 @@ inline result<double> parse_value(const parameter& p, std::string_view text) {
     return error{found + ": must be one of " + accepted};
   }
   const std::optional<double> value = number(text);
-  if (!value || (p.type == parameter::kind::count && !(*value >= 0 && *value <= 0x1p53 && *value == static_cast<double>(static_cast<std::uint64_t>(*value)))))
+  if (!value || (p.type == parameter::kind::count &&
+                 !(*value >= 0 && *value <= 0x1p53 && *value == static_cast<double>(static_cast<std::uint64_t>(*value)))))
     return error{found + ": " + std::string(p.range)};
   return *value;
 }
@@ -146,8 +149,8 @@ inline result<policy> parse(std::string_view text) {
   for (const named_policy& n : named_policies())
     if (n.name == name) found = &n;
   if (found == nullptr)
-    return error{"unknown policy '" + std::string(name) +
-                 "': must be one of " + detail::list(named_policies(), [](const named_policy& n) { return n.name; })};
+    return error{"unknown policy '" + std::string(name) + "': must be one of " +
+                 detail::list(named_policies(), [](const named_policy& n) { return n.name; })};
   const std::string who = std::string(name) + ": ";
   if (has_colon && text.empty()) return error{who + "a key=value must follow the colon"};
 

@@ -35,15 +35,19 @@ struct needs {
 /// named ones, parse() builds them from a string.
 struct policy {
   retention retain;
-  scorer score;       ///< not called where nothing or everything is kept
-  transform adjust;   ///< optional
-  selector select;    ///< optional; default top_k
+  scorer score;      ///< not called where nothing or everything is kept
+  transform adjust;  ///< optional
+  selector select;   ///< optional; default top_k
   lagkv::needs needs;
 };
 
 /// Whether `p` can work on this layer. Call it where a cache is set up; afterwards step() cannot fail.
 inline status check(const policy& p, const layer& l) {
   if (status s = check(l); !s) return s;
+  const retention& r = p.retain;
+  if (!p.score && !r.oldest_first) return error{"policy: has no scorer"};
+  if (r.lag == 0 && r.kind == budget::share_of_partition && !r.oldest_first)
+    return error{"lag=0: must be 1 or more where each partition keeps a share"};
   if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
   if (l.tokens > std::numeric_limits<std::uint32_t>::max())
     return error{"tokens=" + std::to_string(l.tokens) + ": must be at most 4294967295"};
@@ -55,7 +59,8 @@ namespace detail {
 /// Judges each partition of each head by itself, and calls done(head, kept rows of the partition) while it is in cache.
 /// Partitions go by ascending for toward::front, descending for toward::window, as the moves need.
 template <class Done>
-void judge_partitions(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, toward direction, const Done& done) {
+void judge_partitions(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, toward direction,
+                      const Done& done) {
   const std::size_t count = d.judged.size() / d.partition;
   const std::span<float> scores{ws.floats(workspace::scores, d.partition), d.partition};
   for (std::size_t head = 0; head < l.keys.heads(); ++head)
@@ -93,11 +98,12 @@ inline bool judge_without_scores(const due& d, plan& out) {
 }
 
 /// Moves the kept rows of one partition next to those of the partitions before (or behind) it.
-inline void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept, const due& d,
-                           toward direction) {
+inline void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
+                           const due& d, toward direction) {
   const std::size_t behind = d.keep - (index + 1) * d.keep_each;
   const token_range target{d.judged.begin + index * d.keep_each, d.judged.end - behind};
-  for_each_move(kept, target, direction, [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
+  for_each_move(kept, target, direction,
+                [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
 }
 
 }  // namespace detail
@@ -149,12 +155,14 @@ inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& 
       detail::move_partition(l.keys, head, index, kept, d, direction);
       if (l.values) detail::move_partition(l.values, head, index, kept, d, direction);
     };
-    detail::judge_partitions(p, l, d, out, ws, direction, [&](std::size_t head, std::size_t index, std::span<const std::uint32_t>) {
-      if (direction == toward::front) return move(head, index);
-      // Rows that move up may land in their own partition, the reference of the one before: it is judged first.
-      if (index + 1 < count) move(head, index + 1);
-      if (index == 0) move(head, 0);
-    });
+    detail::judge_partitions(p, l, d, out, ws, direction,
+                             [&](std::size_t head, std::size_t index, std::span<const std::uint32_t>) {
+                               if (direction == toward::front) return move(head, index);
+                               // Rows that move up may land in their own partition, the reference of the one before: it is judged
+                               // first.
+                               if (index + 1 < count) move(head, index + 1);
+                               if (index == 0) move(head, 0);
+                             });
     if (direction == toward::front)
       for (std::size_t head = 0; head < l.keys.heads(); ++head) {
         const std::size_t to = d.judged.begin + d.keep, n = l.tokens - d.judged.end;

@@ -51,7 +51,7 @@ struct random_options {
 namespace detail {
 
 inline std::string text(double x) {
-  std::string s = std::to_string(x);  // six decimals
+  std::string s = std::to_string(x);               // six decimals
   if (s.find('.') == std::string::npos) return s;  // nan, inf
   while (s.back() == '0') s.pop_back();
   if (s.back() == '.') s.pop_back();
@@ -82,11 +82,14 @@ inline result<policy> make_lagkv(const lagkv_options& o = {}) {
   if (!(o.value_weight >= 0 && o.value_weight <= 1e6))
     return error{"value_weight=" + detail::text(o.value_weight) + ": must be from 0 to 1000000"};
   const bool of_all = o.form == lagkv_form::kvpress || o.form == lagkv_form::kvpress_cross;
-  // kvpress halves the sum of both parts and knows no weight: at 1 it is the same order and, halved, the same number.
+  const float half = of_all ? 0.5F : 1.0F;  // kvpress takes the mean of both parts
   policy p;
-  p.retain = {.sink = o.sink, .lag = o.lag, .kind = of_all ? budget::share_of_all : budget::share_of_partition, .amount = o.ratio};
-  p.score = lag_relative{o.lag, static_cast<float>(o.value_weight),
-                         o.form == lagkv_form::local ? lag_relative::against::own : lag_relative::against::next};
+  p.retain = {
+      .sink = o.sink, .lag = o.lag, .kind = of_all ? budget::share_of_all : budget::share_of_partition, .amount = o.ratio};
+  p.score = lag_relative{.lag = o.lag,
+                         .value_weight = half * static_cast<float>(o.value_weight),
+                         .reference = o.form == lagkv_form::local ? lag_relative::against::own : lag_relative::against::next,
+                         .key_weight = half};
   if (o.form == lagkv_form::kvpress) p.adjust = rank_in_partition{o.lag};
   p.needs.values = o.value_weight > 0;
   return p;

@@ -92,7 +92,8 @@ class strided {
   status check(std::size_t tokens) const {
     if (data_ == nullptr) return error{"data: is null"};
     const std::size_t addressed = capacity_ == unbounded ? tokens : capacity_;
-    detail::dimension dims[] = {{extent_.heads, distance_.head}, {addressed, distance_.token}, {extent_.channels, distance_.channel}};
+    detail::dimension dims[] = {
+        {extent_.heads, distance_.head}, {addressed, distance_.token}, {extent_.channels, distance_.channel}};
     if (!detail::lie_apart(dims))
       return error{"strides " + detail::text(distance_) + ": overlap for " + std::to_string(extent_.heads) + " heads, " +
                    std::to_string(addressed) + " tokens, " + std::to_string(extent_.channels) + " channels"};

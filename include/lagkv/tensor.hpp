@@ -27,15 +27,14 @@ struct tile {
 ///  at(head, tokens)              the longest run from tokens.begin on, at least 1 and at most tokens.size() long
 ///  check(tokens)                 whether the first `tokens` tokens lie apart from each other; called at the edge only
 template <class View>
-concept kv_tensor = std::is_trivially_copyable_v<View> &&
-                    requires(const View& view, std::size_t n, token_range tokens) {
-                      { view.type() } -> std::same_as<dtype>;
-                      { view.heads() } -> std::convertible_to<std::size_t>;
-                      { view.channels() } -> std::convertible_to<std::size_t>;
-                      { view.capacity() } -> std::convertible_to<std::size_t>;
-                      { view.at(n, tokens) } -> std::same_as<tile>;
-                      { view.check(n) } -> std::same_as<status>;
-                    };
+concept kv_tensor = std::is_trivially_copyable_v<View> && requires(const View& view, std::size_t n, token_range tokens) {
+  { view.type() } -> std::same_as<dtype>;
+  { view.heads() } -> std::convertible_to<std::size_t>;
+  { view.channels() } -> std::convertible_to<std::size_t>;
+  { view.capacity() } -> std::convertible_to<std::size_t>;
+  { view.at(n, tokens) } -> std::same_as<tile>;
+  { view.check(n) } -> std::same_as<status>;
+};
 
 /// Any kv_tensor, held by value: [heads][tokens][channels]. Empty by default (a cache without values, say).
 class tensor {
@@ -45,8 +44,7 @@ class tensor {
   tensor() = default;
 
   template <kv_tensor View>
-    requires(!std::same_as<View, tensor>)
-  tensor(const View& view)
+  requires(!std::same_as<View, tensor>) tensor(const View& view)
       : heads_(view.heads()), channels_(view.channels()), capacity_(view.capacity()), type_(view.type()) {
     static_assert(sizeof(View) <= max_view_size, "a view is a small value: point to long-lived tables");
     ::new (static_cast<void*>(view_)) View(view);

@@ -23,8 +23,8 @@ class workspace {
   /// The plan of the last judge() or step().
   plan decision;
 
-  /// What the scratch is for. Each purpose has its own memory, so that a scorer can use its own beside the caller's.
-  enum purpose : std::uint8_t { range_low, range_high, deviation, wide_rows, scores, purposes };
+  /// What the scratch is for. Each purpose has its own memory; `own` is for scorers, transforms and selectors of the host's.
+  enum purpose : std::uint8_t { range_low, range_high, deviation, wide_rows, one_row, scores, own, purposes };
 
   /// n floats with undefined content, valid until the next request for the same purpose.
   float* floats(purpose p, std::size_t n) {

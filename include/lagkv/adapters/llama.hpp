@@ -65,7 +65,7 @@ class compressor {
   }
 
   /// Judges and drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
-  /// sequence is as it was. `observe(layer, plan)` is called for each layer before its rows move.
+  /// sequence is as it was. `observe(layer, plan)` is called for each layer with what it keeps.
   ///
   /// In place needs a probe, a cache in host memory, one sequence a context (n_seq_max 1), and positions 0, 1, 2, ... of
   /// which the host has taken back none but the last. A sequence that shares cells with another (llama_memory_seq_cp)
@@ -102,7 +102,8 @@ class compressor {
   /// Call it after llama_state_seq_set_data(sequence, bytes), with the cursor that was saved beside the bytes. Compression
   /// goes on from there; in place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const cursor& c) {
-    const result<saved_sequence> saved = saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()});  // only read
+    const result<saved_sequence> saved =
+        saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()});  // only read
     if (!saved) return error{saved.message()};
     state& s = sequences_[sequence];
     s = state{.at = c, .positions = {}};
@@ -148,7 +149,8 @@ class compressor {
     if (probe_ == nullptr) return error{"in place: no cache_probe was given"};
     if (!probe_->obstacle().empty()) return error{"in place: " + probe_->obstacle()};
     if (probe_->layers().empty()) return error{"in place: nothing has been decoded yet"};
-    if (llama_n_seq_max(context_) != 1) return error{"in place: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
+    if (llama_n_seq_max(context_) != 1)
+      return error{"in place: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
 
     std::vector<llama_pos> positions = s.positions;
     while (!positions.empty() && positions.back() > last) positions.pop_back();
@@ -161,7 +163,8 @@ class compressor {
     const result<std::size_t> in_use = cells_in_use(sequence);
     if (!in_use) return error{in_use.message()};
     if (*in_use != cells.size())
-      return error{"in place: " + std::to_string(cells.size()) + " cells have been seen, " + std::to_string(*in_use) + " are in use"};
+      return error{"in place: " + std::to_string(cells.size()) + " cells have been seen, " + std::to_string(*in_use) +
+                   " are in use"};
 
     const auto& seen = probe_->layers();
     std::vector<layer> layers(seen.size());
@@ -179,11 +182,9 @@ class compressor {
     done.bytes_before = done.tokens_before * row_bytes();
     cursor moved = s.at;
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      const plan& p = judge(policy_, layers[i], s.at, workspace_);
-      observe(i, p);
-      compact(layers[i], p, toward::window);
       moved = s.at;
-      advance(moved, p);
+      step(policy_, layers[i], moved, workspace_, toward::window);
+      observe(i, workspace_.decision);
     }
     const plan& p = workspace_.decision;
     done.tokens_after = moved.tokens;
@@ -281,7 +282,8 @@ class compressor {
       const std::string what = (m == &keys ? "keys" : "values") + where;
       if (status ok = check_type(m->type, what); !ok) return error{ok.message()};
       if (m->width % heads_ != 0)
-        return error{what + ": width " + std::to_string(m->width) + ": must be a multiple of the " + std::to_string(heads_) + " KV heads"};
+        return error{what + ": width " + std::to_string(m->width) + ": must be a multiple of the " + std::to_string(heads_) +
+                     " KV heads"};
       (m == &keys ? l.keys : l.values) = view(*m, heads_, cells);
     }
     if (policy_.needs.values && values == nullptr) return error{"values" + where + ": the policy reads them, the cache has none"};

@@ -15,7 +15,7 @@ namespace lagkv {
 /// Scores a partition of `lag` tokens against the next one: with lo and hi the least and greatest value of each channel
 /// there, z = (x - lo) / (hi - lo), and s = softmax over the partition's tokens of the standard deviation of z over
 /// channels,
-///     score = s(keys) + value_weight * s(values),   0 <= score <= 1 + value_weight; each s sums to 1 over a partition.
+///     score = key_weight * s(keys) + value_weight * s(values); each s sums to 1 over a partition.
 ///
 /// Where the paper leaves it open:
 ///  - A channel that is constant in the reference (or whose range is too small or large for f32) counts as z = 0. Both
@@ -34,6 +34,7 @@ struct lag_relative {
   std::size_t lag = 1024;
   float value_weight = 1.0F;  ///< 0: values are not read
   against reference = against::next;
+  float key_weight = 1.0F;
 
   /// `judged` is whole partitions; the reference of the last one lies behind it, within layer.tokens.
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
@@ -41,7 +42,7 @@ struct lag_relative {
     for (std::size_t begin = judged.begin; begin < judged.end; begin += lag) {
       const token_range partition{begin, begin + lag};
       float* scores = out.data() + (begin - judged.begin);
-      add(l.keys, head, partition, 1.0F, scores, ws);
+      add(l.keys, head, partition, key_weight, scores, ws);
       if (value_weight != 0.0F) add(l.values, head, partition, value_weight, scores, ws);
     }
   }
@@ -54,9 +55,8 @@ struct lag_relative {
     float* deviation = ws.floats(workspace::deviation, lag);
     const token_range other = reference == against::own ? partition : token_range{partition.end, partition.end + lag};
     normaliser(x, head, other, lo, inverse, ws);
-    for_each_rows(x, head, partition, ws, [&](const simd::rows& rows, std::size_t offset) {
-      kernels.deviation(rows, lo, inverse, deviation + offset);
-    });
+    for_each_rows(x, head, partition, ws,
+                  [&](const simd::rows& rows, std::size_t offset) { kernels.deviation(rows, lo, inverse, deviation + offset); });
     kernels.add_softmax(deviation, lag, weight, scores);
   }
 
@@ -80,7 +80,8 @@ struct lag_relative {
     for (std::size_t at = tokens.begin; at < tokens.end;) {
       const tile t = x.at(head, {at, tokens.end});
       for (std::size_t i = 0; i < t.tokens; ++i) {
-        const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(i) * t.token_stride + static_cast<std::ptrdiff_t>(c) * t.channel_stride;
+        const std::ptrdiff_t offset =
+            static_cast<std::ptrdiff_t>(i) * t.token_stride + static_cast<std::ptrdiff_t>(c) * t.channel_stride;
         float value = 0;
         ws.kernels().widen(t.data + offset * static_cast<std::ptrdiff_t>(size_of(x.type())), x.type(), 1, &value);
         if (!finite(value)) continue;

@@ -59,4 +59,18 @@ void for_each_rows(const tensor& x, std::size_t head, token_range tokens, worksp
   }
 }
 
+/// Calls use(i, std::span<const float> row) for each token tokens.begin + i of a head in order: the plain way to write a
+/// scorer of one's own. The row holds until the next call.
+template <class Use>
+void for_each_row(const tensor& x, std::size_t head, token_range tokens, workspace& ws, const Use& use) {
+  float* row = ws.floats(workspace::one_row, x.channels());
+  for_each_rows(x, head, tokens, ws, [&](const simd::rows& r, std::size_t offset) {
+    const auto* at = static_cast<const std::byte*>(r.data);
+    for (std::size_t i = 0; i < r.tokens; ++i, at += r.stride * static_cast<std::ptrdiff_t>(size_of(r.type))) {
+      ws.kernels().widen(at, r.type, r.channels, row);
+      use(offset + i, std::span<const float>(row, r.channels));
+    }
+  });
+}
+
 }  // namespace lagkv

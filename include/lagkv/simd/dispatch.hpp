@@ -62,13 +62,18 @@ inline bool supported(target t) {
 inline const kernel_table& kernels(target t) {
   switch (supported(t) ? t : best()) {
 #if defined(__x86_64__)
-    case target::sse2: return sse2::table;
-    case target::avx2: return avx2::table;
-    case target::avx512: return avx512::table;
+    case target::sse2:
+      return sse2::table;
+    case target::avx2:
+      return avx2::table;
+    case target::avx512:
+      return avx512::table;
 #elif defined(__aarch64__)
-    case target::neon: return neon::table;
+    case target::neon:
+      return neon::table;
 #endif
-    default: return scalar::table;
+    default:
+      return scalar::table;
   }
 }
 

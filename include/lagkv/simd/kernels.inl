@@ -25,7 +25,12 @@ LAGKV_INLINE halves load_halves(const void* p) {
 LAGKV_INLINE vec load(const f16* p) { return widen_halves(load_halves(p)); }
 LAGKV_INLINE vec load(const bf16* p) { return from_bits(widen_integers(load_halves(p)) << 16); }
 
-LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }     // contracted where the target can
+#if LAGKV_LANES == 1 && defined(__FP_FAST_FMAF)
+// Left to itself, GCC contracts plain floats in the loop of one element type and, having vectorised it, not in another's.
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_fmaf(a, b, c); }
+#else
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }  // contracted where the target can
+#endif
 LAGKV_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }  // b where a is NaN
 LAGKV_INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 
@@ -206,7 +211,7 @@ inline void deviation(const rows& r, const float* lo, const float* inverse, floa
 
 // e^x for x <= 0, within 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, then Taylor's series to r^7.
 LAGKV_INLINE vec exp_nonpositive(vec x) {
-  x = vmax(x, fill(-87.0F));  // below it e^x is no normal f32
+  x = vmin(vmax(x, fill(-87.0F)), fill(0.0F));  // below it e^x is no normal f32; above stands padding only
   const ivec n = to_int(x * 1.44269504F - 0.5F);
   const vec whole = to_float(n);
   vec r = fma(whole, fill(-0.693359375F), x);  // ln 2 in two parts: the first has few bits, so n times it is exact

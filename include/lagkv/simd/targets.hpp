@@ -86,7 +86,9 @@ inline constexpr unsigned short all = 0xffff;
 inline constexpr short all = -1;
 #endif
 inline constexpr int current_rounding = 4;
-LAGKV_INLINE vec widen_halves(halves h) { return __builtin_ia32_vcvtph2ps512_mask((signed_halves)h, vec{}, all, current_rounding); }
+LAGKV_INLINE vec widen_halves(halves h) {
+  return __builtin_ia32_vcvtph2ps512_mask((signed_halves)h, vec{}, all, current_rounding);
+}
 LAGKV_INLINE vec root(vec v) {
 #if defined(__clang__)
   return __builtin_ia32_sqrtps512(v, current_rounding);

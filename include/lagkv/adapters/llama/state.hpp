@@ -97,7 +97,8 @@ class saved_sequence {
       for (std::size_t row = 0; row < after; ++row) {
         const auto cell = static_cast<std::size_t>(cells_[p.source(head, row)]);
         if (!m.transposed) {
-          std::memcpy(to + (row * m.width + head * part) * element, from + (cell * m.width + head * part) * element, part * element);
+          std::memcpy(to + (row * m.width + head * part) * element, from + (cell * m.width + head * part) * element,
+                      part * element);
         } else {
           for (std::size_t c = head * part; c < (head + 1) * part; ++c)
             std::memcpy(to + (c * after + row) * element, from + (c * m.pitch + cell) * element, element);
@@ -126,7 +127,8 @@ class saved_sequence {
       if (other != 0) return error{"holds tokens in more than one stream"};
     }
     if (at_ != bytes_.size())
-      return unknown(std::to_string(bytes_.size() - at_) + " bytes are left over (sliding-window, recurrent and hybrid memories are not taken)");
+      return unknown(std::to_string(bytes_.size() - at_) +
+                     " bytes are left over (sliding-window, recurrent and hybrid memories are not taken)");
     return {};
   }
 

@@ -36,9 +36,12 @@ inline tensor view(const matrix& m, std::size_t heads, std::span<const std::int3
   block_layout layout{.tokens = 1, .block = pitch, .within = {.head = head, .token = pitch}};
   if (m.transposed) layout = {.tokens = 1, .block = 1, .within = {.head = head * pitch, .token = 1, .channel = pitch}};
   switch (m.type) {
-    case GGML_TYPE_F32: return paged<float>(static_cast<float*>(m.data), extent, layout, cells);
-    case GGML_TYPE_BF16: return paged<bf16>(static_cast<bf16*>(m.data), extent, layout, cells);
-    default: return paged<f16>(static_cast<f16*>(m.data), extent, layout, cells);
+    case GGML_TYPE_F32:
+      return paged<float>(static_cast<float*>(m.data), extent, layout, cells);
+    case GGML_TYPE_BF16:
+      return paged<bf16>(static_cast<bf16*>(m.data), extent, layout, cells);
+    default:
+      return paged<f16>(static_cast<f16*>(m.data), extent, layout, cells);
   }
 }
 

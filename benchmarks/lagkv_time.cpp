@@ -1,0 +1,81 @@
+// lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [TARGET]: times step() on the arrays, cold, and prints JSON. For
+// compare_torch.py, which puts the same arrays through PyTorch.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <lagkv/lagkv.hpp>
+
+#include "memory.hpp"
+#include "npy.hpp"
+
+namespace {
+
+int complain(const std::string& message) {
+  std::fprintf(stderr, "lagkv-time: %s\n", message.c_str());
+  return 2;
+}
+
+lagkv::tensor view(const bench::memory& m, const npy::array& like) {
+  const std::size_t heads = like.shape[0], tokens = like.shape[1], dim = like.shape[2];
+  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(tokens * dim), .token = static_cast<std::ptrdiff_t>(dim)};
+  if (like.type == "<f4") return lagkv::strided<float>(reinterpret_cast<float*>(m.data()), {heads, dim}, strides, tokens);
+  return lagkv::strided<lagkv::f16>(reinterpret_cast<lagkv::f16*>(m.data()), {heads, dim}, strides, tokens);
+}
+
+void print(const char* name, const std::vector<double>& times) {
+  std::printf(",\n \"%s\": [", name);
+  for (std::size_t i = 0; i < times.size(); ++i) std::printf("%s%.9f", i == 0 ? "" : ", ", times[i]);
+  std::printf("]");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 5) return complain("usage: lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [TARGET]");
+  const lagkv::result<lagkv::policy> policy = lagkv::parse(argv[1]);
+  if (!policy) return complain(policy.message());
+  const lagkv::result<npy::array> keys = npy::load(argv[2]), values = npy::load(argv[3]);
+  for (const auto* a : {&keys, &values}) {
+    if (!*a) return complain(a->message());
+    if ((*a)->shape.size() != 3 || ((*a)->type != "<f4" && (*a)->type != "<f2"))
+      return complain("keys, values: must be [heads, tokens, dim], float32 or float16");
+  }
+  lagkv::simd::target target = lagkv::simd::best();
+  for (auto t : {lagkv::simd::target::scalar, lagkv::simd::target::sse2, lagkv::simd::target::avx2, lagkv::simd::target::avx512})
+    if (argc > 5 && std::string(argv[5]) == lagkv::simd::name(t)) target = t;
+
+  const bench::memory k(keys->data.size()), v(values->data.size());
+  const lagkv::layer layer{view(k, *keys), view(v, *values), keys->shape[1]};
+  if (const lagkv::status s = check(*policy, layer); !s) return complain(s.message());
+  lagkv::workspace workspace(target);
+  std::vector<double> wall_times, cpu_times;
+  std::size_t rows = 0;
+  for (int i = 0; i <= std::atoi(argv[4]); ++i) {
+    std::memcpy(k.data(), keys->data.data(), k.size());
+    std::memcpy(v.data(), values->data.data(), v.size());
+    bench::evict(k), bench::evict(v);
+    lagkv::cursor cursor;
+    const double cpu = bench::cpu_seconds();
+    const auto start = std::chrono::steady_clock::now();
+    rows = lagkv::step(*policy, layer, cursor, workspace);
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    if (i == 0) continue;  // it grows the workspace
+    wall_times.push_back(time.count());
+    cpu_times.push_back(bench::cpu_seconds() - cpu);
+  }
+
+  const lagkv::plan& plan = workspace.decision;
+  std::printf("{\"target\": \"%s\", \"rows\": %zu", lagkv::simd::name(workspace.target()), rows);
+  print("seconds", wall_times);
+  print("cpu_seconds", cpu_times);
+  std::printf(",\n \"kept\": [");
+  for (std::size_t h = 0; h < plan.heads(); ++h) {
+    std::printf("%s[", h == 0 ? "" : ",\n  ");
+    for (std::size_t i = 0; i < plan.of(h).size(); ++i) std::printf("%s%u", i == 0 ? "" : ", ", plan.of(h)[i]);
+    std::printf("]");
+  }
+  std::printf("]}\n");
+}

@@ -1,0 +1,255 @@
+// lagkv-bench: what each part of lagkv costs. docs/benchmarks.md explains the rows and the counters.
+//
+// Every row works on one layer of 8 heads, cold: before each iteration keys and values are restored and put out of the
+// CPU's caches, outside the timed part. x_read and x_memcpy are medians over the same iterations.
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include <lagkv/lagkv.hpp>
+
+#include "cache.hpp"
+#include "include_cost.hpp"
+
+namespace {
+
+using bench::cache;
+using bench::layout;
+using lagkv::dtype;
+using lagkv::simd::target;
+
+/// What a row works on.
+struct setup {
+  dtype type;
+  std::size_t dim, tokens;
+  std::size_t lag = 128;
+  layout how = layout::plain;
+  lagkv::toward direction = lagkv::toward::front;
+  target kernels = lagkv::simd::best();
+
+  lagkv::policy policy() const { return *lagkv::make_lagkv({.sink = 16, .lag = lag, .ratio = 0.25}); }
+};
+
+/// The cache of the row that runs; rows of the same size share it.
+cache& cache_of(const setup& s) {
+  static std::unique_ptr<cache> current;
+  if (!current || current->type() != s.type || current->dim() != s.dim || current->tokens() != s.tokens) {
+    current.reset();
+    current = std::make_unique<cache>(s.type, s.dim, s.tokens, s.tokens);
+  }
+  return *current;
+}
+
+/// Times work() on a cold cache; beside() answers the seconds of what it is compared with in the counter `ratio_name`.
+template <class Work, class Beside>
+void run_cold(benchmark::State& state, cache& c, const Work& work, const char* ratio_name, const Beside& beside) {
+  constexpr std::size_t enough = 25;
+  std::vector<double> read, other, own;
+  for (auto _ : state) {
+    state.PauseTiming();
+    if (own.size() < enough) {
+      c.evict();
+      read.push_back(bench::seconds([&] { benchmark::DoNotOptimize(c.read()); }));
+      if (ratio_name != nullptr) {
+        c.evict();
+        other.push_back(beside());
+      }
+    }
+    c.restore();
+    c.evict();
+    state.ResumeTiming();
+    own.push_back(bench::seconds(work));
+  }
+  state.counters["x_read"] = bench::median(own) / bench::median(read);
+  if (ratio_name != nullptr) state.counters[ratio_name] = bench::median(own) / bench::median(other);
+  state.counters["median_ms"] = bench::median(own) * 1e3;
+}
+
+template <class Work>
+void run_cold(benchmark::State& state, cache& c, const Work& work) {
+  run_cold(state, c, work, nullptr, [] { return 0.0; });
+}
+
+void count(benchmark::State& state, std::size_t elements, std::size_t bytes) {
+  const auto rounds = static_cast<double>(state.iterations());
+  state.counters["elements/s"] = benchmark::Counter(rounds * static_cast<double>(elements), benchmark::Counter::kIsRate);
+  state.counters["bytes/s"] = benchmark::Counter(rounds * static_cast<double>(bytes), benchmark::Counter::kIsRate);
+}
+
+/// Judge, move, advance: all that a host calls.
+void step(benchmark::State& state, const setup& s) {
+  cache& c = cache_of(s);
+  const lagkv::policy policy = s.policy();
+  const lagkv::layer layer = c.view(s.how);
+  lagkv::workspace workspace(s.kernels);
+  run_cold(state, c, [&] {
+    lagkv::cursor cursor;
+    benchmark::DoNotOptimize(lagkv::step(policy, layer, cursor, workspace, s.direction));
+  });
+  count(state, c.elements(), c.bytes());
+}
+
+/// The scorer alone.
+void score(benchmark::State& state, const setup& s) {
+  cache& c = cache_of(s);
+  const lagkv::policy policy = s.policy();
+  const lagkv::layer layer = c.view(s.how);
+  const lagkv::due due = policy.retain.due({}, c.tokens());
+  lagkv::workspace workspace(s.kernels);
+  std::vector<float> scores(due.judged.size());
+  run_cold(state, c, [&] {
+    for (std::size_t head = 0; head < cache::heads; ++head) policy.score(layer, head, due.judged, scores, workspace);
+    benchmark::DoNotOptimize(scores.data());
+  });
+  count(state, c.elements(), c.bytes());
+}
+
+/// The selector alone: elements and bytes are those of the scores.
+void select(benchmark::State& state, const setup& s) {
+  cache& c = cache_of(s);
+  const lagkv::policy policy = s.policy();
+  const lagkv::due due = policy.retain.due({}, c.tokens());
+  const std::size_t n = due.judged.size();
+  lagkv::workspace workspace(s.kernels);
+  c.restore();
+  std::vector<float> scores(cache::heads * n);
+  for (std::size_t head = 0; head < cache::heads; ++head)
+    policy.score(c.view(), head, due.judged, std::span(scores).subspan(head * n, n), workspace);
+  lagkv::plan plan;
+  plan.reset(due.judged, c.tokens(), cache::heads, due.keep);
+  run_cold(state, c, [&] {
+    lagkv::top_k{}(scores, cache::heads, due, plan, workspace);
+    benchmark::DoNotOptimize(plan.kept.data());
+  });
+  count(state, scores.size(), scores.size() * sizeof(float));
+}
+
+/// The moves alone: elements and bytes are those that move.
+void compact(benchmark::State& state, const setup& s) {
+  cache& c = cache_of(s);
+  const lagkv::layer layer = c.view(s.how);
+  lagkv::workspace workspace(s.kernels);
+  c.restore();
+  const lagkv::plan plan = lagkv::judge(s.policy(), layer, {}, workspace);
+  const std::size_t rows = plan.tokens_after() - plan.judged.begin;
+  const std::size_t bytes = 2 * cache::heads * rows * layer.keys.row_bytes();
+  const bench::memory copy(bytes);
+  const auto memcpy_both = [&] {  // half of it from the keys, half from the values
+    bench::evict(copy);
+    return bench::seconds([&] {
+      std::memcpy(copy.data(), c.keys().data(), bytes / 2);
+      std::memcpy(copy.data() + bytes / 2, c.values().data(), bytes / 2);
+      benchmark::ClobberMemory();
+    });
+  };
+  run_cold(
+      state, c, [&] { lagkv::compact(layer, plan, s.direction); }, "x_memcpy", memcpy_both);
+  count(state, bytes / size_of(s.type), bytes);
+}
+
+/// What most calls cost: nothing is due.
+void due_nothing(benchmark::State& state) {
+  cache& c = cache_of({dtype::f16, 128, 1024});
+  const lagkv::policy policy = setup{dtype::f16, 128, 1024}.policy();
+  lagkv::layer layer = c.view();
+  layer.tokens = 200;
+  lagkv::workspace workspace;
+  lagkv::cursor cursor;
+  for (auto _ : state) benchmark::DoNotOptimize(lagkv::step(policy, layer, cursor, workspace));
+}
+
+/// A token of decoding, over many: the tokens of one partition are appended outside the timed part.
+void decode(benchmark::State& state, const setup& s) {
+  cache& c = cache_of(s);
+  const lagkv::policy policy = s.policy();
+  lagkv::workspace workspace(s.kernels);
+  lagkv::layer layer = c.view();
+  lagkv::cursor cursor;
+  std::size_t tokens = 0;
+  const auto restart = [&] {
+    c.restore();
+    cursor = {};
+    layer.tokens = 16 + 2 * s.lag - 1;
+    tokens = lagkv::step(policy, layer, cursor, workspace);
+  };
+  restart();
+  while (state.KeepRunningBatch(static_cast<benchmark::IterationCount>(s.lag))) {
+    if (tokens + s.lag > c.capacity()) {
+      state.PauseTiming();
+      restart();
+      state.ResumeTiming();
+    }
+    for (std::size_t i = 0; i < s.lag; ++i) {
+      layer.tokens = tokens + 1;
+      tokens = lagkv::step(policy, layer, cursor, workspace);
+    }
+  }
+}
+
+std::string name_of(const std::string& what, const setup& s) {
+  return what + "/" + lagkv::name(s.type) + "/d" + std::to_string(s.dim) + "/" + std::to_string(s.tokens);
+}
+
+void add(const std::string& name, void (*run)(benchmark::State&, const setup&), const setup& s) {
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { run(state, s); })->Unit(benchmark::kMillisecond);
+}
+
+void register_all() {
+  constexpr std::size_t sizes[] = {1024, 4096, 16384, 65536};
+  const auto grid = [&](const std::string& what, void (*run)(benchmark::State&, const setup&), std::size_t lag) {
+    for (dtype type : {dtype::f32, dtype::f16, dtype::bf16})
+      for (std::size_t dim : {64U, 128U})
+        for (std::size_t tokens : sizes) {
+          const setup s{.type = type, .dim = dim, .tokens = tokens, .lag = lag};
+          if (tokens >= 16 + 2 * lag) add(name_of(what, s), run, s);
+        }
+  };
+  grid("step", step, 128);
+  grid("step_lag1024", step, 1024);
+  grid("score", score, 128);
+  grid("select", select, 128);
+  grid("compact", compact, 128);
+
+  const setup usual{.type = dtype::f16, .dim = 128, .tokens = 16384};
+  for (target t : {target::scalar, target::sse2, target::avx2, target::avx512, target::neon}) {
+    if (!lagkv::simd::supported(t)) continue;
+    setup s = usual;
+    s.kernels = t;
+    add(name_of("step", s) + "/" + lagkv::simd::name(t), step, s);
+    add(name_of("score", s) + "/" + lagkv::simd::name(t), score, s);
+  }
+  setup s = usual;
+  s.direction = lagkv::toward::window;
+  add(name_of("step_window", s), step, s);
+  s = usual;
+  s.how = layout::paged;
+  add(name_of("step_paged", s), step, s);
+  s.how = layout::transposed;
+  add(name_of("step_transposed", s), step, s);
+
+  benchmark::RegisterBenchmark("due/nothing", due_nothing);
+  for (std::size_t lag : {128U, 1024U})
+    benchmark::RegisterBenchmark(("decode/f16/d128/lag" + std::to_string(lag)).c_str(), [=](benchmark::State& state) {
+      decode(state, {.type = dtype::f16, .dim = 128, .tokens = 16384, .lag = lag});
+    });
+  bench::register_include_cost();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // Iterations restore and evict far more than they time: less is enough, unless the user says otherwise.
+  std::vector<char*> arguments(argv, argv + argc);
+  std::string less = "--benchmark_min_time=0.2";
+  arguments.insert(arguments.begin() + 1, less.data());
+  int count_of = static_cast<int>(arguments.size());
+  benchmark::Initialize(&count_of, arguments.data());
+  if (benchmark::ReportUnrecognizedArguments(count_of, arguments.data())) return 2;
+  benchmark::AddCustomContext("lagkv_target", lagkv::simd::name(lagkv::simd::best()));
+  register_all();
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

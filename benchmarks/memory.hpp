@@ -1,0 +1,86 @@
+// Memory whose state a benchmark controls: aligned, restorable, out of the CPU's caches; and how fast it is at best.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <ctime>
+#include <memory>
+#include <new>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+namespace bench {
+
+inline constexpr std::size_t line = 64;
+
+/// Bytes that start at a cache line, as engines allocate them.
+class memory {
+ public:
+  explicit memory(std::size_t size = 0) : data_(new (std::align_val_t{line}) std::byte[size]), size_(size) {}
+  std::byte* data() const { return data_.get(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  struct release {
+    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{line}); }
+  };
+  std::unique_ptr<std::byte[], release> data_;
+  std::size_t size_;
+};
+
+/// Puts `m` out of every cache of the CPU: by the time a layer is compressed, the layers after it have been through them.
+inline void evict(const memory& m) {
+  for (std::size_t i = 0; i < m.size(); i += line) {
+#if defined(__x86_64__)
+    _mm_clflush(m.data() + i);
+#elif defined(__aarch64__)
+    __asm__ volatile("dc civac, %0" : : "r"(m.data() + i) : "memory");
+#endif
+  }
+#if defined(__x86_64__)
+  _mm_mfence();
+#elif defined(__aarch64__)
+  __asm__ volatile("dsb ish" : : : "memory");
+#endif
+}
+
+/// Reads every byte with wide loads and does next to nothing with them.
+[[gnu::noinline]] inline std::uint64_t plain_read(const memory& m) {
+  typedef std::uint64_t wide __attribute__((vector_size(16)));
+  const auto* p = reinterpret_cast<const wide*>(m.data());
+  wide a{}, b{}, c{}, d{};
+  const std::size_t n = m.size() / sizeof(wide);
+  std::size_t i = 0;
+  for (; i + 4 <= n; i += 4) a |= p[i], b |= p[i + 1], c |= p[i + 2], d |= p[i + 3];
+  for (; i < n; ++i) a |= p[i];
+  a |= b | c | d;
+  return a[0] | a[1];
+}
+
+/// CPU seconds of this thread so far: unlike a clock on the wall, it stands still while other programs have the core.
+inline double cpu_seconds() {
+  std::timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+/// CPU seconds that `work` takes.
+template <class Work>
+double seconds(const Work& work) {
+  const double start = cpu_seconds();
+  work();
+  return cpu_seconds() - start;
+}
+
+inline double median(std::vector<double> x) {
+  if (x.empty()) return 0;
+  std::sort(x.begin(), x.end());
+  return x[x.size() / 2];
+}
+
+}  // namespace bench

@@ -1,0 +1,127 @@
+// Reads and writes NumPy's .npy files (format 1.0 to 3.0, little endian, C order). For the tool and the tests only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <lagkv/core.hpp>
+
+namespace npy {
+
+/// An array as it lies in the file. `type` is NumPy's: "<f4", "<f2", "<i4", "|u1".
+struct array {
+  std::string type;
+  std::vector<std::size_t> shape;
+  std::vector<std::byte> data;
+
+  std::size_t size() const {
+    std::size_t n = 1;
+    for (std::size_t s : shape) n *= s;
+    return n;
+  }
+  /// The elements; T must have the size that `type` says.
+  template <class T>
+  std::span<T> as() {
+    return {reinterpret_cast<T*>(data.data()), data.size() / sizeof(T)};
+  }
+  template <class T>
+  std::span<const T> as() const {
+    return {reinterpret_cast<const T*>(data.data()), data.size() / sizeof(T)};
+  }
+};
+
+namespace detail {
+
+inline std::size_t item_size(const std::string& type) { return type.size() == 3 ? static_cast<std::size_t>(type[2] - '0') : 0; }
+
+/// The text after `key` in the header's Python literal.
+inline std::string after(const std::string& header, const std::string& key) {
+  const std::size_t at = header.find("'" + key + "'");
+  const std::size_t colon = at == std::string::npos ? at : header.find(':', at);
+  if (colon == std::string::npos) return {};
+  const std::size_t start = header.find_first_not_of(' ', colon + 1);
+  return start == std::string::npos ? std::string{} : header.substr(start);
+}
+
+}  // namespace detail
+
+/// The array in `path`, or why it cannot be read.
+inline lagkv::result<array> load(const std::filesystem::path& path) {
+  const auto fail = [&](const std::string& why) { return lagkv::error{path.string() + ": " + why}; };
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return fail("cannot be opened");
+  unsigned char start[12] = {};
+  in.read(reinterpret_cast<char*>(start), 10);
+  if (!in || std::string(reinterpret_cast<char*>(start), 6) != "\x93NUMPY") return fail("is not a .npy file");
+  std::size_t length = start[8] + 256U * start[9];
+  if (start[6] > 1) {
+    in.read(reinterpret_cast<char*>(start + 10), 2);
+    length += 65536U * start[10] + 16777216U * start[11];
+  }
+  if (!in || length > 65536) return fail("has a damaged header");
+  std::string header(length, ' ');
+  in.read(header.data(), static_cast<std::streamsize>(length));
+  if (!in) return fail("ends within its header");
+
+  array a;
+  a.type = detail::after(header, "descr").substr(0, 5);
+  if (a.type.size() != 5 || a.type.front() != '\'' || a.type.back() != '\'') return fail("has a type that is not supported");
+  a.type = a.type.substr(1, 3);
+  if (a.type != "<f4" && a.type != "<f2" && a.type != "<i4" && a.type != "|u1")
+    return fail("type " + a.type + ": must be float32, float16, int32 or uint8, little endian");
+  if (detail::after(header, "fortran_order").rfind("False", 0) != 0) return fail("is in Fortran order: must be in C order");
+  const std::string shape = detail::after(header, "shape");
+  if (shape.empty() || shape[0] != '(') return fail("has a damaged header");
+  std::size_t bytes = detail::item_size(a.type);
+  for (std::size_t at = 1; at < shape.size() && shape[at] != ')';) {
+    if (shape[at] < '0' || shape[at] > '9') {
+      ++at;
+      continue;
+    }
+    std::size_t n = 0;
+    for (; at < shape.size() && shape[at] >= '0' && shape[at] <= '9'; ++at)
+      n = n * 10 + static_cast<std::size_t>(shape[at] - '0');
+    a.shape.push_back(n);
+    if (n != 0 && bytes > (std::size_t{1} << 46) / n) return fail("has a shape too large to be true");
+    bytes *= n;
+  }
+  const auto here = in.tellg();
+  in.seekg(0, std::ios::end);
+  const auto available = static_cast<std::size_t>(in.tellg() - here);
+  if (available < bytes) return fail("has " + std::to_string(available) + " bytes of data: must be " + std::to_string(bytes));
+  in.seekg(here);
+  a.data.resize(bytes);
+  in.read(reinterpret_cast<char*>(a.data.data()), static_cast<std::streamsize>(bytes));
+  if (!in) return fail("cannot be read");
+  return a;
+}
+
+/// Writes `data` ([shape], C order, of NumPy type `type`) to `path`.
+inline lagkv::status save(const std::filesystem::path& path, const std::string& type, const std::vector<std::size_t>& shape,
+                          std::span<const std::byte> data) {
+  std::string header = "{'descr': '" + type + "', 'fortran_order': False, 'shape': (";
+  for (std::size_t n : shape) header += std::to_string(n) + ", ";
+  if (shape.size() > 1) header.resize(header.size() - 2);
+  header += "), }";
+  while ((10 + header.size() + 1) % 64 != 0) header += ' ';
+  header += '\n';
+  std::ofstream out(path, std::ios::binary);
+  out << "\x93NUMPY" << '\1' << '\0' << static_cast<char>(header.size() & 255) << static_cast<char>(header.size() >> 8) << header;
+  out.write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
+  out.flush();
+  if (!out) return lagkv::error{path.string() + ": cannot be written"};
+  return {};
+}
+
+template <class T>
+lagkv::status save(const std::filesystem::path& path, const std::string& type, const std::vector<std::size_t>& shape,
+                   const std::vector<T>& values) {
+  return save(path, type, shape, std::as_bytes(std::span(values)));
+}
+
+}  // namespace npy

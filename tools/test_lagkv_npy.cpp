@@ -1,0 +1,294 @@
+// Runs lagkv-npy as a user does, on the reference vectors in tests/golden, and on what it must refuse.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+
+#include "npy.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr ? value : "";
+}
+
+npy::array load(const fs::path& path) {
+  lagkv::result<npy::array> a = npy::load(path);
+  if (a) return *a;
+  ADD_FAILURE() << a.message();
+  return {};
+}
+
+struct run_result {
+  int code = -1;
+  std::string output;  // both streams
+  std::size_t lines() const { return static_cast<std::size_t>(std::count(output.begin(), output.end(), '\n')); }
+};
+
+class lagkv_npy : public testing::Test {
+ protected:
+  void SetUp() override {
+    program_ = environment("LAGKV_NPY");
+    golden_ = environment("LAGKV_GOLDEN");
+    if (program_.empty()) GTEST_SKIP() << "LAGKV_NPY is not set: run this through ctest";
+    folder_ = fs::temp_directory_path() / ("lagkv-npy-" + std::to_string(getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override {
+    if (!folder_.empty()) fs::remove_all(folder_);
+  }
+
+  fs::path golden(const std::string& name) const {
+    EXPECT_TRUE(fs::exists(golden_ / name)) << golden_ / name;
+    return golden_ / name;
+  }
+  fs::path out() const { return folder_ / "out"; }
+
+  run_result run(const std::string& arguments) const {
+    const fs::path log = folder_ / "log";
+    const int status = std::system((program_.string() + " " + arguments + " >" + log.string() + " 2>&1").c_str());
+    std::ostringstream text;
+    text << std::ifstream(log).rdbuf();
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text.str()};
+  }
+
+  run_result compress(const std::string& policy, const fs::path& folder, const std::string& more = "") const {
+    return run("--policy " + policy + " --keys " + (folder / "keys.npy").string() + " --values " +
+               (folder / "values.npy").string() + " --out " + out().string() + " " + more);
+  }
+
+  /// Expects the code of bad input, and one line that has `part` in it.
+  static void expect_refused(const run_result& r, const std::string& part) {
+    EXPECT_EQ(r.code, 2) << r.output;
+    EXPECT_EQ(r.lines(), 1U) << r.output;
+    EXPECT_NE(r.output.find(part), std::string::npos) << r.output << "lacks: " << part;
+  }
+
+  void expect_same(const fs::path& found, const fs::path& expected) const {
+    const npy::array a = load(found), b = load(expected);
+    EXPECT_EQ(a.type, b.type) << found;
+    EXPECT_EQ(a.shape, b.shape) << found;
+    EXPECT_TRUE(a.data == b.data) << found << " differs from " << expected;
+  }
+
+  void expect_close(const fs::path& found, const fs::path& expected) const {
+    const npy::array a = load(found), b = load(expected);
+    ASSERT_EQ(a.type, "<f4");
+    ASSERT_EQ(a.shape, b.shape) << found;
+    const auto x = a.as<float>(), y = b.as<float>();
+    for (std::size_t i = 0; i < x.size(); ++i) ASSERT_NEAR(x[i], y[i], 1e-5 * std::abs(y[i])) << found << " at " << i;
+  }
+
+  /// Expects the kept positions of a case of the paper's form, except that where the reference's scores at the cut differ
+  /// by less than 1e-6 relative either token may stay.
+  void expect_kept(const fs::path& input, std::size_t sink, std::size_t lag, std::size_t keep) const {
+    const npy::array a = load(out() / "kept.npy"), b = load(input / "kept.npy"), s = load(input / "score.npy");
+    ASSERT_EQ(a.shape, b.shape);
+    const std::size_t heads = a.shape[0], rows = a.shape[1], judged = s.size() / heads;
+    for (std::size_t h = 0; h < heads; ++h) {
+      const auto x = a.as<std::int32_t>().subspan(h * rows, rows), y = b.as<std::int32_t>().subspan(h * rows, rows);
+      std::vector<std::int32_t> differing;
+      std::set_symmetric_difference(x.begin(), x.end(), y.begin(), y.end(), std::back_inserter(differing));
+      for (std::int32_t position : differing) {
+        const std::size_t at = static_cast<std::size_t>(position) - sink;
+        ASSERT_LT(at, judged);
+        const auto scores = s.as<float>().subspan(h * judged, judged);
+        std::vector<float> sorted(scores.begin() + static_cast<std::ptrdiff_t>(at / lag * lag),
+                                  scores.begin() + static_cast<std::ptrdiff_t>((at / lag + 1) * lag));
+        std::sort(sorted.rbegin(), sorted.rend());
+        const float cut = scores[at] >= sorted[keep - 1] ? sorted[keep] : sorted[keep - 1];
+        EXPECT_NEAR(scores[at], cut, 1e-6F * cut) << "head " << h << ", position " << position;
+      }
+    }
+  }
+
+  /// Expects the rows of `name` in out() to be those of the input at the positions in kept.npy, byte for byte.
+  void expect_gathered(const fs::path& input, const std::string& name) const {
+    const npy::array all = load(input / name), kept = load(out() / "kept.npy"), left = load(out() / name);
+    const std::size_t heads = all.shape[0], tokens = all.shape[1], rows = kept.shape[1];
+    ASSERT_EQ(left.type, all.type);
+    ASSERT_EQ(left.shape, (std::vector<std::size_t>{heads, rows, all.shape[2]}));
+    const std::size_t bytes = all.data.size() / (heads * tokens);
+    for (std::size_t h = 0; h < heads; ++h)
+      for (std::size_t i = 0; i < rows; ++i) {
+        const auto position = static_cast<std::size_t>(kept.as<std::int32_t>()[h * rows + i]);
+        ASSERT_LT(position, tokens);
+        ASSERT_TRUE(i == 0 || position > static_cast<std::size_t>(kept.as<std::int32_t>()[h * rows + i - 1]));
+        ASSERT_EQ(std::memcmp(&left.data[(h * rows + i) * bytes], &all.data[(h * tokens + position) * bytes], bytes), 0);
+      }
+  }
+
+  fs::path program_, golden_, folder_;
+};
+
+TEST_F(lagkv_npy, agrees_with_the_official_code) {
+  const fs::path tiny = golden("tiny");
+  const run_result r = compress("lagkv:sink=4,lag=8,ratio=0.5", tiny, "--scores");
+  ASSERT_EQ(r.code, 0) << r.output;
+  EXPECT_FALSE(fs::exists(out() / "lengths.npy"));
+  expect_same(out() / "kept.npy", tiny / "kept.npy");
+  expect_close(out() / "scores.npy", tiny / "score.npy");
+  expect_gathered(tiny, "keys.npy");
+  expect_gathered(tiny, "values.npy");
+}
+
+TEST_F(lagkv_npy, takes_f16_on_every_target) {
+  const fs::path input = golden("d128_f16");
+  for (const char* target : {"scalar", "sse2", "avx2", "avx512", "neon"}) {
+    const run_result r = compress("lagkv:lag=128,ratio=0.25", input, "--scores --target " + std::string(target));
+    if (r.code == 2) {
+      expect_refused(r, "on this machine");
+      continue;
+    }
+    ASSERT_EQ(r.code, 0) << r.output;
+    EXPECT_NE(r.output.find(target), std::string::npos);
+    expect_kept(input, 16, 128, 32);
+    expect_close(out() / "scores.npy", input / "score.npy");
+    expect_gathered(input, "keys.npy");
+    expect_gathered(input, "values.npy");
+  }
+}
+
+TEST_F(lagkv_npy, streams) {
+  const fs::path input = golden("stream_chunks");
+  const npy::array steps = load(input / "steps.npy");
+  std::string list;
+  for (std::int32_t n : steps.as<std::int32_t>()) list.append(list.empty() ? "" : ",").append(std::to_string(n));
+  const run_result r = compress("lagkv:lag=64,ratio=0.5", input, "--steps " + list);
+  ASSERT_EQ(r.code, 0) << r.output;
+  expect_same(out() / "kept.npy", input / "kept.npy");
+  expect_same(out() / "lengths.npy", input / "lengths.npy");
+  expect_gathered(input, "keys.npy");
+  expect_gathered(input, "values.npy");
+
+  ASSERT_EQ(compress("lagkv:lag=64,ratio=0.5", input, "--steps 500,1x400").code, 0);
+  EXPECT_EQ(load(out() / "lengths.npy").shape, std::vector<std::size_t>{401});
+  expect_same(out() / "kept.npy", input / "kept.npy");
+}
+
+TEST_F(lagkv_npy, leaves_a_short_cache_alone) {
+  const fs::path tiny = golden("tiny");
+  ASSERT_EQ(compress("lagkv:sink=25,lag=8", tiny, "--scores").code, 0);
+  expect_same(out() / "keys.npy", tiny / "keys.npy");
+  expect_same(out() / "values.npy", tiny / "values.npy");
+  EXPECT_EQ(load(out() / "scores.npy").shape, (std::vector<std::size_t>{2, 0, 8}));
+  ASSERT_EQ(compress("lagkv:sink=25,lag=8,form=kvpress", tiny, "--scores").code, 0);
+  expect_same(out() / "keys.npy", tiny / "keys.npy");
+  const npy::array ones = load(out() / "scores.npy");
+  for (float s : ones.as<float>()) EXPECT_EQ(s, 1.0F);
+}
+
+TEST_F(lagkv_npy, other_policies) {
+  const fs::path tiny = golden("tiny");
+  // kvpress_cross: half the paper's score where tokens are judged, 1 before and behind.
+  const npy::array paper = load(tiny / "score.npy");
+  ASSERT_EQ(compress("lagkv:sink=4,lag=8,form=kvpress_cross", tiny, "--scores").code, 0);
+  const npy::array cross = load(out() / "scores.npy");
+  ASSERT_EQ(cross.shape, (std::vector<std::size_t>{2, 40}));
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::size_t t = 0; t < 40; ++t) {
+      const bool judged = t >= 4 && t < 28;
+      const float expected = judged ? paper.as<float>()[h * 24 + t - 4] / 2 : 1.0F;
+      ASSERT_NEAR(cross.as<float>()[h * 40 + t], expected, 1e-5 * expected);
+    }
+  EXPECT_EQ(load(out() / "kept.npy").shape, (std::vector<std::size_t>{2, 20}));
+  // kvpress: ranks in each partition.
+  ASSERT_EQ(compress("lagkv:sink=4,lag=8,form=kvpress", tiny, "--scores").code, 0);
+  const npy::array ranks = load(out() / "scores.npy");
+  for (std::size_t p = 0; p < 3; ++p) {
+    std::vector<float> part(ranks.as<float>().begin() + 4 + static_cast<std::ptrdiff_t>(p * 8),
+                            ranks.as<float>().begin() + 12 + static_cast<std::ptrdiff_t>(p * 8));
+    std::sort(part.begin(), part.end());
+    for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(part[i], static_cast<float>(i) / 8);
+  }
+  ASSERT_EQ(compress("random:recent=8,seed=3", tiny, "--scores").code, 0);
+  EXPECT_EQ(load(out() / "scores.npy").shape, (std::vector<std::size_t>{2, 40}));
+  EXPECT_EQ(load(out() / "kept.npy").shape, (std::vector<std::size_t>{2, 20}));
+  expect_gathered(tiny, "keys.npy");
+  ASSERT_EQ(compress("streaming_llm:capacity=12", tiny, "--steps 1x40").code, 0);
+  const std::vector<std::int32_t> stay{0, 1, 2, 3, 32, 33, 34, 35, 36, 37, 38, 39};
+  const npy::array kept = load(out() / "kept.npy");
+  EXPECT_TRUE(std::equal(stay.begin(), stay.end(), kept.as<std::int32_t>().begin()));
+}
+
+TEST_F(lagkv_npy, takes_values_of_another_type_and_dim) {
+  const fs::path input = folder_ / "mixed";
+  fs::create_directories(input);
+  std::vector<float> keys(2 * 40 * 3);
+  std::vector<std::uint16_t> values(2 * 40 * 5);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = std::sin(static_cast<float>(i * i));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::uint16_t>(0x3000 + i * 37 % 0x1000);
+  ASSERT_TRUE(npy::save(input / "keys.npy", "<f4", {2, 40, 3}, keys));
+  ASSERT_TRUE(npy::save(input / "values.npy", "<f2", {2, 40, 5}, values));
+  const run_result r = compress("lagkv:sink=2,lag=6,ratio=0.5", input);
+  ASSERT_EQ(r.code, 0) << r.output;
+  EXPECT_EQ(load(out() / "kept.npy").shape, (std::vector<std::size_t>{2, 25}));
+  expect_gathered(input, "keys.npy");
+  expect_gathered(input, "values.npy");
+}
+
+TEST_F(lagkv_npy, refuses_bad_input_in_one_line) {
+  const fs::path tiny = golden("tiny");
+  expect_refused(compress("lagkv:lag=0", tiny), "lag=0: must be 1 or more");
+  expect_refused(compress("lagkv:ratio=1.5", tiny), "ratio=1.5: must be above 0 and at most 1");
+  expect_refused(compress("lagcv", tiny), "unknown policy 'lagcv'");
+  expect_refused(compress("lagkv", tiny, "--steps 10,10"), "add up to 20");
+  expect_refused(compress("lagkv", tiny, "--steps 10,x"), "'x'");
+  expect_refused(compress("lagkv", tiny, "--steps 0,40"), "'0'");
+  expect_refused(compress("lagkv", tiny, "--steps 40,"), "''");
+  expect_refused(compress("lagkv", tiny, "--steps 18446744073709551615,41"), "more than");
+  expect_refused(compress("lagkv", tiny, "--target mmx"), "target=mmx");
+  expect_refused(compress("streaming_llm:keep=0.5", tiny, "--scores"), "streaming_llm has none");
+  expect_refused(compress("lagkv", tiny, "--frobnicate"), "--frobnicate");
+  expect_refused(run("--policy lagkv"), "--keys");
+  const std::string keys = " --keys " + (tiny / "keys.npy").string(), values = " --values " + (tiny / "values.npy").string();
+  expect_refused(run("--policy lagkv" + keys + values), "--out");
+  expect_refused(compress("lagkv", folder_ / "absent"), "cannot be opened");
+
+  const fs::path bad = folder_ / "bad.npy";
+  const auto with_values = [&] {
+    return run("--policy lagkv" + keys + " --values " + bad.string() + " --out " + out().string());
+  };
+  std::ofstream(bad) << "not numpy";
+  expect_refused(with_values(), "is not a .npy file");
+  ASSERT_TRUE(npy::save(bad, "<f4", {2, 41, 2}, std::vector<float>(164)));
+  expect_refused(with_values(), "keys [2, 40, 16], values [2, 41, 2]");
+  ASSERT_TRUE(npy::save(bad, "<f4", {80, 2}, std::vector<float>(160)));
+  expect_refused(with_values(), "shape [80, 2]");
+  ASSERT_TRUE(npy::save(bad, "<i4", {2, 40, 2}, std::vector<std::int32_t>(160)));
+  expect_refused(with_values(), "type <i4");
+  ASSERT_TRUE(npy::save(bad, "<f4", {2, 40, 2}, std::vector<float>(159)));
+  expect_refused(with_values(), "has 636 bytes of data");
+  expect_refused(run("--policy lagkv" + keys + values + " --out " + (bad / "below").string()), "cannot be made a folder");
+  fs::create_directories(out());
+  fs::remove_all(out() / "kept.npy");
+  fs::create_directories(out() / "kept.npy");
+  expect_refused(compress("lagkv", tiny), "cannot be written");
+}
+
+TEST_F(lagkv_npy, lists_policies_and_helps) {
+  const run_result list = run("--list");
+  EXPECT_EQ(list.code, 0);
+  for (const char* part : {"lagkv", "streaming_llm", "random", "ratio=0.5", "form=paper", "2504.04704"})
+    EXPECT_NE(list.output.find(part), std::string::npos) << part;
+  const run_result help = run("--help");
+  EXPECT_EQ(help.code, 0);
+  EXPECT_NE(help.output.find("--policy"), std::string::npos);
+}
+
+}  // namespace
