@@ -1,0 +1,94 @@
+// Once warm, step() does not allocate; and it runs in code built without exceptions and RTTI.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <new>
+
+#include <lagkv/lagkv.hpp>
+
+#include "no_exceptions.hpp"
+#include "support/host.hpp"
+
+namespace {
+std::size_t allocations = 0;
+
+void* counted(std::size_t n) {
+  ++allocations;
+  if (void* p = std::malloc(n != 0 ? n : 1)) return p;
+  throw std::bad_alloc();
+}
+}  // namespace
+
+void* operator new(std::size_t n) { return counted(n); }
+void* operator new[](std::size_t n) { return counted(n); }
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+
+TEST(allocation, is_counted) {
+  const std::size_t before = allocations;
+  ::operator delete(::operator new(1));  // calls, which a compiler may not elide as it may a new expression
+  EXPECT_EQ(allocations, before + 1);
+}
+
+struct counts {
+  std::size_t prefill, decode;
+};
+
+/// Allocations of a prefill of 1500 tokens, and of 3000 calls after it that add a token each.
+counts allocations_of(const lagkv::policy& p, lagkv::layer view, lagkv::workspace& ws) {
+  lagkv::cursor at;
+  view.tokens = 1500;
+  const std::size_t before = allocations;
+  view.tokens = lagkv::step(p, view, at, ws);
+  const std::size_t between = allocations;
+  for (int i = 0; i < 3000; ++i) {
+    ++view.tokens;
+    view.tokens = lagkv::step(p, view, at, ws);
+  }
+  return {between - before, allocations - between};
+}
+
+TEST(allocation, none_once_warm) {
+  const cube x = make_cube(1, 2, 4500, 8);
+  for (layout l : {layout::heads_first, layout::transposed, layout::both_strided, layout::blocks_of_16})
+    for (dtype type : all_types) {
+      cache c(l, type, x, x);
+      for (const char* text : {"lagkv:sink=4,lag=64,ratio=0.25", "lagkv:sink=4,lag=64,ratio=0.5,form=local", "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress",
+                               "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress_cross", "streaming_llm:sink=4,capacity=500",
+                               "random:sink=4,recent=64,keep=0.5"}) {
+        SCOPED_TRACE(std::string(text) + " " + name(l) + " " + lagkv::name(type));
+        lagkv::workspace ws;
+        EXPECT_GT(allocations_of(named(text), c.layer(0), ws).prefill, 0U) << "or nothing was measured";
+        const counts again = allocations_of(named(text), c.layer(0), ws);
+        EXPECT_EQ(again.prefill, 0U);
+        EXPECT_EQ(again.decode, 0U);
+      }
+    }
+}
+
+TEST(allocation, the_prefill_warms_what_decoding_needs) {
+  const cube x = make_cube(1, 2, 4500, 8);
+  cache c(layout::heads_first, dtype::f16, x, x);
+  lagkv::workspace ws;
+  EXPECT_EQ(allocations_of(named("lagkv:sink=4,lag=64,ratio=0.25"), c.layer(0), ws).decode, 0U);
+}
+
+TEST(without_exceptions, step_runs) {
+  const cube x = make_cube(1, 2, 100, 8);
+  cache one(layout::heads_first, dtype::f32, x, x), other = one;
+  const lagkv::policy p = named(plain::policy_text);
+  lagkv::workspace ws;
+  lagkv::cursor at;
+  ASSERT_EQ(plain::compress(one.layer(100)), lagkv::step(p, other.layer(100), at, ws));
+  for (std::size_t i = 0; i < at.tokens; ++i) EXPECT_EQ(one.keys.row(1, i), other.keys.row(1, i));
+  EXPECT_EQ(plain::refusal(), "lag=0: must be 1 or more");
+}
+
+}  // namespace

@@ -1,0 +1,207 @@
+// The official LagKV code and kvpress are the truth: their scores and kept tokens, through every view and kernel.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <set>
+
+#include <lagkv/lagkv.hpp>
+
+#include "support/golden.hpp"
+#include "support/host.hpp"
+#include "support/oracle.hpp"
+#include "support/sequence.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+
+/// Whether two sets of kept tokens are the same but for tokens whose exact scores tie (1e-6) with the cut of their partition.
+testing::AssertionResult same_but_for_ties(const std::set<int>& ours, const std::set<int>& theirs, const std::vector<double>& exact,
+                                           const golden_case& c) {
+  if (ours == theirs) return testing::AssertionSuccess();
+  if (ours.size() != theirs.size()) return testing::AssertionFailure() << ours.size() << " kept, not " << theirs.size();
+  const auto judged = [&](int token) { return static_cast<std::size_t>(token) - c.sink; };
+  std::vector<double> cut(c.partitions(), std::numeric_limits<double>::max());
+  for (int token : theirs)
+    if (judged(token) < exact.size()) cut[judged(token) / c.lag] = std::min(cut[judged(token) / c.lag], exact[judged(token)]);
+  std::vector<int> differ;
+  std::set_symmetric_difference(ours.begin(), ours.end(), theirs.begin(), theirs.end(), std::back_inserter(differ));
+  for (int token : differ)
+    if (judged(token) >= exact.size() || relative(exact[judged(token)], cut[judged(token) / c.lag]) > 1e-6)
+      return testing::AssertionFailure() << "token " << token << " does not tie with the cut";
+  return testing::AssertionSuccess();
+}
+
+double worst(std::span<const float> ours, std::span<const double> exact) {
+  double w = 0;
+  for (std::size_t i = 0; i < ours.size(); ++i) w = std::max(w, relative(ours[i], exact[i]));
+  return w;
+}
+
+using official = testing::TestWithParam<std::tuple<golden_case, layout>>;
+
+/// Names a test by its parameters.
+struct label {
+  template <class Info>
+  std::string operator()(const Info& i) const {
+    return std::string(std::get<0>(i.param).name) + "_" + name(std::get<1>(i.param));
+  }
+};
+
+TEST_P(official, scores_and_kept_tokens) {
+  const auto& [c, l] = GetParam();
+  const cube keys = golden_cube(c, "keys"), values = golden_cube(c, "values");
+  const dtype theirs = golden_type(c);
+  const auto kept = golden<int>(c, "kept");
+  const std::size_t kept_each = kept.size() / c.heads, judged_end = c.sink + c.partitions() * c.lag;
+  const lagkv::policy policy = *lagkv::make_lagkv(c.options());
+
+  for (dtype type : all_types) {
+    const cube k = rounded(type, keys), v = rounded(type, values);
+    const cache original(l, type, k, v);
+    std::vector<std::vector<double>> exact;
+    for (std::size_t h = 0; h < c.heads; ++h)
+      exact.push_back(lagkv_scores(k, v, h, c.sink, c.partitions(), {c.lag, c.value_weight}));
+
+    for (auto target : targets()) {
+      SCOPED_TRACE(std::string(lagkv::name(type)) + " " + lagkv::simd::name(target));
+      cache ours = original;
+      const lagkv::layer layer = ours.layer(c.tokens);
+      lagkv::workspace ws(target);
+      ASSERT_EQ(lagkv::check(policy, layer).message(), "");
+      const lagkv::plan plan = lagkv::judge(policy, layer, {}, ws);
+      ASSERT_EQ(plan.tokens_after(), kept_each);
+
+      std::vector<float> scores(judged_end - c.sink);
+      for (std::size_t h = 0; c.partitions() > 0 && h < c.heads; ++h) {
+        policy.score(layer, h, {c.sink, judged_end}, scores, ws);
+        EXPECT_LE(worst(scores, exact[h]), 2e-6);
+        if (type == theirs) {
+          const auto reference = golden<float>(c, "score");
+          for (std::size_t i = 0; i < scores.size(); ++i) ASSERT_LE(relative(scores[i], reference[h * scores.size() + i]), 1e-5);
+        }
+      }
+      if (type == theirs)
+        for (std::size_t h = 0; h < c.heads; ++h) {
+          std::set<int> a, b;
+          for (std::size_t i = 0; i < kept_each; ++i)
+            a.insert(static_cast<int>(plan.source(h, i))), b.insert(kept[h * kept_each + i]);
+          EXPECT_TRUE(same_but_for_ties(a, b, exact[h], c)) << "head " << h;
+        }
+
+      lagkv::cursor at;
+      ASSERT_EQ(lagkv::step(policy, layer, at, ws), kept_each);
+      for (std::size_t h = 0; h < c.heads; ++h)
+        for (std::size_t i = 0; i < kept_each; ++i) {
+          ASSERT_EQ(ours.keys.row(h, i), original.keys.row(h, plan.source(h, i)));
+          ASSERT_EQ(ours.values.row(h, i), original.values.row(h, plan.source(h, i)));
+        }
+      EXPECT_TRUE(ours.intact());
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(golden, official, testing::Combine(testing::ValuesIn(golden_of("official")), testing::ValuesIn(all_layouts)), label{});
+
+using stream = testing::TestWithParam<std::tuple<golden_case, layout>>;
+
+TEST_P(stream, lengths_cursor_and_positions_after_every_call) {
+  const golden_case c = std::get<0>(GetParam());
+  const layout l = std::get<1>(GetParam());
+  const cube k = golden_cube(c, "keys"), v = golden_cube(c, "values");
+  const auto steps = golden<int>(c, "steps"), lengths = golden<int>(c, "lengths"), compressed = golden<int>(c, "compressed");
+  const lagkv::policy policy = *lagkv::make_lagkv(c.options());
+  // What the reference kept, with the window in order and the judged part sorted.
+  const auto same_positions = [&](const sequence& s, const std::string& file) {
+    const auto kept = golden<int>(c, file);
+    for (std::size_t h = 0; h < c.heads; ++h) {
+      const auto from = kept.begin() + static_cast<std::ptrdiff_t>(h * s.tokens());
+      if (s.positions(h) != std::vector<int>(from, from + static_cast<std::ptrdiff_t>(s.tokens()))) return false;
+    }
+    return true;
+  };
+  for (auto target : targets()) {
+    SCOPED_TRACE(lagkv::simd::name(target));
+    sequence s(l, dtype::f32, k, v);
+    lagkv::workspace ws(target);
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      s.append(static_cast<std::size_t>(steps[i]), policy, ws);
+      ASSERT_EQ(s.tokens(), static_cast<std::size_t>(lengths[i])) << "call " << i;
+      // The reference counts the sinks from the start, the cursor from the first judgement on.
+      ASSERT_EQ(std::max(s.at().judged, c.sink), static_cast<std::size_t>(compressed[i])) << "call " << i;
+      ASSERT_EQ(s.at().seen(), s.seen());
+      if (i == c.middle_step) {
+        EXPECT_TRUE(same_positions(s, "kept_middle"));
+      }
+    }
+    EXPECT_TRUE(same_positions(s, "kept"));
+    EXPECT_TRUE(s.rows_follow_positions());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(golden, stream, testing::Combine(testing::ValuesIn(golden_of("official-stream")), testing::ValuesIn(all_layouts)), label{});
+
+// ---- kvpress ----------------------------------------------------------------------------------------------------------
+// Its sinks and tail have the score 1; here they lie outside the judged range.
+
+using kvpress = testing::TestWithParam<layout>;
+
+struct kvpress_case {
+  golden_case c = golden_of("kvpress").at(0);
+  cube k = golden_cube(c, "keys"), v = golden_cube(c, "values");
+  lagkv::token_range judged{c.sink, c.sink + c.partitions() * c.lag};
+
+  lagkv::policy policy(lagkv::lagkv_form form, double removed) const {
+    return *lagkv::make_lagkv({.sink = c.sink, .lag = c.lag, .ratio = 1 - removed, .form = form});
+  }
+};
+
+TEST_P(kvpress, cross_scoring) {
+  const kvpress_case g;
+  const auto reference = golden<float>(g.c, "lagkv_cross_score");
+  for (auto target : targets()) {
+    SCOPED_TRACE(lagkv::simd::name(target));
+    cache ours(GetParam(), dtype::f32, g.k, g.v);
+    lagkv::workspace ws(target);
+    std::vector<float> scores(g.judged.size());
+    for (std::size_t h = 0; h < g.c.heads; ++h) {
+      g.policy(lagkv::lagkv_form::kvpress_cross, .5).score(ours.layer(g.c.tokens), h, g.judged, scores, ws);
+      for (std::size_t i = 0; i < scores.size(); ++i)  // kvpress halves the sum
+        ASSERT_LE(relative(scores[i], reference[h * g.c.tokens + g.judged.begin + i]), 1e-5);
+    }
+    for (auto [removed, file] : {std::pair{.5, "lagkv_cross_kept_0.5"}, {.75, "lagkv_cross_kept_0.75"}}) {
+      const auto kept = golden<int>(g.c, file);
+      const lagkv::plan& plan = lagkv::judge(g.policy(lagkv::lagkv_form::kvpress_cross, removed), ours.layer(g.c.tokens), {}, ws);
+      ASSERT_EQ(plan.tokens_after() * g.c.heads, kept.size());
+      for (std::size_t h = 0; h < g.c.heads; ++h)
+        for (std::size_t i = 0; i < plan.tokens_after(); ++i)
+          ASSERT_EQ(plan.source(h, i), static_cast<std::size_t>(kept[h * plan.tokens_after() + i]));
+    }
+  }
+}
+
+TEST_P(kvpress, ranks) {
+  const kvpress_case g;
+  const auto reference = golden<float>(g.c, "lagkv_score");
+  for (auto target : targets()) {
+    SCOPED_TRACE(lagkv::simd::name(target));
+    cache ours(GetParam(), dtype::f32, g.k, g.v);
+    lagkv::workspace ws(target);
+    std::vector<float> scores(g.judged.size());
+    const lagkv::policy policy = g.policy(lagkv::lagkv_form::kvpress, .75);
+    for (std::size_t h = 0; h < g.c.heads; ++h) {
+      policy.score(ours.layer(g.c.tokens), h, g.judged, scores, ws);
+      policy.adjust(scores, {g.judged, 0, 0, 0}, ws);
+      for (std::size_t i = 0; i < scores.size(); ++i)
+        ASSERT_FLOAT_EQ(scores[i], reference[h * g.c.tokens + g.judged.begin + i]) << "token " << g.judged.begin + i;
+    }
+    EXPECT_EQ(lagkv::judge(policy, ours.layer(g.c.tokens), {}, ws).tokens_after(), g.c.tokens / 4);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(golden, kvpress, testing::ValuesIn(all_layouts), testing::PrintToStringParamName());
+
+}  // namespace

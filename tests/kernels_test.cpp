@@ -1,0 +1,272 @@
+// Every kernel of every instruction set against a plain double computation, over sizes that end anywhere in a vector.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include <lagkv/lagkv.hpp>
+
+#include "support/host.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+using lagkv::simd::target;
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+
+struct kernels : testing::TestWithParam<target> {
+  const lagkv::simd::kernel_table& table = lagkv::simd::kernels(GetParam());
+};
+
+/// Rows of one type in memory that ends with the last element.
+struct packed {
+  packed(dtype t, std::size_t n, std::size_t c, std::ptrdiff_t padding, std::mt19937& random)
+      : type(t), tokens(n), channels(c), stride(static_cast<std::ptrdiff_t>(c) + padding), bytes((tokens - 1) * row_bytes() + c * size_of(t)) {
+    std::normal_distribution<float> normal(0.5F, 2.0F);
+    for (std::size_t i = 0; i < tokens; ++i)
+      for (std::size_t j = 0; j < channels; ++j) set(i, j, encoded(type, normal(random)));
+  }
+  std::size_t row_bytes() const { return static_cast<std::size_t>(stride) * size_of(type); }
+  std::size_t at(std::size_t token, std::size_t channel) const { return token * row_bytes() + channel * size_of(type); }
+  void set(std::size_t token, std::size_t channel, std::uint32_t bits) { std::memcpy(&bytes[at(token, channel)], &bits, size_of(type)); }
+  float value(std::size_t token, std::size_t channel) const {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &bytes[at(token, channel)], size_of(type));
+    return decoded(type, bits);
+  }
+  lagkv::simd::rows rows() const { return {bytes.data(), type, tokens, channels, stride}; }
+
+  dtype type;
+  std::size_t tokens, channels;
+  std::ptrdiff_t stride;
+  std::vector<std::byte> bytes;
+};
+
+/// Calls f with rows of every type, 1..130 channels and 1..40 tokens (all channels with some tokens, some with all).
+template <class F>
+void for_each_size(const F& f) {
+  std::mt19937 random(3);
+  for (dtype type : all_types)
+    for (std::size_t channels = 1; channels <= 130; ++channels)
+      for (std::size_t tokens = 1; tokens <= 40; ++tokens)
+        if (tokens == 1 + channels % 40 || channels == 3 + tokens || channels == 90 + tokens) {
+          SCOPED_TRACE(std::string(lagkv::name(type)) + " " + std::to_string(tokens) + " x " + std::to_string(channels));
+          f(packed(type, tokens, channels, static_cast<std::ptrdiff_t>(random() % 3), random), random);
+          if (testing::Test::HasFatalFailure()) return;
+        }
+}
+
+TEST_P(kernels, say_what_they_are) { EXPECT_EQ(table.id, GetParam()); }
+
+TEST_P(kernels, range_extends_what_it_is_given) {
+  for_each_size([&](packed x, std::mt19937& random) {
+    std::vector<float> low(x.channels), high(x.channels), lo(x.channels), hi(x.channels);
+    for (std::size_t c = 0; c < x.channels; ++c) {
+      const bool fresh = c % 2 == 0;  // the others have seen rows before
+      lo[c] = low[c] = fresh ? infinity : -1.0F;
+      hi[c] = high[c] = fresh ? -infinity : 1.0F;
+      for (std::size_t t = 0; t < x.tokens; ++t) low[c] = std::min(low[c], x.value(t, c)), high[c] = std::max(high[c], x.value(t, c));
+    }
+    // A NaN changes nothing, wherever it stands; signalling ones too.
+    if (x.tokens > 1)
+      for (std::size_t c = 0; c < x.channels; ++c) {
+        const std::size_t t = random() % x.tokens;
+        const bool quiet = random() % 2 == 0;
+        const float gone = x.value(t, c);
+        if (gone == low[c] || gone == high[c]) continue;
+        x.set(t, c, x.type == dtype::f32 ? (quiet ? 0x7fc00000U : 0xffa00000U) : x.type == dtype::f16 ? (quiet ? 0x7e00U : 0xfd00U) : (quiet ? 0x7fc0U : 0xffa0U));
+      }
+    table.range(x.rows(), lo.data(), hi.data());
+    for (std::size_t c = 0; c < x.channels; ++c) {
+      ASSERT_EQ(lo[c], low[c]) << "channel " << c;
+      ASSERT_EQ(hi[c], high[c]) << "channel " << c;
+    }
+  });
+}
+
+TEST_P(kernels, range_counts_infinities) {
+  std::mt19937 random(5);
+  packed x(dtype::f16, 3, 33, 0, random);
+  x.set(1, 32, 0x7c00), x.set(2, 0, 0xfc00);
+  std::vector<float> lo(33, infinity), hi(33, -infinity);
+  table.range(x.rows(), lo.data(), hi.data());
+  EXPECT_EQ(hi[32], infinity);
+  EXPECT_EQ(lo[0], -infinity);
+  EXPECT_TRUE(std::isfinite(lo[32]) && std::isfinite(hi[0]));
+}
+
+TEST_P(kernels, deviation) {
+  for_each_size([&](const packed& x, std::mt19937& random) {
+    std::uniform_real_distribution<float> uniform(0.1F, 1.0F);
+    std::vector<float> lo(x.channels), inverse(x.channels), out(x.tokens + 2, 77.0F);
+    for (std::size_t c = 0; c < x.channels; ++c) lo[c] = -uniform(random), inverse[c] = c % 7 == 3 ? 0.0F : uniform(random);
+    table.deviation(x.rows(), lo.data(), inverse.data(), out.data());
+    for (std::size_t t = 0; t < x.tokens; ++t) {
+      std::vector<double> z(x.channels);
+      for (std::size_t c = 0; c < x.channels; ++c) z[c] = (static_cast<double>(x.value(t, c)) - lo[c]) * inverse[c];
+      const double mean = std::accumulate(z.begin(), z.end(), 0.0) / static_cast<double>(z.size());
+      double square = 0;
+      for (double v : z) square += (v - mean) * (v - mean);
+      const double exact = x.channels == 1 ? 0.0 : std::sqrt(square / static_cast<double>(x.channels - 1));
+      ASSERT_NEAR(out[t], exact, 2e-6 * (1 + exact)) << "token " << t;
+    }
+    ASSERT_EQ(out[x.tokens], 77.0F) << "writes behind the last token";
+  });
+}
+
+TEST_P(kernels, a_row_counts_the_same_wherever_it_stands) {
+  std::mt19937 random(9);
+  for (dtype type : all_types)
+    for (std::size_t channels : {1U, 7U, 16U, 64U, 77U, 128U}) {
+      const packed x(type, 23, channels, 1, random);
+      std::vector<float> lo(channels, -1.0F), inverse(channels, 0.3F), together(23), alone(23);
+      table.deviation(x.rows(), lo.data(), inverse.data(), together.data());
+      for (std::size_t t = 0; t < 23; ++t) {
+        lagkv::simd::rows one = x.rows();
+        one.data = x.bytes.data() + x.at(t, 0), one.tokens = 1;
+        table.deviation(one, lo.data(), inverse.data(), &alone[t]);
+        ASSERT_TRUE(same_bits(alone[t], together[t])) << lagkv::name(type) << " " << channels << " token " << t;
+      }
+    }
+}
+
+TEST_P(kernels, deviation_of_a_row_that_is_not_finite_is_not) {
+  std::mt19937 random(9);
+  for (std::uint32_t bad : {0x7e00U, 0x7c00U, 0xfc00U})
+    for (std::size_t channels : {2U, 16U, 37U})
+      for (std::size_t c : {std::size_t{0}, channels - 1}) {
+        packed x(dtype::f16, 6, channels, 0, random);
+        x.set(4, c, bad);
+        std::vector<float> lo(channels, -1.0F), inverse(channels, 0.3F), out(6);
+        for (float i : {0.3F, 0.0F}) {  // also where the channel itself counts for nothing
+          inverse[c] = i;
+          table.deviation(x.rows(), lo.data(), inverse.data(), out.data());
+          for (std::size_t t = 0; t < 6; ++t) ASSERT_EQ(std::isfinite(out[t]), t != 4);
+        }
+      }
+}
+
+TEST_P(kernels, softmax_adds_a_weighted_share) {
+  std::mt19937 random(1);
+  std::exponential_distribution<float> spread(0.5F);
+  for (std::size_t n = 1; n <= 300; ++n) {
+    std::vector<float> x(n), out(n + 1, 0.25F);
+    for (float& v : x) v = spread(random) * (n % 5 == 0 ? 30.0F : 1.0F);
+    std::vector<bool> absent(n);
+    if (n % 3 == 0)
+      for (float odd : {nan, infinity, -infinity}) {
+        const std::size_t i = random() % n;
+        x[i] = odd, absent[i] = true;
+      }
+    double top = -1e300, sum = 0;
+    for (std::size_t i = 0; i < n; ++i) top = absent[i] ? top : std::max(top, static_cast<double>(x[i]));
+    for (std::size_t i = 0; i < n; ++i) sum += absent[i] ? 0 : std::exp(x[i] - top);
+    const std::vector<float> input = x;
+    table.add_softmax(x.data(), n, 0.75F, out.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      const double exact = absent[i] ? 0.25 : 0.25 + 0.75 * std::exp(input[i] - top) / sum;
+      ASSERT_LE(relative(out[i], exact), 2e-6) << n << " entry " << i << " = " << input[i];
+    }
+    ASSERT_EQ(out[n], 0.25F);
+  }
+}
+
+TEST_P(kernels, softmax_alone_is_precise) {
+  // Without a score to add to, small shares must be as precise as large ones.
+  std::vector<float> x(40), out(40, 0.0F);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = 0.5F * static_cast<float>(i);
+  const std::vector<float> input = x;
+  table.add_softmax(x.data(), x.size(), 1.0F, out.data());
+  double sum = 0;
+  for (float v : input) sum += std::exp(static_cast<double>(v) - input.back());
+  for (std::size_t i = 0; i < x.size(); ++i)
+    ASSERT_LE(relative(out[i], std::exp(static_cast<double>(input[i]) - input.back()) / sum), 5e-7) << i;
+}
+
+TEST_P(kernels, softmax_of_nothing_finite_adds_nothing) {
+  for (std::size_t n : {1U, 5U, 16U, 33U}) {
+    std::vector<float> x(n, nan), out(n, 0.5F);
+    x[0] = infinity;
+    table.add_softmax(x.data(), n, 1.0F, out.data());
+    EXPECT_EQ(out, std::vector<float>(n, 0.5F));
+  }
+}
+
+TEST_P(kernels, widen_every_pattern) {
+  for (dtype type : {dtype::f16, dtype::bf16}) {
+    std::vector<std::uint16_t> all(65536);
+    std::iota(all.begin(), all.end(), std::uint16_t{0});
+    std::vector<float> out(all.size());
+    table.widen(all.data(), type, all.size(), out.data());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const float exact = decoded(type, all[i]);
+      ASSERT_TRUE(std::isnan(exact) ? std::isnan(out[i]) : same_bits(out[i], exact)) << lagkv::name(type) << " " << i << ": " << out[i];
+    }
+  }
+}
+
+TEST_P(kernels, widen_every_length) {
+  std::mt19937 random(2);
+  for (dtype type : all_types)
+    for (std::size_t n = 1; n <= 70; ++n) {
+      const packed x(type, 1, n, 0, random);
+      std::vector<float> out(n + 1, 77.0F);
+      table.widen(x.bytes.data(), type, n, out.data());
+      for (std::size_t i = 0; i < n; ++i) ASSERT_TRUE(same_bits(out[i], x.value(0, i)));
+      ASSERT_EQ(out[n], 77.0F);
+    }
+}
+
+/// What top_k promises, the plain way.
+std::vector<std::uint32_t> best(const std::vector<float>& scores, std::size_t k, std::uint32_t base) {
+  std::vector<std::uint32_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0U);
+  std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    if (std::isnan(scores[a]) || std::isnan(scores[b])) return !std::isnan(scores[a]) && std::isnan(scores[b]);
+    return scores[a] > scores[b];
+  });
+  order.resize(k);
+  std::sort(order.begin(), order.end());
+  for (auto& i : order) i += base;
+  return order;
+}
+
+TEST_P(kernels, top_k_of_all_sizes_and_counts) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  const std::vector<std::function<float()>> scores{
+      [&] { return normal(random); },
+      [&] { return static_cast<float>(random() % 4); },  // mostly ties
+      [&] { return 1.0F; },
+      [&] {
+        constexpr float odd[] = {nan, infinity, -infinity, 0.0F, -0.0F, 1e-45F, -1e-45F, std::numeric_limits<float>::max(),
+                                 std::numeric_limits<float>::lowest()};
+        return odd[random() % std::size(odd)];
+      },
+      [&] { return random() % 2 == 0 ? -nan : nan; }};
+  std::vector<float> x;
+  std::vector<std::int32_t> keys(300);
+  for (const auto& next : scores)
+    for (std::size_t n = 1; n <= 300; n += n < 70 ? 1 : 23) {
+      x.resize(n);
+      std::generate(x.begin(), x.end(), next);
+      for (std::size_t k = 0; k <= n; ++k) {
+        std::vector<std::uint32_t> out(k + 1, 7U);
+        table.top_k(x.data(), n, k, 1000, keys.data(), out.data());
+        ASSERT_EQ(out[k], 7U) << "writes behind the last one";
+        out.pop_back();
+        ASSERT_EQ(out, best(x, k, 1000)) << k << " of " << n;
+      }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(simd, kernels, testing::ValuesIn(targets()), target_name{});
+
+}  // namespace
