@@ -60,9 +60,9 @@ TEST(allocation, none_once_warm) {
   for (layout l : {layout::heads_first, layout::transposed, layout::both_strided, layout::blocks_of_16})
     for (dtype type : all_types) {
       cache c(l, type, x, x);
-      for (const char* text : {"lagkv:sink=4,lag=64,ratio=0.25", "lagkv:sink=4,lag=64,ratio=0.5,form=local", "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress",
-                               "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress_cross", "streaming_llm:sink=4,capacity=500",
-                               "random:sink=4,recent=64,keep=0.5"}) {
+      for (const char* text : {"lagkv:sink=4,lag=64,ratio=0.25", "lagkv:sink=4,lag=64,ratio=0.5,form=local",
+                               "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress", "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress_cross",
+                               "streaming_llm:sink=4,capacity=500", "random:sink=4,recent=64,keep=0.5"}) {
         SCOPED_TRACE(std::string(text) + " " + name(l) + " " + lagkv::name(type));
         lagkv::workspace ws;
         EXPECT_GT(allocations_of(named(text), c.layer(0), ws).prefill, 0U) << "or nothing was measured";

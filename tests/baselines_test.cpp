@@ -61,7 +61,8 @@ TEST(streaming_llm, never_drops_a_sink) {
 TEST(streaming_llm, reads_no_element) {
   const lagkv::tensor nowhere = lagkv::strided<float>(reinterpret_cast<float*>(64), {2, 4}, {4000, 4, 1});
   lagkv::workspace ws;
-  EXPECT_EQ(lagkv::judge(named("streaming_llm:sink=4,capacity=50"), {nowhere, nowhere, 90}, {}, ws).judged, (lagkv::token_range{4, 44}));
+  EXPECT_EQ(lagkv::judge(named("streaming_llm:sink=4,capacity=50"), {nowhere, nowhere, 90}, {}, ws).judged,
+            (lagkv::token_range{4, 44}));
 }
 
 std::vector<std::uint32_t> kept_at_random(const std::string& text, const cube& x, layout l = layout::heads_first) {

@@ -36,9 +36,9 @@ TEST(dispatch, finds_what_the_kernel_reports) {
       if (flags.count(n) == 0) return false;
     return true;
   };
-  const target expected = !has({"avx2", "fma", "f16c"})                                ? target::sse2
+  const target expected = !has({"avx2", "fma", "f16c"})                          ? target::sse2
                           : has({"avx512f", "avx512bw", "avx512dq", "avx512vl"}) ? target::avx512
-                                                                                       : target::avx2;
+                                                                                 : target::avx2;
   EXPECT_EQ(lagkv::simd::name(lagkv::simd::best()), std::string(lagkv::simd::name(expected)));
 #elif defined(__aarch64__)
   EXPECT_EQ(lagkv::simd::best(), target::neon);

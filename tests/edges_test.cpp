@@ -35,6 +35,7 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
 
       {"lagkv:lag=0", "lag=0: must be 1 or more"},
       {"lagkv:ratio=1.5", "ratio=1.5: must be above 0 and at most 1"},
+      {"lagkv:ratio=1.0000001", "ratio=1.0000001: must be above 0 and at most 1"},
       {"lagkv:ratio=0", "ratio=0: must be above 0 and at most 1"},
       {"lagkv:ratio=-0.5", "ratio=-0.5: must be above 0 and at most 1"},
       {"lagkv:ratio=nan", "ratio=nan: must be above 0 and at most 1"},
@@ -51,7 +52,7 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"lagkv:sink=nan", "sink=nan: must be a whole number, 0 or more"},
       {"lagkv:sink= 4", "sink= 4: must be a whole number, 0 or more"},
       {"lagkv:value_weight=-1", "value_weight=-1: must be from 0 to 1000000"},
-      {"lagkv:value_weight=1e7", "value_weight=10000000: must be from 0 to 1000000"},
+      {"lagkv:value_weight=1e7", "value_weight=1e+07: must be from 0 to 1000000"},
       {"lagkv:form=other", "form=other: must be one of paper, local, kvpress, kvpress_cross"},
       {"lagkv:form=pape", "form=pape: must be one of paper, local, kvpress, kvpress_cross"},
       {"lagkv:lags=4", with(keys_of_lagkv, "lags")},
@@ -85,7 +86,11 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
 }
 
 TEST(parse, survives_any_text) {
-  const std::string pieces[] = {"lagkv", "random", ":", ",", "=", "lag", "ratio", "0.5", "1e", "-", "\xff", std::string(1, '\0'), "form", "kvpress|", "9999999999999999999999"};
+  const std::string pieces[] = {"lagkv", "random",   ":",
+                                ",",     "=",        "lag",
+                                "ratio", "0.5",      "1e",
+                                "-",     "\xff",     std::string(1, '\0'),
+                                "form",  "kvpress|", "9999999999999999999999"};
   unsigned state = 1;
   for (int i = 0; i < 20000; ++i) {
     std::string text;
@@ -129,9 +134,11 @@ TEST(parse, defaults_of_every_policy_are_those_of_its_options) {
 }
 
 TEST(make, refuses_what_no_string_can_say) {
-  EXPECT_EQ(lagkv::make_lagkv({.ratio = std::numeric_limits<double>::quiet_NaN()}).message(), "ratio=nan: must be above 0 and at most 1");
+  EXPECT_EQ(lagkv::make_lagkv({.ratio = std::numeric_limits<double>::quiet_NaN()}).message(),
+            "ratio=nan: must be above 0 and at most 1");
   EXPECT_EQ(lagkv::make_lagkv({.lag = std::size_t{1} << 40}).message(), "lag=1099511627776: must be at most 2147483647");
-  EXPECT_EQ(lagkv::make_streaming_llm({.sink = std::size_t{1} << 40, .capacity = 5}).message(), "sink=1099511627776: must be at most 2147483647");
+  EXPECT_EQ(lagkv::make_streaming_llm({.sink = std::size_t{1} << 40, .capacity = 5}).message(),
+            "sink=1099511627776: must be at most 2147483647");
 }
 
 // ---- check ----------------------------------------------------------------------------------------------------------
@@ -157,7 +164,8 @@ TEST(check, strides_that_overlap) {
 
 TEST(check, capacity_and_emptiness) {
   EXPECT_EQ(refusal(lagkv::strided<float>(memory, {2, 4}, {40, 4, 1}, 10), 11), "tokens=11: the view addresses at most 10");
-  EXPECT_EQ(refusal(lagkv::strided<float>(memory, {2, 4}, {36, 4, 1}, 10), 5), "strides head=36, token=4, channel=1: overlap for 2 heads, 10 tokens, 4 channels")
+  EXPECT_EQ(refusal(lagkv::strided<float>(memory, {2, 4}, {36, 4, 1}, 10), 5),
+            "strides head=36, token=4, channel=1: overlap for 2 heads, 10 tokens, 4 channels")
       << "the whole capacity counts";
   EXPECT_EQ(refusal(lagkv::strided<float>(memory, {0, 4}, {40, 4, 1}), 5), "heads=0, channels=4: must be 1 or more");
   EXPECT_EQ(refusal(lagkv::strided<float>(memory, {2, 0}, {40, 4, 1}), 5), "heads=2, channels=0: must be 1 or more");
@@ -165,7 +173,8 @@ TEST(check, capacity_and_emptiness) {
   EXPECT_EQ(refusal({}, 0), "the tensor is empty");
 }
 
-std::string paged_refusal(const std::vector<std::int32_t>& table, std::size_t tokens, lagkv::block_layout b = {16, 128, {4, 8, 1}, 8}) {
+std::string paged_refusal(const std::vector<std::int32_t>& table, std::size_t tokens,
+                          lagkv::block_layout b = {16, 128, {4, 8, 1}, 8}) {
   return refusal(lagkv::paged<lagkv::f16>(halves, {2, 4}, b, table), tokens);
 }
 
@@ -180,7 +189,10 @@ TEST(check, block_tables) {
   EXPECT_EQ(paged_refusal({0, 1}, 32, {16, 127, {4, 8, 1}, 8}), "strides block=127, head=4, token=8, channel=1: overlap");
   EXPECT_EQ(paged_refusal({0, 1}, 32, {16, 128, {3, 8, 1}, 8}), "strides block=128, head=3, token=8, channel=1: overlap");
   EXPECT_EQ(paged_refusal({0, 1}, 0, {0, 128, {4, 8, 1}, 8}), "block tokens=0: must be 1 or more");
-  EXPECT_EQ(refusal(lagkv::paged<float>(static_cast<float*>(nullptr), {2, 4}, {16, 128, {4, 8, 1}, 0}, std::vector<std::int32_t>{0}), 1), "pool: is null");
+  EXPECT_EQ(
+      refusal(lagkv::paged<float>(static_cast<float*>(nullptr), {2, 4}, {16, 128, {4, 8, 1}, 0}, std::vector<std::int32_t>{0}),
+              1),
+      "pool: is null");
 }
 
 TEST(check, layers_and_policies) {
@@ -202,10 +214,13 @@ TEST(check, layers_and_policies) {
 }
 
 TEST(views, stand_on_the_hosts_own_types) {
-  static_assert(lagkv::stored_as<float, float> && lagkv::stored_as<std::uint16_t, lagkv::f16> && lagkv::stored_as<short, lagkv::bf16>);
+  static_assert(lagkv::stored_as<float, float> && lagkv::stored_as<std::uint16_t, lagkv::f16> &&
+                lagkv::stored_as<short, lagkv::bf16>);
   static_assert(!lagkv::stored_as<double, float> && !lagkv::stored_as<int, float> && !lagkv::stored_as<float, lagkv::f16>);
-  static_assert(lagkv::kv_tensor<lagkv::strided<float>> && lagkv::kv_tensor<lagkv::paged<lagkv::bf16, std::uint64_t>> && lagkv::kv_tensor<ring_view>);
-  static_assert(std::is_trivially_copyable_v<lagkv::layer> && std::is_trivially_copyable_v<lagkv::policy> && std::is_trivially_copyable_v<lagkv::cursor>);
+  static_assert(lagkv::kv_tensor<lagkv::strided<float>> && lagkv::kv_tensor<lagkv::paged<lagkv::bf16, std::uint64_t>> &&
+                lagkv::kv_tensor<ring_view>);
+  static_assert(std::is_trivially_copyable_v<lagkv::layer> && std::is_trivially_copyable_v<lagkv::policy> &&
+                std::is_trivially_copyable_v<lagkv::cursor>);
 }
 
 // ---- cursor ---------------------------------------------------------------------------------------------------------

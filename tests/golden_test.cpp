@@ -19,8 +19,8 @@ using namespace support;
 using lagkv::dtype;
 
 /// Whether two sets of kept tokens are the same but for tokens whose exact scores tie (1e-6) with the cut of their partition.
-testing::AssertionResult same_but_for_ties(const std::set<int>& ours, const std::set<int>& theirs, const std::vector<double>& exact,
-                                           const golden_case& c) {
+testing::AssertionResult same_but_for_ties(const std::set<int>& ours, const std::set<int>& theirs,
+                                           const std::vector<double>& exact, const golden_case& c) {
   if (ours == theirs) return testing::AssertionSuccess();
   if (ours.size() != theirs.size()) return testing::AssertionFailure() << ours.size() << " kept, not " << theirs.size();
   const auto judged = [&](int token) { return static_cast<std::size_t>(token) - c.sink; };
@@ -104,7 +104,8 @@ TEST_P(official, scores_and_kept_tokens) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(golden, official, testing::Combine(testing::ValuesIn(golden_of("official")), testing::ValuesIn(all_layouts)), label{});
+INSTANTIATE_TEST_SUITE_P(golden, official,
+                         testing::Combine(testing::ValuesIn(golden_of("official")), testing::ValuesIn(all_layouts)), label{});
 
 using stream = testing::TestWithParam<std::tuple<golden_case, layout>>;
 
@@ -142,7 +143,9 @@ TEST_P(stream, lengths_cursor_and_positions_after_every_call) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(golden, stream, testing::Combine(testing::ValuesIn(golden_of("official-stream")), testing::ValuesIn(all_layouts)), label{});
+INSTANTIATE_TEST_SUITE_P(golden, stream,
+                         testing::Combine(testing::ValuesIn(golden_of("official-stream")), testing::ValuesIn(all_layouts)),
+                         label{});
 
 // ---- kvpress ----------------------------------------------------------------------------------------------------------
 // Its sinks and tail have the score 1; here they lie outside the judged range.

@@ -28,14 +28,20 @@ struct kernels : testing::TestWithParam<target> {
 /// Rows of one type in memory that ends with the last element.
 struct packed {
   packed(dtype t, std::size_t n, std::size_t c, std::ptrdiff_t padding, std::mt19937& random)
-      : type(t), tokens(n), channels(c), stride(static_cast<std::ptrdiff_t>(c) + padding), bytes((tokens - 1) * row_bytes() + c * size_of(t)) {
+      : type(t),
+        tokens(n),
+        channels(c),
+        stride(static_cast<std::ptrdiff_t>(c) + padding),
+        bytes((tokens - 1) * row_bytes() + c * size_of(t)) {
     std::normal_distribution<float> normal(0.5F, 2.0F);
     for (std::size_t i = 0; i < tokens; ++i)
       for (std::size_t j = 0; j < channels; ++j) set(i, j, encoded(type, normal(random)));
   }
   std::size_t row_bytes() const { return static_cast<std::size_t>(stride) * size_of(type); }
   std::size_t at(std::size_t token, std::size_t channel) const { return token * row_bytes() + channel * size_of(type); }
-  void set(std::size_t token, std::size_t channel, std::uint32_t bits) { std::memcpy(&bytes[at(token, channel)], &bits, size_of(type)); }
+  void set(std::size_t token, std::size_t channel, std::uint32_t bits) {
+    std::memcpy(&bytes[at(token, channel)], &bits, size_of(type));
+  }
   float value(std::size_t token, std::size_t channel) const {
     std::uint32_t bits = 0;
     std::memcpy(&bits, &bytes[at(token, channel)], size_of(type));
@@ -72,7 +78,8 @@ TEST_P(kernels, range_extends_what_it_is_given) {
       const bool fresh = c % 2 == 0;  // the others have seen rows before
       lo[c] = low[c] = fresh ? infinity : -1.0F;
       hi[c] = high[c] = fresh ? -infinity : 1.0F;
-      for (std::size_t t = 0; t < x.tokens; ++t) low[c] = std::min(low[c], x.value(t, c)), high[c] = std::max(high[c], x.value(t, c));
+      for (std::size_t t = 0; t < x.tokens; ++t)
+        low[c] = std::min(low[c], x.value(t, c)), high[c] = std::max(high[c], x.value(t, c));
     }
     // A NaN changes nothing, wherever it stands; signalling ones too.
     if (x.tokens > 1)
@@ -81,7 +88,10 @@ TEST_P(kernels, range_extends_what_it_is_given) {
         const bool quiet = random() % 2 == 0;
         const float gone = x.value(t, c);
         if (gone == low[c] || gone == high[c]) continue;
-        x.set(t, c, x.type == dtype::f32 ? (quiet ? 0x7fc00000U : 0xffa00000U) : x.type == dtype::f16 ? (quiet ? 0x7e00U : 0xfd00U) : (quiet ? 0x7fc0U : 0xffa0U));
+        x.set(t, c,
+              x.type == dtype::f32   ? (quiet ? 0x7fc00000U : 0xffa00000U)
+              : x.type == dtype::f16 ? (quiet ? 0x7e00U : 0xfd00U)
+                                     : (quiet ? 0x7fc0U : 0xffa0U));
       }
     table.range(x.rows(), lo.data(), hi.data());
     for (std::size_t c = 0; c < x.channels; ++c) {
@@ -207,7 +217,8 @@ TEST_P(kernels, widen_every_pattern) {
     table.widen(all.data(), type, all.size(), out.data());
     for (std::size_t i = 0; i < all.size(); ++i) {
       const float exact = decoded(type, all[i]);
-      ASSERT_TRUE(std::isnan(exact) ? std::isnan(out[i]) : same_bits(out[i], exact)) << lagkv::name(type) << " " << i << ": " << out[i];
+      ASSERT_TRUE(std::isnan(exact) ? std::isnan(out[i]) : same_bits(out[i], exact))
+          << lagkv::name(type) << " " << i << ": " << out[i];
     }
   }
 }
@@ -241,16 +252,22 @@ std::vector<std::uint32_t> best(const std::vector<float>& scores, std::size_t k,
 TEST_P(kernels, top_k_of_all_sizes_and_counts) {
   std::mt19937 random(4);
   std::normal_distribution<float> normal;
-  const std::vector<std::function<float()>> scores{
-      [&] { return normal(random); },
-      [&] { return static_cast<float>(random() % 4); },  // mostly ties
-      [&] { return 1.0F; },
-      [&] {
-        constexpr float odd[] = {nan, infinity, -infinity, 0.0F, -0.0F, 1e-45F, -1e-45F, std::numeric_limits<float>::max(),
-                                 std::numeric_limits<float>::lowest()};
-        return odd[random() % std::size(odd)];
-      },
-      [&] { return random() % 2 == 0 ? -nan : nan; }};
+  const std::vector<std::function<float()>> scores{[&] { return normal(random); },
+                                                   [&] { return static_cast<float>(random() % 4); },  // mostly ties
+                                                   [&] { return 1.0F; },
+                                                   [&] {
+                                                     constexpr float odd[] = {nan,
+                                                                              infinity,
+                                                                              -infinity,
+                                                                              0.0F,
+                                                                              -0.0F,
+                                                                              1e-45F,
+                                                                              -1e-45F,
+                                                                              std::numeric_limits<float>::max(),
+                                                                              std::numeric_limits<float>::lowest()};
+                                                     return odd[random() % std::size(odd)];
+                                                   },
+                                                   [&] { return random() % 2 == 0 ? -nan : nan; }};
   std::vector<float> x;
   std::vector<std::int32_t> keys(300);
   for (const auto& next : scores)

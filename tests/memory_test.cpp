@@ -31,9 +31,12 @@ class guarded_head {
 
   lagkv::tensor view() {
     switch (type_) {
-      case dtype::f32: return view_as<float>();
-      case dtype::f16: return view_as<lagkv::f16>();
-      default: return view_as<lagkv::bf16>();
+      case dtype::f32:
+        return view_as<float>();
+      case dtype::f16:
+        return view_as<lagkv::f16>();
+      default:
+        return view_as<lagkv::bf16>();
     }
   }
   void forbid() { memory_.forbid(); }

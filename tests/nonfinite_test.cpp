@@ -33,14 +33,20 @@ constexpr bad_value bad_values[] = {{"nan", 0x7fc00000, 0x7e00, 0x7fc0},
 /// A small cache into whose keys bad values are put.
 struct fixture {
   fixture(dtype t, layout l = layout::heads_first, std::size_t channels = 21)
-      : type(t), k(rounded(t, make_cube(1, 2, tokens, channels))), v(rounded(t, make_cube(2, 2, tokens, channels))), c(l, t, k, v) {}
+      : type(t),
+        k(rounded(t, make_cube(1, 2, tokens, channels))),
+        v(rounded(t, make_cube(2, 2, tokens, channels))),
+        c(l, t, k, v) {}
 
   void put(std::size_t token, std::size_t channel, std::uint32_t bits, bool in_values = false) {
     (in_values ? c.values : c.keys).set(0, token, channel, bits);
     (in_values ? v : k).row(0, token)[channel] = decoded(type, bits);
   }
   std::vector<float> scores(lagkv::simd::target target, double weight = 1, bool own = false) {
-    const lagkv::policy p = *lagkv::make_lagkv({.sink = sink, .lag = lag, .ratio = 0.25, .value_weight = weight,
+    const lagkv::policy p = *lagkv::make_lagkv({.sink = sink,
+                                                .lag = lag,
+                                                .ratio = 0.25,
+                                                .value_weight = weight,
                                                 .form = own ? lagkv::lagkv_form::local : lagkv::lagkv_form::paper});
     lagkv::workspace ws(target);
     std::vector<float> out(partitions * lag);
@@ -133,8 +139,9 @@ TEST_P(nonfinite, partition_of_it_scores_0) {
 
 TEST_P(nonfinite, never_changes_how_much_stays) {
   const auto& [bad, target] = GetParam();
-  for (const char* text : {"lagkv:sink=3,lag=12,ratio=0.25", "lagkv:sink=3,lag=12,ratio=0.25,form=local", "lagkv:sink=3,lag=12,ratio=0.5,form=kvpress",
-                           "lagkv:sink=3,lag=12,ratio=0.5,form=kvpress_cross", "random:sink=3,recent=12,keep=0.5"})
+  for (const char* text : {"lagkv:sink=3,lag=12,ratio=0.25", "lagkv:sink=3,lag=12,ratio=0.25,form=local",
+                           "lagkv:sink=3,lag=12,ratio=0.5,form=kvpress", "lagkv:sink=3,lag=12,ratio=0.5,form=kvpress_cross",
+                           "random:sink=3,recent=12,keep=0.5"})
     for (dtype type : all_types)
       for (layout l : {layout::heads_first, layout::transposed, layout::blocks_of_7}) {
         fixture f(type, l);
@@ -168,7 +175,8 @@ struct bad_and_target {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(all, nonfinite, testing::Combine(testing::ValuesIn(bad_values), testing::ValuesIn(targets())), bad_and_target{});
+INSTANTIATE_TEST_SUITE_P(all, nonfinite, testing::Combine(testing::ValuesIn(bad_values), testing::ValuesIn(targets())),
+                         bad_and_target{});
 
 // ---- finite, but too large or small for f32 arithmetic ----------------------------------------------------------------
 
@@ -229,6 +237,15 @@ TEST_P(extreme, constant_channels_count_for_nothing) {
       for (std::size_t channel : {0U, 5U, 20U}) f.put(t, channel, encoded(type, -2.5F));
     f.expect_oracle(f.scores(GetParam()));
   }
+}
+
+TEST_P(extreme, constant_channels_count_for_nothing_however_far_a_token_lies_from_them) {
+  fixture f(dtype::f32);
+  for (std::size_t i = 0; i < lag; ++i) f.put(sink + lag + i, 3, encoded(dtype::f32, -most));
+  f.put(sink + 4, 3, encoded(dtype::f32, most));
+  const auto scores = f.scores(GetParam(), 0);
+  EXPECT_GT(scores[4], 0.0F);
+  f.expect_oracle({scores.begin(), scores.begin() + lag}, 0);
 }
 
 TEST_P(extreme, one_channel_scores_all_tokens_alike) {

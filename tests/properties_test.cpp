@@ -17,10 +17,14 @@ using namespace support;
 using lagkv::dtype;
 using lagkv::toward;
 
-constexpr const char* every_policy[] = {"lagkv:sink=4,lag=16,ratio=0.25", "lagkv:sink=0,lag=10,ratio=0.29,form=local",
-                                        "lagkv:sink=4,lag=16,ratio=0.5,form=kvpress", "lagkv:sink=4,lag=16,ratio=0.5,form=kvpress_cross",
-                                        "lagkv:sink=3,lag=7,ratio=0.6,value_weight=0", "streaming_llm:sink=4,capacity=50",
-                                        "streaming_llm:sink=4,keep=0.4", "random:sink=4,recent=16,keep=0.5,seed=3"};
+constexpr const char* every_policy[] = {"lagkv:sink=4,lag=16,ratio=0.25",
+                                        "lagkv:sink=0,lag=10,ratio=0.29,form=local",
+                                        "lagkv:sink=4,lag=16,ratio=0.5,form=kvpress",
+                                        "lagkv:sink=4,lag=16,ratio=0.5,form=kvpress_cross",
+                                        "lagkv:sink=3,lag=7,ratio=0.6,value_weight=0",
+                                        "streaming_llm:sink=4,capacity=50",
+                                        "streaming_llm:sink=4,keep=0.4",
+                                        "random:sink=4,recent=16,keep=0.5,seed=3"};
 
 // ---- lengths --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +133,8 @@ TEST_P(policies, plan_rows_and_cursor_agree) {
         ASSERT_EQ(static_cast<std::size_t>(side[i]), from);
         ASSERT_EQ(static_cast<std::size_t>(to_window[there]), from);
       }
-      for (std::size_t i = 127; i < 130; ++i) ASSERT_EQ(stepped.keys.row(h, i), before.keys.row(h, i)) << "not in use, not touched";
+      for (std::size_t i = 127; i < 130; ++i)
+        ASSERT_EQ(stepped.keys.row(h, i), before.keys.row(h, i)) << "not in use, not touched";
     }
     EXPECT_TRUE(stepped.intact() && planned.intact() && window.intact());
 
@@ -141,7 +146,8 @@ TEST_P(policies, plan_rows_and_cursor_agree) {
 }
 
 std::string word(std::string text) {
-  std::replace_if(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
   return text;
 }
 
@@ -230,7 +236,8 @@ TEST(views, give_the_same_scores_bit_for_bit) {
         cache c(l, type, k, v);
         p.score(c.layer(150), 1, {5, 5 + 6 * 19}, scores, ws);
         for (std::size_t i = 0; i < scores.size(); ++i)
-          ASSERT_TRUE(same_bits(scores[i], expected[i])) << name(l) << " " << lagkv::name(type) << " " << lagkv::simd::name(target);
+          ASSERT_TRUE(same_bits(scores[i], expected[i]))
+              << name(l) << " " << lagkv::name(type) << " " << lagkv::simd::name(target);
       }
     }
 }
@@ -242,7 +249,8 @@ TEST(views, keys_and_values_may_differ_in_everything) {
     for (bool own : {false, true}) {
       cache c = before;
       lagkv::workspace ws(target);
-      const lagkv::policy p = named(own ? "lagkv:sink=5,lag=20,ratio=0.25,value_weight=2.5,form=local" : "lagkv:sink=5,lag=20,ratio=0.25,value_weight=2.5");
+      const lagkv::policy p = named(own ? "lagkv:sink=5,lag=20,ratio=0.25,value_weight=2.5,form=local"
+                                        : "lagkv:sink=5,lag=20,ratio=0.25,value_weight=2.5");
       ASSERT_EQ(lagkv::check(p, c.layer(150)).message(), "");
       const auto exact = lagkv_scores(k, v, 1, 5, 6, {20, 2.5, own});
       std::vector<float> scores(120);
@@ -276,12 +284,14 @@ TEST(views, strides_beyond_4g_elements_do_not_wrap) {
   const std::ptrdiff_t head = std::ptrdiff_t{1} << 34, token = std::ptrdiff_t{1} << 20;
   const lagkv::tensor x = lagkv::strided<lagkv::f16>(base, {8, 64}, {head, token, 1});
   const lagkv::tile t = x.at(7, {10000, 10001});
-  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(t.data), (std::uintptr_t{1} << 40) + 2 * (7 * (std::uintptr_t{1} << 34) + 10000 * (std::uintptr_t{1} << 20)));
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(t.data),
+            (std::uintptr_t{1} << 40) + 2 * (7 * (std::uintptr_t{1} << 34) + 10000 * (std::uintptr_t{1} << 20)));
   EXPECT_EQ(x.check(10000).message(), "");
 
   const std::vector<std::int32_t> table{5, 2000000000};
   const lagkv::tensor y = lagkv::paged<lagkv::f16>(base, {8, 64}, {16, 16 * 8 * 64, {64, 8 * 64, 1}, 0}, table);
-  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(y.at(3, {17, 20}).data), (std::uintptr_t{1} << 40) + 2 * (std::uintptr_t{2000000000} * 16 * 8 * 64 + 3 * 64 + 8 * 64));
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(y.at(3, {17, 20}).data),
+            (std::uintptr_t{1} << 40) + 2 * (std::uintptr_t{2000000000} * 16 * 8 * 64 + 3 * 64 + 8 * 64));
 }
 
 TEST(views, runs_stop_where_the_memory_does) {
@@ -304,7 +314,8 @@ TEST(views, runs_stop_where_the_memory_does) {
 TEST(streaming, any_chunking_ends_like_one_prefill) {
   const cube k = make_cube(15, 2, 400, 16), v = make_cube(16, 2, 400, 16);
   std::mt19937 random(17);
-  for (const char* text : {"lagkv:sink=4,lag=16,ratio=0.25", "lagkv:sink=0,lag=25,ratio=0.5,form=local", "lagkv:sink=9,lag=5,ratio=0.41"}) {
+  for (const char* text :
+       {"lagkv:sink=4,lag=16,ratio=0.25", "lagkv:sink=0,lag=25,ratio=0.5,form=local", "lagkv:sink=9,lag=5,ratio=0.41"}) {
     const lagkv::policy p = named(text);
     lagkv::workspace ws;
     sequence whole(layout::heads_first, dtype::f32, k, v);

@@ -17,7 +17,8 @@
 
 namespace lagkv {
 
-/// out[i] = how much token judged.begin + i of this head matters; higher stays. Reads only.
+/// out[i] = how much token judged.begin + i of this head matters; higher stays. Reads the judged rows and those behind them
+/// (rows before them may have moved), writes nothing but `out`.
 using scorer = callable<void(const layer&, std::size_t head, token_range judged, std::span<float> out, workspace&)>;
 
 /// Changes the scores of one head's judged range.
@@ -158,8 +159,8 @@ inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& 
     detail::judge_partitions(p, l, d, out, ws, direction,
                              [&](std::size_t head, std::size_t index, std::span<const std::uint32_t>) {
                                if (direction == toward::front) return move(head, index);
-                               // Rows that move up may land in their own partition, the reference of the one before: it is judged
-                               // first.
+                               // Rows that move up may land in their own partition, the reference of the one before,
+                               // which is judged first.
                                if (index + 1 < count) move(head, index + 1);
                                if (index == 0) move(head, 0);
                              });

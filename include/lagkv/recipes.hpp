@@ -1,6 +1,7 @@
 // Part of lagkv (MIT). The named policies: documented options in, a policy or the reason why not out.
 #pragma once
 
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -51,11 +52,12 @@ struct random_options {
 namespace detail {
 
 inline std::string text(double x) {
-  std::string s = std::to_string(x);               // six decimals
-  if (s.find('.') == std::string::npos) return s;  // nan, inf
-  while (s.back() == '0') s.pop_back();
-  if (s.back() == '.') s.pop_back();
-  return s;
+#if defined(__cpp_lib_to_chars)
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};  // the shortest that reads back as x
+#else
+  return std::to_string(x);
+#endif
 }
 
 inline constexpr std::size_t most_tokens = 0x7fffffff;

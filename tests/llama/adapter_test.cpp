@@ -120,7 +120,8 @@ lagkv::tensor dense(bytes& b, ggml_type type, std::size_t heads, std::size_t tok
   const lagkv::shape shape{heads, channels};
   const lagkv::strides strides{static_cast<std::ptrdiff_t>(tokens * channels), static_cast<std::ptrdiff_t>(channels)};
   if (type == GGML_TYPE_F32) return lagkv::strided<float>(reinterpret_cast<float*>(b.data()), shape, strides, tokens);
-  if (type == GGML_TYPE_BF16) return lagkv::strided<lagkv::bf16>(reinterpret_cast<std::uint16_t*>(b.data()), shape, strides, tokens);
+  if (type == GGML_TYPE_BF16)
+    return lagkv::strided<lagkv::bf16>(reinterpret_cast<std::uint16_t*>(b.data()), shape, strides, tokens);
   return lagkv::strided<lagkv::f16>(reinterpret_cast<std::uint16_t*>(b.data()), shape, strides, tokens);
 }
 
@@ -176,7 +177,8 @@ TEST_P(EveryCache, KeepsWhatAPlainArrayKeeps) {
       const bytes found = rows_of(*theirs, left->cells(), kv_heads);
       const std::size_t head = mine->size() / kv_heads, short_head = found.size() / kv_heads;
       for (std::size_t h = 0; h < kv_heads; ++h)
-        ASSERT_EQ(std::memcmp(mine->data() + h * head, found.data() + h * short_head, short_head), 0) << "layer " << l << " head " << h;
+        ASSERT_EQ(std::memcmp(mine->data() + h * head, found.data() + h * short_head, short_head), 0)
+            << "layer " << l << " head " << h;
     }
   }
 }
@@ -197,9 +199,11 @@ TEST_P(EveryCache, GoesOnInHolesAndStaysPairedWithTheCache) {
     for (std::size_t i = 0; i < saved->tokens(); ++i) {
       const auto cell = s.probe.cell_of(saved->positions()[i]);
       ASSERT_GE(cell, 0);
-      ASSERT_EQ(std::memcmp(static_cast<const std::uint8_t*>(cached.data) + static_cast<std::size_t>(cell) * row,
-                            static_cast<const std::uint8_t*>(saved->keys(0).data) + static_cast<std::size_t>(saved->cells()[i]) * row, row),
-                0);
+      ASSERT_EQ(
+          std::memcmp(static_cast<const std::uint8_t*>(cached.data) + static_cast<std::size_t>(cell) * row,
+                      static_cast<const std::uint8_t*>(saved->keys(0).data) + static_cast<std::size_t>(saved->cells()[i]) * row,
+                      row),
+          0);
     }
   }
   EXPECT_EQ(c.at(0).seen(), 480U);
@@ -219,15 +223,16 @@ TEST_P(EveryCache, RepacksInTheMiddleAndGoesOnInPlace) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Llama, EveryCache,
-                         testing::Values(cache_case{GGML_TYPE_F16, true}, cache_case{GGML_TYPE_F16, false}, cache_case{GGML_TYPE_F32, true},
-                                         cache_case{GGML_TYPE_F32, false}, cache_case{GGML_TYPE_BF16, true},
-                                         cache_case{GGML_TYPE_BF16, false}),
+                         testing::Values(cache_case{GGML_TYPE_F16, true}, cache_case{GGML_TYPE_F16, false},
+                                         cache_case{GGML_TYPE_F32, true}, cache_case{GGML_TYPE_F32, false},
+                                         cache_case{GGML_TYPE_BF16, true}, cache_case{GGML_TYPE_BF16, false}),
                          [](const auto& c) {
                            return std::string(ggml_type_name(c.param.type)) + (c.param.flash ? "_flash" : "_transposed");
                          });
 
 TEST(LlamaAdapter, BaselinesKeepTheirBudget) {
-  for (const char* policy : {"streaming_llm:sink=4,capacity=120", "random:keep=0.5,seed=3", "lagkv:lag=32,ratio=0.5,form=kvpress"}) {
+  for (const char* policy :
+       {"streaming_llm:sink=4,capacity=120", "random:keep=0.5,seed=3", "lagkv:lag=32,ratio=0.5,form=kvpress"}) {
     session s({});
     ASSERT_TRUE(s.feed(240));
     auto c = compressor_of(s, policy);

@@ -18,29 +18,30 @@
 namespace support {
 
 enum class layout : std::uint8_t {
-  heads_first,      ///< [heads, tokens, channels]
-  tokens_first,     ///< [tokens, heads, channels]
-  padded,           ///< rows with room behind them
-  transposed,       ///< [heads, channels, tokens]
-  both_strided,     ///< no stride is 1
-  backwards,        ///< heads and tokens at negative strides
-  mirrored,         ///< channels at stride -1
-  slots,            ///< blocks of one token, shuffled
-  blocks_of_7,      ///< shuffled, and no multiple of anything
-  blocks_of_16,     ///< shuffled, [block, token, head, channel]
-  blocks_in_order,  ///< the pool's order: runs longer than a block
+  heads_first,        ///< [heads, tokens, channels]
+  tokens_first,       ///< [tokens, heads, channels]
+  padded,             ///< rows with room behind them
+  transposed,         ///< [heads, channels, tokens]
+  both_strided,       ///< no stride is 1
+  backwards,          ///< heads and tokens at negative strides
+  mirrored,           ///< channels at stride -1
+  slots,              ///< blocks of one token, shuffled
+  blocks_of_7,        ///< shuffled, and no multiple of anything
+  blocks_of_16,       ///< shuffled, [block, token, head, channel]
+  blocks_in_order,    ///< the pool's order: runs longer than a block
   blocks_transposed,  ///< [block, head, channel, token], shuffled
-  ring              ///< a view type that the library does not know
+  ring                ///< a view type that the library does not know
 };
 
-inline constexpr layout all_layouts[] = {layout::heads_first,  layout::tokens_first, layout::padded,          layout::transposed,
-                                         layout::both_strided, layout::backwards,    layout::mirrored,        layout::slots,
-                                         layout::blocks_of_7,  layout::blocks_of_16, layout::blocks_in_order, layout::blocks_transposed,
-                                         layout::ring};
+inline constexpr layout all_layouts[] = {
+    layout::heads_first,     layout::tokens_first,      layout::padded, layout::transposed,  layout::both_strided,
+    layout::backwards,       layout::mirrored,          layout::slots,  layout::blocks_of_7, layout::blocks_of_16,
+    layout::blocks_in_order, layout::blocks_transposed, layout::ring};
 
 inline const char* name(layout l) {
-  constexpr const char* names[] = {"heads_first", "tokens_first", "padded",       "transposed",      "both_strided",      "backwards", "mirrored",
-                                   "slots",       "blocks_of_7",  "blocks_of_16", "blocks_in_order", "blocks_transposed", "ring"};
+  constexpr const char* names[] = {"heads_first",     "tokens_first",      "padded", "transposed",  "both_strided",
+                                   "backwards",       "mirrored",          "slots",  "blocks_of_7", "blocks_of_16",
+                                   "blocks_in_order", "blocks_transposed", "ring"};
   return names[static_cast<std::size_t>(l)];
 }
 inline std::ostream& operator<<(std::ostream& out, layout l) { return out << name(l); }
@@ -74,19 +75,45 @@ class host {
       : layout_(l), type_(type), heads_(heads), capacity_(capacity), channels_(channels) {
     const auto h = signed_size(heads), t = signed_size(capacity), c = signed_size(channels);
     switch (l) {
-      case layout::heads_first: regular({t * c, c, 1}, 0); break;
-      case layout::tokens_first: regular({c, h * c, 1}, 0); break;
-      case layout::padded: regular({t * (c + 3) + 5, c + 3, 1}, 2); break;
-      case layout::transposed: regular({t * c, 1, t}, 0); break;
-      case layout::both_strided: regular({t * (2 * c + 3), 2 * c + 3, 2}, 1); break;
-      case layout::backwards: regular({-t * c, -c, 1}, h * t * c - c); break;
-      case layout::mirrored: regular({t * c, c, -1}, c - 1); break;
-      case layout::slots: blocks(1, true, false); break;
-      case layout::blocks_of_7: blocks(7, true, false); break;
-      case layout::blocks_of_16: blocks(16, true, false); break;
-      case layout::blocks_in_order: blocks(8, false, false); break;
-      case layout::blocks_transposed: blocks(16, true, true); break;
-      case layout::ring: regular({t * c, c, 1}, 0); break;
+      case layout::heads_first:
+        regular({t * c, c, 1}, 0);
+        break;
+      case layout::tokens_first:
+        regular({c, h * c, 1}, 0);
+        break;
+      case layout::padded:
+        regular({t * (c + 3) + 5, c + 3, 1}, 2);
+        break;
+      case layout::transposed:
+        regular({t * c, 1, t}, 0);
+        break;
+      case layout::both_strided:
+        regular({t * (2 * c + 3), 2 * c + 3, 2}, 1);
+        break;
+      case layout::backwards:
+        regular({-t * c, -c, 1}, h * t * c - c);
+        break;
+      case layout::mirrored:
+        regular({t * c, c, -1}, c - 1);
+        break;
+      case layout::slots:
+        blocks(1, true, false);
+        break;
+      case layout::blocks_of_7:
+        blocks(7, true, false);
+        break;
+      case layout::blocks_of_16:
+        blocks(16, true, false);
+        break;
+      case layout::blocks_in_order:
+        blocks(8, false, false);
+        break;
+      case layout::blocks_transposed:
+        blocks(16, true, true);
+        break;
+      case layout::ring:
+        regular({t * c, c, 1}, 0);
+        break;
     }
   }
 
@@ -116,9 +143,12 @@ class host {
 
   lagkv::tensor view() {
     switch (type_) {
-      case lagkv::dtype::f32: return view_as<float>();
-      case lagkv::dtype::f16: return view_as<lagkv::f16>();
-      default: return view_as<lagkv::bf16>();
+      case lagkv::dtype::f32:
+        return view_as<float>();
+      case lagkv::dtype::f16:
+        return view_as<lagkv::f16>();
+      default:
+        return view_as<lagkv::bf16>();
     }
   }
 

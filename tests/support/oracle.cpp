@@ -15,7 +15,8 @@ rows partition(const cube& x, std::size_t head, std::size_t begin, std::size_t l
 
 }  // namespace
 
-std::vector<double> deviation_shares(const cube& x, std::size_t head, std::size_t begin, std::size_t partitions, const oracle_options& o) {
+std::vector<double> deviation_shares(const cube& x, std::size_t head, std::size_t begin, std::size_t partitions,
+                                     const oracle_options& o) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   std::vector<double> out;
   for (std::size_t p = 0; p < partitions; ++p, begin += o.lag) {
@@ -43,8 +44,8 @@ std::vector<double> deviation_shares(const cube& x, std::size_t head, std::size_
   return out;
 }
 
-std::vector<double> lagkv_scores(const cube& keys, const cube& values, std::size_t head, std::size_t begin, std::size_t partitions,
-                                 const oracle_options& o) {
+std::vector<double> lagkv_scores(const cube& keys, const cube& values, std::size_t head, std::size_t begin,
+                                 std::size_t partitions, const oracle_options& o) {
   std::vector<double> out = deviation_shares(keys, head, begin, partitions, o);
   if (o.value_weight == 0) return out;
   const std::vector<double> second = deviation_shares(values, head, begin, partitions, o);

@@ -17,10 +17,11 @@ struct oracle_options {
 /// softmax over a partition's tokens of the unbiased standard deviation, over channels, of (x - min) / (max - min), with
 /// min and max over the next partition; for each of `partitions` partitions from token `begin` on.
 /// What is not finite: passed over in the reference; a judged token that has such a channel gets 0, as if it were absent.
-std::vector<double> deviation_shares(const cube& x, std::size_t head, std::size_t begin, std::size_t partitions, const oracle_options& o);
+std::vector<double> deviation_shares(const cube& x, std::size_t head, std::size_t begin, std::size_t partitions,
+                                     const oracle_options& o);
 
 /// deviation_shares(keys) + value_weight * deviation_shares(values).
-std::vector<double> lagkv_scores(const cube& keys, const cube& values, std::size_t head, std::size_t begin, std::size_t partitions,
-                                 const oracle_options& o);
+std::vector<double> lagkv_scores(const cube& keys, const cube& values, std::size_t head, std::size_t begin,
+                                 std::size_t partitions, const oracle_options& o);
 
 }  // namespace support

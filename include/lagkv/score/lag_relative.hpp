@@ -68,8 +68,9 @@ struct lag_relative {
     for (std::size_t c = 0; c < x.channels(); ++c) {
       if (!finite(lo[c]) || !finite(hi[c])) finite_range(x, head, tokens, c, lo[c], hi[c], ws);
       const float width = hi[c] - lo[c];
-      const float reciprocal = 1.0F / width;
-      inverse[c] = width > 0.0F && finite(width) && finite(reciprocal) ? reciprocal : 0.0F;
+      const float reciprocal = 1.0F / width;  // 0 where the width overflowed
+      inverse[c] = width > 0.0F && finite(reciprocal) ? reciprocal : 0.0F;
+      if (inverse[c] == 0.0F) lo[c] = 0.0F;  // z = 0, however far x lies from lo
     }
   }
 
