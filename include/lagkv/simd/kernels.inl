@@ -117,17 +117,21 @@ LAGKV_INLINE void range_of_four(const T* x, std::size_t tokens, std::ptrdiff_t s
 
 template <class T>
 inline void range_of(const T* x, const rows& r, float* lo, float* hi) {
-  std::size_t c = 0;
-  for (; c + 4 * lanes <= r.channels; c += 4 * lanes) range_of_four(x + c, r.tokens, r.stride, lo + c, hi + c);
-  for (; c < r.channels; c += lanes) {
-    const std::size_t here = r.channels - c < lanes ? r.channels - c : lanes;
-    bounds b = {load_part(lo + c, here), load_part(hi + c, here)};
-    const T* at = x + c;
-    if (here == lanes)
-      for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) widen_bounds(b, load(at));
-    else
-      for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) widen_bounds(b, load_part(at, here));
-    store_part(b.least, lo + c, here), store_part(b.most, hi + c, here);
+  // Rows of f32 are read a few at a time, each from end to end, which spares a fifth of a step that waits for memory; of
+  // 16-bit rows, which are bound by arithmetic, each block of channels goes down all of them (measured, d = 128).
+  const std::size_t together = sizeof(T) == 4 ? 4 : r.tokens;
+  for (std::size_t t = 0; t < r.tokens; t += together) {
+    const T* first = x + static_cast<std::ptrdiff_t>(t) * r.stride;
+    const std::size_t group = r.tokens - t < together ? r.tokens - t : together;
+    std::size_t c = 0;
+    for (; c + 4 * lanes <= r.channels; c += 4 * lanes) range_of_four(first + c, group, r.stride, lo + c, hi + c);
+    for (; c < r.channels; c += lanes) {
+      const std::size_t here = r.channels - c < lanes ? r.channels - c : lanes;
+      bounds b = {load_part(lo + c, here), load_part(hi + c, here)};
+      const T* at = first + c;
+      for (std::size_t i = 0; i < group; ++i, at += r.stride) widen_bounds(b, load_part(at, here));
+      store_part(b.least, lo + c, here), store_part(b.most, hi + c, here);
+    }
   }
 }
 
