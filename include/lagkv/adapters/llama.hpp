@@ -9,7 +9,7 @@
 //   auto done = compressor->compress(0);                   // cheap where nothing is due
 //
 // Taken: caches of f32, f16 or bf16, with or without flash attention, on any backend. Refused, with the sequence left as it
-// was: quantised caches, models with sliding-window layers, recurrent and hybrid models.
+// was: quantised caches, models with sliding-window layers, recurrent and hybrid models, models whose layers differ in width.
 #pragma once
 
 #include <cstddef>
@@ -169,6 +169,7 @@ class compressor {
     const auto& seen = probe_->layers();
     std::vector<layer> layers(seen.size());
     for (std::size_t i = 0; i < seen.size(); ++i) {
+      if (seen[i].keys.width != seen[0].keys.width) return unequal_layers();
       result<layer> l = layer_of(seen[i].keys, seen[i].has_values ? &seen[i].values : nullptr, cells, seen[i].id);
       if (!l) return error{l.message()};
       layers[i] = *l;
@@ -236,6 +237,7 @@ class compressor {
     if (policy_.retain.due(s.at, saved->tokens()).empty()) return done;
     std::vector<plan> plans(saved->layers());
     for (std::size_t i = 0; i < plans.size(); ++i) {
+      if (saved->keys(i).width != saved->keys(0).width) return unequal_layers();
       const result<layer> l =
           layer_of(saved->keys(i), saved->has_values() ? &saved->values(i) : nullptr, saved->cells(), static_cast<int>(i));
       if (!l) return error{l.message()};
@@ -289,6 +291,8 @@ class compressor {
     if (policy_.needs.values && values == nullptr) return error{"values" + where + ": the policy reads them, the cache has none"};
     return l;
   }
+
+  static error unequal_layers() { return {"cache: its layers differ in width, so their heads are not known: not taken"}; }
 
   static error unequal() { return {"policy: keeps different numbers of tokens a head, which llama.cpp's cache cannot hold"}; }
 
