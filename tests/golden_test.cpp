@@ -177,7 +177,7 @@ TEST_P(kvpress, cross_scoring) {
     }
     for (auto [removed, file] : {std::pair{.5, "lagkv_cross_kept_0.5"}, {.75, "lagkv_cross_kept_0.75"}}) {
       const auto kept = golden<int>(g.c, file);
-      const lagkv::plan& plan = lagkv::judge(g.policy(lagkv::lagkv_form::kvpress_cross, removed), ours.layer(g.c.tokens), {}, ws);
+      const lagkv::plan plan = lagkv::judge(g.policy(lagkv::lagkv_form::kvpress_cross, removed), ours.layer(g.c.tokens), {}, ws);
       ASSERT_EQ(plan.tokens_after() * g.c.heads, kept.size());
       for (std::size_t h = 0; h < g.c.heads; ++h)
         for (std::size_t i = 0; i < plan.tokens_after(); ++i)

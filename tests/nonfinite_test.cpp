@@ -162,7 +162,7 @@ TEST_P(nonfinite, token_is_the_first_to_go) {
   fixture f(dtype::f32);
   for (std::size_t i = 0; i < 9; ++i) f.put(sink + i, i, bad.bits(dtype::f32)), f.put(sink + i, i, bad.bits(dtype::f32), true);
   lagkv::workspace ws(target);
-  const auto& plan = lagkv::judge(named("lagkv:sink=3,lag=12,ratio=0.25"), f.c.layer(tokens), {}, ws);
+  const lagkv::plan plan = lagkv::judge(named("lagkv:sink=3,lag=12,ratio=0.25"), f.c.layer(tokens), {}, ws);
   EXPECT_EQ(plan.kept[0], sink + 9);
   EXPECT_EQ(plan.kept[1], sink + 10);
   EXPECT_EQ(plan.kept[2], sink + 11);

@@ -165,7 +165,7 @@ TEST(policies, side_arrays_of_any_stride) {
   const cube x = make_cube(5, 1, 90, 4);
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::workspace ws;
-  const lagkv::plan& p = lagkv::judge(named("lagkv:sink=4,lag=16,ratio=0.25"), c.layer(90), {}, ws);
+  const lagkv::plan p = lagkv::judge(named("lagkv:sink=4,lag=16,ratio=0.25"), c.layer(90), {}, ws);
   std::vector<double> wide(3 * 90, -1.0);
   for (std::size_t i = 0; i < 90; ++i) wide[3 * i] = static_cast<double>(i);
   lagkv::compact(wide.data(), 0, p, toward::front, 3);
@@ -178,7 +178,7 @@ TEST(policies, of_equal_scores_the_earlier_token_stays) {
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::workspace ws;
   for (const char* text : {"lagkv:sink=0,lag=20,ratio=0.25", "lagkv:sink=0,lag=20,ratio=0.25,form=local"}) {
-    const lagkv::plan& p = lagkv::judge(named(text), c.layer(80), {}, ws);
+    const lagkv::plan p = lagkv::judge(named(text), c.layer(80), {}, ws);
     EXPECT_EQ(p.kept, (std::vector<std::uint32_t>{0, 1, 2, 3, 4, 20, 21, 22, 23, 24, 40, 41, 42, 43, 44})) << text;
   }
 }

@@ -111,7 +111,7 @@ inline void move_partition(const tensor& x, std::size_t head, std::size_t index,
 
 /// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
 /// due. For hosts that move memory themselves; tell the cursor with advance().
-inline const plan& judge(const policy& p, const layer& l, const cursor& at, workspace& ws) {
+inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
   plan& out = ws.decision;
   const due d = p.retain.due(at, l.tokens);
   if (d.empty()) {
