@@ -34,15 +34,20 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }  // contracted w
 LAGKV_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }  // b where a is NaN
 LAGKV_INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 
+// The first n elements, zeros behind them. Whole vectors come here too, at the price of a comparison.
 template <class T>
-LAGKV_INLINE vec load_part(const T* p, std::size_t n) {  // the first n < lanes elements, zeros behind them
+LAGKV_INLINE vec load_part(const T* p, std::size_t n) {
+  if (n == lanes) return load(p);
   T padded[lanes] = {};
   __builtin_memcpy(padded, p, n * sizeof(T));
   return load(padded);
 }
 
 LAGKV_INLINE void store(float* p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
-LAGKV_INLINE void store_part(vec v, float* p, std::size_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
+LAGKV_INLINE void store_part(vec v, float* p, std::size_t n) {
+  if (n == lanes) return store(p, v);
+  __builtin_memcpy(p, &v, n * sizeof(float));
+}
 LAGKV_INLINE void storei(std::int32_t* p, ivec v) { __builtin_memcpy(p, &v, sizeof v); }
 LAGKV_INLINE vec fill(float x) { return vec{} + x; }
 LAGKV_INLINE ivec filli(std::int32_t x) { return ivec{} + x; }
