@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <numeric>
+#include <random>
 #include <span>
 #include <utility>
 #include <vector>
@@ -14,17 +15,6 @@
 #include "memory.hpp"
 
 namespace bench {
-
-/// Small, fast, the same everywhere (SplitMix64).
-struct random_bits {
-  std::uint64_t state = 1;
-  std::uint64_t operator()() {
-    std::uint64_t x = state += 0x9e3779b97f4a7c15U;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-    return x ^ (x >> 31);
-  }
-};
 
 /// How keys and values lie.
 enum class layout : std::uint8_t {
@@ -50,7 +40,7 @@ class cache {
     fill(saved_values_, 2);
     table_.resize(capacity / block);
     std::iota(table_.begin(), table_.end(), 0);
-    random_bits random;
+    std::mt19937_64 random;
     for (std::size_t i = table_.size(); i > 1; --i) std::swap(table_[i - 1], table_[random() % i]);
     restore();
   }
@@ -104,7 +94,7 @@ class cache {
 
   /// Channels differ in scale and offset, as real keys do.
   void fill(const memory& m, std::uint64_t seed) const {
-    random_bits random{seed};
+    std::mt19937_64 random(seed);
     std::vector<float> scale(dim_), offset(dim_);
     for (std::size_t c = 0; c < dim_; ++c) {
       scale[c] = 0.25F + static_cast<float>(random() % 1024) / 512.0F;

@@ -18,13 +18,6 @@ int complain(const std::string& message) {
   return 2;
 }
 
-lagkv::tensor view(const bench::memory& m, const npy::array& like) {
-  const std::size_t heads = like.shape[0], tokens = like.shape[1], dim = like.shape[2];
-  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(tokens * dim), .token = static_cast<std::ptrdiff_t>(dim)};
-  if (like.type == "<f4") return lagkv::strided<float>(reinterpret_cast<float*>(m.data()), {heads, dim}, strides, tokens);
-  return lagkv::strided<lagkv::f16>(reinterpret_cast<lagkv::f16*>(m.data()), {heads, dim}, strides, tokens);
-}
-
 void print(const char* name, const std::vector<double>& times) {
   std::printf(",\n \"%s\": [", name);
   for (std::size_t i = 0; i < times.size(); ++i) std::printf("%s%.9f", i == 0 ? "" : ", ", times[i]);
@@ -44,11 +37,12 @@ int main(int argc, char** argv) {
       return complain("keys, values: must be [heads, tokens, dim], float32 or float16");
   }
   lagkv::simd::target target = lagkv::simd::best();
-  for (auto t : {lagkv::simd::target::scalar, lagkv::simd::target::sse2, lagkv::simd::target::avx2, lagkv::simd::target::avx512})
+  for (auto t : lagkv::simd::all_targets)
     if (argc > 5 && std::string(argv[5]) == lagkv::simd::name(t)) target = t;
 
   const bench::memory k(keys->data.size()), v(values->data.size());
-  const lagkv::layer layer{view(k, *keys), view(v, *values), keys->shape[1]};
+  const lagkv::layer layer{npy::view(k.data(), *keys, keys->shape[1]), npy::view(v.data(), *values, values->shape[1]),
+                           keys->shape[1]};
   if (const lagkv::status s = check(*policy, layer); !s) return complain(s.message());
   lagkv::workspace workspace(target);
   std::vector<double> wall_times, cpu_times;

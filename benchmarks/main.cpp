@@ -214,7 +214,7 @@ void register_all() {
   grid("compact", compact, 128);
 
   const setup usual{.type = dtype::f16, .dim = 128, .tokens = 16384};
-  for (target t : {target::scalar, target::sse2, target::avx2, target::avx512, target::neon}) {
+  for (target t : lagkv::simd::all_targets) {
     if (!lagkv::simd::supported(t)) continue;
     setup s = usual;
     s.kernels = t;

@@ -15,12 +15,6 @@ namespace {
 // The prompt says the key twice; these tokens are its digits.
 constexpr std::size_t key_digits = 64, first_copy = 199, second_copy = 268;
 
-lagkv::tensor view(npy::array& a) {
-  const lagkv::shape shape{a.shape[0], a.shape[2]};
-  const lagkv::strides strides{static_cast<std::ptrdiff_t>(a.shape[1] * a.shape[2]), static_cast<std::ptrdiff_t>(a.shape[2])};
-  return lagkv::strided<lagkv::f16>(a.as<lagkv::f16>().data(), shape, strides, a.shape[1]);
-}
-
 /// The share of digits of which a head still has at least one copy, in percent, over all heads.
 double digits_left(const lagkv::plan& p) {
   std::size_t left = 0;
@@ -56,7 +50,7 @@ int main(int argc, char** argv) {
     if (!policy) return std::fprintf(stderr, "survivors: %s\n", policy.message().c_str()), 2;
     double left[std::size(layers)] = {};
     for (std::size_t l = 0; l < std::size(layers); ++l) {
-      const lagkv::layer layer{view(keys[l]), view(values[l]), keys[l].shape[1]};
+      const lagkv::layer layer{npy::view(keys[l]), npy::view(values[l]), keys[l].shape[1]};
       if (const auto ok = lagkv::check(*policy, layer); !ok)
         return std::fprintf(stderr, "survivors: %s\n", ok.message().c_str()), 2;
       left[l] = digits_left(lagkv::judge(*policy, layer, {}, ws));

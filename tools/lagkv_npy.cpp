@@ -119,23 +119,12 @@ lagkv::result<std::vector<std::size_t>> parse_steps(std::string_view list, std::
 lagkv::result<lagkv::simd::target> parse_target(const std::string& name) {
   using lagkv::simd::target;
   std::string here;
-  for (target t : {target::scalar, target::sse2, target::avx2, target::avx512, target::neon}) {
+  for (target t : lagkv::simd::all_targets) {
     if (!lagkv::simd::supported(t)) continue;
     if (name == lagkv::simd::name(t)) return t;
     here += (here.empty() ? "" : ", ") + std::string(lagkv::simd::name(t));
   }
   return lagkv::error{"target=" + name + ": must be one of " + here + " on this machine"};
-}
-
-// ---- views --------------------------------------------------------------------------------------
-
-/// A view of `bytes` as [heads, tokens, dim] of `like`'s type, heads and dim.
-lagkv::tensor view(std::vector<std::byte>& bytes, const npy::array& like, std::size_t tokens) {
-  const std::size_t dim = like.shape[2];
-  const lagkv::shape shape{like.shape[0], dim};
-  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(tokens * dim), .token = static_cast<std::ptrdiff_t>(dim)};
-  if (like.type == "<f4") return lagkv::strided<float>(reinterpret_cast<float*>(bytes.data()), shape, strides, tokens);
-  return lagkv::strided<lagkv::f16>(reinterpret_cast<lagkv::f16*>(bytes.data()), shape, strides, tokens);
 }
 
 /// Copies rows [from, from + n) of each head of `source` to rows [to, to + n) of `target`.
@@ -171,7 +160,7 @@ lagkv::result<job> prepare(const options& o) {
     if (!steps) return lagkv::error{steps.message()};
     j.steps = std::move(*steps);
   }
-  const lagkv::layer layer{view(j.keys.data, j.keys, j.tokens), view(j.values.data, j.values, j.tokens), j.tokens};
+  const lagkv::layer layer{npy::view(j.keys), npy::view(j.values), j.tokens};
   if (lagkv::status s = check(j.policy, layer); !s) return lagkv::error{s.message()};
   if (o.scores && !j.policy.score) return lagkv::error{"scores: " + o.policy.substr(0, o.policy.find(':')) + " has none"};
   return j;
@@ -182,9 +171,9 @@ outcome compress(job& j) {
   outcome result;
   std::vector<std::size_t> steps = j.steps;
   if (steps.empty()) steps.push_back(j.tokens);
-  const lagkv::tensor all_keys = view(j.keys.data, j.keys, j.tokens), all_values = view(j.values.data, j.values, j.tokens);
+  const lagkv::tensor all_keys = npy::view(j.keys), all_values = npy::view(j.values);
   std::vector<std::byte> key_memory(j.keys.data.size()), value_memory(j.values.data.size());
-  lagkv::layer cache{view(key_memory, j.keys, j.tokens), view(value_memory, j.values, j.tokens), 0};
+  lagkv::layer cache{npy::view(key_memory.data(), j.keys, j.tokens), npy::view(value_memory.data(), j.values, j.tokens), 0};
   std::vector<std::vector<std::int32_t>> positions(j.heads);  // of the rows in use, head by head
 
   lagkv::workspace workspace(j.target);
@@ -211,8 +200,8 @@ outcome compress(job& j) {
   for (const std::vector<std::int32_t>& p : positions) result.kept.insert(result.kept.end(), p.begin(), p.end());
   result.keys.resize(j.heads * result.rows * cache.keys.row_bytes());
   result.values.resize(j.heads * result.rows * cache.values.row_bytes());
-  copy_rows(cache.keys, 0, view(result.keys, j.keys, result.rows), 0, result.rows);
-  copy_rows(cache.values, 0, view(result.values, j.values, result.rows), 0, result.rows);
+  copy_rows(cache.keys, 0, npy::view(result.keys.data(), j.keys, result.rows), 0, result.rows);
+  copy_rows(cache.values, 0, npy::view(result.values.data(), j.values, result.rows), 0, result.rows);
   return result;
 }
 
@@ -225,7 +214,7 @@ struct score_array {
 /// [heads, partitions - 1, lag]; else [heads, tokens], and tokens that are not judged hold 1, as in kvpress.
 score_array compute_scores(job& j) {
   const lagkv::policy& p = j.policy;
-  const lagkv::layer layer{view(j.keys.data, j.keys, j.tokens), view(j.values.data, j.values, j.tokens), j.tokens};
+  const lagkv::layer layer{npy::view(j.keys), npy::view(j.values), j.tokens};
   // Scores do not depend on how many tokens stay: ask for one that never finds the budget met.
   lagkv::retention everything = p.retain;
   if (everything.kind == lagkv::budget::share_of_all) everything.amount = 0;

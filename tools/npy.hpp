@@ -10,6 +10,8 @@
 #include <vector>
 
 #include <lagkv/core.hpp>
+#include <lagkv/strided.hpp>
+#include <lagkv/tensor.hpp>
 
 namespace npy {
 
@@ -123,5 +125,17 @@ lagkv::status save(const std::filesystem::path& path, const std::string& type, c
                    const std::vector<T>& values) {
   return save(path, type, shape, std::as_bytes(std::span(values)));
 }
+
+/// `data` as [heads, tokens, dim] with the heads, dim and type (float32 or float16) of `like`.
+inline lagkv::tensor view(std::byte* data, const array& like, std::size_t tokens) {
+  const lagkv::shape shape{like.shape[0], like.shape[2]};
+  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(tokens * like.shape[2]),
+                               .token = static_cast<std::ptrdiff_t>(like.shape[2])};
+  if (like.type == "<f4") return lagkv::strided<float>(reinterpret_cast<float*>(data), shape, strides, tokens);
+  return lagkv::strided<lagkv::f16>(reinterpret_cast<lagkv::f16*>(data), shape, strides, tokens);
+}
+
+/// The array itself: [heads, tokens, dim].
+inline lagkv::tensor view(array& a) { return view(a.data.data(), a, a.shape[1]); }
 
 }  // namespace npy

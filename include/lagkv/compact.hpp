@@ -90,13 +90,18 @@ void for_each_move(std::span<const std::uint32_t> kept, token_range judged, towa
   }
 }
 
+/// The window of one head, which follows the kept rows to the front.
+template <class Move>
+void move_window(const plan& p, std::size_t head, const Move& move) {
+  move(p.judged.end, p.judged.begin + p.of(head).size(), p.tokens_before - p.judged.end);
+}
+
 /// The rows of one head that `p` moves: kept ones, then the window where it follows.
 template <class Move>
 void for_each_move(const plan& p, std::size_t head, toward direction, const Move& move) {
   if (p.empty()) return;
-  const std::span<const std::uint32_t> kept = p.of(head);
-  for_each_move(kept, p.judged, direction, move);
-  if (direction == toward::front) move(p.judged.end, p.judged.begin + kept.size(), p.tokens_before - p.judged.end);
+  for_each_move(p.of(head), p.judged, direction, move);
+  if (direction == toward::front) move_window(p, head, move);
 }
 
 }  // namespace detail

@@ -57,8 +57,8 @@ inline status check(const policy& p, const layer& l) {
 
 namespace detail {
 
-/// Judges each partition of each head by itself, and calls done(head, kept rows of the partition) while it is in cache.
-/// Partitions go by ascending for toward::front, descending for toward::window, as the moves need.
+/// Judges each partition of each head by itself, and calls done(head, partition) while it is in cache. Partitions go by
+/// ascending for toward::front, descending for toward::window, as the moves need.
 template <class Done>
 void judge_partitions(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, toward direction,
                       const Done& done) {
@@ -68,12 +68,14 @@ void judge_partitions(const policy& p, const layer& l, const due& d, plan& out, 
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t index = direction == toward::front ? i : count - 1 - i;
       const std::size_t begin = d.judged.begin + index * d.partition;
-      std::uint32_t* kept = out.row(head) + index * d.keep_each;
       p.score(l, head, {begin, begin + d.partition}, scores, ws);
-      top_k::pick(scores.data(), d.partition, d.keep_each, begin, kept, ws);
-      done(head, index, std::span<const std::uint32_t>(kept, d.keep_each));
+      top_k::pick(scores.data(), d.partition, d.keep_each, begin, out.row(head) + index * d.keep_each, ws);
+      done(head, index);
     }
 }
+
+/// Where nothing stays, or everything, no score is needed.
+inline bool needs_scores(const due& d) { return d.keep != 0 && d.keep != d.judged.size(); }
 
 inline bool by_partition(const policy& p, const due& d) { return d.partition != 0 && !p.adjust && !p.select; }
 
@@ -90,12 +92,17 @@ inline void judge_whole(const policy& p, const layer& l, const due& d, plan& out
     top_k{}(scores, heads, d, out, ws);
 }
 
-/// Plans that need no scores: nothing stays, or everything.
-inline bool judge_without_scores(const due& d, plan& out) {
-  if (d.keep != 0 && d.keep != d.judged.size()) return false;
-  for (std::size_t head = 0; head < out.heads(); ++head)
-    for (std::size_t i = 0; i < d.keep; ++i) out.row(head)[i] = static_cast<std::uint32_t>(d.judged.begin + i);
-  return true;
+/// Fills in the plan of what is due.
+inline void judge_due(const policy& p, const layer& l, const due& d, plan& out, workspace& ws) {
+  out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
+  if (!needs_scores(d)) {
+    for (std::size_t head = 0; head < out.heads(); ++head)
+      for (std::size_t i = 0; i < d.keep; ++i) out.row(head)[i] = static_cast<std::uint32_t>(d.judged.begin + i);
+  } else if (by_partition(p, d)) {
+    judge_partitions(p, l, d, out, ws, toward::front, [](std::size_t, std::size_t) {});
+  } else {
+    judge_whole(p, l, d, out, ws);
+  }
 }
 
 /// Moves the kept rows of one partition next to those of the partitions before (or behind) it.
@@ -105,6 +112,31 @@ inline void move_partition(const tensor& x, std::size_t head, std::size_t index,
   const token_range target{d.judged.begin + index * d.keep_each, d.judged.end - behind};
   for_each_move(kept, target, direction,
                 [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
+}
+
+/// Judges by partition and moves each while it is in cache.
+inline void judge_and_move(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, toward direction) {
+  out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
+  const std::size_t count = d.judged.size() / d.partition;
+  const auto move = [&](std::size_t head, std::size_t index) {
+    const std::span<const std::uint32_t> kept(out.row(head) + index * d.keep_each, d.keep_each);
+    move_partition(l.keys, head, index, kept, d, direction);
+    if (l.values) move_partition(l.values, head, index, kept, d, direction);
+  };
+  judge_partitions(p, l, d, out, ws, direction, [&](std::size_t head, std::size_t index) {
+    if (direction == toward::front) return move(head, index);
+    // Rows that move up may land in their own partition, the reference of the one before, which is judged first.
+    if (index + 1 < count) move(head, index + 1);
+    if (index == 0) move(head, 0);
+  });
+  if (direction == toward::window) return;
+  for (std::size_t head = 0; head < l.keys.heads(); ++head) {
+    const auto follow = [&](const tensor& x) {
+      move_window(out, head, [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
+    };
+    follow(l.keys);
+    if (l.values) follow(l.values);
+  }
 }
 
 }  // namespace detail
@@ -118,12 +150,7 @@ inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  
     out.clear(l.tokens);
     return out;
   }
-  out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
-  if (detail::judge_without_scores(d, out)) return out;
-  if (detail::by_partition(p, d))
-    detail::judge_partitions(p, l, d, out, ws, toward::front, [](std::size_t, std::size_t, std::span<const std::uint32_t>) {});
-  else
-    detail::judge_whole(p, l, d, out, ws);
+  detail::judge_due(p, l, d, out, ws);
   return out;
 }
 
@@ -146,32 +173,10 @@ inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& 
     advance(at, out);
     return at.tokens;
   }
-  out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
-  if (detail::judge_without_scores(d, out)) {
-    compact(l, out, direction);
-  } else if (detail::by_partition(p, d)) {
-    const std::size_t count = d.judged.size() / d.partition;
-    const auto move = [&](std::size_t head, std::size_t index) {
-      const std::span<const std::uint32_t> kept(out.row(head) + index * d.keep_each, d.keep_each);
-      detail::move_partition(l.keys, head, index, kept, d, direction);
-      if (l.values) detail::move_partition(l.values, head, index, kept, d, direction);
-    };
-    detail::judge_partitions(p, l, d, out, ws, direction,
-                             [&](std::size_t head, std::size_t index, std::span<const std::uint32_t>) {
-                               if (direction == toward::front) return move(head, index);
-                               // Rows that move up may land in their own partition, the reference of the one before,
-                               // which is judged first.
-                               if (index + 1 < count) move(head, index + 1);
-                               if (index == 0) move(head, 0);
-                             });
-    if (direction == toward::front)
-      for (std::size_t head = 0; head < l.keys.heads(); ++head) {
-        const std::size_t to = d.judged.begin + d.keep, n = l.tokens - d.judged.end;
-        detail::move_rows(l.keys, head, d.judged.end, to, n);
-        if (l.values) detail::move_rows(l.values, head, d.judged.end, to, n);
-      }
+  if (detail::by_partition(p, d) && detail::needs_scores(d)) {
+    detail::judge_and_move(p, l, d, out, ws, direction);
   } else {
-    detail::judge_whole(p, l, d, out, ws);
+    detail::judge_due(p, l, d, out, ws);
     compact(l, out, direction);
   }
   advance(at, out);

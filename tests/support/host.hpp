@@ -238,9 +238,8 @@ struct cache {
 
 /// Every instruction set that this machine runs, the plain one first.
 inline std::vector<lagkv::simd::target> targets() {
-  using enum lagkv::simd::target;
   std::vector<lagkv::simd::target> out;
-  for (auto t : {scalar, sse2, avx2, avx512, neon})
+  for (auto t : lagkv::simd::all_targets)
     if (lagkv::simd::supported(t)) out.push_back(t);
   return out;
 }

@@ -134,10 +134,10 @@ class compressor {
 
   bool is_before_due(const state& s, llama_pos last) const { return policy_.retain.due(s.at, expected_tokens(s, last)).empty(); }
 
-  report nothing_due(state& s, llama_pos last) const {
+  report nothing_due(state& s, llama_pos last) {
     const std::size_t n = expected_tokens(s, last);
-    s.at.tokens = n;
-    if (s.at.judged > n) s.at.judged = n;
+    workspace_.decision.clear(n);
+    advance(s.at, workspace_.decision);
     const std::size_t bytes = probe_ != nullptr ? n * row_bytes() : 0;
     return {.tokens_before = n, .tokens_after = n, .bytes_before = bytes, .bytes_after = bytes};
   }
@@ -170,7 +170,7 @@ class compressor {
     std::vector<layer> layers(seen.size());
     for (std::size_t i = 0; i < seen.size(); ++i) {
       if (seen[i].keys.width != seen[0].keys.width) return unequal_layers();
-      result<layer> l = layer_of(seen[i].keys, seen[i].has_values ? &seen[i].values : nullptr, cells, seen[i].id);
+      result<layer> l = layer_of(seen[i].keys, seen[i].has_values() ? &seen[i].values : nullptr, cells, seen[i].id);
       if (!l) return error{l.message()};
       layers[i] = *l;
     }
@@ -207,7 +207,7 @@ class compressor {
     std::size_t n = 0;
     for (const auto& l : probe_->layers()) {
       n += ggml_row_size(l.keys.type, static_cast<std::int64_t>(l.keys.width));
-      if (l.has_values) n += ggml_row_size(l.values.type, static_cast<std::int64_t>(l.values.width));
+      if (l.has_values()) n += ggml_row_size(l.values.type, static_cast<std::int64_t>(l.values.width));
     }
     return n;
   }
@@ -215,7 +215,7 @@ class compressor {
   /// From the size of the state, which costs no copy: what the probe has seen must be all that is there.
   result<std::size_t> cells_in_use(llama_seq_id sequence) const {
     std::size_t sections = 0;
-    for (const auto& l : probe_->layers()) sections += l.has_values ? 2 : 1;
+    for (const auto& l : probe_->layers()) sections += l.has_values() ? 2U : 1U;
     const std::size_t fixed = 24 + 12 * sections, each = 12 + row_bytes();
     const std::size_t size = llama_state_seq_get_size(context_, sequence);
     if (size < fixed || (size - fixed) % each != 0) return error{"in place: the state has a form that lagkv does not know"};

@@ -11,6 +11,9 @@ namespace lagkv::simd {
 /// Instruction sets that the kernels are built for. `scalar` is plain C++: fallback, baseline and oracle.
 enum class target : std::uint8_t { scalar, sse2, avx2, avx512, neon };
 
+/// All of them, the plain one first.
+inline constexpr target all_targets[] = {target::scalar, target::sse2, target::avx2, target::avx512, target::neon};
+
 constexpr const char* name(target t) {
   constexpr const char* names[] = {"scalar", "sse2", "avx2", "avx512", "neon"};
   return names[static_cast<std::size_t>(t)];

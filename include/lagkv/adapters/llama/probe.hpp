@@ -38,7 +38,7 @@ class cache_probe {
   struct cached_layer {
     int id = -1;
     matrix keys, values;
-    bool has_values = false;
+    bool has_values() const { return values.data != nullptr; }
   };
 
   /// The layers whose cache has been seen, in the order of their ids.
@@ -101,7 +101,6 @@ class cache_probe {
     const bool transposed = value_layer >= 0 && node->ne[0] == 1 && width > 1;
     cached_layer& l = layer(key_layer >= 0 ? key_layer : value_layer);
     (key_layer >= 0 ? l.keys : l.values) = {cache->data, cache->type, width, transposed ? cells : width, transposed};
-    l.has_values = l.has_values || value_layer >= 0;
     if (key_layer >= 0 && key_layer == layers_.front().id) see_cells(node->src[1]);
   }
 
