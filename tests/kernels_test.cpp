@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -233,6 +234,185 @@ TEST_P(kernels, widen_every_length) {
       for (std::size_t i = 0; i < n; ++i) ASSERT_TRUE(same_bits(out[i], x.value(0, i)));
       ASSERT_EQ(out[n], 77.0F);
     }
+}
+
+TEST_P(kernels, narrow_rounds_to_the_nearest_even) {
+  // All signs, exponents and leading bits, with what may lie at or beside a half of the last bit that stays.
+  constexpr std::uint32_t tails[] = {0,      1,      0x0fff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x2fff, 0x3000,
+                                     0x3001, 0x7fff, 0x8000, 0x8001, 0xefff, 0xf000, 0xf001, 0xffff};
+  std::vector<float> x;
+  for (std::uint32_t head = 0; head < 65536; ++head)
+    for (std::uint32_t tail : tails) x.push_back(std::bit_cast<float>(head << 16 | tail));
+  std::vector<std::uint16_t> out(x.size());
+  for (dtype type : {dtype::f16, dtype::bf16}) {
+    table.narrow(x.data(), type, x.size(), out.data());
+    for (std::size_t i = 0; i < x.size(); ++i)
+      ASSERT_EQ(out[i], encoded(type, x[i])) << lagkv::name(type) << " " << x[i] << " " << std::bit_cast<std::uint32_t>(x[i]);
+  }
+}
+
+TEST_P(kernels, narrow_copies_f32_and_undoes_widen) {
+  std::vector<float> x, y;
+  for (std::uint32_t head = 0; head < 65536; ++head) x.push_back(std::bit_cast<float>(head << 16 | (head * 40503U & 0xffff)));
+  y.resize(x.size());
+  table.narrow(x.data(), dtype::f32, x.size(), y.data());
+  EXPECT_EQ(std::memcmp(x.data(), y.data(), x.size() * sizeof(float)), 0);  // NaN payloads included
+
+  std::vector<std::uint16_t> all(65536), back(65536);
+  std::iota(all.begin(), all.end(), std::uint16_t{0});
+  for (dtype type : {dtype::f16, dtype::bf16}) {
+    table.widen(all.data(), type, all.size(), x.data());
+    table.narrow(x.data(), type, all.size(), back.data());
+    for (std::size_t i = 0; i < all.size(); ++i)
+      ASSERT_TRUE(std::isnan(x[i]) || back[i] == all[i]) << lagkv::name(type) << " " << i << ": " << back[i];
+  }
+}
+
+TEST_P(kernels, narrow_every_length) {
+  std::mt19937 random(2);
+  for (dtype type : all_types)
+    for (std::size_t n = 1; n <= 70; ++n) {
+      const packed x(dtype::f32, 1, n, 0, random);
+      std::vector<float> wide(n);
+      std::memcpy(wide.data(), x.bytes.data(), x.bytes.size());
+      packed out(type, 1, n + 1, 0, random);
+      const float behind = out.value(0, n);
+      table.narrow(wide.data(), type, n, out.bytes.data());
+      for (std::size_t i = 0; i < n; ++i) ASSERT_TRUE(same_bits(out.value(0, i), rounded(type, wide[i])));
+      ASSERT_TRUE(same_bits(out.value(0, n), behind));
+    }
+}
+
+std::vector<float> normal_values(std::size_t n, std::mt19937& random) {
+  std::normal_distribution<float> normal(0.2F, 1.0F);
+  std::vector<float> out(n);
+  for (float& v : out) v = normal(random);
+  return out;
+}
+
+/// Rows [from, from + n) of x.
+lagkv::simd::rows part(const packed& x, std::size_t from, std::size_t n) {
+  lagkv::simd::rows out = x.rows();
+  out.data = x.bytes.data() + x.at(from, 0), out.tokens = n;
+  return out;
+}
+
+TEST_P(kernels, squares_and_distances) {
+  for_each_size([&](const packed& x, std::mt19937& random) {
+    const std::vector<float> centre = normal_values(x.channels, random);
+    std::vector<float> square(x.tokens + 1, 77.0F), distance(x.tokens + 1, 77.0F);
+    table.squares(x.rows(), square.data());
+    table.distances(x.rows(), centre.data(), distance.data());
+    for (std::size_t t = 0; t < x.tokens; ++t) {
+      double from_origin = 0, from_centre = 0;
+      for (std::size_t c = 0; c < x.channels; ++c) {
+        from_origin += std::pow(static_cast<double>(x.value(t, c)), 2);
+        from_centre += std::pow(static_cast<double>(x.value(t, c)) - centre[c], 2);
+      }
+      ASSERT_LE(relative(square[t], from_origin), 2e-6) << "token " << t;
+      ASSERT_LE(relative(distance[t], from_centre), 2e-6) << "token " << t;
+      float alone[2];
+      table.squares(part(x, t, 1), &alone[0]);
+      table.distances(part(x, t, 1), centre.data(), &alone[1]);
+      ASSERT_TRUE(same_bits(alone[0], square[t]) && same_bits(alone[1], distance[t])) << "token " << t << " alone";
+    }
+    ASSERT_TRUE(square[x.tokens] == 77.0F && distance[x.tokens] == 77.0F) << "writes behind the last token";
+  });
+}
+
+TEST_P(kernels, dots) {
+  for_each_size([&](const packed& x, std::mt19937& random) {
+    constexpr std::size_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
+    const std::size_t count = counts[random() % std::size(counts)], pitch = x.tokens + random() % 3;
+    const std::vector<float> vectors = normal_values(count * x.channels, random);
+    std::vector<float> out(count * pitch + 1, 77.0F);
+    table.dots(x.rows(), vectors.data(), count, out.data(), pitch);
+    for (std::size_t v = 0; v < count; ++v)
+      for (std::size_t t = 0; t < x.tokens; ++t) {
+        double exact = 0, size = 0;
+        for (std::size_t c = 0; c < x.channels; ++c) {
+          const double product = static_cast<double>(x.value(t, c)) * vectors[v * x.channels + c];
+          exact += product, size += std::fabs(product);
+        }
+        ASSERT_NEAR(out[v * pitch + t], exact, 1e-6 * size) << "vector " << v << " of " << count << " token " << t;
+      }
+    for (std::size_t i = 0; i < out.size(); ++i)
+      ASSERT_TRUE((i % pitch < x.tokens && i / pitch < count) || out[i] == 77.0F) << "writes beside the products";
+
+    // The same to the bit, a row at a time, a vector at a time, and cut anywhere.
+    std::vector<float> cut(out.size(), 77.0F);
+    for (std::size_t t = 0; t < x.tokens; ++t) table.dots(part(x, t, 1), vectors.data(), count, &cut[t], pitch);
+    ASSERT_EQ(cut, out);
+    for (std::size_t v = 0; v < count; ++v) table.dots(x.rows(), &vectors[v * x.channels], 1, &cut[v * pitch], pitch);
+    ASSERT_EQ(cut, out);
+    const std::size_t t = random() % x.tokens, v = random() % count;
+    const auto product = [&](std::size_t at, std::size_t n, std::size_t first, std::size_t some) {
+      table.dots(part(x, at, n), &vectors[first * x.channels], some, &cut[first * pitch + at], pitch);
+    };
+    std::fill(cut.begin(), cut.end(), 77.0F);
+    if (t > 0) product(0, t, 0, count);
+    product(t, x.tokens - t, v, count - v);
+    if (v > 0) product(t, x.tokens - t, 0, v);
+    ASSERT_EQ(cut, out);
+  });
+}
+
+TEST_P(kernels, add_rows_goes_row_by_row) {
+  bool fused = true, unfused = true;  // which of the two the target does, always
+  for_each_size([&](const packed& x, std::mt19937& random) {
+    const std::vector<float> weights = normal_values(x.tokens, random), start = normal_values(x.channels, random);
+    std::vector<float> sum = start;
+    sum.push_back(77.0F);
+    table.add_rows(x.rows(), weights.data(), sum.data());
+    for (std::size_t c = 0; c < x.channels; ++c) {
+      double exact = start[c], size = std::fabs(start[c]);
+      float chain = start[c], plain = start[c];
+      for (std::size_t t = 0; t < x.tokens; ++t) {
+        const double product = static_cast<double>(x.value(t, c)) * weights[t];  // exact
+        exact += product, size += std::fabs(product);
+        chain = std::fma(weights[t], x.value(t, c), chain);
+        plain += static_cast<float>(product);
+      }
+      ASSERT_NEAR(sum[c], exact, 1e-6 * size) << "channel " << c;
+      fused = fused && same_bits(sum[c], chain), unfused = unfused && same_bits(sum[c], plain);
+    }
+    ASSERT_TRUE(fused || unfused);
+    ASSERT_EQ(sum[x.channels], 77.0F) << "writes behind the last channel";
+
+    std::vector<float> cut = start;
+    for (std::size_t t = 0, n = 0; t < x.tokens; t += n) {
+      n = 1 + random() % (x.tokens - t);
+      table.add_rows(part(x, t, n), &weights[t], cut.data());
+    }
+    cut.push_back(77.0F);
+    ASSERT_EQ(cut, sum);
+  });
+}
+
+TEST_P(kernels, sums_pass_on_what_is_not_finite) {
+  std::mt19937 random(9);
+  for (std::uint32_t bad : {0x7e00U, 0xfd00U, 0x7c00U, 0xfc00U})
+    for (std::size_t channels : {1U, 16U, 37U})
+      for (std::size_t c : {std::size_t{0}, channels - 1}) {
+        packed x(dtype::f16, 6, channels, 0, random);
+        x.set(4, c, bad);
+        const float value = decoded(dtype::f16, bad);
+        std::vector<float> ones(5 * channels + 6, 1.0F), zeros(channels, 0.0F), out(6), products(30);
+        const auto check = [&](const float* sums, float expected) {
+          for (std::size_t t = 0; t < 6; ++t)
+            if (t != 4)
+              ASSERT_TRUE(std::isfinite(sums[t]));
+            else
+              ASSERT_TRUE(std::isnan(expected) ? std::isnan(sums[t]) : sums[t] == expected) << sums[t];
+        };
+        table.squares(x.rows(), out.data()), check(out.data(), value * value);
+        table.distances(x.rows(), ones.data(), out.data()), check(out.data(), value * value);
+        table.dots(x.rows(), ones.data(), 5, products.data(), 6);
+        for (std::size_t v = 0; v < 5; ++v) check(&products[6 * v], value);
+        table.dots(x.rows(), zeros.data(), 1, out.data(), 6), check(out.data(), nan);  // infinity times 0
+        table.add_rows(x.rows(), ones.data(), zeros.data());
+        for (std::size_t i = 0; i < channels; ++i) ASSERT_EQ(std::isfinite(zeros[i]), i != c);
+      }
 }
 
 /// What top_k promises, the plain way.

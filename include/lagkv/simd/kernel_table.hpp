@@ -49,6 +49,25 @@ struct kernel_table {
 
   /// out[i] = x[i] as f32, for n adjacent elements.
   void (*widen)(const void* x, dtype type, std::size_t n, float* out);
+
+  /// out[i] = x[i] rounded to the nearest element, ties to even, for n adjacent elements. What is too large becomes an
+  /// infinity; NaN stays NaN, with its sign, its payload is lost (not for f32, which is copied). All targets give the same bits.
+  void (*narrow)(const float* x, dtype type, std::size_t n, void* out);
+
+  // The sums below are taken in f32 and follow IEEE rules: a channel that is NaN makes its sums NaN.
+
+  /// out[t] = sum over channels of x[t][c]^2.
+  void (*squares)(const rows& x, float* out);
+
+  /// out[t] = sum over channels of (x[t][c] - centre[c])^2.
+  void (*distances)(const rows& x, const float* centre, float* out);
+
+  /// out[v * pitch + t] = sum over channels of x[t][c] * vectors[v][c], for `count` dense vectors of x.channels floats; pitch
+  /// is at least x.tokens. Each product of a row and a vector is the same to the bit whatever others are in the call.
+  void (*dots)(const rows& x, const float* vectors, std::size_t count, float* out, std::size_t pitch);
+
+  /// sum[c] += weights[t] * x[t][c], for one t after the other: the same to the bit however the rows are cut into calls.
+  void (*add_rows)(const rows& x, const float* weights, float* sum);
 };
 
 }  // namespace lagkv::simd

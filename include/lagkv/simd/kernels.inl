@@ -1,7 +1,8 @@
 // Part of lagkv (MIT). Every kernel, once. Included once a target, inside the namespace of that target, which has defined
 //   LAGKV_LANES           floats a vector; 1: plain floats
 //   LAGKV_TARGET          its enumerator
-//   widen_halves, root    f16 bits -> vec, and the square root: what the compiler's vector types do not offer
+//   widen_halves          f16 bits -> vec; this and the next are what the compiler's vector types do not offer
+//   root, fma             square root; a * b + c, rounded once where the target can
 // All else is the compiler's vector types, so no intrinsics header is needed. No lambdas in here: they would lose the
 // target. Small fixed groups are written out: a loop over an array of vectors may end up in memory.
 
@@ -25,12 +26,6 @@ LAGKV_INLINE halves load_halves(const void* p) {
 LAGKV_INLINE vec load(const f16* p) { return widen_halves(load_halves(p)); }
 LAGKV_INLINE vec load(const bf16* p) { return from_bits(widen_integers(load_halves(p)) << 16); }
 
-#if LAGKV_LANES == 1 && defined(__FP_FAST_FMAF)
-// Left to itself, GCC contracts plain floats in the loop of one element type and, having vectorised it, not in another's.
-LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_fmaf(a, b, c); }
-#else
-LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }  // contracted where the target can
-#endif
 LAGKV_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }  // b where a is NaN
 LAGKV_INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 
@@ -338,4 +333,235 @@ inline void widen(const void* x, dtype type, std::size_t n, float* out) {
   }
 }
 
-inline constexpr kernel_table table{LAGKV_TARGET, range, deviation, add_softmax, top_k, widen};
+// ---- narrow ---------------------------------------------------------------------------------------------------------
+
+#if LAGKV_LANES == 1
+LAGKV_INLINE halves low_halves(ivec v) { return static_cast<halves>(v); }
+#else
+LAGKV_INLINE halves low_halves(ivec v) { return __builtin_convertvector(v, halves); }
+#endif
+
+// By integer arithmetic everywhere, so that all targets give the same bits, those of NaN included.
+LAGKV_INLINE ivec magnitude_of(vec x) {
+  const ivec magnitude = bits(x) & 0x7fffffff;
+  return magnitude > 0x7f800000 ? filli(0x7fc00000) : magnitude;
+}
+LAGKV_INLINE ivec sign_of(vec x) { return (bits(x) >> 16) & 0x8000; }
+
+LAGKV_INLINE halves narrow_to(const bf16*, vec x) {
+  const ivec m = magnitude_of(x);
+  return low_halves(sign_of(x) | ((m + 0x7fff + ((m >> 16) & 1)) >> 16));  // a carry becomes infinity by itself
+}
+
+LAGKV_INLINE halves narrow_to(const f16*, vec x) {
+  const ivec m = magnitude_of(x);
+  const ivec normal = (m - (112 << 23) + 0xfff + ((m >> 13) & 1)) >> 13;
+  const ivec small = bits(from_bits(m) + 0.5F) - (126 << 23);  // f32 at 0.5 has the steps of denormal f16
+  const ivec special = m > 0x7f800000 ? filli(0x7e00) : filli(0x7c00);
+  const ivec large = m < (143 << 23) ? normal : special;  // from 2^16 on; below it a carry becomes infinity here, too
+  return low_halves(sign_of(x) | (m < (113 << 23) ? small : large));
+}
+
+template <class T>
+inline void narrow_of(const float* x, std::size_t n, T* out) {
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const halves h = narrow_to(out, load(x + i));
+    __builtin_memcpy(out + i, &h, sizeof h);
+  }
+  if (i == n) return;
+  const halves h = narrow_to(out, load_part(x + i, n - i));
+  __builtin_memcpy(out + i, &h, (n - i) * sizeof(T));
+}
+
+inline void narrow(const float* x, dtype type, std::size_t n, void* out) {
+  switch (type) {
+    case dtype::f32: __builtin_memcpy(out, x, n * sizeof(float)); return;
+    case dtype::f16: return narrow_of(x, n, static_cast<f16*>(out));
+    case dtype::bf16: return narrow_of(x, n, static_cast<bf16*>(out));
+  }
+}
+
+// ---- sums over the channels of rows ---------------------------------------------------------------------------------
+
+// Four rows that share the loads of what they meet and one reduction; a last group of less repeats its last row, so that a
+// row is summed alike wherever it stands.
+template <class T>
+struct four_rows {
+  const T *a, *b, *c, *d;
+  std::size_t size;  // rows that count
+};
+
+template <class T>
+LAGKV_INLINE four_rows<T> rows_from(const T* first, std::ptrdiff_t stride, std::size_t left) {
+  const T* b = left > 1 ? first + stride : first;
+  const T* c = left > 2 ? b + stride : b;
+  return {first, b, c, left > 3 ? c + stride : c, left < 4 ? left : 4};
+}
+
+struct four {
+  vec a{}, b{}, c{}, d{};
+};
+
+template <class T>
+LAGKV_INLINE four load(four_rows<T> r, std::size_t channel) {
+  return {load(r.a + channel), load(r.b + channel), load(r.c + channel), load(r.d + channel)};
+}
+template <class T>
+LAGKV_INLINE four load_part(four_rows<T> r, std::size_t channel, std::size_t n) {
+  return {load_part(r.a + channel, n), load_part(r.b + channel, n), load_part(r.c + channel, n), load_part(r.d + channel, n)};
+}
+
+LAGKV_INLINE void store_sums(const four& sum, float* out, std::size_t n) {
+  if (n == 4) return sum4(sum.a, sum.b, sum.c, sum.d, out);
+  float sums[4];
+  sum4(sum.a, sum.b, sum.c, sum.d, sums);
+  for (std::size_t i = 0; i < n; ++i) out[i] = sums[i];
+}
+
+// ---- squares, distances ---------------------------------------------------------------------------------------------
+
+LAGKV_INLINE void add_squares(four& sum, const four& x, vec from) {
+  const vec a = x.a - from, b = x.b - from, c = x.c - from, d = x.d - from;
+  sum.a = fma(a, a, sum.a), sum.b = fma(b, b, sum.b), sum.c = fma(c, c, sum.c), sum.d = fma(d, d, sum.d);
+}
+
+// From the origin where centre is null.
+template <class T>
+inline void distances_of(const T* x, const rows& r, const float* centre, float* out) {
+  const std::size_t whole = r.channels / lanes * lanes, rest = r.channels - whole;
+  for (std::size_t t = 0; t < r.tokens; t += 4) {
+    const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
+    four sum;
+    for (std::size_t c = 0; c < whole; c += lanes)
+      add_squares(sum, load(group, c), centre != nullptr ? load(centre + c) : fill(0.0F));
+    if (rest != 0)
+      add_squares(sum, load_part(group, whole, rest), centre != nullptr ? load_part(centre + whole, rest) : fill(0.0F));
+    store_sums(sum, out + t, group.size);
+  }
+}
+
+inline void distances(const rows& r, const float* centre, float* out) {
+  switch (r.type) {
+    case dtype::f32: return distances_of(static_cast<const float*>(r.data), r, centre, out);
+    case dtype::f16: return distances_of(static_cast<const f16*>(r.data), r, centre, out);
+    case dtype::bf16: return distances_of(static_cast<const bf16*>(r.data), r, centre, out);
+  }
+}
+
+inline void squares(const rows& r, float* out) { distances(r, nullptr, out); }
+
+// ---- dots -----------------------------------------------------------------------------------------------------------
+
+LAGKV_INLINE void add_products(four& sum, const four& x, vec v) {
+  sum.a = fma(x.a, v, sum.a), sum.b = fma(x.b, v, sum.b), sum.c = fma(x.c, v, sum.c), sum.d = fma(x.d, v, sum.d);
+}
+
+// Four rows against one vector.
+template <class T>
+LAGKV_INLINE void dots_of_one(four_rows<T> r, std::size_t channels, const float* v, float* out) {
+  const std::size_t whole = channels / lanes * lanes, rest = channels - whole;
+  four sum;
+  for (std::size_t c = 0; c < whole; c += lanes) add_products(sum, load(r, c), load(v + c));
+  if (rest != 0) add_products(sum, load_part(r, whole, rest), load_part(v + whole, rest));
+  store_sums(sum, out, r.size);
+}
+
+// Four rows against four vectors: sixteen sums in registers, and each element is widened once for all of them.
+inline constexpr std::size_t vectors_together = 4;
+template <class T>
+LAGKV_INLINE void dots_of_block(four_rows<T> r, std::size_t channels, const float* v, float* out, std::size_t pitch) {
+  const std::size_t whole = channels / lanes * lanes, rest = channels - whole;
+  const float *v1 = v + channels, *v2 = v1 + channels, *v3 = v2 + channels;
+  four sum0, sum1, sum2, sum3;
+  for (std::size_t c = 0; c < whole; c += lanes) {
+    const four x = load(r, c);
+    add_products(sum0, x, load(v + c)), add_products(sum1, x, load(v1 + c));
+    add_products(sum2, x, load(v2 + c)), add_products(sum3, x, load(v3 + c));
+  }
+  if (rest != 0) {
+    const four x = load_part(r, whole, rest);
+    add_products(sum0, x, load_part(v + whole, rest)), add_products(sum1, x, load_part(v1 + whole, rest));
+    add_products(sum2, x, load_part(v2 + whole, rest)), add_products(sum3, x, load_part(v3 + whole, rest));
+  }
+  store_sums(sum0, out, r.size), store_sums(sum1, out + pitch, r.size);
+  store_sums(sum2, out + 2 * pitch, r.size), store_sums(sum3, out + 3 * pitch, r.size);
+}
+
+template <class T>
+inline void dots_of(const T* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
+  constexpr std::size_t together = 32;  // rows that stay in the first cache while the vectors pass
+  for (std::size_t t = 0; t < r.tokens; t += together) {
+    const std::size_t end = r.tokens - t < together ? r.tokens : t + together;
+    for (std::size_t v = 0; v < count;) {
+      const std::size_t block = count - v < vectors_together ? 1 : vectors_together;
+      for (std::size_t i = t; i < end; i += 4) {
+        const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(i) * r.stride, r.stride, r.tokens - i);
+        if (block == 1)
+          dots_of_one(group, r.channels, vectors + v * r.channels, out + v * pitch + i);
+        else
+          dots_of_block(group, r.channels, vectors + v * r.channels, out + v * pitch + i, pitch);
+      }
+      v += block;
+    }
+  }
+}
+
+inline void dots(const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
+  switch (r.type) {
+    case dtype::f32: return dots_of(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
+    case dtype::f16: return dots_of(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
+    case dtype::bf16: return dots_of(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
+  }
+}
+
+// ---- add_rows -------------------------------------------------------------------------------------------------------
+
+LAGKV_INLINE four load_four(const float* p) { return {load(p), load(p + lanes), load(p + 2 * lanes), load(p + 3 * lanes)}; }
+LAGKV_INLINE void store_four(const four& v, float* p) {
+  store(p, v.a), store(p + lanes, v.b), store(p + 2 * lanes, v.c), store(p + 3 * lanes, v.d);
+}
+
+// Four vectors of one row.
+template <class T>
+LAGKV_INLINE void add_scaled(four& sum, vec weight, const T* x) {
+  sum.a = fma(weight, load(x), sum.a), sum.b = fma(weight, load(x + lanes), sum.b);
+  sum.c = fma(weight, load(x + 2 * lanes), sum.c), sum.d = fma(weight, load(x + 3 * lanes), sum.d);
+}
+
+template <class T>
+inline void add_rows_of(const T* x, const rows& r, const float* weights, float* sum) {
+  // The sums of a block of channels stay in registers over all rows. Each waits for the row before: the more, the better.
+  std::size_t c = 0;
+  for (; c + 8 * lanes <= r.channels; c += 8 * lanes) {
+    four low = load_four(sum + c), high = load_four(sum + c + 4 * lanes);
+    const T* at = x + c;
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride)
+      add_scaled(low, fill(weights[t]), at), add_scaled(high, fill(weights[t]), at + 4 * lanes);
+    store_four(low, sum + c), store_four(high, sum + c + 4 * lanes);
+  }
+  for (; c + 4 * lanes <= r.channels; c += 4 * lanes) {
+    four low = load_four(sum + c);
+    const T* at = x + c;
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) add_scaled(low, fill(weights[t]), at);
+    store_four(low, sum + c);
+  }
+  for (; c < r.channels; c += lanes) {
+    const std::size_t here = r.channels - c < lanes ? r.channels - c : lanes;
+    vec total = load_part(sum + c, here);
+    const T* at = x + c;
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) total = fma(fill(weights[t]), load_part(at, here), total);
+    store_part(total, sum + c, here);
+  }
+}
+
+inline void add_rows(const rows& r, const float* weights, float* sum) {
+  switch (r.type) {
+    case dtype::f32: return add_rows_of(static_cast<const float*>(r.data), r, weights, sum);
+    case dtype::f16: return add_rows_of(static_cast<const f16*>(r.data), r, weights, sum);
+    case dtype::bf16: return add_rows_of(static_cast<const bf16*>(r.data), r, weights, sum);
+  }
+}
+
+inline constexpr kernel_table table{LAGKV_TARGET, range,   deviation, add_softmax, top_k,   widen,
+                                    narrow,       squares, distances, dots,        add_rows};

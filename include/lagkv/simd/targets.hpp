@@ -14,6 +14,9 @@
 
 #define LAGKV_INLINE [[gnu::always_inline]] inline
 
+// Each target says what fma is: left to itself, a compiler contracts a * b + c in one loop and not in another (GCC does so
+// for plain floats that it vectorises, and by -mtune), and a row's result would depend on the loop that it went through.
+
 // ---- scalar: plain C++ ----------------------------------------------------------------------------------------------
 
 namespace lagkv::simd::scalar {
@@ -22,6 +25,11 @@ namespace lagkv::simd::scalar {
 #include <lagkv/simd/vectors.inl>
 LAGKV_INLINE vec widen_halves(halves h) { return widen_by_bits(h); }
 LAGKV_INLINE vec root(vec v) { return __builtin_sqrtf(v); }
+#if defined(__FP_FAST_FMAF)
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_fmaf(a, b, c); }
+#else
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
+#endif
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
 #undef LAGKV_TARGET
@@ -37,6 +45,11 @@ namespace lagkv::simd::sse2 {
 #include <lagkv/simd/vectors.inl>
 LAGKV_INLINE vec widen_halves(halves h) { return widen_by_bits(h); }
 LAGKV_INLINE vec root(vec v) { return __builtin_ia32_sqrtps(v); }
+#if defined(__FMA__)  // the host's own flags
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps(a, b, c); }
+#else
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
+#endif
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
 #undef LAGKV_TARGET
@@ -57,6 +70,7 @@ namespace lagkv::simd::avx2 {
 typedef short signed_halves __attribute__((vector_size(16)));
 LAGKV_INLINE vec widen_halves(halves h) { return __builtin_ia32_vcvtph2ps256((signed_halves)h); }
 LAGKV_INLINE vec root(vec v) { return __builtin_ia32_sqrtps256(v); }
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps256(a, b, c); }
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
 #undef LAGKV_TARGET
@@ -96,6 +110,7 @@ LAGKV_INLINE vec root(vec v) {
   return __builtin_ia32_sqrtps512_mask(v, vec{}, all, current_rounding);
 #endif
 }
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps512_mask(a, b, c, all, current_rounding); }
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
 #undef LAGKV_TARGET
@@ -116,6 +131,7 @@ namespace lagkv::simd::neon {
 #include <lagkv/simd/vectors.inl>
 LAGKV_INLINE vec widen_halves(halves h) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)h)); }
 LAGKV_INLINE vec root(vec v) { return (vec)vsqrtq_f32((float32x4_t)v); }
+LAGKV_INLINE vec fma(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
 #undef LAGKV_TARGET
