@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <lagkv/recipes.hpp>
 #include <tools/npy.hpp>
 
 #include "cube.hpp"
@@ -18,15 +19,16 @@ namespace support {
 struct golden_case {
   const char* name;
   const char* kind;
-  std::size_t tokens, heads, channels;
-  std::size_t sink, lag;
+  std::size_t tokens = 0, heads = 0, query_heads = 0, channels = 0;
+  std::size_t sink = 0, lag = 0;
   double ratio = 0, value_weight = 1;
-  std::size_t middle_step = 0;
+  std::size_t middle_step = 0, future = 0;
+  bool covariance = false, value_norm = false;
 
   friend std::ostream& operator<<(std::ostream& out, const golden_case& c) { return out << c.name; }
 
   lagkv::lagkv_options options() const { return {.sink = sink, .lag = lag, .ratio = ratio, .value_weight = value_weight}; }
-  std::size_t partitions() const { return tokens < sink + 2 * lag ? 0 : (tokens - sink) / lag - 1; }
+  std::size_t partitions() const { return lag == 0 || tokens < sink + 2 * lag ? 0 : (tokens - sink) / lag - 1; }
 };
 
 inline constexpr golden_case golden_cases[] = {

@@ -1,0 +1,279 @@
+#include "methods_oracle.hpp"
+
+#include <Eigen/Cholesky>
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace support {
+
+namespace {
+
+using Eigen::Index;
+using Eigen::MatrixXd;
+using Eigen::RowVectorXd;
+using Eigen::VectorXd;
+using row_major = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+Index index(std::size_t i) { return static_cast<Index>(i); }
+
+/// [rows, channels] of one head.
+MatrixXd matrix(const cube& x, std::size_t head, row_range r) {
+  using rows = Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
+  return rows(x.row(head, r.begin), index(r.size()), index(x.channels)).cast<double>();
+}
+
+std::vector<double> list(const VectorXd& x) { return {x.begin(), x.end()}; }
+
+/// Each over the sum of its window.
+VectorXd window_shares(VectorXd x, Index window) {
+  for (Index begin = 0; begin < x.size(); begin += window) {
+    auto part = x.segment(begin, std::min(window, x.size() - begin));
+    const double sum = part.sum();
+    if (sum > 0) part /= sum;
+  }
+  return x;
+}
+
+VectorXd softmax(const VectorXd& x) {
+  const VectorXd e = (x.array() - x.maxCoeff()).exp();
+  return e / e.sum();
+}
+
+/// Calls f with each query head that the KV head serves; the mean of what it returns.
+template <class F>
+VectorXd group_mean(std::size_t query_heads, std::size_t heads, std::size_t head, const F& f) {
+  const std::size_t group = query_heads / heads;
+  VectorXd sum = f(head * group);
+  for (std::size_t g = 1; g < group; ++g) sum += f(head * group + g);
+  return sum / static_cast<double>(group);
+}
+
+/// attention_weights on the judged rows.
+VectorXd weights_on(const cube& queries, const cube& keys, std::size_t query_head, std::size_t i, row_range judged) {
+  const std::vector<double> w = attention_weights(queries, keys, query_head, i);
+  return Eigen::Map<const VectorXd>(w.data() + judged.begin, index(judged.size()));
+}
+
+/// Row numbers, best first; of equal ones the earlier.
+std::vector<std::size_t> by_score(const std::vector<double>& scores) {
+  std::vector<std::size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+  return order;
+}
+
+}  // namespace
+
+std::vector<double> key_norm_scores(const cube& keys, std::size_t head, row_range judged) {
+  return list(-matrix(keys, head, judged).rowwise().norm());
+}
+
+std::vector<double> value_norm_scores(const cube& values, std::size_t head, row_range judged) {
+  return list(matrix(values, head, judged).rowwise().norm());
+}
+
+std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_range judged, row_range reference) {
+  const MatrixXd k = matrix(keys, head, judged), r = matrix(keys, head, reference);
+  RowVectorXd anchor = RowVectorXd::Zero(r.cols());
+  for (Index t = 0; t < r.rows(); ++t)
+    if (r.row(t).norm() > 0) anchor += r.row(t) / r.row(t).norm();
+  anchor /= static_cast<double>(r.rows());
+  VectorXd out = VectorXd::Zero(k.rows());
+  for (Index t = 0; t < k.rows(); ++t)
+    if (k.row(t).norm() > 0 && anchor.norm() > 0) out(t) = -k.row(t).dot(anchor) / (k.row(t).norm() * anchor.norm());
+  return list(out);
+}
+
+std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t head, row_range judged, const cur_options& o) {
+  const VectorXd k = window_shares(matrix(keys, head, judged).rowwise().squaredNorm(), index(o.window));
+  const VectorXd v = window_shares(matrix(values, head, judged).rowwise().squaredNorm(), index(o.window));
+  const VectorXd product = k.cwiseProduct(v);
+  return list(o.normalised ? window_shares(product, product.size()) : product);
+}
+
+std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_range judged, row_range reference) {
+  const RowVectorXd centre = matrix(keys, head, reference).colwise().mean();
+  return list((matrix(keys, head, judged).rowwise() - centre).rowwise().norm());
+}
+
+std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range judged, std::size_t window) {
+  std::vector<double> out;
+  for (std::size_t begin = judged.begin; begin < judged.end; begin += window) {
+    const row_range own{begin, std::min(begin + window, judged.end)};
+    const std::vector<double> part = manifold_scores(keys, head, own, own);
+    out.insert(out.end(), part.begin(), part.end());
+  }
+  return out;
+}
+
+std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, double epsilon) {
+  MatrixXd r = matrix(keys, head, reference);
+  const RowVectorXd centre = r.colwise().mean();
+  r.rowwise() -= centre;
+  const MatrixXd x = matrix(keys, head, judged).rowwise() - centre;
+  const MatrixXd gram = r.transpose() * r + epsilon * MatrixXd::Identity(r.cols(), r.cols());
+  const MatrixXd solved = gram.llt().solve(x.transpose());
+  return list(x.cwiseProduct(solved.transpose()).rowwise().sum());
+}
+
+std::vector<double> attention_weights(const cube& queries, const cube& keys, std::size_t query_head, std::size_t i) {
+  const std::size_t head = query_head / (queries.heads / keys.heads);
+  const std::size_t visible = keys.tokens - queries.tokens + i + 1;
+  const MatrixXd q = matrix(queries, query_head, {i, i + 1});
+  const VectorXd logits = matrix(keys, head, {0, visible}) * q.transpose() / std::sqrt(static_cast<double>(keys.channels));
+  std::vector<double> out = list(softmax(logits));
+  out.resize(keys.tokens);
+  return out;
+}
+
+std::vector<double> average_pool(const std::vector<double>& x, std::size_t kernel) {
+  std::vector<double> out(x.size());
+  for (std::size_t t = 0; t < x.size(); ++t) {
+    for (std::size_t j = 0; j < kernel; ++j) {
+      const std::size_t shifted = t + j;  // by kernel / 2, so that it is never negative
+      if (shifted >= kernel / 2 && shifted - kernel / 2 < x.size()) out[t] += x[shifted - kernel / 2];
+    }
+    out[t] /= static_cast<double>(kernel);
+  }
+  return out;
+}
+
+std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range judged, std::size_t window,
+                                  std::size_t kernel) {
+  const VectorXd mean = group_mean(queries.heads, keys.heads, head, [&](std::size_t query_head) {
+    VectorXd sum = VectorXd::Zero(index(judged.size()));
+    for (std::size_t i = queries.tokens - window; i < queries.tokens; ++i)
+      sum += weights_on(queries, keys, query_head, i, judged);
+    const std::vector<double> pooled = average_pool(list(sum / static_cast<double>(window)), kernel);
+    return VectorXd(Eigen::Map<const VectorXd>(pooled.data(), index(pooled.size())));
+  });
+  return list(mean);
+}
+
+std::vector<double> h2o_scores(const cube& queries, const cube& keys, std::size_t head, row_range judged, bool mean) {
+  std::vector<double> out = list(group_mean(queries.heads, keys.heads, head, [&](std::size_t query_head) {
+    VectorXd sum = VectorXd::Zero(index(judged.size()));
+    for (std::size_t i = 0; i < queries.tokens; ++i) sum += weights_on(queries, keys, query_head, i, judged);
+    return sum;
+  }));
+  for (std::size_t i = 0; mean && i < out.size(); ++i)
+    out[i] /= static_cast<double>(std::min(queries.tokens, keys.tokens - (judged.begin + i)));
+  return out;
+}
+
+std::vector<double> tova_scores(const cube& queries, const cube& keys, row_range judged) {
+  return list(group_mean(queries.heads, 1, 0, [&](std::size_t query_head) {
+    return weights_on(queries, keys, query_head, queries.tokens - 1, judged);
+  }));
+}
+
+query_statistics expected_queries(const cube& queries, const expected_query_options& o) {
+  const Index channels = index(queries.channels), half = channels / 2;
+  MatrixXd rotation = MatrixXd::Zero(channels, channels);
+  for (std::size_t position = o.seen; position < o.seen + o.future; ++position)
+    for (Index i = 0; i < half; ++i) {
+      const double frequency = std::pow(o.base, -2.0 * static_cast<double>(i) / static_cast<double>(channels));
+      const double angle = static_cast<double>(position) * frequency;
+      rotation(i, i) += std::cos(angle), rotation(i, i + half) -= std::sin(angle);
+      rotation(i + half, i) += std::sin(angle), rotation(i + half, i + half) += std::cos(angle);
+    }
+  rotation /= static_cast<double>(o.future);
+
+  query_statistics out{queries.heads, queries.channels, {}, {}};
+  for (std::size_t h = 0; h < queries.heads; ++h) {
+    MatrixXd q = matrix(queries, h, {o.sink, queries.tokens});
+    const RowVectorXd mean = q.colwise().mean();
+    const VectorXd moved = rotation * mean.transpose();
+    out.mean.insert(out.mean.end(), moved.begin(), moved.end());
+    if (!o.covariance) continue;
+    q.rowwise() -= mean;
+    const row_major s = rotation * (q.transpose() * q / static_cast<double>(q.rows())) * rotation.transpose();
+    out.covariance.insert(out.covariance.end(), s.data(), s.data() + s.size());
+  }
+  return out;
+}
+
+std::vector<double> expected_attention_scores(const query_statistics& queries, const cube& keys, const cube& values,
+                                              std::size_t head, row_range judged, bool value_norm) {
+  const MatrixXd k = matrix(keys, head, judged);
+  const Index channels = k.cols();
+  const double d = static_cast<double>(channels);
+  VectorXd out = group_mean(queries.heads, keys.heads, head, [&](std::size_t query_head) {
+    const Eigen::Map<const VectorXd> mean(queries.mean.data() + query_head * queries.channels, channels);
+    VectorXd logits = k * mean / std::sqrt(d);
+    if (!queries.covariance.empty()) {
+      const Eigen::Map<const row_major> s(queries.covariance.data() + query_head * queries.channels * queries.channels, channels,
+                                          channels);
+      logits += (k * s).cwiseProduct(k).rowwise().sum() / (2 * d);
+    }
+    return softmax(logits);
+  });
+  if (value_norm) out.array() *= matrix(values, head, judged).rowwise().norm().array();
+  return list(out);
+}
+
+std::vector<std::size_t> top_k(const std::vector<double>& scores, std::size_t k) {
+  std::vector<std::size_t> out = by_score(scores);
+  out.resize(k);
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+std::vector<std::vector<bool>> adakv_mask(const std::vector<std::vector<double>>& scores, std::size_t k, double alpha) {
+  const std::size_t heads = scores.size(), rows = scores.at(0).size();
+  const auto own = static_cast<std::size_t>(static_cast<double>(k) * alpha);
+  std::vector<std::vector<bool>> out(heads, std::vector<bool>(rows));
+  for (std::size_t h = 0; h < heads; ++h)
+    for (std::size_t t : top_k(scores[h], own)) out[h][t] = true;
+
+  std::vector<double> all;
+  for (const std::vector<double>& s : scores) all.insert(all.end(), s.begin(), s.end());
+  std::size_t left = heads * k - heads * own;
+  for (std::size_t i : by_score(all)) {
+    if (left == 0) break;
+    if (out[i / rows][i % rows]) continue;
+    out[i / rows][i % rows] = true, --left;
+  }
+  return out;
+}
+
+std::vector<std::size_t> chunk_rows(const std::vector<std::vector<double>>& scores, std::size_t length, std::size_t budget) {
+  std::vector<double> sums(scores.at(0).size());
+  for (const std::vector<double>& s : scores)
+    for (std::size_t t = 0; t < sums.size(); ++t) sums[t] += s[t];
+  std::vector<std::vector<double>> chunks;
+  std::vector<double> means;
+  for (std::size_t begin = 0; begin < sums.size(); begin += length) {
+    const std::size_t end = std::min(begin + length, sums.size());
+    chunks.emplace_back(sums.begin() + index(begin), sums.begin() + index(end));
+    means.push_back(std::accumulate(chunks.back().begin(), chunks.back().end(), 0.0) / static_cast<double>(end - begin));
+  }
+  std::vector<std::size_t> out;
+  for (std::size_t c : by_score(means)) {
+    const std::size_t taken = std::min(chunks[c].size(), budget - out.size());
+    for (std::size_t t : top_k(chunks[c], taken)) out.push_back(c * length + t);
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+std::vector<double> rank_shares(const std::vector<double>& scores) {
+  std::vector<double> out(scores.size());
+  const std::vector<std::size_t> order = by_score(scores);
+  for (std::size_t i = 0; i < order.size(); ++i)
+    out[order[i]] = static_cast<double>(order.size() - 1 - i) / static_cast<double>(order.size());
+  return out;
+}
+
+std::vector<double> rank_fusion(const std::vector<std::vector<double>>& scorers, const std::vector<double>& weights) {
+  std::vector<double> out(scorers.at(0).size());
+  for (std::size_t s = 0; s < scorers.size(); ++s) {
+    const std::vector<double> shares = rank_shares(scorers[s]);
+    for (std::size_t t = 0; t < out.size(); ++t) out[t] += weights[s] * shares[t];
+  }
+  return out;
+}
+
+}  // namespace support
