@@ -4,11 +4,13 @@
 // CPU's caches, outside the timed part. x_read and x_memcpy are medians over the same iterations.
 #include <cstddef>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
 #include <benchmark/benchmark.h>
 
+#include <lagkv/all_methods.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "cache.hpp"
@@ -150,6 +152,77 @@ void compact(benchmark::State& state, const setup& s) {
   count(state, bytes / size_of(s.type), bytes);
 }
 
+/// What attention methods read beside the cache: 4 query heads a KV head, as in many models of today.
+class asked {
+ public:
+  static constexpr std::size_t group = 4, queries = 64;
+
+  asked(std::size_t dim, std::size_t tokens)
+      : queries_(cache::heads * group * queries * dim),
+        mass_(cache::heads * tokens),
+        mean_(cache::heads * group * dim),
+        covariance_(cache::heads * group * dim * dim) {
+    std::mt19937_64 random(3);
+    const auto fill = [&](std::vector<float>& x, float scale) {
+      for (float& f : x) f = scale * (static_cast<float>(random() % 2048) / 1024.0F - 1.0F);
+    };
+    fill(queries_, 1.0F), fill(mean_, 1.0F);
+    for (float& m : mass_) m = static_cast<float>(random() % 1024);
+    for (std::size_t h = 0; h < cache::heads * group; ++h)
+      for (std::size_t c = 0; c < dim; ++c) covariance_[(h * dim + c) * dim + c] = 0.1F;
+    extras_.queries = view(queries_, dim, queries);
+    extras_.query_mean = view(mean_, dim, 1), extras_.query_covariance = view(covariance_, dim, dim);
+    extras_.mass = {mass_.data(), static_cast<std::ptrdiff_t>(tokens)};
+  }
+
+  const lagkv::extras& extras() const { return extras_; }
+
+ private:
+  static lagkv::tensor view(std::vector<float>& x, std::size_t dim, std::size_t rows) {
+    const auto d = static_cast<std::ptrdiff_t>(dim);
+    return lagkv::strided<float>(x.data(), {cache::heads * group, dim}, {static_cast<std::ptrdiff_t>(rows) * d, d}, rows);
+  }
+
+  std::vector<float> queries_, mass_, mean_, covariance_;
+  lagkv::extras extras_;
+};
+
+/// A whole step of any policy; x_lagkv is its time over that of LagKV's step at the same share kept.
+void method(benchmark::State& state, const setup& s, const std::string& policy) {
+  cache& c = cache_of(s);
+  const auto parsed = lagkv::parse(policy, lagkv::all_methods());
+  if (!parsed) return state.SkipWithError(parsed.message().c_str());
+  const asked beside(s.dim, s.tokens);
+  lagkv::layer layer = c.view(s.how);
+  layer.extra = &beside.extras();
+  if (const lagkv::status ok = check(*parsed, layer); !ok) return state.SkipWithError(ok.message().c_str());
+  lagkv::workspace workspace(s.kernels);
+  const auto step_of = [&](const lagkv::policy& p) {
+    lagkv::cursor cursor;
+    benchmark::DoNotOptimize(lagkv::step(p, layer, cursor, workspace));
+  };
+  const lagkv::policy reference = s.policy();
+  run_cold(
+      state, c, [&] { step_of(*parsed); }, "x_lagkv",
+      [&] {
+        c.restore();
+        c.evict();
+        return bench::seconds([&] { step_of(reference); });
+      });
+  count(state, c.elements(), c.bytes());
+}
+
+/// What a decoded token costs where a running mass is kept: its attention to all rows.
+void observe(benchmark::State& state, const setup& s) {
+  cache& c = cache_of(s);
+  const asked beside(s.dim, s.tokens);
+  lagkv::layer layer = c.view(s.how);
+  layer.extra = &beside.extras();
+  lagkv::workspace workspace(s.kernels);
+  run_cold(state, c, [&] { lagkv::observe(layer, 1, workspace); });
+  count(state, c.elements() / 2, c.bytes() / 2);  // keys only
+}
+
 /// What most calls cost: nothing is due.
 void due_nothing(benchmark::State& state) {
   cache& c = cache_of({dtype::f16, 128, 1024});
@@ -229,6 +302,18 @@ void register_all() {
   add(name_of("step_paged", s), step, s);
   s.how = layout::transposed;
   add(name_of("step_transposed", s), step, s);
+
+  for (const char* policy :
+       {"random:sink=16,keep=0.25", "key_norm:sink=16,keep=0.25", "value_norm:sink=16,keep=0.25", "key_diff:sink=16,keep=0.25",
+        "key_diff:sink=16,keep=0.25,lag=128", "cur:sink=16,keep=0.25", "manifold:sink=16,keep=0.25",
+        "manifold:sink=16,keep=0.25,lag=128", "leverage:sink=16,keep=0.25", "leverage:sink=16,keep=0.25,sketch=48",
+        "expected_attention:sink=16,keep=0.25", "expected_attention:sink=16,keep=0.25,covariance=no", "snapkv:sink=16,keep=0.25",
+        "h2o:sink=16,keep=0.25", "tova:sink=16,keep=0.25", "fuse:lagkv+key_diff,sink=16,lag=128,keep=0.25",
+        "key_norm:sink=16,keep=0.25,select=chunks", "streaming_llm:sink=16,keep=0.25"})
+    benchmark::RegisterBenchmark((name_of("method", usual) + "/" + policy).c_str(), [=](benchmark::State& state) {
+      method(state, usual, policy);
+    })->Unit(benchmark::kMillisecond);
+  add(name_of("observe", usual), observe, usual);
 
   benchmark::RegisterBenchmark("due/nothing", due_nothing);
   for (std::size_t lag : {128U, 1024U})

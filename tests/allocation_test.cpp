@@ -57,16 +57,27 @@ counts allocations_of(const lagkv::policy& p, lagkv::layer view, lagkv::workspac
 
 TEST(allocation, none_once_warm) {
   const cube x = make_cube(1, 2, 4500, 8);
+  host queries(layout::heads_first, dtype::f32, make_cube(2, 4, 64, 8));
+  std::vector<float> mass(std::size_t{2} * 4500, 1.0F);
+  lagkv::extras extras;
+  extras.queries = queries.view(), extras.mass = {mass.data(), 4500};
   for (layout l : {layout::heads_first, layout::transposed, layout::both_strided, layout::blocks_of_16})
     for (dtype type : all_types) {
       cache c(l, type, x, x);
-      for (const char* text : {"lagkv:sink=4,lag=64,ratio=0.25", "lagkv:sink=4,lag=64,ratio=0.5,form=local",
-                               "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress", "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress_cross",
-                               "streaming_llm:sink=4,capacity=500", "random:sink=4,recent=64,keep=0.5"}) {
+      for (const char* text :
+           {"lagkv:sink=4,lag=64,ratio=0.25", "lagkv:sink=4,lag=64,ratio=0.5,form=local",
+            "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress", "lagkv:sink=4,lag=64,ratio=0.5,form=kvpress_cross",
+            "streaming_llm:sink=4,capacity=500", "random:sink=4,recent=64,keep=0.5", "key_diff:recent=64,keep=0.5",
+            "key_diff:lag=64,keep=0.25", "cur:lag=64,keep=0.25,pool=3", "manifold:capacity=500,every=40",
+            "key_norm:recent=64,keep=0.5,select=chunks", "value_norm:capacity=500,every=40,select=chunks", "snapkv:keep=0.5",
+            "h2o:capacity=500,every=40,recent_share=0.5", "tova:capacity=500,every=40",
+            "fuse:lagkv+key_diff+snapkv,lag=64,keep=0.25"}) {
         SCOPED_TRACE(std::string(text) + " " + name(l) + " " + lagkv::name(type));
         lagkv::workspace ws;
-        EXPECT_GT(allocations_of(named(text), c.layer(0), ws).prefill, 0U) << "or nothing was measured";
-        const counts again = allocations_of(named(text), c.layer(0), ws);
+        lagkv::layer view = c.layer(0);
+        view.extra = &extras;
+        EXPECT_GT(allocations_of(named(text), view, ws).prefill, 0U) << "or nothing was measured";
+        const counts again = allocations_of(named(text), view, ws);
         EXPECT_EQ(again.prefill, 0U);
         EXPECT_EQ(again.decode, 0U);
       }
@@ -80,6 +91,18 @@ TEST(allocation, the_prefill_warms_what_decoding_needs) {
   EXPECT_EQ(allocations_of(named("lagkv:sink=4,lag=64,ratio=0.25"), c.layer(0), ws).decode, 0U);
 }
 
+TEST(allocation, none_for_rotating_keys_again) {
+  const cube x = make_cube(1, 2, 400, 8);
+  cache c(layout::transposed, dtype::f16, x, x);
+  lagkv::workspace ws;
+  lagkv::cursor at;
+  lagkv::step(named("lagkv:sink=4,lag=64,ratio=0.25"), c.layer(400), at, ws);
+  lagkv::rerotate(c.keys.view(), ws.decision, {}, ws);
+  const std::size_t before = allocations;
+  lagkv::rerotate(c.keys.view(), ws.decision, {}, ws);
+  EXPECT_EQ(allocations, before);
+}
+
 TEST(without_exceptions, step_runs) {
   const cube x = make_cube(1, 2, 100, 8);
   cache one(layout::heads_first, dtype::f32, x, x), other = one;
@@ -88,7 +111,7 @@ TEST(without_exceptions, step_runs) {
   lagkv::cursor at;
   ASSERT_EQ(plain::compress(one.layer(100)), lagkv::step(p, other.layer(100), at, ws));
   for (std::size_t i = 0; i < at.tokens; ++i) EXPECT_EQ(one.keys.row(1, i), other.keys.row(1, i));
-  EXPECT_EQ(plain::refusal(), "lag=0: must be 1 or more");
+  EXPECT_EQ(plain::refusal(), "lagkv: lag=0: must be 1 or more");
 }
 
 }  // namespace

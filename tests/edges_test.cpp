@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include <lagkv/all_methods.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "support/host.hpp"
@@ -16,7 +17,11 @@ using lagkv::dtype;
 // ---- parse ----------------------------------------------------------------------------------------------------------
 
 constexpr const char* keys_of_lagkv = "lagkv: unknown key '%': must be one of sink, lag, ratio, value_weight, form";
-constexpr const char* names = "unknown policy '%': must be one of lagkv, streaming_llm, random";
+constexpr const char* names =
+    "unknown policy '%': must be one of fuse, lagkv, streaming_llm, snapkv, h2o, tova, key_diff, key_norm, value_norm, cur, "
+    "manifold, random (leverage and expected_attention: include lagkv/all_methods.hpp)";
+constexpr const char* shared =
+    "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, select, chunk, safeguard, pyramid";
 
 std::string with(std::string text, const std::string& word) { return text.replace(text.find('%'), 1, word); }
 
@@ -67,20 +72,52 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"lagkv:sink=4,sink=5", "sink: is given twice"},
       {"", with(names, "")},
       {"LagKV", with(names, "LagKV")},
-      {"h2o:sink=4", with(names, "h2o")},
+      {"h3o:sink=4", with(names, "h3o")},
       {" lagkv", with(names, " lagkv")},
       {":sink=4", with(names, "")},
       {"streaming_llm", "capacity, keep: give one of them"},
       {"streaming_llm:capacity=50,keep=0.5", "capacity, keep: give one of them"},
       {"streaming_llm:sink=4,capacity=4", "capacity=4: must be 5 or more"},
       {"streaming_llm:keep=1.5", "keep=1.5: must be above 0 and at most 1"},
-      {"random:recent=0", "recent=0: must be 1 or more"},
+      {"random:recent=0", ""},
       {"random:keep=2", "keep=2: must be above 0 and at most 1"},
       {"random:seed=-1", "seed=-1: must be a whole number, 0 or more"},
-      {"random:lag=4", "random: unknown key 'lag': must be one of sink, recent, keep, seed"}};
+      {"random:lagg=4", "unknown key 'lagg': must be one of " + std::string(shared) + ", seed"},
+      {"key_norm:keep=0", "keep=0: must be above 0 and at most 1"},
+      {"key_norm:keep=-1", "keep=-1: must be above 0 and at most 1"},
+      {"key_norm:keep=0.5,capacity=100", "keep, capacity, budget_mb: give one of them"},
+      {"key_norm:capacity=36", "capacity=36: must be 37 or more (sink + recent + 1)"},
+      {"key_norm:capacity=0", "capacity=0: must be 37 or more (sink + recent + 1)"},
+      {"key_norm:budget_mb=0", "budget_mb=0: must be above 0 and at most 1000000000"},
+      {"key_norm:lag=16,capacity=100", "lag=16: a partition keeps a share: give keep"},
+      {"key_norm:lag=16,pyramid=20", "lag=16: a partition keeps the same share in all layers: not with pyramid"},
+      {"key_norm:pyramid=0.5", "pyramid=0.5: must be 0, or from 1 to 1000000"},
+      {"key_norm:pool=4", "pool=4: must be an odd number"},
+      {"key_norm:every=0", "every=0: must be a whole number, 1 or more"},
+      {"key_norm:select=best", "select=best: must be one of top_k, chunks, adakv"},
+      {"key_norm:select=chunks,chunk=0", "chunk=0: must be a whole number, 1 or more"},
+      {"key_norm:select=adakv,safeguard=1.5", "safeguard=1.5: must be from 0 to 1"},
+      {"key_norm:recent_share=-0.5", "recent_share=-0.5: must be from 0 to 1"},
+      {"key_norm:window=3", "unknown key 'window': must be one of " + std::string(shared)},
+      {"snapkv:window=0", "window=0: must be a whole number, 1 or more"},
+      {"snapkv:kernel=4", "kernel=4: must be an odd number"},
+      {"cur:window=0", "window=0: must be a whole number, 1 or more"},
+      {"h2o:form=max", "form=max: must be one of sum, mean"},
+      {"fuse", "of: must be two to four methods, such as lagkv+key_diff"},
+      {"fuse:cur", "of: must be two to four methods, such as lagkv+key_diff"},
+      {"fuse:cur+streaming_llm",
+       "unknown method 'streaming_llm': must be one of lagkv, snapkv, h2o, tova, key_diff, key_norm, value_norm, cur, manifold, "
+       "random (leverage and expected_attention: include lagkv/all_methods.hpp)"},
+      {"fuse:cur+lagkv", "lag=0: lagkv compares partitions: must be 1 or more"},
+      {"fuse:cur+key_diff,weights=1", "weights: must be as many numbers as methods, such as 1+0.5"},
+      {"fuse:cur+key_diff,weights=1+2+3", "weights: must be as many numbers as methods, such as 1+0.5"},
+      {"fuse:cur+key_diff,weights=1+-2", "weight=-2: must be from 0 to 1000000"},
+      {"fuse:cur+key_diff+key_norm+random+tova", "of: must be two to four methods, such as lagkv+key_diff"}};
   for (const auto& [text, message] : table) {
     const auto p = lagkv::parse(text);
-    EXPECT_EQ(p.message(), message) << text;
+    const std::string input(text), name = input.substr(0, input.find(':')) + ": ";
+    const bool names_policy = message.empty() || message.find("unknown policy") == 0 || message.find(name) == 0;
+    EXPECT_EQ(p.message(), names_policy ? message : name + message) << text;
     EXPECT_EQ(static_cast<bool>(p), message.empty()) << text;
   }
 }
@@ -118,19 +155,48 @@ TEST(parse, gives_what_the_string_says) {
   EXPECT_EQ(lagkv::parse("random:recent=7")->retain.recent, 7U);
 }
 
-TEST(parse, defaults_of_every_policy_are_those_of_its_options) {
-  ASSERT_EQ(lagkv::named_policies().size(), 3U);
-  for (const lagkv::named_policy& n : lagkv::named_policies()) {
-    const auto p = lagkv::parse(n.name);
-    EXPECT_TRUE(p || p.message().find("give one of") != std::string::npos) << n.name << ": " << p.message();
-    EXPECT_LE(n.parameters.size(), lagkv::named_policy::max_parameters);
-    EXPECT_FALSE(n.meaning.empty());
-    for (const lagkv::parameter& q : n.parameters) EXPECT_FALSE(q.key.empty() || q.range.empty() || q.meaning.empty());
+TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {
+  for (const lagkv::method* m : lagkv::all_methods()) {
+    const auto p = lagkv::parse(m->name, lagkv::all_methods());
+    EXPECT_TRUE(p || p.message().find("give one of") != std::string::npos) << m->name << ": " << p.message();
+    EXPECT_FALSE(m->meaning.empty() || m->reads.empty() || (m->source.empty() && m->name != "random")) << m->name;
+    for (auto list : {m->parameters, m->whole_parameters})
+      for (const lagkv::parameter& q : list) EXPECT_FALSE(q.key.empty() || q.range.empty() || q.meaning.empty()) << m->name;
   }
   const lagkv::policy parsed = *lagkv::parse("lagkv"), made = *lagkv::make_lagkv();
   EXPECT_EQ(parsed.retain.sink, made.retain.sink);
   EXPECT_EQ(parsed.retain.lag, made.retain.lag);
   EXPECT_EQ(parsed.retain.amount, made.retain.amount);
+}
+
+TEST(parse, shared_keys_have_the_defaults_of_their_options) {
+  const lagkv::policy parsed = *lagkv::parse("key_diff"), made = *lagkv::make_policy(lagkv::key_diff{});
+  EXPECT_EQ(parsed.retain.sink, made.retain.sink);
+  EXPECT_EQ(parsed.retain.recent, made.retain.recent);
+  EXPECT_EQ(parsed.retain.lag, made.retain.lag);
+  EXPECT_EQ(parsed.retain.amount, made.retain.amount);
+  EXPECT_EQ(parsed.retain.kind, made.retain.kind);
+  EXPECT_EQ(parsed.retain.every, made.retain.every);
+  EXPECT_EQ(parsed.retain.recent_share, made.retain.recent_share);
+  EXPECT_EQ(parsed.retain.slope.beta, made.retain.slope.beta);
+  EXPECT_FALSE(parsed.select || parsed.adjust || parsed.ragged || parsed.fused_count != 0);
+  EXPECT_EQ(lagkv::parse("snapkv:window=48")->retain.recent, 48U) << "the method's own window";
+  EXPECT_EQ(lagkv::parse("snapkv:window=48,recent=7")->retain.recent, 7U);
+  EXPECT_EQ(lagkv::parse("h2o")->retain.recent_share, 0.5);
+}
+
+TEST(parse, fusions_give_each_key_to_every_method_that_has_it) {
+  const auto p = lagkv::parse("fuse:snapkv+cur+key_diff,window=24,weights=1+0.5+2,lag=0,keep=0.25");
+  ASSERT_TRUE(p) << p.message();
+  EXPECT_EQ(p->needs.queries, 24U);
+  EXPECT_TRUE(p->needs.values && p->needs.all_rows);
+  EXPECT_EQ(p->fused_count, 2U);
+  EXPECT_EQ(p->weight, 1);
+  EXPECT_EQ(p->fused[0].weight, 0.5);
+  EXPECT_EQ(p->fused[1].weight, 2);
+  EXPECT_EQ(p->retain.recent, 32U) << "the widest of their windows";
+  EXPECT_TRUE(lagkv::parse("fuse:keep=0.25,of=key_norm+cur"));
+  EXPECT_TRUE(lagkv::parse("fuse:lagkv+key_diff,lag=64,value_weight=0"));
 }
 
 TEST(make, refuses_what_no_string_can_say) {

@@ -197,7 +197,7 @@ TEST_P(kvpress, ranks) {
     const lagkv::policy policy = g.policy(lagkv::lagkv_form::kvpress, .75);
     for (std::size_t h = 0; h < g.c.heads; ++h) {
       policy.score(ours.layer(g.c.tokens), h, g.judged, scores, ws);
-      policy.adjust(scores, {g.judged, 0, 0, 0}, ws);
+      policy.adjust(scores, 1, {.judged = g.judged}, ws);
       for (std::size_t i = 0; i < scores.size(); ++i)
         ASSERT_FLOAT_EQ(scores[i], reference[h * g.c.tokens + g.judged.begin + i]) << "token " << g.judged.begin + i;
     }

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <string>
 
-#include <lagkv/tensor.hpp>
+#include <lagkv/layer.hpp>
 
 namespace plain {
 

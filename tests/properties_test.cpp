@@ -186,7 +186,7 @@ TEST(policies, of_equal_scores_the_earlier_token_stays) {
 TEST(policies, of_equal_scores_the_earlier_token_ranks_higher) {
   std::vector<float> scores{3, 1, 3, 2, 5, 5, 5, 5};
   lagkv::workspace ws;
-  lagkv::rank_in_partition{4}(scores, {}, ws);
+  lagkv::rank_in_partition{4}(scores, 1, {}, ws);
   EXPECT_EQ(scores, (std::vector<float>{0.75F, 0, 0.5F, 0.25F, 0.75F, 0.5F, 0.25F, 0}));
 }
 

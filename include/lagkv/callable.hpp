@@ -19,8 +19,9 @@ class callable<Result(Args...)> {
   callable() = default;
 
   template <class F>
-  requires(!std::is_same_v<std::decay_t<F>, callable> && std::is_invocable_r_v<Result, const std::decay_t<F>&, Args...>)
-      callable(F&& f) {
+  requires(!std::is_same_v<std::decay_t<F>, callable> && requires(const std::decay_t<F>& f, Args... args) {
+    static_cast<Result>(f(static_cast<Args>(args)...));
+  }) callable(F&& f) {
     using stored = std::decay_t<F>;
     static_assert(std::is_trivially_copyable_v<stored>, "hold plain values: a policy is copied as bytes");
     static_assert(sizeof(stored) <= max_size, "too large to be held by value: point to long-lived data");

@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include <lagkv/core.hpp>
+#include <lagkv/layer.hpp>
 #include <lagkv/plan.hpp>
-#include <lagkv/tensor.hpp>
 
 namespace lagkv {
 

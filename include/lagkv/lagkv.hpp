@@ -1,20 +1,21 @@
 // lagkv: KV-cache compression without attention weights, per head and in place. MIT licence.
-// Everything but the adapters; docs/design.md shows how the parts fit.
+// Everything but the adapters and the methods that need Eigen (all_methods.hpp); docs/design.md shows how the parts fit.
 #pragma once
 
+#include <lagkv/attention.hpp>
 #include <lagkv/compact.hpp>
 #include <lagkv/core.hpp>
+#include <lagkv/layer.hpp>
+#include <lagkv/method.hpp>
 #include <lagkv/paged.hpp>
 #include <lagkv/parse.hpp>
 #include <lagkv/plan.hpp>
+#include <lagkv/policies.hpp>
 #include <lagkv/policy.hpp>
 #include <lagkv/recipes.hpp>
 #include <lagkv/retention.hpp>
-#include <lagkv/score/lag_relative.hpp>
-#include <lagkv/score/random.hpp>
-#include <lagkv/score/rank.hpp>
+#include <lagkv/rope.hpp>
 #include <lagkv/score/rows.hpp>
-#include <lagkv/select/top_k.hpp>
 #include <lagkv/simd/dispatch.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>

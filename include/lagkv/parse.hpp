@@ -12,80 +12,43 @@
 #include <system_error>
 
 #include <lagkv/core.hpp>
+#include <lagkv/method.hpp>
+#include <lagkv/policies.hpp>
 #include <lagkv/recipes.hpp>
 
 namespace lagkv {
 
-/// One key of a policy string.
-struct parameter {
-  enum class kind : std::uint8_t { count, number, word };
+/// Keys that every scored method and every fusion takes beside its own: policy_options.
+inline constexpr parameter shared_parameters[] = {
+    {"sink", parameter::kind::count, 4, accepts::count, "first tokens, always kept"},
+    {"recent", parameter::kind::count, parameter::none, accepts::count,
+     "last tokens, always kept (default: the method's own, 32 for most)"},
+    {"lag", parameter::kind::count, 0, accepts::count, "tokens a partition, judged against the next one; 0: all tokens at once"},
+    {"keep", parameter::kind::number, parameter::none, accepts::share,
+     "share kept of all tokens, with lag of each partition (default 0.5, or give capacity or budget_mb)"},
+    {"capacity", parameter::kind::count, parameter::none, "must be a whole number, more than sink + recent",
+     "tokens kept; survivors are judged again"},
+    {"budget_mb", parameter::kind::number, parameter::none, "must be above 0 and at most 1000000000",
+     "the same in 10^6 bytes for all layers together"},
+    {"every", parameter::kind::positive, 1, accepts::positive, "with capacity: judge when so many tokens exceed it"},
+    {"recent_share", parameter::kind::number, parameter::none, "must be from 0 to 1",
+     "share of the budget that the last tokens take at least (default: the method's own, 0 for most)"},
+    {"pool", parameter::kind::odd, 1, accepts::odd, "neighbours that scores are averaged over"},
+    {"select", parameter::kind::word, 0, "top_k|chunks|adakv", "how tokens are picked by their scores"},
+    {"chunk", parameter::kind::positive, 20, accepts::positive, "with select=chunks: tokens a chunk"},
+    {"safeguard", parameter::kind::number, 0.2, "must be from 0 to 1",
+     "with select=adakv: share of its even part that each head keeps for sure"},
+    {"pyramid", parameter::kind::number, 0, "must be 0, or from 1 to 1000000",
+     "beta of budgets that fall from layer to layer; 0: all equal"}};
 
-  std::string_view key;
-  kind type;
-  double initial;          ///< value where the string does not give the key; for words the index of one
-  std::string_view range;  ///< what is accepted, in words; for words the words themselves, separated by '|'
-  std::string_view meaning;
-};
-
-/// One policy that parse() knows.
-struct named_policy {
-  static constexpr std::size_t max_parameters = 8;
-
-  std::string_view name;
-  std::string_view meaning;
-  std::string_view source;
-  std::span<const parameter> parameters;
-  /// `values` has one entry a parameter, in their order.
-  result<policy> (*make)(std::span<const double> values);
-};
-
-/// All of them, for parse(), help texts and documentation.
-inline std::span<const named_policy> named_policies();
+/// Keys of fuse beside the shared ones and those of its methods.
+inline constexpr parameter fuse_parameters[] = {
+    {"of", parameter::kind::text, parameter::none, "must be two to four methods, such as lagkv+key_diff",
+     "the methods; 'of=' may be left out where it comes first"},
+    {"weights", parameter::kind::text, parameter::none, "must be as many numbers as methods, such as 1+0.5",
+     "what their ranks are multiplied with (default 1 each)"}};
 
 namespace detail {
-
-inline constexpr std::string_view share_range = "must be above 0 and at most 1";
-inline constexpr std::string_view count_range = "must be a whole number, 0 or more";
-
-inline constexpr parameter lagkv_parameters[] = {
-    {"sink", parameter::kind::count, 16, count_range, "first tokens, always kept"},
-    {"lag", parameter::kind::count, 1024, "must be a whole number, 1 or more", "tokens a partition"},
-    {"ratio", parameter::kind::number, 0.5, share_range, "share kept of each partition; in the kvpress forms of all tokens"},
-    {"value_weight", parameter::kind::number, 1, "must be from 0 to 1000000", "weight of the values' score; 0: keys only"},
-    {"form", parameter::kind::word, 0, "paper|local|kvpress|kvpress_cross", "variant"}};
-
-inline constexpr parameter streaming_llm_parameters[] = {
-    {"sink", parameter::kind::count, 4, count_range, "first tokens, always kept"},
-    {"capacity", parameter::kind::count, 0, "must be a whole number, more than sink",
-     "tokens kept, sinks included (or give keep)"},
-    {"keep", parameter::kind::number, 0, share_range, "share kept of all tokens (or give capacity)"}};
-
-inline constexpr parameter random_parameters[] = {
-    {"sink", parameter::kind::count, 4, count_range, "first tokens, always kept"},
-    {"recent", parameter::kind::count, 32, "must be a whole number, 1 or more", "last tokens, not judged"},
-    {"keep", parameter::kind::number, 0.5, share_range, "share kept of all tokens"},
-    {"seed", parameter::kind::count, 0, count_range, "another seed, other tokens"}};
-
-inline constexpr named_policy policies[] = {
-    {"lagkv", "deviation of keys and values from the range of the next partition", "arXiv 2504.04704", lagkv_parameters,
-     [](std::span<const double> v) {
-       return make_lagkv({.sink = static_cast<std::size_t>(v[0]),
-                          .lag = static_cast<std::size_t>(v[1]),
-                          .ratio = v[2],
-                          .value_weight = v[3],
-                          .form = static_cast<lagkv_form>(v[4])});
-     }},
-    {"streaming_llm", "the first and the most recent tokens", "arXiv 2309.17453", streaming_llm_parameters,
-     [](std::span<const double> v) {
-       return make_streaming_llm(
-           {.sink = static_cast<std::size_t>(v[0]), .capacity = static_cast<std::size_t>(v[1]), .keep = v[2]});
-     }},
-    {"random", "random tokens, the baseline to beat", "", random_parameters, [](std::span<const double> v) {
-       return make_random({.sink = static_cast<std::size_t>(v[0]),
-                           .recent = static_cast<std::size_t>(v[1]),
-                           .keep = v[2],
-                           .seed = static_cast<std::uint64_t>(v[3])});
-     }}};
 
 /// The next part of `text` up to `separator`, taken off it.
 inline std::string_view take(std::string_view& text, char separator) {
@@ -93,13 +56,6 @@ inline std::string_view take(std::string_view& text, char separator) {
   const std::string_view part = text.substr(0, end);
   text = end == std::string_view::npos ? std::string_view{} : text.substr(end + 1);
   return part;
-}
-
-template <class Items, class Name>
-std::string list(const Items& items, const Name& name_of) {
-  std::string text;
-  for (const auto& item : items) text += (text.empty() ? "" : ", ") + std::string(name_of(item));
-  return text;
 }
 
 /// A plain decimal number; nothing where it is none. Independent of the locale.
@@ -128,55 +84,205 @@ inline result<double> parse_value(const parameter& p, std::string_view text) {
     return error{found + ": must be one of " + accepted};
   }
   const std::optional<double> value = number(text);
-  if (!value || (p.type == parameter::kind::count &&
-                 !(*value >= 0 && *value <= 0x1p53 && *value == static_cast<double>(static_cast<std::uint64_t>(*value)))))
-    return error{found + ": " + std::string(p.range)};
+  const bool whole = value && *value >= 0 && *value <= 0x1p53 && *value == __builtin_floor(*value);
+  using kind = parameter::kind;
+  const bool fits = p.type == kind::count      ? whole
+                    : p.type == kind::positive ? whole && *value >= 1
+                    : p.type == kind::odd      ? whole && __builtin_fmod(*value, 2) == 1
+                                               : value && (p.initial != parameter::none || *value >= 0);  // -1: not given
+  if (!fits) return error{found + ": " + std::string(p.range)};
   return *value;
+}
+
+/// The values of one list of parameters, with what a string gives them.
+struct settings {
+  static constexpr std::size_t most = 16;
+
+  std::span<const parameter> parameters;
+  double values[most] = {};
+  bool given[most] = {};
+
+  settings() = default;
+  explicit settings(std::span<const parameter> list) : parameters(list) {
+    for (std::size_t i = 0; i < list.size(); ++i) values[i] = list[i].initial;
+  }
+
+  std::span<const double> all() const { return {values, parameters.size()}; }
+
+  /// Whether the key is one of them; then `outcome` tells whether its value is accepted.
+  bool set(std::string_view key, std::string_view text, status& outcome) {
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      if (parameters[i].key != key) continue;
+      const std::string name(key);
+      if (text.empty()) {
+        outcome = error{name + ": has no value: write " + name + "=..."};
+      } else if (given[i]) {
+        outcome = error{name + ": is given twice"};
+      } else if (const result<double> parsed = parse_value(parameters[i], text); !parsed) {
+        outcome = error{parsed.message()};
+      } else {
+        values[i] = *parsed;
+        given[i] = true;
+      }
+      return true;
+    }
+    return false;
+  }
+};
+
+inline policy_options options_of(std::span<const double> v) {
+  const auto count = [](double x) { return static_cast<std::size_t>(x); };
+  policy_options o;
+  o.sink = count(v[0]);
+  if (v[1] >= 0) o.recent = count(v[1]);
+  o.lag = count(v[2]);
+  if (v[3] >= 0) o.keep = v[3];
+  if (v[4] >= 0) o.capacity = count(v[4]);
+  if (v[5] >= 0) o.budget_mb = v[5];
+  o.every = count(v[6]);
+  if (v[7] >= 0) o.recent_share = v[7];
+  o.pool = count(v[8]);
+  o.select = static_cast<selection>(v[9]);
+  o.chunk = count(v[10]), o.safeguard = v[11], o.pyramid = v[12];
+  return o;
+}
+
+/// Sets each key=value in all the lists that have the key.
+inline status assign(std::string_view text, std::span<settings> lists) {
+  for (bool more = true; more;) {
+    more = text.find(',') != std::string_view::npos;
+    std::string_view value = take(text, ',');
+    const std::string_view key = take(value, '=');
+    bool known = false;
+    status outcome;
+    for (settings& s : lists) known = s.set(key, value, outcome) || known;
+    if (!outcome) return outcome;
+    if (known) continue;
+    std::string names;
+    for (const settings& s : lists)
+      for (const parameter& p : s.parameters) names.append(names.empty() ? "" : ", ").append(p.key);
+    return error{"unknown key '" + std::string(key) + "': must be one of " + names};
+  }
+  return {};
+}
+
+inline const method* find(std::string_view name, std::span<const method* const> known) {
+  for (const method* m : known)
+    if (m->name == name) return m;
+  return nullptr;
+}
+
+inline error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable) {
+  std::string text = fusable ? "unknown method '" : "unknown policy '";
+  text.append(name).append("': must be one of ").append(fusable ? "" : "fuse, ");
+  const char* comma = "";
+  for (const method* m : known) {
+    if (fusable && m->make == nullptr) continue;
+    text.append(comma).append(m->name);
+    comma = ", ";
+  }
+  if (find("leverage", known) == nullptr) text += " (leverage and expected_attention: include lagkv/all_methods.hpp)";
+  return {text};
+}
+
+/// One scored method.
+inline result<policy> parse_scored(const method& m, std::string_view text) {
+  settings lists[] = {settings(shared_parameters), settings(m.parameters)};
+  if (!text.empty())
+    if (status s = assign(text, lists); !s) return error{s.message()};
+  const policy_options options = options_of(lists[0].all());
+  result<part> made = m.make(lists[1].all(), options.lag);
+  return made ? make_policy(*made, options) : error{made.message()};
+}
+
+/// What `of` and `weights` say, taken off the rest of the string.
+struct fusion_text {
+  std::string_view of, weights;
+  std::string rest;
+};
+
+inline fusion_text split_fusion(std::string_view text) {
+  fusion_text out;
+  for (bool first = true; !text.empty(); first = false) {
+    const std::string_view item = take(text, ',');
+    std::string_view value = item;
+    const std::string_view key = take(value, '=');
+    if (first && item.find('=') == std::string_view::npos)
+      out.of = item;
+    else if (key == "of" && out.of.empty())
+      out.of = value;
+    else if (key == "weights" && out.weights.empty())
+      out.weights = value;
+    else
+      out.rest.append(out.rest.empty() ? "" : ",").append(item);
+  }
+  return out;
+}
+
+/// The fusion of several; each key goes to every method that has it.
+inline result<policy> parse_fusion(std::string_view text, std::span<const method* const> known) {
+  constexpr std::size_t most = policy::most_fused + 1;
+  const fusion_text given = split_fusion(text);
+  settings lists[most + 1] = {settings(shared_parameters)};
+  const method* methods[most] = {};
+  std::size_t count = 0;
+  for (std::string_view names = given.of; !names.empty(); ++count) {
+    const std::string_view name = take(names, '+');
+    const method* found = find(name, known);
+    if (found == nullptr || found->make == nullptr) return unknown_method(name, known, true);
+    if (count == most) return error{"of: " + std::string(fuse_parameters[0].range)};
+    methods[count] = found;
+    lists[count + 1] = settings(found->parameters);
+  }
+  if (count < 2) return error{"of: " + std::string(fuse_parameters[0].range)};
+  if (!given.rest.empty())
+    if (status s = assign(given.rest, std::span(lists, count + 1)); !s) return error{s.message()};
+
+  const policy_options options = options_of(lists[0].all());
+  part parts[most];
+  std::string_view weights = given.weights;
+  for (std::size_t i = 0; i < count; ++i) {
+    result<part> made = methods[i]->make(lists[i + 1].all(), options.lag);
+    if (!made) return error{made.message()};
+    parts[i] = *made;
+    if (given.weights.empty()) continue;
+    const std::optional<double> weight = number(take(weights, '+'));
+    if (!weight || (i + 1 == count) != weights.empty()) return error{"weights: " + std::string(fuse_parameters[1].range)};
+    parts[i].weight = *weight;
+  }
+  return make_fusion({parts, count}, options);
+}
+
+inline result<policy> parse_whole(const method& m, std::string_view text) {
+  settings own[] = {settings(m.whole_parameters)};
+  if (!text.empty())
+    if (status s = assign(text, own); !s) return error{s.message()};
+  return m.whole(own[0].all());
 }
 
 }  // namespace detail
 
-inline std::span<const named_policy> named_policies() { return detail::policies; }
-
-/// lagkv:sink=16,lag=1024,ratio=0.5,value_weight=1,form=paper   form: paper, local, kvpress, kvpress_cross
-/// streaming_llm:sink=4,capacity=512                            or keep=0.5 in place of capacity
-/// random:sink=4,recent=32,keep=0.5,seed=0
-/// Keys may come in any order; those not given have the values above.
-inline result<policy> parse(std::string_view text) {
+/// name:key=value,key=value   Keys in any order; those not given have their defaults. Every policy, with its keys, is in
+/// docs/methods.md; `known` lists them as data.
+///
+///  lagkv:sink=16,lag=1024,ratio=0.5,value_weight=1,form=paper
+///  streaming_llm:sink=4,capacity=512
+///  snapkv:window=32,kernel=5,keep=0.25           shared keys: sink, recent, lag, keep, capacity, budget_mb ...
+///  key_diff:lag=128,keep=0.25                    against the next partition, as LagKV
+///  fuse:lagkv+key_diff,lag=128,weights=1+0.5     sum of ranks; each key goes to every method that has it
+inline result<policy> parse(std::string_view text, std::span<const method* const> known = methods()) {
   const bool has_colon = text.find(':') != std::string_view::npos;
   const std::string_view name = detail::take(text, ':');
-  const named_policy* found = nullptr;
-  for (const named_policy& n : named_policies())
-    if (n.name == name) found = &n;
-  if (found == nullptr)
-    return error{"unknown policy '" + std::string(name) + "': must be one of " +
-                 detail::list(named_policies(), [](const named_policy& n) { return n.name; })};
+  const bool fusion = name == "fuse";
+  const method* found = detail::find(name, known);
+  if (found == nullptr && !fusion) return detail::unknown_method(name, known, false);
   const std::string who = std::string(name) + ": ";
   if (has_colon && text.empty()) return error{who + "a key=value must follow the colon"};
-
-  double values[named_policy::max_parameters] = {};
-  bool given[named_policy::max_parameters] = {};
-  for (std::size_t i = 0; i < found->parameters.size(); ++i) values[i] = found->parameters[i].initial;
-  while (has_colon) {
-    const bool more = text.find(',') != std::string_view::npos;
-    std::string_view value = detail::take(text, ',');
-    const bool has_value = value.find('=') != std::string_view::npos;
-    const std::string_view key = detail::take(value, '=');
-    std::size_t index = 0;
-    while (index < found->parameters.size() && found->parameters[index].key != key) ++index;
-    if (index == found->parameters.size())
-      return error{who + "unknown key '" + std::string(key) + "': must be one of " +
-                   detail::list(found->parameters, [](const parameter& p) { return p.key; })};
-    const parameter& p = found->parameters[index];
-    if (!has_value || value.empty()) return error{std::string(key) + ": has no value: write " + std::string(key) + "=..."};
-    if (given[index]) return error{std::string(key) + ": is given twice"};
-    given[index] = true;
-    result<double> parsed = detail::parse_value(p, value);
-    if (!parsed) return error{parsed.message()};
-    values[index] = *parsed;
-    if (!more) break;
-  }
-  return found->make({values, found->parameters.size()});
+  result<policy> made = fusion                    ? detail::parse_fusion(text, known)
+                        : found->whole != nullptr ? detail::parse_whole(*found, text)
+                                                  : detail::parse_scored(*found, text);
+  if (!made) return error{who + made.message()};
+  return made;
 }
 
 }  // namespace lagkv

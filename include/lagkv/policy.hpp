@@ -6,56 +6,106 @@
 #include <span>
 #include <string>
 
-#include <lagkv/callable.hpp>
 #include <lagkv/compact.hpp>
 #include <lagkv/core.hpp>
+#include <lagkv/layer.hpp>
+#include <lagkv/method.hpp>
 #include <lagkv/plan.hpp>
 #include <lagkv/retention.hpp>
+#include <lagkv/score/rank.hpp>
 #include <lagkv/select/top_k.hpp>
-#include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv {
 
-/// out[i] = how much token judged.begin + i of this head matters; higher stays. Reads the judged rows and those behind them
-/// (rows before them may have moved), writes nothing but `out`.
-using scorer = callable<void(const layer&, std::size_t head, token_range judged, std::span<float> out, workspace&)>;
-
-/// Changes the scores of one head's judged range.
-using transform = callable<void(std::span<float> scores, const due&, workspace&)>;
-
-/// scores [heads][judged] -> the rows of a plan that has been reset for them.
-using selector = callable<void(std::span<const float> scores, std::size_t heads, const due&, plan&, workspace&)>;
-
-/// What a policy reads beside the keys.
-struct needs {
-  bool values = false;
-};
-
-/// A method, as one value: copy it freely, share it among threads. make_lagkv() and its like in recipes.hpp build the
-/// named ones, parse() builds them from a string.
+/// A method, as one value: copy it freely, share it among threads. make_policy() in recipes.hpp builds one from a scorer,
+/// parse() from a string.
 struct policy {
+  static constexpr std::size_t most_fused = 3;
+
   retention retain;
-  scorer score;      ///< not called where nothing or everything is kept
-  transform adjust;  ///< optional
-  selector select;   ///< optional; default top_k
+  scorer score;       ///< not called where nothing or everything is kept
+  transforms adjust;  ///< optional
+  selector select;    ///< optional; default top_k
   lagkv::needs needs;
+  /// The selector may keep different numbers of rows a head. Such plans are for judge() and compact(): see check().
+  bool ragged = false;
+  /// Further scorers: then the policy's scores are weighted sums of ranks, each within its partition (or the judged range).
+  part fused[most_fused];
+  std::size_t fused_count = 0;
+  double weight = 1;  ///< of `score` in the fusion
 };
 
-/// Whether `p` can work on this layer. Call it where a cache is set up; afterwards step() cannot fail.
-inline status check(const policy& p, const layer& l) {
+/// Whether `p` can work on this layer and finds what it needs. Call it where a cache is set up; afterwards step() cannot
+/// fail. Hosts that hold heads of different lengths say so by `any_length`; all others have policies refused that need it.
+inline status check(const policy& p, const layer& l, bool any_length = false) {
   if (status s = check(l); !s) return s;
   const retention& r = p.retain;
+  const extras* e = l.extra;
   if (!p.score && !r.oldest_first) return error{"policy: has no scorer"};
   if (r.lag == 0 && r.kind == budget::share_of_partition && !r.oldest_first)
     return error{"lag=0: must be 1 or more where each partition keeps a share"};
+  if (r.kind == budget::bytes) return error{"budget: is in bytes: make it a number of tokens by fit()"};
+  if (p.ragged && !any_length) return error{"policy: keeps different numbers of tokens a head, which this cache cannot hold"};
   if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
+  if (p.needs.queries > 0 && !(e != nullptr && (e->queries || e->weights)))
+    return error{"queries: the policy reads those of the last " + std::to_string(p.needs.queries) +
+                 " tokens, or their attention weights; the layer has none (layer.extra)"};
+  if (p.needs.mass && !(e != nullptr && (e->mass || e->queries || e->weights)))
+    return error{
+        "mass: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
+        "(layer.extra)"};
+  if (p.needs.statistics && !(e != nullptr && (e->query_mean || e->queries)))
+    return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
+  if (e != nullptr && !e->protect.empty() && r.again && !e->positions)
+    return error{"protect: the policy judges rows again, so it needs extras.positions to know them"};
   if (l.tokens > std::numeric_limits<std::uint32_t>::max())
     return error{"tokens=" + std::to_string(l.tokens) + ": must be at most 4294967295"};
   return {};
 }
 
 namespace detail {
+
+/// Where what a policy needs is not there at this call, nothing is judged.
+inline bool met(const needs& n, const layer& l) {
+  if (n.queries == 0 && !n.mass && !n.statistics) return true;
+  const extras* e = l.extra;
+  if (e == nullptr) return false;
+  const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
+  return (n.queries == 0 || offered > 0) && (!n.mass || e->mass || offered >= l.tokens) &&
+         (!n.statistics || e->query_mean || (e->queries && offered > 0));
+}
+
+/// What is due of this layer, protected rows counted.
+inline due due_of(const policy& p, const layer& l, const cursor& at) {
+  due d = p.retain.due(at, l.tokens);
+  if (d.empty()) return d;
+  if (!met(p.needs, l)) return {};
+  if (l.extra == nullptr || l.extra->protect.empty()) return d;
+  d.spared = {l.extra->protect, l.extra->positions, at.dropped};
+  if (p.retain.oldest_first) {  // as many others go in place of those that must stay
+    for (std::size_t stay = d.spared.count(0, d.judged); stay > 0 && d.judged.end < l.tokens; ++d.judged.end)
+      if (!d.spared.contains(0, d.judged.end)) --stay;
+  }
+  const std::size_t part = d.partition != 0 ? d.partition : d.judged.size();
+  std::size_t keep = 0;  // protected positions are in all heads: the counts are those of the first
+  for (std::size_t begin = d.judged.begin; begin < d.judged.end; begin += part) keep += d.keep_of(0, {begin, begin + part});
+  d.keep = keep;
+  return d;
+}
+
+/// Protected rows go before all others.
+inline void spare(std::span<float> scores, std::size_t heads, const due& d) {
+  const std::size_t n = d.judged.size();
+  for (std::size_t head = 0; head < heads; ++head)
+    for (std::size_t i = 0; i < n; ++i) {
+      float& score = scores[head * n + i];
+      if (d.spared.contains(head, d.judged.begin + i))
+        score = std::numeric_limits<float>::infinity();
+      else if (score > std::numeric_limits<float>::max())
+        score = std::numeric_limits<float>::max();
+    }
+}
 
 /// Judges each partition of each head by itself, and calls done(head, partition) while it is in cache. Partitions go by
 /// ascending for toward::front, descending for toward::window, as the moves need.
@@ -77,15 +127,47 @@ void judge_partitions(const policy& p, const layer& l, const due& d, plan& out, 
 /// Where nothing stays, or everything, no score is needed.
 inline bool needs_scores(const due& d) { return d.keep != 0 && d.keep != d.judged.size(); }
 
-inline bool by_partition(const policy& p, const due& d) { return d.partition != 0 && !p.adjust && !p.select; }
+/// Whether each partition can be judged and moved by itself.
+inline bool by_partition(const policy& p, const due& d) {
+  return d.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && d.spared.empty();
+}
+
+inline void score_all(const scorer& score, const transforms& adjust, const layer& l, const due& d, std::span<float> out,
+                      workspace& ws) {
+  const std::size_t n = d.judged.size(), heads = l.keys.heads();
+  for (float& s : out.subspan(0, score ? 0 : out.size())) s = 0;
+  for (std::size_t head = 0; score && head < heads; ++head) score(l, head, d.judged, out.subspan(head * n, n), ws);
+  adjust(out, heads, d, ws);
+}
+
+}  // namespace detail
+
+/// The scores of what is due, [heads][judged], as the selector gets them: transformed, and fused where there are several
+/// scorers. They are the workspace's and hold until its next use. Does not look at protected rows, nor whether scores are
+/// needed. A policy without a scorer gives zeros.
+inline std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws) {
+  const std::size_t heads = l.keys.heads(), all = heads * d.judged.size();
+  const std::span<float> scores{ws.floats(workspace::scores, all), all};
+  detail::score_all(p.score, p.adjust, l, d, scores, ws);
+  if (p.fused_count > 0) {
+    detail::rank_each(scores, heads, d, ws);
+    for (float& s : scores) s *= static_cast<float>(p.weight);
+  }
+  for (std::size_t i = 0; i < p.fused_count; ++i) {
+    const std::span<float> more{ws.floats(workspace::fused, all), all};
+    detail::score_all(p.fused[i].score, p.fused[i].adjust, l, d, more, ws);
+    detail::rank_each(more, heads, d, ws);
+    for (std::size_t j = 0; j < all; ++j) scores[j] += static_cast<float>(p.fused[i].weight) * more[j];
+  }
+  return scores;
+}
+
+namespace detail {
 
 inline void judge_whole(const policy& p, const layer& l, const due& d, plan& out, workspace& ws) {
-  const std::size_t n = d.judged.size(), heads = l.keys.heads();
-  const std::span<float> scores{ws.floats(workspace::scores, heads * n), heads * n};
-  for (std::size_t head = 0; head < heads; ++head) {
-    p.score(l, head, d.judged, scores.subspan(head * n, n), ws);
-    if (p.adjust) p.adjust(scores.subspan(head * n, n), d, ws);
-  }
+  const std::size_t heads = l.keys.heads();
+  const std::span<float> scores = score(p, l, d, ws);
+  if (!d.spared.empty()) spare(scores, heads, d);
   if (p.select)
     p.select(scores, heads, d, out, ws);
   else
@@ -139,13 +221,25 @@ inline void judge_and_move(const policy& p, const layer& l, const due& d, plan& 
   }
 }
 
+/// The side arrays follow the rows.
+inline void compact_extras(const layer& l, const plan& applied, toward direction) {
+  if (l.extra == nullptr) return;
+  const auto follow = [&](const auto& side) {
+    if (!side) return;
+    const std::size_t arrays = side.head_stride == 0 ? 1 : applied.heads();
+    for (std::size_t head = 0; head < arrays; ++head) compact(side.of(head), head, applied, direction);
+  };
+  follow(l.extra->mass);
+  follow(l.extra->positions);
+}
+
 }  // namespace detail
 
 /// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
 /// due. For hosts that move memory themselves; tell the cursor with advance().
 inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
   plan& out = ws.decision;
-  const due d = p.retain.due(at, l.tokens);
+  const due d = detail::due_of(p, l, at);
   if (d.empty()) {
     out.clear(l.tokens);
     return out;
@@ -154,23 +248,32 @@ inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  
   return out;
 }
 
-/// Moves the cursor past a plan that has been applied.
-inline void advance(cursor& at, const plan& applied) {
-  at.tokens = applied.tokens_after();
+/// Moves the cursor past a plan that has been applied, as `head` has it.
+inline void advance(cursor& at, const plan& applied, std::size_t head) {
+  at.tokens = applied.tokens_after(head);
   at.dropped += applied.tokens_before - at.tokens;
-  if (!applied.empty()) at.judged = applied.judged.begin + applied.of(0).size();
+  if (!applied.empty()) at.judged = applied.judged.begin + applied.of(head).size();
   if (at.judged > at.tokens) at.judged = at.tokens;  // the host took tokens back
+}
+
+/// The same for all heads; where they differ, for the one that keeps most.
+inline void advance(cursor& at, const plan& applied) {
+  std::size_t longest = 0;
+  for (std::size_t head = 1; head < applied.heads(); ++head)
+    if (applied.of(head).size() > applied.of(longest).size()) longest = head;
+  advance(at, applied, longest);
 }
 
 /// Judges what is due, moves the kept rows, advances the cursor; returns the rows now in use. Prefill, chunked prefill and
 /// decode are this one call: make it after attention has used the tokens appended (use, then compress). Most calls find
 /// nothing due and return after a few comparisons. Never fails, throws or locks; allocates only to grow the workspace.
+/// extras.mass and extras.positions move with the rows.
 inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front) {
-  const due d = p.retain.due(at, l.tokens);
+  const due d = detail::due_of(p, l, at);
   plan& out = ws.decision;
   if (d.empty()) {
     out.clear(l.tokens);
-    advance(at, out);
+    advance(at, out, 0);
     return at.tokens;
   }
   if (detail::by_partition(p, d) && detail::needs_scores(d)) {
@@ -179,8 +282,31 @@ inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& 
     detail::judge_due(p, l, d, out, ws);
     compact(l, out, direction);
   }
+  detail::compact_extras(l, out, direction);
   advance(at, out);
   return at.tokens;
+}
+
+/// `p` for one layer of `layers`: where its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal
+/// numbers of tokens refuse policies whose retain.slope.used().
+inline policy for_layer(policy p, std::size_t layer, std::size_t layers) {
+  p.retain.slope.layer = layer;
+  p.retain.slope.layers = layers;
+  return p;
+}
+
+/// `p` with a budget in bytes for `layers` layers like `l` made a number of tokens; other policies as they are.
+inline result<policy> fit(policy p, const layer& l, std::size_t layers) {
+  if (p.retain.kind != budget::bytes) return p;
+  const std::size_t token = layers * l.keys.heads() * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
+  const auto capacity = static_cast<std::size_t>(token == 0 ? 0 : p.retain.amount / static_cast<double>(token));
+  const std::size_t least = p.retain.sink + p.retain.recent + 1;
+  if (capacity < least)
+    return error{"budget: holds " + std::to_string(capacity) + " tokens of " + std::to_string(token) + " bytes: must hold " +
+                 std::to_string(least) + " or more (sink + recent + 1)"};
+  p.retain.kind = budget::capacity;
+  p.retain.amount = static_cast<double>(capacity);
+  return p;
 }
 
 }  // namespace lagkv

@@ -4,13 +4,19 @@
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
+#include <utility>
 
 #include <lagkv/core.hpp>
+#include <lagkv/method.hpp>
 #include <lagkv/policy.hpp>
 #include <lagkv/score/lag_relative.hpp>
-#include <lagkv/score/random.hpp>
+#include <lagkv/score/pool.hpp>
 #include <lagkv/score/rank.hpp>
+#include <lagkv/select/adaptive.hpp>
+#include <lagkv/select/chunks.hpp>
 
 namespace lagkv {
 
@@ -41,12 +47,33 @@ struct streaming_llm_options {
   double keep = 0;           ///< share kept of all tokens seen
 };
 
-/// Random tokens stay, beside the sinks and the recent ones: the baseline to beat.
-struct random_options {
-  std::size_t sink = 4;
-  std::size_t recent = 32;  ///< last tokens, not judged; tokens are judged when at least as many have come before them
-  double keep = 0.5;        ///< share kept of all tokens seen
-  std::uint64_t seed = 0;
+/// How a policy picks by scores.
+enum class selection : std::uint8_t {
+  top_k,    ///< the best tokens of each head
+  chunks,   ///< whole chunks of neighbours, the same for all heads (ChunkKV)
+  adaptive  ///< the best of all heads together, so that heads keep different numbers (AdaKV)
+};
+
+/// How many tokens stay, and how they are picked: what every scored method shares. Give at most one of keep, capacity and
+/// budget_mb; none means keep = 0.5.
+struct policy_options {
+  std::size_t sink = 4;  ///< first tokens, always kept (StreamingLLM's number)
+  /// Last tokens, always kept: the window. Not given: the method's own, 32 for most.
+  std::optional<std::size_t> recent;
+  /// 0: all tokens between sinks and window are judged at once, against all tokens in use. Else partitions of that many
+  /// tokens are judged one by one, each against the next, as LagKV does; the last one is the window.
+  std::size_t lag = 0;
+  std::optional<double> keep;           ///< share of all tokens seen, or (with lag) of each partition; none is judged twice
+  std::optional<std::size_t> capacity;  ///< rows kept; survivors are judged again with the tokens that come
+  std::optional<double> budget_mb;      ///< the same in 10^6 bytes for all layers together: fit() makes it a capacity
+  std::size_t every = 1;                ///< with capacity: judge when so many rows exceed it
+  /// The window is at least this share of the budget. Not given: the method's own, 0 for most, 0.5 for h2o.
+  std::optional<double> recent_share;
+  std::size_t pool = 1;  ///< average scores over so many neighbours (odd)
+  selection select = selection::top_k;
+  std::size_t chunk = 20;  ///< tokens a chunk
+  double safeguard = 0.2;  ///< share of its even part that each head keeps for sure
+  double pyramid = 0;      ///< beta of budgets that fall from layer to layer (PyramidKV: 20); 0: all equal
 };
 
 namespace detail {
@@ -67,6 +94,11 @@ inline status check_count(const char* name, std::size_t value, std::size_t least
   const std::string found = std::string(name) + "=" + std::to_string(value);
   if (value < least) return error{found + ": must be " + std::to_string(least) + " or more"};
   return error{found + ": must be at most " + std::to_string(most_tokens)};
+}
+
+inline status check_odd(const char* name, std::size_t value) {
+  if (value % 2 == 1 && value <= most_tokens) return {};
+  return error{std::string(name) + "=" + std::to_string(value) + ": must be an odd number"};
 }
 
 inline status check_share(const char* name, double value) {
@@ -113,14 +145,80 @@ inline result<policy> make_streaming_llm(const streaming_llm_options& o) {
   return p;
 }
 
-/// The random baseline as a policy.
-inline result<policy> make_random(const random_options& o = {}) {
+/// A policy from a method's part, of which `lag` is the length of partitions.
+inline result<policy> make_policy(const part& method, const policy_options& o = {}) {
+  const std::size_t recent = o.recent.value_or(method.recent);
+  const double recent_share = o.recent_share.value_or(method.recent_share);
+  const int budgets = (o.keep ? 1 : 0) + (o.capacity ? 1 : 0) + (o.budget_mb ? 1 : 0);
+  if (budgets > 1) return error{"keep, capacity, budget_mb: give one of them"};
   if (status s = detail::check_count("sink", o.sink, 0); !s) return error{s.message()};
-  if (status s = detail::check_count("recent", o.recent, 1); !s) return error{s.message()};
-  if (status s = detail::check_share("keep", o.keep); !s) return error{s.message()};
+  if (status s = detail::check_count("recent", recent, 0); !s) return error{s.message()};
+  if (status s = detail::check_count("lag", o.lag, 0); !s) return error{s.message()};
+  if (status s = detail::check_count("every", o.every, 1); !s) return error{s.message()};
+  if (status s = detail::check_count("chunk", o.chunk, 1); !s) return error{s.message()};
+  if (status s = detail::check_odd("pool", o.pool); !s) return error{s.message()};
+  for (auto [name, value] : {std::pair{"recent_share", recent_share}, {"safeguard", o.safeguard}})
+    if (!(value >= 0 && value <= 1)) return error{std::string(name) + "=" + detail::text(value) + ": must be from 0 to 1"};
+  if (o.pyramid != 0 && !(o.pyramid >= 1 && o.pyramid <= 1e6))
+    return error{"pyramid=" + detail::text(o.pyramid) + ": must be 0, or from 1 to 1000000"};
+  if (o.lag != 0 && (o.capacity || o.budget_mb))
+    return error{"lag=" + std::to_string(o.lag) + ": a partition keeps a share: give keep"};
+  if (o.lag != 0 && o.pyramid != 0)
+    return error{"lag=" + std::to_string(o.lag) + ": a partition keeps the same share in all layers: not with pyramid"};
+
   policy p;
-  p.retain = {.sink = o.sink, .recent = o.recent, .kind = budget::share_of_all, .amount = o.keep};
-  p.score = random_score{o.seed};
+  p.retain = {.sink = o.sink, .lag = o.lag, .recent = recent, .every = o.every};
+  p.retain.recent_share = recent_share, p.retain.slope.beta = o.pyramid;
+  if (o.capacity) {
+    if (status s = detail::check_count("capacity", *o.capacity, o.sink + recent + 1); !s)
+      return error{s.message() + " (sink + recent + 1)"};
+    p.retain.kind = budget::capacity, p.retain.amount = static_cast<double>(*o.capacity), p.retain.again = true;
+  } else if (o.budget_mb) {
+    if (!(*o.budget_mb > 0 && *o.budget_mb <= 1e9))
+      return error{"budget_mb=" + detail::text(*o.budget_mb) + ": must be above 0 and at most 1000000000"};
+    p.retain.kind = budget::bytes, p.retain.amount = *o.budget_mb * 1e6, p.retain.again = true;
+  } else {
+    const double keep = o.keep.value_or(0.5);
+    if (status s = detail::check_share("keep", keep); !s) return error{s.message()};
+    p.retain.kind = o.lag != 0 ? budget::share_of_partition : budget::share_of_all, p.retain.amount = keep;
+  }
+  p.score = method.score, p.adjust = method.adjust, p.needs = method.needs, p.weight = method.weight;
+  if (o.pool > 1) p.adjust.then(pool{o.pool});
+  if (o.select == selection::chunks) p.select = chunks{o.chunk};
+  if (o.select == selection::adaptive) p.select = adaptive{o.safeguard}, p.ragged = true;
+  return p;
+}
+
+/// A policy from a scorer; its lag, where it has one, is that of the options.
+template <class Scorer>
+requires(!std::is_same_v<Scorer, part>) result<policy> make_policy(Scorer s, const policy_options& o = {}) {
+  if constexpr (requires { s.lag = o.lag; }) s.lag = o.lag;
+  return make_policy(part_of(s), o);
+}
+
+/// A policy from up to four methods: their scores become ranks, within each partition or the judged range of a head, and
+/// the ranks add up, each times its part's weight.
+inline result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}) {
+  constexpr std::size_t most = policy::most_fused + 1;
+  if (parts.size() < 2 || parts.size() > most)
+    return error{"methods=" + std::to_string(parts.size()) + ": must be from 2 to " + std::to_string(most)};
+  part first = parts[0];
+  for (const part& other : parts.subspan(1)) {
+    first.needs = first.needs | other.needs;
+    first.recent = first.recent > other.recent ? first.recent : other.recent;
+  }
+  first.recent_share = 0;
+  result<policy> made = make_policy(first, o);
+  if (!made) return made;
+  for (const part& each : parts)
+    if (!(each.weight >= 0 && each.weight <= 1e6))
+      return error{"weight=" + detail::text(each.weight) + ": must be from 0 to 1000000"};
+  policy p = *made;
+  for (const part& other : parts.subspan(1)) {
+    part& next = p.fused[p.fused_count++];
+    next = other;
+    if (o.pool > 1) next.adjust.then(pool{o.pool});
+  }
   return p;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include <lagkv/core.hpp>
+#include <lagkv/layer.hpp>
 
 namespace lagkv {
 
@@ -23,28 +24,87 @@ struct cursor {
   friend bool operator==(const cursor&, const cursor&) = default;
 };
 
+/// Rows that are kept whatever their scores, by position.
+struct protected_rows {
+  std::span<const std::uint32_t> positions;  ///< ascending
+  side_array<std::uint32_t> of_row;          ///< position of each row; empty: row + dropped
+  std::size_t dropped = 0;
+
+  bool empty() const { return positions.empty(); }
+
+  bool contains(std::size_t head, std::size_t row) const {
+    const std::size_t p = of_row ? of_row.of(head)[row] : row + dropped;
+    std::size_t low = 0, high = positions.size();
+    while (low < high) {
+      const std::size_t middle = low + (high - low) / 2;
+      if (positions[middle] < p)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low < positions.size() && positions[low] == p;
+  }
+
+  std::size_t count(std::size_t head, token_range rows) const {
+    std::size_t n = 0;
+    if (!empty())
+      for (std::size_t row = rows.begin; row < rows.end; ++row) n += contains(head, row) ? 1U : 0U;
+    return n;
+  }
+};
+
 /// What is due now: each head keeps `keep` rows of `judged`; where `partition` is not 0, it keeps `keep_each` of each
-/// partition of that many tokens.
+/// partition of that many tokens (more of one that holds more protected rows).
 struct due {
   token_range judged;
   std::size_t keep = 0;
   std::size_t partition = 0;
   std::size_t keep_each = 0;
+  protected_rows spared{};  ///< rows that stay whatever their scores
 
   bool empty() const { return judged.empty(); }
+
+  /// Rows that a head keeps of a part of the judged range, which is a partition or all of it.
+  std::size_t keep_of(std::size_t head, token_range part) const {
+    const std::size_t least = partition != 0 ? keep_each : keep;
+    if (spared.empty()) return least;
+    const std::size_t n = spared.count(head, part);
+    return n > least ? n : least;
+  }
 };
 
 /// What a policy promises to keep.
 enum class budget : std::uint8_t {
   share_of_partition,  ///< int(amount * lag) of each partition
   share_of_all,        ///< int(amount * tokens seen), sinks and window counted
-  capacity             ///< amount rows
+  capacity,            ///< amount rows
+  bytes                ///< amount bytes in all layers together; fit() in policy.hpp makes it a capacity
 };
 
-/// The first `sink` tokens stay. With `lag` > 0 the tokens after the part already judged form partitions of `lag`; all
-/// but the last whole one are judged, once ever, as soon as there are two of them; the last and what follows it are the
-/// window. With `lag` == 0 the window is the last `recent` tokens, and the tokens between it and the part already judged
-/// are judged together, once ever, as soon as they are `recent` or more.
+/// Budgets that fall from layer to layer (PyramidKV, arXiv 2406.02069): what a layer keeps beside sinks and window is
+/// 2 - 1/beta times the average in the first layer, less by the same step from one to the next, 1/beta times in the last.
+/// Where the first could not hold that much, the slope is less steep. All layers together keep what they would without it.
+struct pyramid {
+  double beta = 0;  ///< 1: no slope; the paper's 20; 0: not used
+  std::size_t layer = 0;
+  std::size_t layers = 1;
+
+  bool used() const { return beta > 1 && layers > 1; }
+
+  /// Times the average that this layer keeps, where the first could hold `most` times the average.
+  double factor(double most) const {
+    const double steep = 2 - 1 / beta, first = steep < most ? steep : (most > 1 ? most : 1.0);
+    return first - 2 * (first - 1) * static_cast<double>(layer) / static_cast<double>(layers - 1);
+  }
+};
+
+/// The first `sink` tokens stay, and the most recent ones, the window. Which of the others are judged, and when:
+///  - lag > 0: the tokens after the part already judged form partitions of `lag`; all but the last whole one are judged,
+///    once ever, as soon as there are two of them; the last and what follows it are the window.
+///  - lag == 0: the window is the last `recent` tokens; those between it and the part already judged are judged together,
+///    once ever, as soon as they are `recent` or more.
+///  - lag == 0 and `again`: all between sinks and window are judged, survivors of earlier times too, whenever `every` rows
+///    or more exceed the budget.
 struct retention {
   std::size_t sink = 16;
   std::size_t lag = 0;
@@ -53,41 +113,64 @@ struct retention {
   double amount = 0.5;
   /// Instead of all this: whatever exceeds the budget goes, the oldest after the sinks first (StreamingLLM).
   bool oldest_first = false;
+  bool again = false;
+  std::size_t every = 1;
+  double recent_share = 0;  ///< the window is at least this share of the budget (H2O: half)
+  pyramid slope{};
 
   /// A few comparisons; no loop. `tokens` are the rows in use. Where the host took tokens back (tokens < at.judged), the
   /// judged part ends with them.
   lagkv::due due(const cursor& at, std::size_t tokens) const {
-    if (oldest_first) {
-      const std::size_t goal = target(tokens + at.dropped);
-      if (tokens <= goal || tokens <= sink) return {};
-      const std::size_t excess = tokens - goal, most = tokens - sink;
-      return {{sink, sink + (excess < most ? excess : most)}, 0, 0, 0};
-    }
     const std::size_t done = at.judged < tokens ? at.judged : tokens;
-    const std::size_t begin = done > sink ? done : sink;
-    const std::size_t unit = lag != 0 ? lag : recent;
-    if (tokens < begin || tokens - begin < 2 * unit) return {};
-    const std::size_t end = lag != 0 ? begin + ((tokens - begin) / lag - 1) * lag : tokens - recent;
-    lagkv::due d{{begin, end}, end - begin, 0, 0};
-    if (kind == budget::share_of_partition) {
-      d.partition = unit;
-      d.keep_each = share(amount, unit);
-      d.keep = d.keep_each * (d.judged.size() / unit);
+    const std::size_t begin = done > sink && !again ? done : sink;
+    if (kind == budget::share_of_partition && !oldest_first) return due_partitions(begin, tokens);
+    const std::size_t goal = target(tokens + at.dropped);
+    if (tokens <= begin || tokens <= goal) return {};
+    const std::size_t excess = tokens - goal;
+    if (oldest_first) return {.judged = {begin, begin + least(excess, tokens - begin)}};
+    const std::size_t window = recent_rows(goal);
+    std::size_t end = tokens;
+    if (again) {
+      if (excess < every) return {};
+      end = tokens > window ? tokens - window : 0;
     } else {
-      const std::size_t goal = target(tokens + at.dropped);
-      const std::size_t excess = tokens > goal ? tokens - goal : 0;
-      d.keep = d.judged.size() - (excess < d.judged.size() ? excess : d.judged.size());
-      if (excess == 0) return {};
+      const std::size_t unit = lag != 0 ? lag : window;
+      if (tokens - begin < 2 * unit) return {};
+      end = lag != 0 ? begin + ((tokens - begin) / lag - 1) * lag : tokens - window;
     }
-    return d;
+    if (end <= begin) return {};
+    const std::size_t n = end - begin;
+    return {.judged = {begin, end}, .keep = n - least(excess, n)};
   }
 
   /// int(amount * n) as Python computes it: in f64, so that 0.29 * 100 is 28.
   static std::size_t share(double amount, std::size_t n) { return static_cast<std::size_t>(amount * static_cast<double>(n)); }
 
  private:
+  static std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
+
+  lagkv::due due_partitions(std::size_t begin, std::size_t tokens) const {
+    if (tokens < begin || tokens - begin < 2 * lag) return {};
+    const std::size_t partitions = (tokens - begin) / lag - 1, each = share(amount, lag);
+    return {.judged = {begin, begin + partitions * lag}, .keep = partitions * each, .partition = lag, .keep_each = each};
+  }
+
+  std::size_t recent_rows(std::size_t goal) const {
+    const std::size_t at_least = share(recent_share, goal);
+    return at_least > recent ? at_least : recent;
+  }
+
   std::size_t target(std::size_t seen) const {
-    return kind == budget::capacity ? static_cast<std::size_t>(amount) : share(amount, seen);
+    const std::size_t goal = kind == budget::share_of_all ? share(amount, seen) : static_cast<std::size_t>(amount);
+    return slope.used() ? sloped(goal, seen) : goal;
+  }
+
+  std::size_t sloped(std::size_t goal, std::size_t seen) const {
+    const std::size_t outside = sink + recent_rows(goal);
+    if (goal <= outside || seen <= goal) return goal;
+    const double average = static_cast<double>(goal - outside);
+    const double factor = slope.factor(static_cast<double>(seen - outside) / average);
+    return outside + static_cast<std::size_t>(average * factor + 0.5);
   }
 };
 

@@ -88,24 +88,4 @@ class tensor {
   dtype type_ = dtype::f32;
 };
 
-/// One layer of a cache: keys and values with the same heads, whose first `tokens` rows are in use. Keys and values may
-/// differ in everything else (element type, channels, layout); values may be empty for a policy that does not read them.
-/// To leave a layer of the model uncompressed, do not offer it.
-struct layer {
-  tensor keys;
-  tensor values;
-  std::size_t tokens = 0;
-};
-
-/// Whether lagkv can work on this layer. Call it where a cache is set up; step() trusts what it is given.
-inline status check(const layer& l) {
-  if (status s = l.keys.check(l.tokens); !s) return error{"keys: " + s.message()};
-  if (!l.values) return {};
-  if (status s = l.values.check(l.tokens); !s) return error{"values: " + s.message()};
-  if (l.values.heads() != l.keys.heads())
-    return error{"values: heads=" + std::to_string(l.values.heads()) + ": must be the " + std::to_string(l.keys.heads()) +
-                 " of the keys"};
-  return {};
-}
-
 }  // namespace lagkv

@@ -24,7 +24,23 @@ class workspace {
   plan decision;
 
   /// What the scratch is for. Each purpose has its own memory; `own` is for scorers, transforms and selectors of the host's.
-  enum purpose : std::uint8_t { range_low, range_high, deviation, wide_rows, one_row, scores, own, purposes };
+  enum purpose : std::uint8_t {
+    range_low,  // lag_relative: of the reference, a channel
+    range_high,
+    deviation,
+    reference,  // mean, anchor or centroid, a channel
+    per_row,    // norms and the like, a row
+    wide_rows,  // rows.hpp
+    one_row,
+    query_rows,  // attention.hpp: queries in f32, logits, weights of all rows
+    logits,
+    weights,
+    scores,    // of all heads
+    fused,     // of one scorer of a fusion
+    rows_own,  // transforms and selectors of the library
+    own,
+    purposes
+  };
 
   /// n floats with undefined content, valid until the next request for the same purpose.
   float* floats(purpose p, std::size_t n) {
@@ -38,10 +54,17 @@ class workspace {
     return keys_.data();
   }
 
+  /// n doubles likewise: matrices.
+  double* doubles(std::size_t n) {
+    if (doubles_.size() < n) doubles_.resize(n);
+    return doubles_.data();
+  }
+
  private:
   const simd::kernel_table* kernels_;
   std::vector<float> floats_[purposes];
   std::vector<std::int32_t> keys_;
+  std::vector<double> doubles_;
 };
 
 }  // namespace lagkv

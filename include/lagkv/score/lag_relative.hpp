@@ -6,9 +6,8 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
-#include <lagkv/tensor.hpp>
-#include <lagkv/workspace.hpp>
 
 namespace lagkv {
 
@@ -66,10 +65,10 @@ struct lag_relative {
     for (std::size_t c = 0; c < x.channels(); ++c) lo[c] = infinity, hi[c] = -infinity;
     for_each_rows(x, head, tokens, ws, [&](const simd::rows& rows, std::size_t) { ws.kernels().range(rows, lo, hi); });
     for (std::size_t c = 0; c < x.channels(); ++c) {
-      if (!finite(lo[c]) || !finite(hi[c])) finite_range(x, head, tokens, c, lo[c], hi[c], ws);
+      if (!detail::finite(lo[c]) || !detail::finite(hi[c])) finite_range(x, head, tokens, c, lo[c], hi[c], ws);
       const float width = hi[c] - lo[c];
       const float reciprocal = 1.0F / width;  // 0 where the width overflowed
-      inverse[c] = width > 0.0F && finite(reciprocal) ? reciprocal : 0.0F;
+      inverse[c] = width > 0.0F && detail::finite(reciprocal) ? reciprocal : 0.0F;
       if (inverse[c] == 0.0F) lo[c] = 0.0F;  // z = 0, however far x lies from lo
     }
   }
@@ -85,7 +84,7 @@ struct lag_relative {
             static_cast<std::ptrdiff_t>(i) * t.token_stride + static_cast<std::ptrdiff_t>(c) * t.channel_stride;
         float value = 0;
         ws.kernels().widen(t.data + offset * static_cast<std::ptrdiff_t>(size_of(x.type())), x.type(), 1, &value);
-        if (!finite(value)) continue;
+        if (!detail::finite(value)) continue;
         lo = value < lo ? value : lo;
         hi = value > hi ? value : hi;
       }
@@ -93,9 +92,8 @@ struct lag_relative {
     }
     if (lo > hi) lo = hi = 0.0F;
   }
-
-  /// On bits: right in hosts built with -ffinite-math-only too.
-  static bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7f800000U) != 0x7f800000U; }
 };
+
+inline part part_of(const lag_relative& s) { return {.score = s, .needs = {.values = s.value_weight != 0}}; }
 
 }  // namespace lagkv

@@ -6,8 +6,7 @@
 #include <cstring>
 #include <span>
 
-#include <lagkv/tensor.hpp>
-#include <lagkv/workspace.hpp>
+#include <lagkv/method.hpp>
 
 namespace lagkv {
 
@@ -39,5 +38,17 @@ struct random_score {
     return x ^ (x >> 31);
   }
 };
+
+inline constexpr parameter random_parameters[] = {
+    {"seed", parameter::kind::count, 0, accepts::count, "another seed, other tokens"}};
+
+inline constexpr method random_method{.name = "random",
+                                      .meaning = "random tokens: the baseline to beat",
+                                      .source = "",
+                                      .reads = "2 bytes of each key",
+                                      .parameters = random_parameters,
+                                      .make = [](std::span<const double> v, std::size_t) -> result<part> {
+                                        return part_of(random_score{static_cast<std::uint64_t>(v[0])});
+                                      }};
 
 }  // namespace lagkv

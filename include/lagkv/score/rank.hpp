@@ -1,8 +1,9 @@
-// Part of lagkv (MIT). A transform: scores become ranks within their partition.
+// Part of lagkv (MIT). Ranks in place of scores, so that partitions, or scorers, compete as equals.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 #include <lagkv/retention.hpp>
@@ -10,23 +11,52 @@
 
 namespace lagkv {
 
-/// score -> (number of scores below it in its partition) / lag, so that partitions compete as equals. Of equal scores the
-/// earlier token ranks higher. Source: kvpress 0.5.5, lagkv_press.py (argsort of argsort).
+namespace detail {
+
+/// score -> (number of scores below it) / n. Of equal scores the earlier ranks higher; a NaN is below every number. A radix
+/// sort: four passes over n integers.
+inline void rank(std::span<float> scores, workspace& ws) {
+  const std::size_t n = scores.size();
+  auto* keys = reinterpret_cast<std::uint32_t*>(ws.keys(4 * n));
+  std::uint32_t *from = keys, *to = keys + 2 * n;  // pairs: key, index
+  for (std::size_t i = 0; i < n; ++i) {            // the last first: of equal scores it ranks lowest
+    const std::size_t index = n - 1 - i;
+    std::uint32_t bits = 0;
+    const float score = scores[index] + 0.0F;  // -0 beside +0
+    std::memcpy(&bits, &score, sizeof bits);
+    const bool nan = (bits & 0x7fffffffU) > 0x7f800000U;
+    from[2 * i] = nan ? 0 : (bits ^ ((bits >> 31) != 0 ? 0xffffffffU : 0x80000000U));
+    from[2 * i + 1] = static_cast<std::uint32_t>(index);
+  }
+  for (int shift = 0; shift < 32; shift += 8) {
+    std::size_t place[257] = {};
+    for (std::size_t i = 0; i < n; ++i) ++place[((from[2 * i] >> shift) & 255U) + 1];
+    for (std::size_t b = 0; b < 256; ++b) place[b + 1] += place[b];
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::size_t at = 2 * place[(from[2 * i] >> shift) & 255U]++;
+      to[at] = from[2 * i], to[at + 1] = from[2 * i + 1];
+    }
+    std::uint32_t* other = from;
+    from = to, to = other;
+  }
+  for (std::size_t i = 0; i < n; ++i) scores[from[2 * i + 1]] = static_cast<float>(i) / static_cast<float>(n);
+}
+
+/// Within each partition of what is due, or the judged range of each head.
+inline void rank_each(std::span<float> scores, std::size_t heads, const due& d, workspace& ws) {
+  const std::size_t n = d.judged.size(), part = d.partition != 0 ? d.partition : n;
+  for (std::size_t at = 0; at < heads * n; at += part) rank(scores.subspan(at, part), ws);
+}
+
+}  // namespace detail
+
+/// A transform: score -> (number of scores below it in its partition) / lag. Source: kvpress 0.5.5, lagkv_press.py (argsort
+/// of argsort).
 struct rank_in_partition {
   std::size_t lag = 128;
 
-  void operator()(std::span<float> scores, const due&, workspace& ws) const {
-    std::int32_t* keys = ws.keys(lag);
-    for (std::size_t begin = 0; begin < scores.size(); begin += lag) {
-      float* s = scores.data() + begin;
-      const std::size_t n = scores.size() - begin < lag ? scores.size() - begin : lag;
-      for (std::size_t i = 0; i < n; ++i) {
-        std::int32_t below = 0;
-        for (std::size_t j = 0; j < n; ++j) below += s[j] < s[i] || (s[j] == s[i] && j > i) ? 1 : 0;
-        keys[i] = below;
-      }
-      for (std::size_t i = 0; i < n; ++i) s[i] = static_cast<float>(keys[i]) / static_cast<float>(lag);
-    }
+  void operator()(std::span<float> scores, std::size_t, const due&, workspace& ws) const {
+    for (std::size_t begin = 0; begin < scores.size(); begin += lag) detail::rank(scores.subspan(begin, lag), ws);
   }
 };
 

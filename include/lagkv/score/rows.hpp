@@ -2,14 +2,24 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
+#include <limits>
+#include <span>
 
+#include <lagkv/layer.hpp>
 #include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv {
 
 namespace detail {
+
+/// On bits: right in hosts built with -ffinite-math-only too.
+inline bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7f800000U) != 0x7f800000U; }
+
+/// The norm from its square; NaN, which goes first, where that is not finite.
+inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : std::numeric_limits<float>::quiet_NaN(); }
 
 /// Copies n elements that lie `stride` elements apart to adjacent places.
 inline void gather(const std::byte* from, std::ptrdiff_t stride, std::size_t n, std::size_t element, std::byte* to) {
@@ -71,6 +81,47 @@ void for_each_row(const tensor& x, std::size_t head, token_range tokens, workspa
       use(offset + i, std::span<const float>(row, r.channels));
     }
   });
+}
+
+/// Calls use(part, reference) for what is judged together and the rows that it is compared with: with `lag` 0 the whole
+/// judged range and all rows in use; else each partition of `lag` rows and the next one, as LagKV does.
+template <class Use>
+void for_each_reference(const layer& l, token_range judged, std::size_t lag, const Use& use) {
+  if (lag == 0) return use(judged, token_range{0, l.tokens});
+  for (std::size_t begin = judged.begin; begin < judged.end; begin += lag)
+    use(token_range{begin, begin + lag}, token_range{begin + lag, begin + 2 * lag});
+}
+
+/// mean[c] = sum of weight(|x_t|^2) * x_t[c] over the rows of `tokens` whose squares add up to a finite number, divided by
+/// how many they are; 0 where there is none. Sums of f32 over 256 rows at a time, so that many rows lose no digits.
+template <class Weight>
+void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* mean, workspace& ws, const Weight& weight) {
+  constexpr std::size_t together = 256;
+  const std::size_t channels = x.channels();
+  float* part = ws.floats(workspace::range_low, channels);
+  float* weights = ws.floats(workspace::per_row, together);
+  std::size_t used = 0;
+  for (std::size_t c = 0; c < channels; ++c) mean[c] = 0.0F;
+  for (std::size_t begin = tokens.begin; begin < tokens.end; begin += together) {
+    const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
+    for (std::size_t c = 0; c < channels; ++c) part[c] = 0.0F;
+    for_each_rows(x, head, some, ws, [&](const simd::rows& rows, std::size_t) {
+      ws.kernels().squares(rows, weights);
+      for (std::size_t i = 0; i < rows.tokens;) {  // runs of finite rows
+        std::size_t run = 0;
+        for (; i + run < rows.tokens && detail::finite(weights[i + run]); ++run) weights[i + run] = weight(weights[i + run]);
+        simd::rows good = rows;
+        good.data = static_cast<const std::byte*>(rows.data) +
+                    static_cast<std::ptrdiff_t>(i) * rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
+        good.tokens = run;
+        if (run > 0) ws.kernels().add_rows(good, weights + i, part);
+        used += run;
+        i += run + 1;
+      }
+    });
+    for (std::size_t c = 0; c < channels; ++c) mean[c] += part[c];
+  }
+  for (std::size_t c = 0; c < channels; ++c) mean[c] /= used > 0 ? static_cast<float>(used) : 1.0F;
 }
 
 }  // namespace lagkv

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include <lagkv/plan.hpp>
@@ -15,10 +16,14 @@ struct top_k {
   /// scores: [heads][judged], `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const {
     const std::size_t n = d.judged.size(), part = d.partition != 0 ? d.partition : n;
-    const std::size_t each = d.partition != 0 ? d.keep_each : d.keep;
-    for (std::size_t head = 0; head < heads; ++head)
-      for (std::size_t p = 0; p < n / part; ++p)
-        pick(scores.data() + head * n + p * part, part, each, d.judged.begin + p * part, out.row(head) + p * each, ws);
+    for (std::size_t head = 0; head < heads; ++head) {
+      std::uint32_t* to = out.row(head);
+      for (std::size_t at = 0; at < n; at += part) {
+        const std::size_t begin = d.judged.begin + at, keep = d.keep_of(head, {begin, begin + part});
+        pick(scores.data() + head * n + at, part, keep, begin, to, ws);
+        to += keep;
+      }
+    }
   }
 
   /// The k best of n scores whose first one is of row `base`.

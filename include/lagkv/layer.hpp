@@ -1,0 +1,117 @@
+// Part of lagkv (MIT). One layer of a cache, and what a host may know about it beside keys and values.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include <lagkv/core.hpp>
+#include <lagkv/tensor.hpp>
+
+namespace lagkv {
+
+/// A number a token, in the host's memory: entry (head, row) is data[head * head_stride + row]. step() keeps it in line with
+/// the rows.
+template <class T>
+struct side_array {
+  T* data = nullptr;
+  std::ptrdiff_t head_stride = 0;  ///< 0: one row of numbers for all heads, which then must keep the same tokens
+
+  explicit operator bool() const { return data != nullptr; }
+  T* of(std::size_t head) const { return data + static_cast<std::ptrdiff_t>(head) * head_stride; }
+};
+
+/// What some policies read beside keys and values; policy.needs says which. All of it is optional.
+///
+/// Query head q belongs to KV head q / (query heads / KV heads). "The last n tokens" are the last n rows in use: a host that
+/// gives more queries than a policy asks for pays nothing for them, but all of them must still be in the cache.
+struct extras {
+  /// [query heads][n][channels of the keys]: queries of the last n tokens as they meet the keys in Q K^T (after RoPE).
+  tensor queries;
+  /// [query heads][n][at least tokens]: attention weights (after softmax) of the last n tokens, in place of queries.
+  tensor weights;
+  /// n, where it is less than the capacity of queries (or weights): their first n rows are in use. 0: all of them.
+  std::size_t query_count = 0;
+  /// [heads][tokens]: attention that each row has received so far; see add_attention() in attention.hpp.
+  side_array<float> mass;
+  /// Statistics of queries to come, after the mean RoPE of the positions to come: [query heads][1][channels], and
+  /// [query heads][channels][channels].
+  tensor query_mean, query_covariance;
+  /// Positions of the rows, where the host keeps them. Without them row r is taken to be position r + cursor.dropped, which
+  /// is right for rows that are judged for the first time.
+  side_array<std::uint32_t> positions;
+  /// Positions that are never dropped, ascending.
+  std::span<const std::uint32_t> protect;
+  /// What multiplies q.k before the softmax; 0: 1 / sqrt(channels).
+  float scale = 0;
+
+  /// What attention is taken from: weights where there are any, else queries.
+  const tensor& asked() const { return weights ? weights : queries; }
+  /// Rows of it in use.
+  std::size_t offered() const {
+    const std::size_t n = asked() ? asked().capacity() : 0;
+    return query_count != 0 && query_count < n ? query_count : n;
+  }
+};
+
+/// One layer of a cache: keys and values with the same heads, whose first `tokens` rows are in use. Keys and values may
+/// differ in everything else (element type, channels, layout); values may be empty for a policy that does not read them.
+/// To leave a layer of the model uncompressed, do not offer it.
+struct layer {
+  tensor keys;
+  tensor values;
+  std::size_t tokens = 0;
+  const extras* extra = nullptr;  ///< must outlive the call
+};
+
+namespace detail {
+
+inline status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels, bool at_least = false) {
+  if (!x) return {};
+  const std::string who = std::string(name) + ": ";
+  if (x.capacity() > 0xffffffffU) return error{who + "capacity is unbounded: must be the number of rows that there are"};
+  if (status s = x.check(x.capacity()); !s) return error{who + s.message()};
+  if (x.heads() % l.keys.heads() != 0)
+    return error{who + "heads=" + std::to_string(x.heads()) + ": must be a multiple of the " + std::to_string(l.keys.heads()) +
+                 " KV heads"};
+  if (x.channels() != channels && !(at_least && x.channels() > channels))
+    return error{who + "channels=" + std::to_string(x.channels()) + ": must be " + (at_least ? "at least " : "") +
+                 std::to_string(channels)};
+  return {};
+}
+
+inline status check(const extras& e, const layer& l) {
+  const std::size_t channels = l.keys.channels();
+  if (status s = check_query_side("queries", e.queries, l, channels); !s) return s;
+  if (status s = check_query_side("weights", e.weights, l, l.tokens, true); !s) return s;
+  if (status s = check_query_side("query_mean", e.query_mean, l, channels); !s) return s;
+  if (status s = check_query_side("query_covariance", e.query_covariance, l, channels); !s) return s;
+  if (e.query_covariance && e.query_covariance.capacity() != channels)
+    return error{"query_covariance: rows=" + std::to_string(e.query_covariance.capacity()) + ": must be " +
+                 std::to_string(channels)};
+  if (e.query_covariance && (!e.query_mean || e.query_mean.heads() != e.query_covariance.heads()))
+    return error{"query_covariance: heads=" + std::to_string(e.query_covariance.heads()) + ": must be those of query_mean"};
+  for (std::size_t i = 1; i < e.protect.size(); ++i)
+    if (e.protect[i] <= e.protect[i - 1])
+      return error{"protect: position " + std::to_string(e.protect[i]) + " after " + std::to_string(e.protect[i - 1]) +
+                   ": must be ascending"};
+  if (!(e.scale >= 0)) return error{"scale=" + std::to_string(e.scale) + ": must be 0 or more"};
+  return {};
+}
+
+}  // namespace detail
+
+/// Whether lagkv can work on this layer. Call it where a cache is set up; step() trusts what it is given.
+inline status check(const layer& l) {
+  if (status s = l.keys.check(l.tokens); !s) return error{"keys: " + s.message()};
+  if (l.values) {
+    if (status s = l.values.check(l.tokens); !s) return error{"values: " + s.message()};
+    if (l.values.heads() != l.keys.heads())
+      return error{"values: heads=" + std::to_string(l.values.heads()) + ": must be the " + std::to_string(l.keys.heads()) +
+                   " of the keys"};
+  }
+  return l.extra != nullptr ? detail::check(*l.extra, l) : status{};
+}
+
+}  // namespace lagkv

@@ -1,0 +1,65 @@
+// Part of lagkv (MIT). CurDKV: tokens whose key and value are large among their neighbours (arXiv 2509.15038).
+#pragma once
+
+#include <cstddef>
+#include <limits>
+#include <span>
+
+#include <lagkv/method.hpp>
+#include <lagkv/score/rows.hpp>
+
+namespace lagkv {
+
+/// (|k|^2 / their sum over a window) * (|v|^2 / their sum), windows counted from the first judged row (from the first of each
+/// partition). A row that is not finite takes no part. Reads each key and value once.
+/// Source: kvpress 0.5.5, CURPress (which then divides by the sum over all tokens: the order is the same).
+struct cur {
+  std::size_t window = 16;  ///< tokens; kvpress's default
+  std::size_t lag = 0;      ///< tokens a partition; 0: the whole judged range at once
+
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+    float* other = ws.floats(workspace::deviation, out.size());
+    squares(l.keys, head, judged, out.data(), ws);
+    squares(l.values, head, judged, other, ws);
+    const std::size_t part = lag == 0 ? out.size() : lag;
+    for (std::size_t begin = 0; begin < out.size(); begin += part)
+      for (std::size_t at = begin; at < begin + part; at += window) {
+        const std::size_t n = begin + part - at < window ? begin + part - at : window;
+        const float keys = sum(out.data() + at, n), values = sum(other + at, n);
+        for (std::size_t i = at; i < at + n; ++i) out[i] = share(out[i], keys) * share(other[i], values);
+      }
+  }
+
+ private:
+  static void squares(const tensor& x, std::size_t head, token_range judged, float* out, workspace& ws) {
+    for_each_rows(x, head, judged, ws,
+                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out + offset); });
+  }
+
+  static float share(float x, float total) {
+    if (!detail::finite(x)) return std::numeric_limits<float>::quiet_NaN();
+    return total > 0 ? x / total : 0.0F;
+  }
+
+  static float sum(const float* x, std::size_t n) {
+    float total = 0;
+    for (std::size_t i = 0; i < n; ++i) total += detail::finite(x[i]) ? x[i] : 0.0F;
+    return total;
+  }
+};
+
+inline part part_of(const cur& s) { return {.score = s, .needs = {.values = true}}; }
+
+inline constexpr parameter cur_parameters[] = {
+    {"window", parameter::kind::positive, 16, accepts::positive, "tokens that norms are compared with"}};
+
+inline constexpr method cur_method{.name = "cur",
+                                   .meaning = "large norms of key and value among neighbours",
+                                   .source = "arXiv 2509.15038",
+                                   .reads = "keys, values",
+                                   .parameters = cur_parameters,
+                                   .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
+                                     return part_of(cur{static_cast<std::size_t>(v[0]), lag});
+                                   }};
+
+}  // namespace lagkv

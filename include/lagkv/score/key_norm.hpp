@@ -1,0 +1,30 @@
+// Part of lagkv (MIT). Keys of small norm are attended to (arXiv 2406.11430).
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include <lagkv/method.hpp>
+#include <lagkv/score/rows.hpp>
+
+namespace lagkv {
+
+/// -|k|. Reads each key once. Source: kvpress 0.5.5, KnormPress. The paper leaves the first two layers whole: do not offer
+/// them.
+struct key_norm {
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+    for_each_rows(l.keys, head, judged, ws,
+                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out.data() + offset); });
+    for (float& score : out) score = -detail::norm(score);
+  }
+};
+
+inline constexpr method key_norm_method{
+    .name = "key_norm",
+    .meaning = "small norm of the key",
+    .source = "arXiv 2406.11430",
+    .reads = "keys",
+    .parameters = {},
+    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(key_norm{}); }};
+
+}  // namespace lagkv

@@ -1,0 +1,105 @@
+// Part of lagkv (MIT). Leverage: keys that the others cannot make up for (part of Compactor, arXiv 2507.08143). Needs Eigen.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include <Eigen/Cholesky>
+
+#include <lagkv/method.hpp>
+#include <lagkv/score/matrix.hpp>
+#include <lagkv/score/rows.hpp>
+
+namespace lagkv {
+
+/// x (X^T X + ridge I)^-1 x^T, x = k - mean, X the rows of the reference less their mean: all rows in use, or the next
+/// partition. By Cholesky, in doubles. With `sketch` columns of a Gaussian projection in place of the channels: then d is
+/// that many, and the scores are approximate. A row that is not finite is passed over in the reference, and goes first.
+/// Cost: n d^2 + d^3 / 3. Source: the paper; kvpress 0.5.5, LeverageScorePress, which takes keys before RoPE and a sketch of
+/// 48. Eigen may allocate.
+struct leverage {
+  std::size_t lag = 0;     ///< tokens a partition; 0: the whole judged range at once
+  std::size_t sketch = 0;  ///< columns; 0: exact
+  double ridge = 0.01;
+  std::uint64_t seed = 0;  ///< of the projection
+
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+    constexpr std::size_t together = 64;
+    const std::size_t channels = l.keys.channels(), width = sketch == 0 ? channels : sketch;
+    const auto d = static_cast<Eigen::Index>(width), c = static_cast<Eigen::Index>(channels);
+    double* memory = ws.doubles(width * width + channels * width + together * (channels + width));
+    Eigen::Map<Eigen::MatrixXd> gram(memory, d, d);
+    Eigen::Map<Eigen::MatrixXd> projection(memory + width * width, c, d);
+    double* rows = memory + width * width + channels * width;
+    double* narrow = rows + together * channels;
+    if (sketch != 0) draw(projection);
+    float* mean = ws.floats(workspace::reference, channels);
+
+    const auto projected = [&](const Eigen::Map<detail::matrix>& x) {
+      Eigen::Map<detail::matrix> to(sketch == 0 ? rows : narrow, x.rows(), d);
+      if (sketch != 0) to.noalias() = x * projection;
+      return to;
+    };
+    for_each_reference(l, judged, lag, [&](token_range part, token_range reference) {
+      mean_of_rows(l.keys, head, reference, mean, ws, [](float) { return 1.0F; });
+      gram.setIdentity();
+      gram *= ridge;
+      detail::for_each_matrix(l.keys, head, reference, mean, ws, rows, together, [&](Eigen::Map<detail::matrix>& x, std::size_t) {
+        for (Eigen::Index i = 0; i < x.rows(); ++i)
+          if (!x.row(i).allFinite()) x.row(i).setZero();
+        gram.selfadjointView<Eigen::Lower>().rankUpdate(projected(x).transpose());
+      });
+      const Eigen::LLT<Eigen::Ref<Eigen::MatrixXd>> cholesky(gram);
+      float* scores = out.data() + (part.begin - judged.begin);
+      detail::for_each_matrix(l.keys, head, part, mean, ws, rows, together,
+                              [&](Eigen::Map<detail::matrix>& x, std::size_t offset) {
+                                Eigen::Map<detail::matrix> y = projected(x);
+                                cholesky.matrixL().solveInPlace(y.transpose());
+                                for (Eigen::Index i = 0; i < y.rows(); ++i)
+                                  scores[offset + static_cast<std::size_t>(i)] = static_cast<float>(y.row(i).squaredNorm());
+                              });
+    });
+  }
+
+ private:
+  /// Independent normal numbers (Box and Muller), scaled so that lengths are kept in the mean.
+  template <class Matrix>
+  void draw(Matrix& to) const {
+    std::uint64_t state = seed;
+    const auto uniform = [&state] {  // (0, 1), by SplitMix64
+      std::uint64_t x = state += 0x9e3779b97f4a7c15U;
+      x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+      x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+      return (static_cast<double>((x ^ (x >> 31)) >> 11) + 0.5) * 0x1p-53;
+    };
+    const double scale = 1 / std::sqrt(static_cast<double>(to.cols()));
+    for (Eigen::Index i = 0; i < to.size(); ++i) {
+      const double radius = std::sqrt(-2 * std::log(uniform())), angle = 6.283185307179586 * uniform();
+      to.data()[i] = scale * radius * std::cos(angle);
+    }
+  }
+};
+
+inline part part_of(const leverage& s) { return {.score = s, .needs = {.all_rows = s.lag == 0}}; }
+
+inline constexpr parameter leverage_parameters[] = {
+    {"sketch", parameter::kind::count, 0, accepts::count, "columns of a Gaussian projection; 0: exact (kvpress: 48)"},
+    {"ridge", parameter::kind::number, 0.01, "must be above 0 and at most 1000000", "added to the diagonal"},
+    {"seed", parameter::kind::count, 0, accepts::count, "another projection"}};
+
+inline constexpr method leverage_method{
+    .name = "leverage",
+    .meaning = "keys that the others cannot make up for",
+    .source = "arXiv 2507.08143",
+    .reads = "keys",
+    .parameters = leverage_parameters,
+    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
+      if (!(v[1] > 0 && v[1] <= 1e6))
+        return error{"ridge=" + std::to_string(v[1]) + ": " + std::string(leverage_parameters[1].range)};
+      return part_of(leverage{lag, static_cast<std::size_t>(v[0]), v[1], static_cast<std::uint64_t>(v[2])});
+    }};
+
+}  // namespace lagkv

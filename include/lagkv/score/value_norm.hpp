@@ -1,0 +1,31 @@
+// Part of lagkv (MIT). Values of large norm change what attention gives.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include <lagkv/method.hpp>
+#include <lagkv/score/rows.hpp>
+
+namespace lagkv {
+
+/// |v|. Reads each value once. The factor that VATP (arXiv 2406.12335) gives attention scores, alone (it takes the 1-norm).
+struct value_norm {
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+    for_each_rows(l.values, head, judged, ws,
+                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out.data() + offset); });
+    for (float& score : out) score = detail::norm(score);
+  }
+};
+
+inline part part_of(const value_norm& s) { return {.score = s, .needs = {.values = true}}; }
+
+inline constexpr method value_norm_method{
+    .name = "value_norm",
+    .meaning = "large norm of the value",
+    .source = "after arXiv 2406.12335",
+    .reads = "values",
+    .parameters = {},
+    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(value_norm{}); }};
+
+}  // namespace lagkv

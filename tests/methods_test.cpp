@@ -1,0 +1,450 @@
+// Every method against kvpress's scores and choices, through every view and kernel; and against the formulas in double, with
+// all tokens at once and partition by partition.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <set>
+
+#include <lagkv/query_statistics.hpp>
+
+#include "support/golden.hpp"
+#include "support/methods_oracle.hpp"
+#include "support/offer.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+using lagkv::token_range;
+
+// ---- kvpress --------------------------------------------------------------------------------------------------------
+
+struct press {
+  const char* name;
+  const char* policy;
+  std::size_t first = 0;    ///< tokens before it hold what kvpress protects by a large score
+  std::size_t behind = 0;   ///< so many last ones likewise
+  bool of_total = false;    ///< kvpress divides by the sum over all tokens
+  double tolerance = 1e-5;  ///< relative
+};
+
+const press presses[] = {{"key_norm", "key_norm:sink=0,recent=0"},
+                         {"key_diff", "key_diff:sink=0,recent=0"},
+                         {"cur", "cur:sink=0,recent=0", 4, 0, true},
+                         {"snapkv", "snapkv:window=32,kernel=5,sink=0", 0, 32},
+                         {"h2o", "h2o:form=mean,sink=0,recent=0,recent_share=0"},
+                         {"tova", "tova:sink=0", 0, 1, false, 2e-5},  // kvpress itself, in f32, is 1.24e-5 off the formula
+                         {"leverage", "leverage:sink=0,recent=0", 0, 0, false, 2e-5}};
+
+/// Whether the sets are equal but for tokens whose scores tie (1e-6) with the cut.
+testing::AssertionResult same_but_for_ties(const std::set<std::size_t>& ours, const std::set<std::size_t>& theirs,
+                                           const std::vector<double>& scores) {
+  if (ours.size() != theirs.size()) return testing::AssertionFailure() << ours.size() << " kept, not " << theirs.size();
+  double cut = INFINITY;
+  for (std::size_t t : theirs) cut = std::min(cut, scores[t]);
+  std::vector<std::size_t> differ;
+  std::set_symmetric_difference(ours.begin(), ours.end(), theirs.begin(), theirs.end(), std::back_inserter(differ));
+  for (std::size_t t : differ)
+    if (relative(scores[t], cut) > 1e-6) return testing::AssertionFailure() << "token " << t << " does not tie with the cut";
+  return testing::AssertionSuccess();
+}
+
+class kvpress_methods : public testing::TestWithParam<std::tuple<press, layout>> {
+ protected:
+  golden_case c = golden_of("kvpress").at(0);
+  cube k = golden_cube(c, "keys"), v = golden_cube(c, "values"), q = golden_cube(c, "queries");
+};
+
+TEST_P(kvpress_methods, scores_and_kept_tokens) {
+  const auto& [p, l] = GetParam();
+  const auto reference = golden<float>(c, std::string(p.name) + "_score");
+  for (auto target : targets()) {
+    SCOPED_TRACE(lagkv::simd::name(target));
+    asked_cache ours(l, dtype::f32, k, v, q);
+    const lagkv::layer layer = ours.layer(c.tokens);
+    lagkv::workspace ws(target);
+    const lagkv::policy policy = named_any(p.policy);
+    ASSERT_EQ(check(policy, layer).message(), "");
+
+    const lagkv::due due{.judged = {0, c.tokens - p.behind}, .keep = 1};
+    const std::size_t n = due.judged.size();
+    const auto scores = lagkv::score(policy, layer, due, ws);
+    std::vector<std::vector<double>> all(c.heads);
+    for (std::size_t h = 0; h < c.heads; ++h) {
+      double total = 0;
+      for (std::size_t i = 0; i < n; ++i) total += p.of_total ? static_cast<double>(scores[h * n + i]) : 0.0;
+      for (std::size_t i = 0; i < n; ++i) all[h].push_back(static_cast<double>(scores[h * n + i]) / (p.of_total ? total : 1.0));
+      for (std::size_t i = p.first; i < n; ++i)
+        ASSERT_LE(relative(all[h][i], reference[h * c.tokens + i]), p.tolerance) << "head " << h << ", token " << i;
+      for (std::size_t i = 0; i < p.first; ++i) all[h][i] = INFINITY;
+      all[h].resize(c.tokens, INFINITY);
+    }
+    if (std::string(p.name) == "leverage") continue;  // no kept tokens were recorded
+
+    // What kvpress protects by a large score is outside the judged range here, or named by its position.
+    const std::vector<std::uint32_t> first{0, 1, 2, 3};
+    ours.extras.protect = std::span(first).first(p.first);
+    for (auto [removed, file] : {std::pair{.5, "_kept_0.5"}, {.75, "_kept_0.75"}}) {
+      const auto kept = golden<int>(c, p.name + std::string(file));
+      lagkv::policy some = policy;
+      some.retain.amount = 1 - removed;
+      const lagkv::plan plan = lagkv::judge(some, layer, {}, ws);
+      ASSERT_EQ(plan.tokens_after() * c.heads, kept.size());
+      for (std::size_t h = 0; h < c.heads; ++h) {
+        std::set<std::size_t> a, b;
+        for (std::size_t i = 0; i < plan.tokens_after(); ++i) {
+          a.insert(plan.source(h, i));
+          b.insert(static_cast<std::size_t>(kept[h * plan.tokens_after() + i]));
+        }
+        EXPECT_TRUE(same_but_for_ties(a, b, all[h])) << "head " << h << ", " << removed << " removed";
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(golden, kvpress_methods, testing::Combine(testing::ValuesIn(presses), testing::ValuesIn(all_layouts)),
+                         [](const auto& i) { return std::string(std::get<0>(i.param).name) + "_" + name(std::get<1>(i.param)); });
+
+class golden_layouts : public testing::TestWithParam<layout> {};
+
+TEST_P(golden_layouts, adakv_masks) {
+  const golden_case c = golden_of("kvpress").at(0);
+  const cube k = golden_cube(c, "keys"), v = golden_cube(c, "values");
+  for (auto target : targets())
+    for (auto [keep, file] : {std::pair{"0.5", "adakv_key_diff_mask_0.5"}, std::pair{"0.25", "adakv_key_diff_mask_0.75"}}) {
+      SCOPED_TRACE(lagkv::simd::name(target));
+      cache ours(GetParam(), dtype::f32, k, v);
+      lagkv::workspace ws(target);
+      const lagkv::policy policy = named_any(std::string("key_diff:sink=0,recent=0,select=adakv,safeguard=0.2,keep=") + keep);
+      const lagkv::layer layer = ours.layer(c.tokens);
+      EXPECT_EQ(check(policy, layer).message(), "policy: keeps different numbers of tokens a head, which this cache cannot hold");
+      ASSERT_EQ(check(policy, layer, true).message(), "");
+      const lagkv::plan plan = lagkv::judge(policy, layer, {}, ws);
+      const auto mask = golden<std::uint8_t>(c, file);
+      std::vector<std::uint8_t> found(mask.size());
+      for (std::size_t h = 0; h < c.heads; ++h)
+        for (std::uint32_t row : plan.of(h)) found[h * c.tokens + row] = 1;
+      EXPECT_EQ(found, mask);
+    }
+}
+
+TEST_P(golden_layouts, expected_attention) {
+  for (const golden_case& c : golden_of("expected_attention")) {
+    SCOPED_TRACE(c.name);
+    const cube k = golden_cube(c, "keys"), v = golden_cube(c, "values"), q = golden_cube(c, "queries");
+    const auto reference = golden<float>(c, "score"), mean = golden<float>(c, "query_mean");
+    for (auto target : targets()) {
+      SCOPED_TRACE(lagkv::simd::name(target));
+      lagkv::workspace ws(target);
+      host before_rope(GetParam(), dtype::f32, q);
+      const lagkv::rope rope;  // base 10000, halves paired
+      const lagkv::query_statistics s =
+          lagkv::estimate_queries(before_rope.view(), {c.sink, c.tokens}, rope, c.tokens, c.future, ws);
+      double largest = 0;
+      for (float m : mean) largest = std::max(largest, std::fabs(static_cast<double>(m)));
+      for (std::size_t i = 0; i < mean.size(); ++i) ASSERT_NEAR(s.mean[i], mean[i], 1e-5 * largest);
+      if (c.covariance) {
+        const auto covariance = golden<float>(c, "query_covariance");
+        double most = 0;
+        for (float x : covariance) most = std::max(most, std::fabs(static_cast<double>(x)));
+        for (std::size_t i = 0; i < covariance.size(); ++i) ASSERT_NEAR(s.covariance[i], covariance[i], 1e-5 * most);
+      }
+
+      cache ours(GetParam(), dtype::f32, k, v);
+      lagkv::extras e;
+      e.query_mean = s.mean_view(), e.query_covariance = s.covariance_view();
+      lagkv::layer layer = ours.layer(c.tokens);
+      layer.extra = &e;
+      const std::string text = "expected_attention:sink=" + std::to_string(c.sink) +
+                               ",recent=0,covariance=" + (c.covariance ? "yes" : "no") +
+                               ",values=" + (c.value_norm ? "yes" : "no");
+      const lagkv::policy policy = named_any(text);
+      ASSERT_EQ(check(policy, layer).message(), "");
+      const lagkv::due due{.judged = {c.sink, c.tokens}, .keep = 1};
+      const auto scores = lagkv::score(policy, layer, due, ws);
+      const std::size_t n = due.judged.size();
+      std::vector<std::vector<double>> all(c.heads, std::vector<double>(c.tokens, INFINITY));
+      for (std::size_t h = 0; h < c.heads; ++h)
+        for (std::size_t i = 0; i < n; ++i) {
+          all[h][c.sink + i] = static_cast<double>(scores[h * n + i]);
+          // The reference's logits are f32 sums of up to 100: their rounding alone is 1e-5 of a weight.
+          ASSERT_LE(relative(all[h][c.sink + i], reference[h * c.tokens + c.sink + i]), 5e-5) << "token " << i;
+        }
+      for (auto [removed, file] : {std::pair{.5, "kept_0.5"}, {.75, "kept_0.75"}}) {
+        const auto kept = golden<int>(c, file);
+        lagkv::policy some = policy;
+        some.retain.amount = 1 - removed;
+        const lagkv::plan plan = lagkv::judge(some, layer, {}, ws);
+        ASSERT_EQ(plan.tokens_after() * c.heads, kept.size());
+        for (std::size_t h = 0; h < c.heads; ++h) {
+          std::set<std::size_t> a, b;
+          for (std::size_t i = 0; i < plan.tokens_after(); ++i) {
+            a.insert(plan.source(h, i));
+            b.insert(static_cast<std::size_t>(kept[h * plan.tokens_after() + i]));
+          }
+          EXPECT_TRUE(same_but_for_ties(a, b, all[h])) << "head " << h;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(golden, golden_layouts, testing::ValuesIn(all_layouts), testing::PrintToStringParamName());
+
+// ---- formulas -------------------------------------------------------------------------------------------------------
+
+/// What the oracles read: tokens as the cache holds them.
+struct inputs {
+  cube keys, values, queries;
+};
+
+/// Mean and population covariance of queries as they are.
+support::query_statistics plain_statistics(const cube& q) {
+  const std::size_t d = q.channels;
+  support::query_statistics s{q.heads, d, std::vector<double>(q.heads * d), std::vector<double>(q.heads * d * d)};
+  const auto n = static_cast<double>(q.tokens);
+  for (std::size_t h = 0; h < q.heads; ++h) {
+    double *mean = &s.mean[h * d], *spread = &s.covariance[h * d * d];
+    for (std::size_t t = 0; t < q.tokens; ++t)
+      for (std::size_t c = 0; c < d; ++c) mean[c] += static_cast<double>(q.row(h, t)[c]) / n;
+    for (std::size_t t = 0; t < q.tokens; ++t)
+      for (std::size_t a = 0; a < d; ++a)
+        for (std::size_t b = 0; b < d; ++b)
+          spread[a * d + b] +=
+              (static_cast<double>(q.row(h, t)[a]) - mean[a]) * (static_cast<double>(q.row(h, t)[b]) - mean[b]) / n;
+  }
+  return s;
+}
+
+struct formula {
+  const char* name;
+  const char* policy;  ///< without lag
+  std::function<std::vector<double>(const inputs&, std::size_t head, row_range judged, row_range reference)> scores;
+  bool by_partition = true;  ///< whether partitions change the formula
+  double tolerance = 2e-5;   ///< of the largest score of the head
+};
+
+const formula formulas[] = {
+    {"key_norm", "key_norm", [](const inputs& x, auto h, auto j, auto) { return key_norm_scores(x.keys, h, j); }},
+    {"value_norm", "value_norm", [](const inputs& x, auto h, auto j, auto) { return value_norm_scores(x.values, h, j); }},
+    {"key_diff", "key_diff", [](const inputs& x, auto h, auto j, auto r) { return key_diff_scores(x.keys, h, j, r); }},
+    {"cur", "cur:window=7",
+     [](const inputs& x, auto h, auto j, auto) { return cur_scores(x.keys, x.values, h, j, {.window = 7}); }},
+    {"manifold", "manifold", [](const inputs& x, auto h, auto j, auto r) { return manifold_scores(x.keys, h, j, r); }},
+    {"manifold_window", "manifold:window=9",
+     [](const inputs& x, auto h, auto j, auto) { return windowed_manifold_scores(x.keys, h, j, 9); }},
+    {"leverage", "leverage", [](const inputs& x, auto h, auto j, auto r) { return leverage_scores(x.keys, h, j, r); }},
+    {"snapkv", "snapkv:window=6,kernel=3",
+     [](const inputs& x, auto h, auto j, auto) { return snapkv_scores(x.queries, x.keys, h, j, 6, 3); }, false},
+    {"h2o", "h2o:recent_share=0",
+     [](const inputs& x, auto h, auto j, auto) { return h2o_scores(x.queries, x.keys, h, j, false); }, false},
+    {"tova", "tova", [](const inputs& x, auto, auto j, auto) { return tova_scores(x.queries, x.keys, j); }, false},
+    {"expected_attention", "expected_attention",
+     [](const inputs& x, auto h, auto j, auto) {
+       return expected_attention_scores(plain_statistics(x.queries), x.keys, x.values, h, j, true);
+     },
+     true, 2e-4}};
+
+struct sizes {
+  std::size_t heads, group, tokens, channels;
+};
+
+using formula_case = std::tuple<formula, sizes>;
+
+class formulas_in_double : public testing::TestWithParam<formula_case> {};
+
+TEST_P(formulas_in_double, hold) {
+  const auto& [f, s] = GetParam();
+  const std::size_t sink = 3, recent = 6;
+  cube q = make_cube(33, s.heads * s.group, s.tokens, s.channels);
+  for (float& x : q.x) x *= 0.3F;
+  std::size_t which = 0;
+  for (dtype type : all_types) {
+    const inputs x{rounded(type, make_cube(31, s.heads, s.tokens, s.channels)),
+                   rounded(type, make_cube(32, s.heads, s.tokens, s.channels)), rounded(type, q)};
+    for (auto target : targets())
+      for (std::size_t lag : {std::size_t{0}, std::size_t{20}}) {
+        const layout l = all_layouts[which++ % std::size(all_layouts)];
+        SCOPED_TRACE(std::string(lagkv::name(type)) + " " + lagkv::simd::name(target) + " " + name(l) + " lag " +
+                     std::to_string(lag));
+        asked_cache ours(l, type, x.keys, x.values, x.queries);
+        const std::string text(f.policy);
+        const std::string more = (text.find(':') == std::string::npos ? ":" : ",") + std::string("sink=3,recent=6,lag=");
+        const lagkv::policy policy = named_any(text + more + std::to_string(lag));
+        const lagkv::layer layer = ours.layer(s.tokens);
+        ASSERT_EQ(check(policy, layer).message(), "");
+        lagkv::workspace ws(target);
+        lagkv::due due{.judged = {sink, s.tokens - recent}, .keep = 1};
+        if (lag != 0) due = policy.retain.due({}, s.tokens);
+        const std::size_t n = due.judged.size(), part = lag != 0 ? lag : n;
+        ASSERT_GT(n, 0U);
+        const auto scores = lagkv::score(policy, layer, due, ws);
+        for (std::size_t h = 0; h < s.heads; ++h) {
+          std::vector<double> exact;
+          if (!f.by_partition) exact = f.scores(x, h, {due.judged.begin, due.judged.end}, {0, s.tokens});
+          for (std::size_t at = due.judged.begin; f.by_partition && at < due.judged.end; at += part) {
+            const row_range all{0, s.tokens}, next{at + part, at + 2 * part};
+            const auto some = f.scores(x, h, {at, at + part}, lag != 0 ? next : all);
+            exact.insert(exact.end(), some.begin(), some.end());
+          }
+          double largest = 0;
+          for (double e : exact) largest = std::max(largest, std::fabs(e));
+          for (std::size_t i = 0; i < n; ++i)
+            ASSERT_NEAR(static_cast<double>(scores[h * n + i]), exact[i], f.tolerance * largest) << "head " << h << ", row " << i;
+        }
+      }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(methods, formulas_in_double,
+                         testing::Combine(testing::ValuesIn(formulas),
+                                          testing::Values(sizes{1, 1, 90, 5}, sizes{2, 3, 130, 64}, sizes{3, 2, 101, 77})),
+                         [](const auto& i) {
+                           return std::string(std::get<0>(i.param).name) + "_d" + std::to_string(std::get<1>(i.param).channels);
+                         });
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+TEST(attention, given_weights_count_as_the_computed_ones) {
+  const cube k = make_cube(41, 2, 60, 16), q = make_cube(42, 4, 60, 16);
+  cube w(4, 60, 64);  // rows longer than the tokens: a host's padded matrix
+  for (std::size_t h = 0; h < 4; ++h)
+    for (std::size_t i = 0; i < 60; ++i) {
+      const auto exact = attention_weights(q, k, h, i);
+      for (std::size_t t = 0; t < 64; ++t) w.row(h, i)[t] = t < 60 ? static_cast<float>(exact[t]) : NAN;
+    }
+  for (const char* text : {"snapkv:window=9,sink=2", "h2o:sink=2", "tova:sink=2", "h2o:form=mean,sink=2"}) {
+    SCOPED_TRACE(text);
+    asked_cache ours(layout::heads_first, dtype::f32, k, k, q);
+    host weights(layout::heads_first, dtype::f32, w);
+    lagkv::workspace ws;
+    const lagkv::policy p = named_any(text);
+    lagkv::layer l = ours.layer(60);
+    const lagkv::due due{.judged = {2, 50}, .keep = 1};
+    const auto of_queries = lagkv::score(p, l, due, ws);
+    const std::vector<float> computed(of_queries.begin(), of_queries.end());
+    lagkv::extras e;
+    e.weights = weights.view();
+    l.extra = &e;
+    ASSERT_EQ(check(p, l).message(), "");
+    const auto given = lagkv::score(p, l, due, ws);
+    for (std::size_t i = 0; i < computed.size(); ++i) ASSERT_NEAR(given[i], computed[i], 1e-5F) << i;
+  }
+}
+
+TEST(attention, more_queries_than_asked_for_change_nothing) {
+  const cube k = make_cube(43, 2, 80, 16), q = make_cube(44, 4, 80, 16);
+  const auto scores_with = [&](std::size_t queries, const char* text) {
+    asked_cache c(layout::heads_first, dtype::f16, k, k, last_rows(q, 80, queries));
+    lagkv::workspace ws;
+    const auto s = lagkv::score(named_any(text), c.layer(80), {.judged = {4, 60}, .keep = 1}, ws);
+    return std::vector<float>(s.begin(), s.end());
+  };
+  EXPECT_EQ(scores_with(8, "snapkv:window=8"), scores_with(80, "snapkv:window=8"));
+  EXPECT_EQ(scores_with(1, "tova"), scores_with(33, "tova"));
+  EXPECT_NE(scores_with(8, "snapkv:window=8"), scores_with(9, "snapkv:window=9"));
+}
+
+TEST(attention, a_mass_observed_in_pieces_is_that_of_all_queries) {
+  const cube k = make_cube(45, 2, 120, 24), q = make_cube(46, 6, 120, 24);
+  std::vector<float> mass(2 * 128);
+  lagkv::workspace ws;
+  asked_cache whole(layout::blocks_of_7, dtype::f32, k, k, q);
+  std::size_t seen = 0;
+  for (std::size_t n : {50U, 1U, 1U, 30U, 38U}) {
+    seen += n;
+    host some(layout::transposed, dtype::f32, last_rows(q, seen, n));
+    lagkv::extras e;
+    e.queries = some.view(), e.mass = {mass.data(), 128};
+    lagkv::layer l = whole.kv.layer(seen);
+    l.extra = &e;
+    lagkv::observe(l, n, ws);
+  }
+  for (std::size_t h = 0; h < 2; ++h) {
+    const auto exact = h2o_scores(q, k, h, {0, 120}, false);
+    for (std::size_t t = 0; t < 120; ++t) ASSERT_NEAR(mass[h * 128 + t], exact[t], 2e-5 * exact[0]) << t;
+  }
+}
+
+TEST(attention, blocks_of_queries_do_not_change_it) {
+  // More logits than are held at once: 4 query heads x 700 queries x 700 rows are 1.9 million.
+  const cube k = make_cube(47, 1, 700, 8), q = make_cube(48, 4, 700, 8);
+  asked_cache c(layout::heads_first, dtype::f32, k, k, q);
+  lagkv::workspace ws;
+  std::vector<float> found(700);
+  lagkv::add_attention(c.layer(700), 0, 700, 0.25F, found, ws);
+  const auto exact = h2o_scores(q, k, 0, {0, 700}, false);
+  for (std::size_t t = 0; t < 700; ++t) ASSERT_NEAR(found[t], exact[t], 2e-5 * exact[0]) << t;
+}
+
+TEST(attention, what_is_not_finite_gets_and_gives_nothing) {
+  cube k = make_cube(49, 1, 40, 8), q = make_cube(50, 1, 40, 8);
+  k.row(0, 7)[3] = NAN, k.row(0, 9)[0] = INFINITY, q.row(0, 38)[1] = NAN;
+  asked_cache c(layout::heads_first, dtype::f32, k, k, q);
+  lagkv::workspace ws;
+  std::vector<float> found(40);
+  lagkv::add_attention(c.layer(40), 0, 3, 1.0F, found, ws);
+  double sum = 0;
+  for (float x : found) sum += static_cast<double>(x);
+  EXPECT_EQ(found[7], 0.0F);
+  EXPECT_EQ(found[9], 0.0F);
+  EXPECT_NEAR(sum, 2.0, 1e-5) << "two of the three queries";
+}
+
+// ---- the rest -------------------------------------------------------------------------------------------------------
+
+TEST(leverage, does_not_change_under_an_invertible_projection) {
+  const cube k = make_cube(51, 2, 200, 12);
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const lagkv::due due{.judged = {0, 200}, .keep = 1};
+  const auto exact_scores = lagkv::score(named_any("leverage:ridge=1e-9"), c.layer(200), due, ws);
+  const std::vector<float> exact(exact_scores.begin(), exact_scores.end());
+  const auto square = lagkv::score(named_any("leverage:ridge=1e-9,sketch=12,seed=5"), c.layer(200), due, ws);
+  for (std::size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(square[i], exact[i], 1e-4F);
+  const auto narrow = lagkv::score(named_any("leverage:sketch=6,seed=5"), c.layer(200), due, ws);
+  double sum = 0;
+  for (float x : narrow) sum += static_cast<double>(x);
+  EXPECT_NEAR(sum, 12, 0.5) << "leverage adds up to the rank: 6 columns in each of 2 heads";
+}
+
+TEST(expected_attention, takes_statistics_from_the_queries_that_are_offered) {
+  const cube k = make_cube(52, 1, 90, 8), q = make_cube(53, 2, 90, 8);
+  asked_cache c(layout::tokens_first, dtype::f32, k, k, q);
+  lagkv::workspace ws;
+  const lagkv::policy p = named_any("expected_attention:values=no");
+  const lagkv::due due{.judged = {4, 60}, .keep = 1};
+  const auto scores = lagkv::score(p, c.layer(90), due, ws);
+  const auto exact = expected_attention_scores(plain_statistics(q), k, k, 0, {4, 60}, false);
+  const double largest = *std::max_element(exact.begin(), exact.end());
+  for (std::size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(scores[i], exact[i], 2e-4 * largest);
+}
+
+TEST(methods, rows_that_are_not_finite_go_first) {
+  cube k = make_cube(54, 1, 120, 16), v = make_cube(55, 1, 120, 16);
+  const cube q = make_cube(56, 1, 120, 16);
+  k.row(0, 20)[3] = NAN, k.row(0, 30)[5] = INFINITY, k.row(0, 31)[5] = -INFINITY;
+  for (const char* text : {"key_norm", "key_diff", "manifold", "leverage", "cur", "snapkv:window=8,kernel=1", "h2o", "tova",
+                           "key_diff:lag=20", "manifold:lag=20", "leverage:lag=20", "manifold:window=10",
+                           "expected_attention:values=no", "fuse:key_norm+key_diff", "lagkv:lag=20,sink=4"}) {
+    SCOPED_TRACE(text);
+    asked_cache c(layout::heads_first, dtype::f32, k, v, q);
+    lagkv::workspace ws;
+    const lagkv::policy p = named_any(text);
+    ASSERT_EQ(check(p, c.layer(120)).message(), "");
+    const lagkv::plan plan = lagkv::judge(p, c.layer(120), {}, ws);
+    ASSERT_LT(plan.tokens_after(), 120U);
+    for (std::uint32_t bad : {20U, 30U, 31U})
+      for (std::uint32_t kept : plan.of(0)) EXPECT_NE(kept, bad);
+    if (plan.judged.size() > 0) {
+      const auto s = lagkv::score(p, c.layer(120), {.judged = plan.judged, .keep = 1, .partition = p.retain.lag}, ws);
+      int finite = 0;
+      for (float x : s) finite += std::isfinite(x) ? 1 : 0;
+      EXPECT_GE(finite, static_cast<int>(plan.judged.size()) - 3) << "the others are scored";
+    }
+  }
+}
+
+}  // namespace

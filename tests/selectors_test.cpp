@@ -1,0 +1,322 @@
+// What turns scores into plans, and budgets into numbers: against the rules in double, and small tables by hand.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+
+#include <lagkv/all_methods.hpp>
+#include <lagkv/lagkv.hpp>
+
+#include "support/methods_oracle.hpp"
+#include "support/offer.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+using lagkv::token_range;
+
+std::vector<std::vector<double>> random_scores(std::size_t heads, std::size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<std::vector<double>> s(heads, std::vector<double>(n));
+  for (auto& head : s)
+    for (double& x : head) x = static_cast<double>(random() % 64) / 64;  // many ties
+  return s;
+}
+
+std::vector<float> flat(const std::vector<std::vector<double>>& s) {
+  std::vector<float> out;
+  for (const auto& head : s)
+    for (double x : head) out.push_back(static_cast<float>(x));
+  return out;
+}
+
+/// The rows that a selector keeps of each head, counted from the judged range's first.
+std::vector<std::vector<std::size_t>> kept_by(const lagkv::selector& select, const std::vector<std::vector<double>>& s,
+                                              std::size_t keep, std::size_t partition = 0) {
+  const std::size_t n = s[0].size();
+  lagkv::due d{.judged = {7, 7 + n}, .keep = keep};
+  if (partition != 0) d.partition = partition, d.keep_each = keep, d.keep = n / partition * keep;
+  lagkv::plan p;
+  p.reset(d.judged, n + 20, s.size(), d.keep);
+  lagkv::workspace ws;
+  select(flat(s), s.size(), d, p, ws);
+  std::vector<std::vector<std::size_t>> out(s.size());
+  for (std::size_t h = 0; h < s.size(); ++h)
+    for (std::uint32_t row : p.of(h)) out[h].push_back(row - 7);
+  return out;
+}
+
+std::vector<std::vector<double>> part_of(const std::vector<std::vector<double>>& s, std::size_t begin, std::size_t n) {
+  std::vector<std::vector<double>> out;
+  for (const auto& head : s)
+    out.emplace_back(head.begin() + static_cast<std::ptrdiff_t>(begin), head.begin() + static_cast<std::ptrdiff_t>(begin + n));
+  return out;
+}
+
+TEST(chunks, are_those_of_the_rule) {
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    const std::size_t n = 1 + seed * 3, length = 1 + seed % 9, keep = seed * 2 % (n + 1);
+    const auto s = random_scores(1 + seed % 3, n, seed);
+    const auto rows = chunk_rows(s, length, keep);
+    for (const auto& head : kept_by(lagkv::chunks{length}, s, keep)) ASSERT_EQ(head, rows) << n << " rows, chunks of " << length;
+  }
+}
+
+TEST(chunks, of_each_partition) {
+  const auto s = random_scores(2, 60, 99);
+  std::vector<std::size_t> rows;
+  for (std::size_t at = 0; at < 60; at += 20)
+    for (std::size_t row : chunk_rows(part_of(s, at, 20), 6, 9)) rows.push_back(at + row);
+  for (const auto& head : kept_by(lagkv::chunks{6}, s, 9, 20)) EXPECT_EQ(head, rows);
+}
+
+TEST(adaptive, is_that_of_the_rule) {
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    const std::size_t n = 2 + seed * 2, keep = seed % (n + 1), heads = 1 + seed % 4;
+    const double safeguard = static_cast<double>(seed % 6) / 5;
+    const auto s = random_scores(heads, n, seed);
+    const auto mask = adakv_mask(s, keep, safeguard);
+    const auto found = kept_by(lagkv::adaptive{safeguard}, s, keep);
+    for (std::size_t h = 0; h < heads; ++h) {
+      std::vector<std::size_t> rows;
+      for (std::size_t i = 0; i < n; ++i)
+        if (mask[h][i]) rows.push_back(i);
+      ASSERT_EQ(found[h], rows) << seed << ", head " << h;
+    }
+  }
+}
+
+TEST(adaptive, in_each_partition) {
+  const auto s = random_scores(3, 60, 98);
+  const auto found = kept_by(lagkv::adaptive{0.2}, s, 7, 20);
+  for (std::size_t at = 0; at < 60; at += 20) {
+    const auto mask = adakv_mask(part_of(s, at, 20), 7, 0.2);
+    for (std::size_t h = 0; h < 3; ++h)
+      for (std::size_t i = 0; i < 20; ++i) EXPECT_EQ(mask[h][i], std::binary_search(found[h].begin(), found[h].end(), at + i));
+  }
+}
+
+TEST(pool, is_an_average_with_zeros_beyond_the_ends) {
+  std::vector<float> scores{3, 0, 6, 9, 1, 1, 1, 1};
+  lagkv::workspace ws;
+  lagkv::pool{3}(scores, 2, {}, ws);
+  EXPECT_EQ(scores, (std::vector<float>{1, 3, 5, 5, 2.0F / 3, 1, 1, 2.0F / 3}));
+}
+
+TEST(pool, stays_within_a_partition) {
+  std::vector<float> scores{3, 0, 6, 9, 1, 1, 1, 1};
+  lagkv::workspace ws;
+  lagkv::pool{3}(scores, 1, {.judged = {0, 8}, .partition = 4}, ws);
+  EXPECT_EQ(scores, (std::vector<float>{1, 3, 5, 5, 2.0F / 3, 1, 1, 2.0F / 3}));
+}
+
+TEST(mean_of_heads, gives_every_head_the_mean) {
+  std::vector<float> scores{1, 2, 3, 5, 6, 7};
+  lagkv::workspace ws;
+  lagkv::mean_of_heads{}(scores, 2, {}, ws);
+  EXPECT_EQ(scores, (std::vector<float>{3, 4, 5, 3, 4, 5}));
+}
+
+TEST(fusion, adds_up_ranks_times_weights) {
+  const cube k = make_cube(71, 2, 100, 8), v = make_cube(72, 2, 100, 8);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  for (std::size_t lag : {std::size_t{0}, std::size_t{16}}) {
+    const lagkv::policy p = named_any("fuse:key_norm+value_norm+cur,weights=1+0.5+2,sink=4,recent=16,lag=" + std::to_string(lag));
+    const lagkv::due due = p.retain.due({}, 100);
+    lagkv::workspace ws;
+    const auto found = lagkv::score(p, c.layer(100), due, ws);
+    const std::size_t n = due.judged.size(), part = lag != 0 ? lag : n;
+    for (std::size_t h = 0; h < 2; ++h)
+      for (std::size_t at = 0; at < n; at += part) {
+        const row_range rows{due.judged.begin + at, due.judged.begin + at + part};
+        const auto exact =
+            rank_fusion({key_norm_scores(k, h, rows), value_norm_scores(v, h, rows), cur_scores(k, v, h, rows)}, {1, 0.5, 2});
+        for (std::size_t i = 0; i < part; ++i) ASSERT_NEAR(found[h * n + at + i], exact[i], 1e-6) << lag;
+      }
+  }
+}
+
+// ---- budgets --------------------------------------------------------------------------------------------------------
+
+lagkv::retention retention_of(const std::string& text) { return named_any(text).retain; }
+
+TEST(budgets, capacity_judges_everything_between_sinks_and_window_again) {
+  const lagkv::retention r = retention_of("key_norm:sink=4,recent=10,capacity=50");
+  EXPECT_TRUE(r.due({}, 50).empty());
+  const lagkv::due d = r.due({.tokens = 50, .dropped = 30, .judged = 40}, 51);
+  EXPECT_EQ(d.judged, (token_range{4, 41}));
+  EXPECT_EQ(d.keep, 36U);
+  EXPECT_EQ(r.due({}, 300).keep, 36U);
+  const lagkv::retention lazy = retention_of("key_norm:sink=4,recent=10,capacity=50,every=8");
+  EXPECT_TRUE(lazy.due({}, 57).empty());
+  EXPECT_EQ(lazy.due({}, 58).keep, 36U);
+}
+
+TEST(budgets, a_share_of_the_budget_can_be_the_window) {
+  const lagkv::retention r = retention_of("h2o:sink=0,keep=0.5");
+  EXPECT_EQ(r.due({}, 100).judged, (token_range{0, 75})) << "half of 50";
+  EXPECT_EQ(r.due({}, 100).keep, 25U);
+  EXPECT_EQ(retention_of("h2o:sink=4,capacity=64").due({}, 100).judged, (token_range{4, 68}));
+  EXPECT_EQ(retention_of("key_norm:recent=8,recent_share=0.1,keep=0.5").due({}, 100).judged, (token_range{4, 92}));
+}
+
+TEST(budgets, pyramids_fall_by_equal_steps_and_add_up) {
+  lagkv::policy p = named_any("key_norm:sink=4,recent=16,keep=0.25,pyramid=20");
+  std::vector<std::size_t> kept;
+  for (std::size_t i = 0; i < 9; ++i) kept.push_back(lagkv::for_layer(p, i, 9).retain.due({}, 1000).keep);
+  // 250 - 20 = 230 on average; 1.95 times in the first layer, 0.05 times in the last.
+  EXPECT_EQ(kept.front(), 449U);
+  EXPECT_EQ(kept[4], 230U);
+  EXPECT_EQ(kept.back(), 12U);
+  std::size_t sum = 0;
+  for (std::size_t k : kept) sum += k;
+  EXPECT_NEAR(static_cast<double>(sum), 9.0 * 230, 9);
+  for (std::size_t i = 1; i < 9; ++i) EXPECT_NEAR(static_cast<double>(kept[i - 1]) - static_cast<double>(kept[i]), 54.6, 1);
+
+  p.retain.amount = 0.8;  // 1.95 times 780 is more than there is: the first layer keeps all
+  EXPECT_TRUE(lagkv::for_layer(p, 0, 9).retain.due({}, 1000).empty());
+  EXPECT_EQ(lagkv::for_layer(p, 8, 9).retain.due({}, 1000).keep, 580U);
+  EXPECT_EQ(p.retain.due({}, 1000).keep, 780U) << "one layer has no slope";
+}
+
+TEST(budgets, bytes_become_tokens) {
+  const cube x = make_cube(73, 2, 50, 16);
+  cache c(layout::heads_first, dtype::f16, x, x);
+  const lagkv::policy p = named_any("key_norm:budget_mb=0.01");
+  EXPECT_EQ(check(p, c.layer(50)).message(), "budget: is in bytes: make it a number of tokens by fit()");
+  const auto fitted = lagkv::fit(p, c.layer(50), 1);
+  ASSERT_TRUE(fitted);
+  EXPECT_EQ(fitted->retain.amount, 78) << "10,000 bytes, 2 heads x 2 x 16 x 2 bytes a token";
+  EXPECT_EQ(check(*fitted, c.layer(50)).message(), "");
+  EXPECT_EQ(lagkv::fit(p, c.layer(50), 3).message(),
+            "budget: holds 26 tokens of 384 bytes: must hold 37 or more (sink + recent + 1)");
+  EXPECT_EQ(lagkv::fit(named_any("key_norm"), c.layer(50), 3)->retain.amount, 0.5);
+}
+
+// ---- protected positions --------------------------------------------------------------------------------------------
+
+TEST(protect, streaming_llm_keeps_what_it_must) {
+  const cube x = make_cube(74, 1, 60, 4);
+  const std::vector<std::uint32_t> spared{7, 12, 40};
+  lagkv::extras e;
+  e.protect = spared;
+  const lagkv::policy p = named_any("streaming_llm:sink=2,capacity=20");
+  cache c(layout::heads_first, dtype::f32, x, x);
+  lagkv::layer l = c.layer(30);
+  l.extra = &e;
+  lagkv::workspace ws;
+  lagkv::cursor at;
+  EXPECT_EQ(lagkv::step(p, l, at, ws), 20U);
+  std::vector<std::uint32_t> positions;
+  for (std::size_t i = 0; i < 20; ++i) positions.push_back(static_cast<std::uint32_t>(ws.decision.source(0, i)));
+  EXPECT_EQ(positions[2], 7U);
+  for (std::uint32_t t = 30; t < 60; ++t) {
+    positions.push_back(t);
+    l = c.layer(positions.size());
+    l.extra = &e;
+    const std::size_t now = lagkv::step(p, l, at, ws);
+    std::vector<std::uint32_t> left;
+    for (std::size_t i = 0; i < now; ++i) left.push_back(positions[ws.decision.source(0, i)]);
+    positions = left;
+    for (std::uint32_t s : spared)
+      if (s <= t) {
+        ASSERT_TRUE(std::binary_search(positions.begin(), positions.end(), s)) << s << " at " << t;
+      }
+    ASSERT_EQ(now, 20U) << "others go in their place";
+  }
+}
+
+TEST(protect, more_than_a_partition_keeps) {
+  const cube x = make_cube(75, 2, 100, 8);
+  std::vector<std::uint32_t> spared;
+  for (std::uint32_t p = 20; p < 30; ++p) spared.push_back(p);
+  lagkv::extras e;
+  e.protect = spared;
+  cache c(layout::heads_first, dtype::f32, x, x);
+  lagkv::layer l = c.layer(100);
+  l.extra = &e;
+  lagkv::workspace ws;
+  const lagkv::plan plan = lagkv::judge(named_any("lagkv:sink=4,lag=16,ratio=0.25"), l, {}, ws);
+  ASSERT_EQ(plan.judged, (token_range{4, 84}));
+  for (std::size_t h = 0; h < 2; ++h) {
+    const auto in = [&](std::uint32_t begin, std::uint32_t end) {
+      return std::count_if(plan.of(h).begin(), plan.of(h).end(), [&](auto r) { return r >= begin && r < end; });
+    };
+    EXPECT_EQ(in(4, 20), 4);
+    EXPECT_EQ(in(20, 36), 10) << "all that must stay, and no more";
+    EXPECT_EQ(in(20, 30), 10);
+    EXPECT_EQ(in(36, 52), 4);
+  }
+}
+
+TEST(protect, is_refused_where_positions_are_not_known) {
+  const cube x = make_cube(76, 1, 60, 4);
+  const std::vector<std::uint32_t> spared{7}, descending{7, 5};
+  cache c(layout::heads_first, dtype::f32, x, x);
+  lagkv::extras e;
+  e.protect = spared;
+  lagkv::layer l = c.layer(60);
+  l.extra = &e;
+  EXPECT_EQ(check(named_any("key_norm:capacity=50"), l).message(),
+            "protect: the policy judges rows again, so it needs extras.positions to know them");
+  EXPECT_EQ(check(named_any("key_norm"), l).message(), "");
+  e.protect = descending;
+  EXPECT_EQ(check(named_any("key_norm"), l).message(), "protect: position 5 after 7: must be ascending");
+}
+
+// ---- needs ----------------------------------------------------------------------------------------------------------
+
+TEST(needs, are_data_and_unmet_ones_are_errors) {
+  const cube x = make_cube(77, 2, 60, 4);
+  asked_cache c(layout::heads_first, dtype::f32, x, x, make_cube(78, 4, 60, 4));
+  const lagkv::layer bare = c.kv.layer(60), asked = c.layer(60);
+  EXPECT_EQ(named_any("snapkv:window=32").needs.queries, 32U);
+  EXPECT_TRUE(named_any("h2o").needs.mass);
+  EXPECT_TRUE(named_any("expected_attention").needs.statistics);
+  EXPECT_FALSE(named_any("key_diff").needs.values);
+  EXPECT_EQ(
+      check(named_any("snapkv:window=32"), bare).message(),
+      "queries: the policy reads those of the last 32 tokens, or their attention weights; the layer has none (layer.extra)");
+  EXPECT_EQ(check(named_any("h2o"), bare).message(),
+            "mass: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
+            "(layer.extra)");
+  EXPECT_EQ(check(named_any("expected_attention"), bare).message(),
+            "query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)");
+  for (const char* text : {"snapkv", "h2o", "tova", "expected_attention", "fuse:snapkv+cur"})
+    EXPECT_EQ(check(named_any(text), asked).message(), "") << text;
+
+  lagkv::workspace ws;
+  lagkv::cursor at;
+  EXPECT_EQ(lagkv::step(named_any("snapkv:window=8"), bare, at, ws), 60U) << "unmet in a step: nothing is judged";
+  host few(layout::heads_first, dtype::f32, make_cube(78, 4, 10, 4));
+  lagkv::extras e;
+  e.queries = few.view();
+  lagkv::layer l = c.kv.layer(60);
+  l.extra = &e;
+  EXPECT_EQ(lagkv::step(named_any("h2o"), l, at, ws), 60U) << "queries of 10 tokens are no running mass of 60";
+  EXPECT_EQ(lagkv::step(named_any("snapkv:window=16"), l, at, ws), 30U) << "fewer queries than wished for do";
+}
+
+TEST(needs, wrong_queries_are_named) {
+  const cube x = make_cube(79, 2, 60, 4);
+  cache c(layout::heads_first, dtype::f32, x, x);
+  const auto refusal = [&](const cube& q, std::size_t count = 0) {
+    host h(layout::heads_first, dtype::f32, q);
+    lagkv::extras e;
+    e.queries = h.view(), e.query_count = count;
+    lagkv::layer l = c.layer(60);
+    l.extra = &e;
+    return check(named_any("snapkv"), l).message();
+  };
+  EXPECT_EQ(refusal(cube(4, 9, 4)), "");
+  EXPECT_EQ(refusal(cube(3, 9, 4)), "queries: heads=3: must be a multiple of the 2 KV heads");
+  EXPECT_EQ(refusal(cube(4, 9, 5)), "queries: channels=5: must be 4");
+  lagkv::extras e;
+  e.queries = lagkv::strided<float>(const_cast<float*>(x.x.data()), {2, 4}, {240, 4});
+  lagkv::layer l = c.layer(60);
+  l.extra = &e;
+  EXPECT_EQ(check(named_any("snapkv"), l).message(), "queries: capacity is unbounded: must be the number of rows that there are");
+}
+
+}  // namespace
