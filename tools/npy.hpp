@@ -126,16 +126,24 @@ lagkv::status save(const std::filesystem::path& path, const std::string& type, c
   return save(path, type, shape, std::as_bytes(std::span(values)));
 }
 
-/// `data` as [heads, tokens, dim] with the heads, dim and type (float32 or float16) of `like`.
-inline lagkv::tensor view(std::byte* data, const array& like, std::size_t tokens) {
+/// `data` as [heads, tokens, dim] with the heads, dim and type (float32 or float16) of `like`; the heads lie `pitch` tokens
+/// apart.
+inline lagkv::tensor view(std::byte* data, const array& like, std::size_t tokens, std::size_t pitch) {
   const lagkv::shape shape{like.shape[0], like.shape[2]};
-  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(tokens * like.shape[2]),
+  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(pitch * like.shape[2]),
                                .token = static_cast<std::ptrdiff_t>(like.shape[2])};
   if (like.type == "<f4") return lagkv::strided<float>(reinterpret_cast<float*>(data), shape, strides, tokens);
   return lagkv::strided<lagkv::f16>(reinterpret_cast<lagkv::f16*>(data), shape, strides, tokens);
 }
 
+inline lagkv::tensor view(std::byte* data, const array& like, std::size_t tokens) { return view(data, like, tokens, tokens); }
+
+/// Tokens [from, from + n) of the array [heads, tokens, dim].
+inline lagkv::tensor view(array& a, std::size_t from, std::size_t n) {
+  return view(a.data.data() + from * a.shape[2] * detail::item_size(a.type), a, n, a.shape[1]);
+}
+
 /// The array itself: [heads, tokens, dim].
-inline lagkv::tensor view(array& a) { return view(a.data.data(), a, a.shape[1]); }
+inline lagkv::tensor view(array& a) { return view(a, 0, a.shape[1]); }
 
 }  // namespace npy

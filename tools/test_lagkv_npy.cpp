@@ -1,99 +1,23 @@
-// Runs lagkv-npy as a user does, on the reference vectors in tests/golden, and on what it must refuse.
+// On the reference vectors of LagKV in tests/golden, and on what lagkv-npy must refuse.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
 
-#include <sys/wait.h>
-#include <unistd.h>
+#include <lagkv/all_methods.hpp>
 
-#include <gtest/gtest.h>
-
-#include "npy.hpp"
+#include "test_lagkv_npy.hpp"
 
 namespace {
 
-namespace fs = std::filesystem;
-
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value != nullptr ? value : "";
-}
-
-npy::array load(const fs::path& path) {
-  lagkv::result<npy::array> a = npy::load(path);
-  if (a) return *a;
-  ADD_FAILURE() << a.message();
-  return {};
-}
-
-struct run_result {
-  int code = -1;
-  std::string output;  // both streams
-  std::size_t lines() const { return static_cast<std::size_t>(std::count(output.begin(), output.end(), '\n')); }
-};
-
-class lagkv_npy : public testing::Test {
+class official : public lagkv_npy {
  protected:
-  void SetUp() override {
-    program_ = environment("LAGKV_NPY");
-    golden_ = environment("LAGKV_GOLDEN");
-    if (program_.empty()) GTEST_SKIP() << "LAGKV_NPY is not set: run this through ctest";
-    folder_ = fs::temp_directory_path() / ("lagkv-npy-" + std::to_string(getpid()));
-    fs::create_directories(folder_);
-  }
-  void TearDown() override {
-    if (!folder_.empty()) fs::remove_all(folder_);
-  }
-
-  fs::path golden(const std::string& name) const {
-    EXPECT_TRUE(fs::exists(golden_ / name)) << golden_ / name;
-    return golden_ / name;
-  }
-  fs::path out() const { return folder_ / "out"; }
-
-  run_result run(const std::string& arguments) const {
-    const fs::path log = folder_ / "log";
-    const int status = std::system((program_.string() + " " + arguments + " >" + log.string() + " 2>&1").c_str());
-    std::ostringstream text;
-    text << std::ifstream(log).rdbuf();
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text.str()};
-  }
-
-  run_result compress(const std::string& policy, const fs::path& folder, const std::string& more = "") const {
-    return run("--policy " + policy + " --keys " + (folder / "keys.npy").string() + " --values " +
-               (folder / "values.npy").string() + " --out " + out().string() + " " + more);
-  }
-
-  /// Expects the code of bad input, and one line that has `part` in it.
-  static void expect_refused(const run_result& r, const std::string& part) {
-    EXPECT_EQ(r.code, 2) << r.output;
-    EXPECT_EQ(r.lines(), 1U) << r.output;
-    EXPECT_NE(r.output.find(part), std::string::npos) << r.output << "lacks: " << part;
-  }
-
-  void expect_same(const fs::path& found, const fs::path& expected) const {
-    const npy::array a = load(found), b = load(expected);
-    EXPECT_EQ(a.type, b.type) << found;
-    EXPECT_EQ(a.shape, b.shape) << found;
-    EXPECT_TRUE(a.data == b.data) << found << " differs from " << expected;
-  }
-
-  void expect_close(const fs::path& found, const fs::path& expected) const {
-    const npy::array a = load(found), b = load(expected);
-    ASSERT_EQ(a.type, "<f4");
-    ASSERT_EQ(a.shape, b.shape) << found;
-    const auto x = a.as<float>(), y = b.as<float>();
-    for (std::size_t i = 0; i < x.size(); ++i) ASSERT_NEAR(x[i], y[i], 1e-5 * std::abs(y[i])) << found << " at " << i;
-  }
-
   /// Expects the kept positions of a case of the paper's form, except that where the reference's scores at the cut differ
   /// by less than 1e-6 relative either token may stay.
   void expect_kept(const fs::path& input, std::size_t sink, std::size_t lag, std::size_t keep) const {
@@ -116,27 +40,9 @@ class lagkv_npy : public testing::Test {
       }
     }
   }
-
-  /// Expects the rows of `name` in out() to be those of the input at the positions in kept.npy, byte for byte.
-  void expect_gathered(const fs::path& input, const std::string& name) const {
-    const npy::array all = load(input / name), kept = load(out() / "kept.npy"), left = load(out() / name);
-    const std::size_t heads = all.shape[0], tokens = all.shape[1], rows = kept.shape[1];
-    ASSERT_EQ(left.type, all.type);
-    ASSERT_EQ(left.shape, (std::vector<std::size_t>{heads, rows, all.shape[2]}));
-    const std::size_t bytes = all.data.size() / (heads * tokens);
-    for (std::size_t h = 0; h < heads; ++h)
-      for (std::size_t i = 0; i < rows; ++i) {
-        const auto position = static_cast<std::size_t>(kept.as<std::int32_t>()[h * rows + i]);
-        ASSERT_LT(position, tokens);
-        ASSERT_TRUE(i == 0 || position > static_cast<std::size_t>(kept.as<std::int32_t>()[h * rows + i - 1]));
-        ASSERT_EQ(std::memcmp(&left.data[(h * rows + i) * bytes], &all.data[(h * tokens + position) * bytes], bytes), 0);
-      }
-  }
-
-  fs::path program_, golden_, folder_;
 };
 
-TEST_F(lagkv_npy, agrees_with_the_official_code) {
+TEST_F(official, agrees_with_the_official_code) {
   const fs::path tiny = golden("tiny");
   const run_result r = compress("lagkv:sink=4,lag=8,ratio=0.5", tiny, "--scores");
   ASSERT_EQ(r.code, 0) << r.output;
@@ -147,7 +53,7 @@ TEST_F(lagkv_npy, agrees_with_the_official_code) {
   expect_gathered(tiny, "values.npy");
 }
 
-TEST_F(lagkv_npy, takes_f16_on_every_target) {
+TEST_F(official, takes_f16_on_every_target) {
   const fs::path input = golden("d128_f16");
   for (const char* target : {"scalar", "sse2", "avx2", "avx512", "neon"}) {
     const run_result r = compress("lagkv:lag=128,ratio=0.25", input, "--scores --target " + std::string(target));
@@ -164,7 +70,7 @@ TEST_F(lagkv_npy, takes_f16_on_every_target) {
   }
 }
 
-TEST_F(lagkv_npy, streams) {
+TEST_F(official, streams) {
   const fs::path input = golden("stream_chunks");
   const npy::array steps = load(input / "steps.npy");
   std::string list;
@@ -181,7 +87,7 @@ TEST_F(lagkv_npy, streams) {
   expect_same(out() / "kept.npy", input / "kept.npy");
 }
 
-TEST_F(lagkv_npy, leaves_a_short_cache_alone) {
+TEST_F(official, leaves_a_short_cache_alone) {
   const fs::path tiny = golden("tiny");
   ASSERT_EQ(compress("lagkv:sink=25,lag=8", tiny, "--scores").code, 0);
   expect_same(out() / "keys.npy", tiny / "keys.npy");
@@ -284,11 +190,27 @@ TEST_F(lagkv_npy, refuses_bad_input_in_one_line) {
 TEST_F(lagkv_npy, lists_policies_and_helps) {
   const run_result list = run("--list");
   EXPECT_EQ(list.code, 0);
-  for (const char* part : {"lagkv", "streaming_llm", "random", "ratio=0.5", "form=paper", "2504.04704"})
-    EXPECT_NE(list.output.find(part), std::string::npos) << part;
+  const auto expect_listed = [&](const std::string& part) {
+    EXPECT_NE(list.output.find(part), std::string::npos) << part << " is not in\n" << list.output;
+  };
+  for (const char* part : {"ratio=0.5", "form=paper", "2504.04704", "capacity=...", "recent_share=0.5", "fuse:A+B"})
+    expect_listed(part);
+  const auto expect_keys = [&](std::span<const lagkv::parameter> keys) {
+    for (const lagkv::parameter& p : keys) expect_listed(std::string("\n  ").append(p.key).append("="));
+  };
+  for (const lagkv::method* m : lagkv::all_methods()) {
+    expect_listed(std::string("\n").append(m->name).append(" "));
+    expect_keys(m->whole != nullptr ? m->whole_parameters : m->parameters);
+  }
+  expect_keys(lagkv::shared_parameters);
+  expect_keys(lagkv::fuse_parameters);
+  EXPECT_EQ(list.output.find("=-1"), std::string::npos);
+  std::istringstream lines(list.output);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 100U) << line;
   const run_result help = run("--help");
   EXPECT_EQ(help.code, 0);
-  EXPECT_NE(help.output.find("--policy"), std::string::npos);
+  for (const char* option : {"--policy", "--queries", "--query-mean", "--query-covariance", "--protect", "--layer"})
+    EXPECT_NE(help.output.find(option), std::string::npos) << option;
 }
 
 }  // namespace

@@ -1,0 +1,135 @@
+#include "list.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <lagkv/all_methods.hpp>
+
+namespace tool {
+
+namespace {
+
+constexpr std::size_t columns = 100, left = 20;
+
+/// Text that entry() does not break.
+std::string together(std::string text) {
+  std::replace(text.begin(), text.end(), ' ', '\t');
+  return text;
+}
+
+/// A word at the left, and text beside it.
+std::string entry(std::string head, std::string_view text) {
+  std::string out = std::move(head);
+  std::size_t column = out.size();
+  if (column >= left) out += '\n', column = 0;
+  out.append(left - column, ' ');
+  column = left;
+  while (!text.empty()) {
+    const std::string_view word = text.substr(0, text.find(' '));
+    text.remove_prefix(word.size() == text.size() ? word.size() : word.size() + 1);
+    const bool first = column == left;
+    if (!first && column + 1 + word.size() > columns) {
+      out += '\n' + std::string(left, ' ');
+      column = left;
+    } else if (!first) {
+      out += ' ', ++column;
+    }
+    out += word, column += word.size();
+  }
+  std::replace(out.begin(), out.end(), '\t', ' ');
+  return out + '\n';
+}
+
+std::string number(double x) {
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%g", x);
+  return digits;
+}
+
+std::string initial_value(const lagkv::parameter& p) {
+  if (p.initial == lagkv::parameter::none) return "...";
+  if (p.type != lagkv::parameter::kind::word) return number(p.initial);
+  std::string_view words = p.range;
+  for (auto skip = static_cast<int>(p.initial); skip > 0; --skip) words.remove_prefix(words.find('|') + 1);
+  return std::string(words.substr(0, words.find('|')));
+}
+
+/// "must be a whole number, 1 or more" -> "whole, 1 or more".
+std::string accepted(const lagkv::parameter& p) {
+  std::string out(p.range);
+  for (const auto& [from, to] : {std::pair{"must be ", ""}, std::pair{"a whole number", "whole"}})
+    if (out.find(from) == 0) out.replace(0, std::strlen(from), to);
+  return out;
+}
+
+/// One key with its value at the left. (Not with operator+: g++ 12 warns of it at -O3.)
+std::string key_entry(std::string_view key, std::string_view value, std::string_view text) {
+  std::string head("  ");
+  head.append(key).append("=").append(value);
+  return entry(std::move(head), text);
+}
+
+std::string keys(std::span<const lagkv::parameter> parameters) {
+  std::string out;
+  for (const lagkv::parameter& p : parameters)
+    out += key_entry(p.key, initial_value(p), std::string(p.meaning) + ' ' + together('[' + accepted(p) + ']'));
+  return out;
+}
+
+std::string options_for(const lagkv::needs& n) {
+  if (n.statistics) return together("[--query-mean, --query-covariance or --queries]");
+  return n.queries > 0 || n.mass ? "[--queries]" : "";
+}
+
+std::string describe(const lagkv::method& m) {
+  const bool whole = m.whole != nullptr;
+  std::vector<double> initial;
+  for (const lagkv::parameter& p : m.parameters) initial.push_back(p.initial);
+  const lagkv::result<lagkv::part> part = whole ? lagkv::error{} : m.make(initial, 0);
+  const lagkv::part plain;
+  constexpr const char* instead = "default of the shared key";
+
+  std::string out =
+      entry(std::string(m.name), std::string(m.meaning) + (m.source.empty() ? "" : ", ") + together(std::string(m.source)));
+  out += entry("", std::string("reads ").append(m.reads) + ' ' + (part ? options_for(part->needs) : ""));
+  out += keys(whole ? m.whole_parameters : m.parameters);
+  if (part && part->recent != plain.recent) out += key_entry("recent", std::to_string(part->recent), instead);
+  if (part && part->recent_share != plain.recent_share) out += key_entry("recent_share", number(part->recent_share), instead);
+  return out + '\n';
+}
+
+std::string names(bool (*which)(const lagkv::method&), const char* between) {
+  std::string out;
+  for (const lagkv::method* m : lagkv::all_methods())
+    if (which(*m)) out += (out.empty() ? "" : between) + std::string(m->name);
+  return out;
+}
+
+std::string heading(std::string_view text) { return std::string(text) + '\n' + std::string(text.size(), '-') + '\n'; }
+
+}  // namespace
+
+std::string list_policies() {
+  std::string out =
+      "A policy is NAME or NAME:KEY=VALUE,KEY=VALUE,... with keys in any order. Those not given have the\n"
+      "values below; KEY=... has none.\n\n";
+  out += heading("Policies");
+  for (const lagkv::method* m : lagkv::all_methods()) out += describe(*m);
+  out += heading("Keys of every policy but " + names([](const lagkv::method& m) { return m.whole != nullptr; }, " and ") +
+                 ", and of every fusion");
+  out += keys(lagkv::shared_parameters) + '\n';
+  out += heading("Fusions");
+  out += entry("fuse:A+B", "the sum of the ranks that two to four of these give: " +
+                               names([](const lagkv::method& m) { return m.make != nullptr; }, ", "));
+  out += entry("", "fuse:lagkv+key_diff,lag=128,weights=1+0.5");
+  out += entry("", "each key goes to every method that has it");
+  return out + keys(lagkv::fuse_parameters);
+}
+
+}  // namespace tool
