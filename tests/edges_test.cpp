@@ -17,9 +17,14 @@ using lagkv::dtype;
 // ---- parse ----------------------------------------------------------------------------------------------------------
 
 constexpr const char* keys_of_lagkv = "lagkv: unknown key '%': must be one of sink, lag, ratio, value_weight, form";
-constexpr const char* names =
-    "unknown policy '%': must be one of fuse, lagkv, streaming_llm, snapkv, h2o, tova, key_diff, key_norm, value_norm, cur, "
-    "manifold, random (leverage and expected_attention: include lagkv/all_methods.hpp)";
+/// The names that a message lists, from the list of policies itself.
+std::string names_of(bool fusable) {
+  std::string out = fusable ? "" : "fuse";
+  for (const lagkv::method* m : lagkv::methods())
+    if (!fusable || m->make != nullptr) out.append(out.empty() ? "" : ", ").append(m->name);
+  return out + " (leverage and expected_attention: include lagkv/all_methods.hpp)";
+}
+const std::string names = "unknown policy '%': must be one of " + names_of(false);
 constexpr const char* shared =
     "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, select, chunk, safeguard, pyramid";
 
@@ -105,9 +110,7 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"h2o:form=max", "form=max: must be one of sum, mean"},
       {"fuse", "of: must be two to four methods, such as lagkv+key_diff"},
       {"fuse:cur", "of: must be two to four methods, such as lagkv+key_diff"},
-      {"fuse:cur+streaming_llm",
-       "unknown method 'streaming_llm': must be one of lagkv, snapkv, h2o, tova, key_diff, key_norm, value_norm, cur, manifold, "
-       "random (leverage and expected_attention: include lagkv/all_methods.hpp)"},
+      {"fuse:cur+streaming_llm", "unknown method 'streaming_llm': must be one of " + names_of(true)},
       {"fuse:cur+lagkv", "lag=0: lagkv compares partitions: must be 1 or more"},
       {"fuse:cur+key_diff,weights=1", "weights: must be as many numbers as methods, such as 1+0.5"},
       {"fuse:cur+key_diff,weights=1+2+3", "weights: must be as many numbers as methods, such as 1+0.5"},

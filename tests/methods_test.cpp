@@ -235,6 +235,13 @@ const formula formulas[] = {
     {"manifold", "manifold", [](const inputs& x, auto h, auto j, auto r) { return manifold_scores(x.keys, h, j, r); }},
     {"manifold_window", "manifold:window=9",
      [](const inputs& x, auto h, auto j, auto) { return windowed_manifold_scores(x.keys, h, j, 9); }},
+    {"paged_eviction", "paged_eviction",
+     [](const inputs& x, auto h, auto j, auto) {
+       std::vector<double> s = value_norm_scores(x.values, h, j);
+       const std::vector<double> keys = key_norm_scores(x.keys, h, j);
+       for (std::size_t i = 0; i < s.size(); ++i) s[i] /= -keys[i];
+       return s;
+     }},
     {"leverage", "leverage", [](const inputs& x, auto h, auto j, auto r) { return leverage_scores(x.keys, h, j, r); }},
     {"snapkv", "snapkv:window=6,kernel=3",
      [](const inputs& x, auto h, auto j, auto) { return snapkv_scores(x.queries, x.keys, h, j, 6, 3); }, false},

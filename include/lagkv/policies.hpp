@@ -13,6 +13,7 @@
 #include <lagkv/score/key_diff.hpp>
 #include <lagkv/score/key_norm.hpp>
 #include <lagkv/score/manifold.hpp>
+#include <lagkv/score/paged_eviction.hpp>
 #include <lagkv/score/random.hpp>
 #include <lagkv/score/snapkv.hpp>
 #include <lagkv/score/tova.hpp>
@@ -68,9 +69,21 @@ inline constexpr method streaming_llm_method{
 
 namespace detail {
 
-inline constexpr const method* plain_methods[] = {&lagkv_method, &streaming_llm_method, &snapkv_method,   &h2o_method,
-                                                  &tova_method,  &key_diff_method,      &key_norm_method, &value_norm_method,
-                                                  &cur_method,   &manifold_method,      &random_method};
+// clang-format off
+inline constexpr const method* plain_methods[] = {
+    &lagkv_method,
+    &streaming_llm_method,
+    &snapkv_method,
+    &h2o_method,
+    &tova_method,
+    &key_diff_method,
+    &key_norm_method,
+    &value_norm_method,
+    &cur_method,
+    &manifold_method,
+    &paged_eviction_method,
+    &random_method};
+// clang-format on
 
 }  // namespace detail
 

@@ -1,0 +1,35 @@
+// Part of lagkv (MIT). PagedEviction's score: long values under short keys (arXiv 2509.04377).
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include <lagkv/method.hpp>
+#include <lagkv/score/rows.hpp>
+
+namespace lagkv {
+
+/// |v| / |k|. Reads each key and value once. The paper lets whole pages go while decoding: select=chunks, with chunk the tokens
+/// of a page.
+struct paged_eviction {
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+    float* keys = ws.floats(workspace::deviation, out.size());
+    for_each_rows(l.keys, head, judged, ws,
+                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, keys + offset); });
+    for_each_rows(l.values, head, judged, ws,
+                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out.data() + offset); });
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = detail::norm(out[i]) / detail::norm(keys[i]);
+  }
+};
+
+inline part part_of(const paged_eviction& s) { return {.score = s, .needs = {.values = true}}; }
+
+inline constexpr method paged_eviction_method{
+    .name = "paged_eviction",
+    .meaning = "norm of the value over that of the key",
+    .source = "arXiv 2509.04377",
+    .reads = "keys, values",
+    .parameters = {},
+    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(paged_eviction{}); }};
+
+}  // namespace lagkv
