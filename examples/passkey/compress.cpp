@@ -14,7 +14,7 @@ lagkv::result<lagkv::policy> parse(const std::string& policy) {
 
 lagkv::llama::compressor make(session& s, const std::string& policy) {
   auto made = lagkv::llama::compressor::make(s.get(), *parse(policy), &s.probe());
-  if (!made) throw std::runtime_error(made.message());
+  if (!made) throw std::invalid_argument(policy + ": " + made.message());
   return *made;
 }
 
@@ -25,10 +25,20 @@ std::optional<std::string> compressor::check(const std::string& policy) {
   return parsed ? std::nullopt : std::optional(parsed.message());
 }
 
-compressor::compressor(session& s, const std::string& policy, std::span<const std::uint8_t> restored, bool follow)
+void compressor::prepare(session& s, const std::vector<std::string>& policies) {
+  lagkv::llama::wanted all;
+  for (const std::string& policy : policies) {
+    make(s, policy);
+    all = all | s.probe().recorded().what();
+  }
+  s.probe().record(all);
+}
+
+compressor::compressor(session& s, const std::string& policy, const saved_sequence* restored, bool follow)
     : compressor_(make(s, policy)), follow_(follow) {
-  if (restored.empty()) return;
-  if (const lagkv::status ok = compressor_.restore(0, restored, {}); !ok) throw std::runtime_error(ok.message());
+  if (restored == nullptr) return;
+  if (const lagkv::status ok = compressor_.restore(0, restored->state, {}, &restored->attention); !ok)
+    throw std::runtime_error(ok.message());
 }
 
 compression compressor::compress() {

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -33,9 +32,13 @@ class compressor {
   /// `full`, which keeps everything.
   [[nodiscard]] static std::optional<std::string> check(const std::string& policy);
 
-  /// The policy must have passed `check`. `restored` is the state that the sequence was restored from, if it was.
+  /// Before a prompt that all these policies share: has the session record what any of them reads. Throws
+  /// std::invalid_argument where llama.cpp's cache cannot hold what one keeps.
+  static void prepare(session& s, const std::vector<std::string>& policies);
+
+  /// The policy must have passed `check`. `restored` is what the sequence was restored from, null if it was not.
   /// `follow` has the original positions kept, for a picture, at a little time a compression.
-  compressor(session& s, const std::string& policy, std::span<const std::uint8_t> restored, bool follow);
+  compressor(session& s, const std::string& policy, const saved_sequence* restored, bool follow);
 
   /// Offers all cached tokens of the sequence to the policy: after the prompt, after each chunk of it, and after
   /// each token of the answer. The sequence can be decoded on afterwards as if nothing had happened.

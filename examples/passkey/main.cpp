@@ -42,7 +42,7 @@ void declare(CLI::App& app, arguments& a) {
   app.add_option("--model", a.model, "GGUF model");
   app.add_option("--policy", a.policies, "How to compress; repeatable")
       ->allow_extra_args(false)
-      ->default_str("full, and lagkv 2x and 4x beside streaming_llm and random of the same size");
+      ->default_str("full, and lagkv 2x and 4x beside streaming_llm, random, snapkv and h2o of the same size");
   app.add_option("--length", a.prompt.length, "Tokens of the prompt at most")->check(CLI::Range(1, 1 << 20));
   app.add_option("--depth", a.prompt.depth, "Where the key stands, 0 to 1")->check(CLI::Range(0.0, 1.0));
   app.add_option("--seed", a.prompt.seed, "Draws the key; prompt i uses seed + i");
@@ -58,8 +58,8 @@ void declare(CLI::App& app, arguments& a) {
   app.add_option("--picture", a.picture, "Draw which tokens of the first prompt survive (SVG)");
 }
 
-// LagKV as its reference code sets it up, keeping a half and a quarter of each partition, and the baselines that keep as
-// many of so many tokens.
+// LagKV as its reference code sets it up, keeping a half and a quarter of each partition, and the others that keep as many of
+// so many tokens.
 std::vector<std::string> of_equal_sizes(std::size_t tokens) {
   std::vector<std::string> policies = {"full"};
   for (const double ratio : {0.5, 0.25}) {
@@ -68,7 +68,10 @@ std::vector<std::string> of_equal_sizes(std::size_t tokens) {
     const std::size_t kept = tokens - due.judged.size() + due.keep;
     policies.push_back(fmt::format("lagkv:lag=1024,ratio={}", ratio));
     policies.push_back(fmt::format("streaming_llm:capacity={}", kept));
-    policies.push_back(fmt::format("random:keep={:.5f}", (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens)));
+    const double share = (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens);
+    policies.push_back(fmt::format("random:keep={:.5f}", share));
+    policies.push_back(fmt::format("snapkv:keep={:.5f}", share));
+    policies.push_back(fmt::format("h2o:keep={:.5f}", share));
   }
   return policies;
 }
@@ -111,14 +114,15 @@ passkey::prompt_result run(const arguments& a, const passkey::model& m, passkey:
     return result;
   }
   s.clear();
+  passkey::compressor::prepare(s, a.policies);
   const auto start = std::chrono::steady_clock::now();
   if (!s.feed(std::span(result.asked.tokens).first(first_part), progress(name, first_part)))
     throw std::runtime_error("the cache has no room for the prompt");
   result.prefill_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const std::vector<std::uint8_t> state = s.save();
+  const passkey::saved_sequence prefill = s.save();
   for (const std::string& policy : a.policies) {
     std::cerr << fmt::format("{}: {}\n", name, policy);
-    result.trials.push_back(passkey::run_restored(m, s, result.asked, state, policy, a.answer, follow));
+    result.trials.push_back(passkey::run_restored(m, s, result.asked, prefill, policy, a.answer, follow));
   }
   return result;
 }

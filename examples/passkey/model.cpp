@@ -112,13 +112,14 @@ llama_token session::next() const {
 
 void session::clear() { llama_memory_clear(llama_get_memory(get()), false); }
 
-std::vector<std::uint8_t> session::save() const {
+saved_sequence session::save() {
   std::vector<std::uint8_t> state(llama_state_seq_get_size(get(), 0));
   state.resize(llama_state_seq_get_data(get(), state.data(), state.size(), 0));
-  return state;
+  return {std::move(state), probe_.recorded()};
 }
 
-void session::restore(std::span<const std::uint8_t> state) {
+void session::restore(const saved_sequence& saved) {
+  const std::vector<std::uint8_t>& state = saved.state;
   clear();
   if (llama_state_seq_set_data(get(), state.data(), state.size(), 0) != state.size())
     throw std::runtime_error("llama.cpp did not take its own saved state back");

@@ -52,6 +52,12 @@ struct session_options {
   bool flash_attention = true;           ///< off: the values lie transposed
 };
 
+/// A sequence to be restored later.
+struct saved_sequence {
+  std::vector<std::uint8_t> state;      ///< keys and values
+  lagkv::llama::recording attention{};  ///< as far as it was recorded
+};
+
 /// One context of a model, of which sequence 0 is used.
 class session {
  public:
@@ -62,7 +68,7 @@ class session {
 
   [[nodiscard]] llama_context* get() const { return context_.get(); }
 
-  /// Lets the cache be compressed in place.
+  /// Lets the cache be compressed in place, and attention be recorded.
   [[nodiscard]] lagkv::llama::cache_probe& probe() { return probe_; }
 
   /// Decodes tokens after those already there. False when the cache has no room for them.
@@ -74,11 +80,10 @@ class session {
   /// Forgets the sequence.
   void clear();
 
-  /// The sequence's keys and values, to be restored later.
-  [[nodiscard]] std::vector<std::uint8_t> save() const;
+  [[nodiscard]] saved_sequence save();
 
-  /// Puts a saved state in place of the sequence.
-  void restore(std::span<const std::uint8_t> state);
+  /// Puts a saved state in place of the sequence; its attention is for the compressor.
+  void restore(const saved_sequence& saved);
 
  private:
   struct deleter {

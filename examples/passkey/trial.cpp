@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <span>
 
 namespace passkey {
 namespace {
@@ -47,12 +48,12 @@ void answer(trial& t, const model& m, session& s, const prompt& p, compressor& c
 
 }  // namespace
 
-trial run_restored(const model& m, session& s, const prompt& p, std::span<const std::uint8_t> state, const std::string& policy,
+trial run_restored(const model& m, session& s, const prompt& p, const saved_sequence& prefill, const std::string& policy,
                    std::size_t answer_limit, bool follow) {
   trial t;
   t.policy = policy;
-  s.restore(state);
-  compressor c(s, policy, state, follow);
+  s.restore(prefill);
+  compressor c(s, policy, &prefill, follow);
   add(t, c.compress());
   t.bytes_full = t.bytes_peak;
   t.kept = c.kept();
@@ -65,7 +66,7 @@ trial run_chunked(const model& m, session& s, const prompt& p, std::size_t chunk
   trial t;
   t.policy = policy;
   s.clear();
-  compressor c(s, policy, {}, follow);
+  compressor c(s, policy, nullptr, follow);
   const stopwatch watch;
   const auto tokens = all_but_last(p);
   for (std::size_t done = 0; done < tokens.size();) {

@@ -7,7 +7,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -33,7 +32,7 @@ struct trial {
 
 /// Compresses a prefill that was saved just before the prompt's last token, then feeds that token and answers with
 /// at most `answer_limit` tokens. `follow`: fill in trial::kept.
-[[nodiscard]] trial run_restored(const model& m, session& s, const prompt& p, std::span<const std::uint8_t> state,
+[[nodiscard]] trial run_restored(const model& m, session& s, const prompt& p, const saved_sequence& prefill,
                                  const std::string& policy, std::size_t answer_limit, bool follow);
 
 /// Feeds the prompt `chunk` tokens at a time and compresses after each, so that the cache may be smaller than the

@@ -1,9 +1,11 @@
-// lagkv::llama on a real model: both ways to the cache give the same bytes, what they keep is what a plain array gives,
-// and what cannot be taken is refused with the sequence left as it was.
+// lagkv::llama on a real model: both ways to the cache give the same bytes, what they keep is what a plain array gives, what
+// is recorded is the model's own attention, and what cannot be taken is refused with the sequence left as it was.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,9 +36,10 @@ struct session {
     bool flash = true;
     std::uint32_t cells = 1024;
     std::uint32_t sequences = 1;
+    std::function<bool(ggml_tensor*, bool)> host = {};  // a callback that was there before the probe
   };
 
-  explicit session(const options& o) {
+  explicit session(const options& o) : host(o.host) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = o.cells;
     params.n_batch = params.n_ubatch = 128;
@@ -45,7 +48,19 @@ struct session {
     params.n_threads = params.n_threads_batch = 2;
     params.type_k = params.type_v = o.type;
     params.flash_attn_type = o.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    if (host) {
+      params.cb_eval = [](ggml_tensor* node, bool ask, void* self) { return static_cast<session*>(self)->host(node, ask); };
+      params.cb_eval_user_data = this;
+    }
     probe.attach(params);
+    probe_callback = {params.cb_eval, params.cb_eval_user_data};
+    params.cb_eval = [](ggml_tensor* node, bool ask, void* self) {
+      auto& s = *static_cast<session*>(self);
+      const bool answer = s.probe_callback.first(node, ask, s.probe_callback.second);
+      s.nodes_asked_for += ask && answer ? 1 : 0;
+      return answer;
+    };
+    params.cb_eval_user_data = this;
     context.reset(llama_init_from_model(shared_model(), params));
   }
 
@@ -83,6 +98,9 @@ struct session {
   struct free_context {
     void operator()(llama_context* c) const { llama_free(c); }
   };
+  std::function<bool(ggml_tensor*, bool)> host;
+  std::pair<ggml_backend_sched_eval_callback, void*> probe_callback;
+  int nodes_asked_for = 0;
   lagkv::llama::cache_probe probe;  // outlives the context
   std::unique_ptr<llama_context, free_context> context;
 };
@@ -321,6 +339,466 @@ TEST(LlamaAdapter, TokensTakenBackAreNotMissed) {
   ASSERT_TRUE(saved);
   EXPECT_EQ(saved->positions().back(), 284);
   EXPECT_EQ(c.at(0).seen(), 285U);
+}
+
+// ---- recorded attention ----
+
+constexpr std::size_t layers = 30, query_heads = 9, head_size = 64;  // SmolLM2-135M
+
+/// Sums over rows and heads: [layer][KV head][row].
+using masses = std::vector<std::vector<std::vector<double>>>;
+
+masses zeros(std::size_t rows) { return masses(layers, {kv_heads, std::vector<double>(rows)}); }
+
+/// What the probe has recorded.
+masses mass_of(session& s) {
+  const std::size_t rows = s.probe.recorded().rows().size();
+  masses m = zeros(rows);
+  for (std::size_t l = 0; l < layers; ++l) {
+    const auto side = s.probe.recorded().beside(l).mass;
+    EXPECT_TRUE(side) << "layer " << l;
+    for (std::size_t h = 0; h < kv_heads && side; ++h) m[l][h].assign(side.of(h), side.of(h) + rows);
+  }
+  return m;
+}
+
+/// Adds the attention of the last `queries` recorded queries to the rows there are, by a plain double loop over the keys in
+/// the cache.
+void add_by_hand(session& s, std::size_t queries, masses& m) {
+  lagkv::workspace ws;
+  const auto rows = s.probe.recorded().rows();
+  std::vector<std::int32_t> cells;
+  for (const llama_pos p : rows) cells.push_back(s.probe.cell_of(p));
+  for (std::size_t l = 0; l < layers; ++l) {
+    const lagkv::extras e = s.probe.recorded().beside(l);
+    ASSERT_GE(e.queries.capacity(), queries);
+    const lagkv::tensor keys = lagkv::llama::view(s.probe.layers()[l].keys, kv_heads, cells);
+    for (std::size_t q = 0; q < query_heads; ++q) {
+      const std::size_t head = q / (query_heads / kv_heads);
+      std::vector<std::vector<float>> k;
+      lagkv::for_each_row(keys, head, {0, rows.size()}, ws,
+                          [&](std::size_t, std::span<const float> row) { k.emplace_back(row.begin(), row.end()); });
+      const std::size_t n = e.queries.capacity();
+      lagkv::for_each_row(e.queries, q, {n - queries, n}, ws, [&](std::size_t i, std::span<const float> query) {
+        const std::size_t sees = rows.size() - queries + i + 1;
+        std::vector<double> w(sees);
+        double sum = 0;
+        for (std::size_t t = 0; t < sees; ++t) {
+          double dot = 0;
+          for (std::size_t c = 0; c < head_size; ++c) dot += static_cast<double>(query[c]) * static_cast<double>(k[t][c]);
+          sum += w[t] = std::exp(dot / 8);
+        }
+        for (std::size_t t = 0; t < sees; ++t) m[l][head][t] += w[t] / sum * kv_heads / query_heads;
+      });
+    }
+  }
+}
+
+/// Of each row, relative to what the rows of a head have on average.
+double worst_difference(const masses& a, const masses& b) {
+  double worst = 0;
+  for (std::size_t l = 0; l < layers; ++l)
+    for (std::size_t h = 0; h < kv_heads; ++h) {
+      EXPECT_EQ(a[l][h].size(), b[l][h].size());
+      double sum = 0;
+      for (double x : a[l][h]) sum += x;
+      for (std::size_t i = 0; i < a[l][h].size() && i < b[l][h].size(); ++i)
+        worst = std::max(worst, std::abs(a[l][h][i] - b[l][h][i]) * static_cast<double>(a[l][h].size()) / sum);
+    }
+  return worst;
+}
+
+std::vector<float> queries_of(session& s, std::size_t layer) {
+  lagkv::workspace ws;
+  std::vector<float> all;
+  const lagkv::tensor t = s.probe.recorded().beside(layer).queries;
+  for (std::size_t q = 0; q < t.heads(); ++q)
+    lagkv::for_each_row(t, q, {0, t.capacity()}, ws,
+                        [&](std::size_t, std::span<const float> row) { all.insert(all.end(), row.begin(), row.end()); });
+  return all;
+}
+
+class EveryAttention : public testing::TestWithParam<cache_case> {};
+
+TEST_P(EveryAttention, TheMassIsWhatTheModelAttendedTo) {
+  session s({.type = GetParam().type, .flash = GetParam().flash});
+  s.probe.record({.queries = 300, .mass = true});
+  ASSERT_TRUE(s.feed(150) && s.feed(9) && s.feed(1) && s.feed(1));
+  ASSERT_EQ(s.probe.recorded().obstacle(), "");
+  masses by_hand = zeros(161);
+  add_by_hand(s, 161, by_hand);
+  EXPECT_LT(worst_difference(by_hand, mass_of(s)), 1e-3);
+}
+
+TEST_P(EveryAttention, TheLastQueriesAreHeldWhateverTheBatches) {
+  session a({.type = GetParam().type, .flash = GetParam().flash}), b({.type = GetParam().type, .flash = GetParam().flash});
+  a.probe.record({.queries = 40});
+  b.probe.record({.queries = 400});
+  for (int n : {100, 7, 1, 1, 1, 130, 38, 1, 1}) {
+    ASSERT_TRUE(a.feed(n) && b.feed(n));
+    for (std::size_t l : {std::size_t{0}, layers - 1}) {
+      const std::vector<float> few = queries_of(a, l), all = queries_of(b, l);
+      const std::size_t held = few.size() / query_heads / head_size, seen = all.size() / query_heads / head_size;
+      ASSERT_EQ(held, std::min<std::size_t>(seen, 40));
+      for (std::size_t q = 0; q < query_heads; ++q)
+        ASSERT_EQ(std::memcmp(few.data() + q * held * head_size, all.data() + ((q + 1) * seen - held) * head_size,
+                              held * head_size * sizeof(float)),
+                  0)
+            << "after " << seen << " tokens, layer " << l << ", query head " << q;
+    }
+  }
+}
+
+TEST_P(EveryAttention, BothWaysGiveTheSameBytes) {
+  std::vector<const char*> policies = {"fuse:h2o+snapkv,recent=64,keep=0.5"};
+  if (GetParam().type == GGML_TYPE_F16 && GetParam().flash)
+    policies = {"snapkv:window=32,keep=0.5",
+                "h2o:keep=0.5",
+                "tova:keep=0.5",
+                "fuse:lagkv+snapkv,lag=32,keep=0.5",
+                "snapkv:window=16,keep=0.5,select=chunks,chunk=8",
+                "key_diff:capacity=120",
+                "h2o:form=mean,capacity=120"};
+  for (const char* policy : policies) {
+    session a({.type = GetParam().type, .flash = GetParam().flash}), b({.type = GetParam().type, .flash = GetParam().flash});
+    auto in_place = compressor_of(a, policy), repacked = compressor_of(b, policy);
+    ASSERT_TRUE(a.feed(240) && b.feed(240));
+    ASSERT_EQ(a.state(), b.state()) << policy;
+    const auto x = must(in_place.compress(0, way::in_place)), y = must(repacked.compress(0, way::repack));
+    EXPECT_TRUE(x.compressed && x.in_place && y.compressed && !y.in_place) << policy;
+    const std::size_t kept = std::string(policy).starts_with("fuse:lagkv") ? 4 + 6 * 16 + 32 + 12U : 120U;
+    EXPECT_EQ(x.tokens_after, kept) << policy;
+    EXPECT_EQ(y.tokens_after, kept) << policy;
+    EXPECT_EQ(in_place.at(0), repacked.at(0)) << policy;
+    EXPECT_EQ(a.state(), b.state()) << policy;
+    auto &left = a.probe.recorded(), &right = b.probe.recorded();
+    if (left.what().any()) {
+      EXPECT_TRUE(std::equal(left.rows().begin(), left.rows().end(), right.rows().begin(), right.rows().end())) << policy;
+    }
+    if (left.what().mass) {
+      EXPECT_EQ(worst_difference(mass_of(a), mass_of(b)), 0) << policy;
+    }
+    for (std::size_t l = 0; l < layers && left.what().queries > 0; ++l) EXPECT_EQ(queries_of(a, l), queries_of(b, l)) << policy;
+    EXPECT_TRUE(a.feed(1) && b.feed(1));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Llama, EveryAttention,
+                         testing::Values(cache_case{GGML_TYPE_F16, true}, cache_case{GGML_TYPE_F16, false},
+                                         cache_case{GGML_TYPE_F32, true}, cache_case{GGML_TYPE_BF16, true}),
+                         [](const auto& c) {
+                           return std::string(ggml_type_name(c.param.type)) + (c.param.flash ? "_flash" : "_transposed");
+                         });
+
+TEST(LlamaRecording, TheMassIsThatOfTheModelsOwnSoftmax) {
+  masses own = zeros(141);
+  session s({.type = GGML_TYPE_F32, .flash = false, .host = [&](ggml_tensor* node, bool ask) {
+               const std::string_view name(node->name), prefix = "kq_soft_max-";
+               if (name.substr(0, prefix.size()) != prefix) return false;
+               if (ask) return true;
+               const auto l = static_cast<std::size_t>(std::stoi(std::string(name.substr(prefix.size()))));
+               const auto cells = static_cast<std::size_t>(node->ne[0]), tokens = static_cast<std::size_t>(node->ne[1]);
+               const auto* w = static_cast<const float*>(node->data);
+               for (std::size_t q = 0; q < query_heads; ++q)
+                 for (std::size_t i = 0; i < tokens; ++i, w += cells)
+                   for (std::size_t t = 0; t < std::min<std::size_t>(cells, 141); ++t)
+                     own[l][q / 3][t] += static_cast<double>(w[t]) / 3;
+               return true;
+             }});
+  s.probe.record({.mass = true});
+  ASSERT_TRUE(s.feed(130) && s.feed(10) && s.feed(1));
+  EXPECT_LT(worst_difference(own, mass_of(s)), 1e-3);
+}
+
+TEST(LlamaRecording, AsksForNothingUnlessAskedItself) {
+  session s({});
+  ASSERT_TRUE(s.feed(140));
+  auto lagkv = compressor_of(s, small_lag);
+  must(lagkv.compress(0));
+  ASSERT_TRUE(s.feed(1));
+  EXPECT_EQ(s.nodes_asked_for, 0);
+  {
+    auto snapkv = compressor_of(s, "snapkv:keep=0.5");
+    ASSERT_TRUE(s.feed(1));
+    EXPECT_EQ(s.nodes_asked_for, 30);
+  }
+  auto key_diff = compressor_of(s, "key_diff:keep=0.5");  // reads keys only: no longer
+  ASSERT_TRUE(s.feed(1));
+  EXPECT_EQ(s.nodes_asked_for, 30);
+}
+
+TEST(LlamaRecording, ChunksGiveTheMassOfOneFeed) {
+  session whole({.type = GGML_TYPE_F32}), chunked({.type = GGML_TYPE_F32});
+  for (session* s : {&whole, &chunked}) s->probe.record({.mass = true});
+  ASSERT_TRUE(whole.feed(120));
+  for (int i = 0; i < 6; ++i) ASSERT_TRUE(chunked.feed(20));
+  // The batches' sizes alone change the logits of a quantised model by a percent or two.
+  EXPECT_LT(worst_difference(mass_of(whole), mass_of(chunked)), 0.5);
+  masses total[2] = {mass_of(whole), mass_of(chunked)};
+  for (const masses& m : total)
+    for (const auto& heads : m)
+      for (const auto& rows : heads) {
+        double sum = 0;
+        for (double x : rows) sum += x;
+        EXPECT_NEAR(sum, 120, 1e-3);  // each token gives away 1
+      }
+}
+
+TEST(LlamaRecording, TheMassFollowsItsRows) {
+  for (way how : {way::in_place, way::repack}) {
+    session s({});
+    auto c = compressor_of(s, "h2o:capacity=100,every=20");
+    for (int round = 0; round < 3; ++round) {
+      ASSERT_TRUE(s.feed(round == 0 ? 130 : 40));
+      const masses before = mass_of(s);
+      std::vector<lagkv::plan> plans(layers);
+      ASSERT_TRUE(must(c.compress(0, how, [&](std::size_t l, const lagkv::plan& p) { plans[l] = p; })).compressed);
+      const masses after = mass_of(s);
+      for (std::size_t l = 0; l < layers; ++l)
+        for (std::size_t h = 0; h < kv_heads; ++h) {
+          ASSERT_EQ(after[l][h].size(), 100U);
+          for (std::size_t i = 0; i < 100; ++i) ASSERT_EQ(after[l][h][i], before[l][h][plans[l].source(h, i)]);
+        }
+    }
+    // In holes or repacked cells alike, new tokens add to the rows that are there.
+    s.probe.record({.queries = 64, .mass = true, .positions = true});
+    masses expected = mass_of(s);
+    ASSERT_TRUE(s.feed(16));
+    for (auto& heads : expected)
+      for (auto& rows : heads) rows.resize(116);
+    add_by_hand(s, 16, expected);
+    EXPECT_LT(worst_difference(expected, mass_of(s)), 1e-3);
+  }
+}
+
+TEST(LlamaRecording, IsPutBackWithASavedSequence) {
+  session a({}), b({});
+  auto ca = compressor_of(a, "fuse:h2o+snapkv,keep=0.5"), cb = compressor_of(b, "fuse:h2o+snapkv,keep=0.5");
+  ASSERT_TRUE(a.feed(200) && b.feed(50));
+  const bytes saved = a.state();
+  const lagkv::llama::recording recording = a.probe.recorded();
+  llama_memory_clear(llama_get_memory(b.context.get()), true);
+  ASSERT_EQ(llama_state_seq_set_data(b.context.get(), saved.data(), saved.size(), 0), saved.size());
+  ASSERT_TRUE(cb.restore(0, saved, {}));
+  const auto without = cb.compress(0);
+  ASSERT_FALSE(without);
+  EXPECT_NE(without.message().find("0 rows have been seen up to position -1, there are 200 up to 199"), std::string::npos)
+      << without.message();
+  ASSERT_EQ(b.state(), saved);
+  ASSERT_TRUE(cb.restore(0, saved, {}, &recording));
+  must(ca.compress(0)), must(cb.compress(0));
+  EXPECT_EQ(a.state(), b.state());
+  // And it goes on: what is recorded after a restore adds to it.
+  ASSERT_TRUE(a.feed(120) && b.feed(120));
+  ASSERT_EQ(a.state(), b.state());
+  EXPECT_EQ(worst_difference(mass_of(a), mass_of(b)), 0);
+}
+
+TEST(LlamaRecording, APrefillForSeveralPoliciesServesEach) {
+  session s({});
+  s.probe.record({.queries = 64, .mass = true});
+  ASSERT_TRUE(s.feed(200));
+  const bytes saved = s.state();
+  const lagkv::llama::recording recording = s.probe.recorded();
+  for (const char* policy : {"h2o:keep=0.5", small_lag, "snapkv:keep=0.5", "tova:keep=0.5"}) {
+    llama_memory_clear(llama_get_memory(s.context.get()), true);
+    ASSERT_EQ(llama_state_seq_set_data(s.context.get(), saved.data(), saved.size(), 0), saved.size());
+    auto c = compressor_of(s, policy);
+    ASSERT_TRUE(c.restore(0, saved, {}, &recording));
+    EXPECT_TRUE(must(c.compress(0)).compressed) << policy;
+    EXPECT_TRUE(s.feed(3));
+  }
+}
+
+TEST(LlamaRecording, RowsThatTheHostTakesBackAreForgotten) {
+  session s({});
+  auto c = compressor_of(s, "h2o:keep=0.5");
+  s.probe.record({.queries = 64, .mass = true});
+  llama_memory_t memory = llama_get_memory(s.context.get());
+  ASSERT_TRUE(s.feed(120));
+  llama_memory_seq_rm(memory, 0, 80, -1);
+  masses expected = mass_of(s);  // what the rows taken back gave to others stays counted
+  for (auto& heads : expected)
+    for (auto& rows : heads) {
+      rows.resize(80);
+      rows.resize(110);
+    }
+  ASSERT_TRUE(s.feed(30));
+  EXPECT_EQ(s.probe.recorded().rows().size(), 110U);
+  add_by_hand(s, 30, expected);
+  EXPECT_LT(worst_difference(expected, mass_of(s)), 1e-3);
+
+  llama_memory_seq_rm(memory, 0, 100, -1);  // compressed before anything is decoded again
+  EXPECT_EQ(must(c.compress(0, way::in_place)).tokens_after, 50U);
+  EXPECT_EQ(s.probe.recorded().beside(0).queries.capacity(), 25U) << "those in the window; others may have lost their rows";
+
+  llama_memory_clear(memory, false);  // from the beginning
+  c.forget(0);
+  ASSERT_TRUE(s.feed(60));
+  expected = zeros(60);
+  add_by_hand(s, 60, expected);
+  EXPECT_LT(worst_difference(expected, mass_of(s)), 1e-3);
+}
+
+TEST(LlamaRecording, StatisticsAreServedByTheRecentQueries) {
+  session s({});
+  auto policy = *lagkv::parse("key_diff:keep=0.5");
+  policy.needs.statistics = true;
+  policy.score = [](const lagkv::layer& l, std::size_t, lagkv::token_range, std::span<float> out, lagkv::workspace&) {
+    for (float& score : out) score = static_cast<float>(l.extra->queries.capacity());
+    EXPECT_EQ(l.extra->queries.capacity(), 256U);
+    EXPECT_EQ(l.extra->scale, 0.125F);
+  };
+  auto c = lagkv::llama::compressor::make(s.context.get(), policy, &s.probe);
+  ASSERT_TRUE(c && s.feed(300));
+  EXPECT_EQ(must(c->compress(0)).tokens_after, 150U);
+}
+
+TEST(LlamaRecording, WhatWasNotRecordedIsNamed) {
+  session s({});
+  ASSERT_TRUE(s.feed(150));
+  const bytes before = s.state();
+  auto h2o = compressor_of(s, "h2o:keep=0.5");
+  ASSERT_TRUE(s.feed(1));
+  for (way how : {way::in_place, way::repack}) {
+    const auto r = h2o.compress(0, how);
+    ASSERT_FALSE(r);
+    EXPECT_NE(r.message().find("recording: 1 rows have been seen up to position 150, there are 151"), std::string::npos)
+        << r.message();
+  }
+  auto snapkv = compressor_of(s, "snapkv:window=8,keep=0.5");
+  EXPECT_FALSE(snapkv.compress(0));
+  ASSERT_TRUE(s.feed(3));
+  EXPECT_TRUE(must(snapkv.compress(0)).compressed) << "fewer queries than its window serve";
+}
+
+TEST(LlamaRecording, WhatCannotBeRecordedIsRefused) {
+  session one({}), two({.sequences = 2});
+  const auto snapkv = lagkv::parse("snapkv:keep=0.5"), h2o = lagkv::parse("h2o:keep=0.5");
+  const auto no_probe = lagkv::llama::compressor::make(one.context.get(), *snapkv);
+  ASSERT_FALSE(no_probe);
+  EXPECT_EQ(no_probe.message(), "policy: reads queries: give the compressor a cache_probe");
+  const auto sequences = lagkv::llama::compressor::make(two.context.get(), *h2o, &two.probe);
+  ASSERT_FALSE(sequences);
+  EXPECT_EQ(sequences.message(), "recording: n_seq_max=2: must be 1");
+
+  session quantised({.type = GGML_TYPE_Q8_0});
+  auto c = compressor_of(quantised, "h2o:keep=0.5");
+  ASSERT_TRUE(quantised.feed(100));
+  const auto r = c.compress(0, way::in_place);
+  ASSERT_FALSE(r);
+  EXPECT_EQ(r.message(), "recording: mass: cache: type q8_0: must be f32, f16 or bf16");
+}
+
+TEST(LlamaAdapter, PoliciesOfUnevenSizesAreRefused) {
+  session s({});
+  ASSERT_TRUE(s.feed(120));
+  const bytes before = s.state();
+  for (auto [policy, why] : {std::pair{"key_diff:keep=0.5,select=adakv", "different numbers of tokens a head"},
+                             std::pair{"key_diff:keep=0.5,pyramid=20", "layers keep different numbers of tokens"}}) {
+    const auto made = lagkv::llama::compressor::make(s.context.get(), *lagkv::parse(policy), &s.probe);
+    ASSERT_FALSE(made) << policy;
+    EXPECT_NE(made.message().find(why), std::string::npos) << made.message();
+  }
+  EXPECT_EQ(before, s.state());
+}
+
+TEST(LlamaAdapter, ABudgetInBytesIsThatOfAllLayers) {
+  for (bool with_probe : {true, false}) {
+    session s({});
+    ASSERT_TRUE(s.feed(150));
+    auto c =
+        lagkv::llama::compressor::make(s.context.get(), *lagkv::parse("key_diff:budget_mb=2"), with_probe ? &s.probe : nullptr);
+    ASSERT_TRUE(c) << c.message();
+    const auto r = must(c->compress(0));
+    EXPECT_EQ(r.tokens_after, 2000000U / (layers * kv_heads * head_size * 2 * 2));
+    EXPECT_LE(r.bytes_after, 2000000U);
+  }
+  session s({});
+  ASSERT_TRUE(s.feed(40));
+  auto c = compressor_of(s, "key_diff:budget_mb=0.5");
+  const auto r = c.compress(0);
+  ASSERT_FALSE(r);
+  EXPECT_NE(r.message().find("budget: holds 21 tokens of 23040 bytes"), std::string::npos) << r.message();
+}
+
+/// Keys of the model's layers by position, as they were decoded: [layer][head][position].
+using keys_by_position = std::vector<std::vector<std::vector<std::vector<float>>>>;
+
+/// Reads the rows that have come since.
+void note_new_keys(session& s, keys_by_position& known) {
+  lagkv::workspace ws;
+  known.resize(layers, keys_by_position::value_type(kv_heads));
+  const llama_pos last = llama_memory_seq_pos_max(llama_get_memory(s.context.get()), 0);
+  for (std::size_t l = 0; l < layers; ++l)
+    for (std::size_t h = 0; h < kv_heads; ++h)
+      for (auto p = static_cast<llama_pos>(known[l][h].size()); p <= last; ++p) {
+        const std::int32_t cell = s.probe.cell_of(p);
+        lagkv::for_each_row(lagkv::llama::view(s.probe.layers()[l].keys, kv_heads, {&cell, 1}), h, {0, 1}, ws,
+                            [&](std::size_t, std::span<const float> row) { known[l][h].emplace_back(row.begin(), row.end()); });
+      }
+}
+
+TEST(LlamaAdapter, ProtectedPositionsStay) {
+  const std::vector<std::uint32_t> wanted = {90, 40, 41, 42, 200, 40};
+  for (const char* policy : {"key_diff:capacity=80", "lagkv:lag=32,ratio=0.25", "h2o:capacity=90,every=8"})
+    for (way how : {way::in_place, way::repack}) {
+      session s({});
+      auto c = compressor_of(s, policy);
+      ASSERT_TRUE(c.protect(0, wanted));
+      const bool again = std::string(policy).find("capacity") != std::string::npos;
+      keys_by_position original;
+      std::vector<std::vector<std::vector<std::uint32_t>>> kept(layers, std::vector<std::vector<std::uint32_t>>(kv_heads));
+      for (int n : {60, 50, 1, 60, 70}) {
+        ASSERT_TRUE(s.feed(n));
+        note_new_keys(s, original);
+        ASSERT_TRUE(must(c.compress(0, how, [&](std::size_t l, const lagkv::plan& p) {
+                      for (std::size_t h = 0; h < kv_heads; ++h) {
+                        auto& list = kept[l][h];
+                        while (list.size() < p.tokens_before)
+                          list.push_back(static_cast<std::uint32_t>(list.size() + c.at(0).dropped));
+                        lagkv::compact(list.data(), h, p);
+                        list.resize(p.tokens_after(h));
+                      }
+                    })).tokens_after > 0);
+      }
+      std::vector<std::int32_t> cells;
+      bytes b = s.state();
+      const auto state = lagkv::llama::saved_sequence::parse(b);
+      ASSERT_TRUE(state);
+      lagkv::workspace ws;
+      for (std::size_t l = 0; l < layers; ++l)
+        for (std::size_t h = 0; h < kv_heads; ++h) {
+          auto& list = kept[l][h];
+          while (list.size() < state->tokens()) list.push_back(static_cast<std::uint32_t>(list.size() + c.at(0).dropped));
+          ASSERT_EQ(list.size(), state->tokens());
+          for (std::uint32_t p : wanted) ASSERT_NE(std::find(list.begin(), list.end(), p), list.end()) << policy << " " << p;
+          // The list is right: the rows are the keys that were decoded at those positions.
+          lagkv::for_each_row(lagkv::llama::view(state->keys(l), kv_heads, state->cells()), h, {0, list.size()}, ws,
+                              [&](std::size_t i, std::span<const float> row) {
+                                ASSERT_TRUE(std::equal(row.begin(), row.end(), original[l][h][list[i]].begin()));
+                              });
+          if (!again) continue;
+          const auto recorded = s.probe.recorded().beside(l).positions;
+          ASSERT_TRUE(recorded);
+          ASSERT_TRUE(std::equal(list.begin(), list.end(), recorded.of(h)));
+        }
+    }
+}
+
+TEST(LlamaAdapter, ProtectionOfRowsThatAreJudgedAgainIsGivenInTime) {
+  session s({});
+  auto c = lagkv::llama::compressor::make(s.context.get(), *lagkv::parse("key_diff:capacity=80"));
+  ASSERT_TRUE(c);
+  const auto no_probe = c->protect(0, {50});
+  ASSERT_FALSE(no_probe);
+  EXPECT_EQ(no_probe.message(), "policy: reads positions of rows: give the compressor a cache_probe");
+  auto d = compressor_of(s, "key_diff:capacity=80");
+  ASSERT_TRUE(s.feed(100));
+  ASSERT_TRUE(d.protect(0, {50}));
+  EXPECT_FALSE(d.compress(0));
+  ASSERT_TRUE(d.protect(0, {}));
+  EXPECT_TRUE(must(d.compress(0)).compressed);
 }
 
 TEST(LlamaAdapter, DamagedStatesAreRefused) {

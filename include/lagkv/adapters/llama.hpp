@@ -8,10 +8,14 @@
 //   llama_decode(context, batch);                          // prompt, chunk or token
 //   auto done = compressor->compress(0);                   // cheap where nothing is due
 //
+// Policies that read queries or attention (snapkv, h2o, tova) have the probe record what they read, from the tokens on that
+// are decoded after the compressor is made; others slow nothing down.
+//
 // Taken: caches of f32, f16 or bf16, with or without flash attention, on any backend. Refused, with the sequence left as it
 // was: quantised caches, models with sliding-window layers, recurrent and hybrid models, models whose layers differ in width.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -24,6 +28,7 @@
 #include <llama.h>
 
 #include <lagkv/adapters/llama/probe.hpp>
+#include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/state.hpp>
 #include <lagkv/adapters/llama/views.hpp>
 #include <lagkv/policy.hpp>
@@ -53,7 +58,9 @@ struct report {
 /// Use it from the thread that decodes.
 class compressor {
  public:
-  /// Fails where the model's memory is of a kind that is not taken. `context` and `probe` must outlive it.
+  /// Fails where the model's memory is of a kind that is not taken, or cannot hold what the policy keeps, or the policy reads
+  /// what cannot be recorded. `context` and `probe` must outlive it. The probe records what this policy reads, and no more
+  /// what an earlier one did.
   static result<compressor> make(llama_context* context, const policy& p, cache_probe* probe = nullptr) {
     const llama_model* model = llama_get_model(context);
     if (llama_model_is_recurrent(model)) return error{"model: has recurrent memory, no cache of keys and values"};
@@ -61,7 +68,24 @@ class compressor {
     if (const int window = llama_model_n_swa(model); window > 0)
       return error{"model: has sliding-window layers (" + std::to_string(window) + " tokens): not taken"};
     if (llama_model_n_head_kv(model) < 1) return error{"model: has no KV heads"};
-    return compressor(context, p, probe);
+    if (p.ragged) return unequal();
+    if (p.retain.slope.beta > 1)
+      return error{"policy: layers keep different numbers of tokens (pyramid), which llama.cpp's cache cannot hold"};
+    compressor made(context, p, probe);
+    if (status ok = made.record(wanted_by(p)); !ok) return error{ok.message()};
+    return made;
+  }
+
+  /// Positions of `sequence` that are never dropped, in place of those given before. Where the policy judges rows again
+  /// (capacity=, budget_mb=), give them before the first token: their places are then recorded.
+  status protect(llama_seq_id sequence, std::vector<std::uint32_t> positions) {
+    wanted w = wanted_by(policy_);
+    w.positions = w.positions || (policy_.retain.again && !positions.empty());
+    if (status ok = record(w); !ok) return ok;
+    std::sort(positions.begin(), positions.end());
+    positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+    sequences_[sequence].protect = std::move(positions);
+    return {};
   }
 
   /// Judges and drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
@@ -75,12 +99,13 @@ class compressor {
     const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
     if (last < 0) return report{};
     state& s = sequences_[sequence];
+    if (status ok = fit_budget(sequence); !ok) return error{ok.message()};
     if (is_before_due(s, last)) return nothing_due(s, last);
     if (how != way::repack) {
       result<report> done = compress_in_place(sequence, s, last, observe);
       if (done || how == way::in_place) return done;
     }
-    return repack(sequence, s, observe);
+    return repack(sequence, s, last, observe);
   }
 
   result<report> compress(llama_seq_id sequence, way how = way::automatic) {
@@ -99,15 +124,17 @@ class compressor {
   /// Call it after llama_memory_seq_cp(from, to) of a whole sequence.
   void copy(llama_seq_id from, llama_seq_id to) { sequences_[to] = sequences_[from]; }
 
-  /// Call it after llama_state_seq_set_data(sequence, bytes), with the cursor that was saved beside the bytes. Compression
-  /// goes on from there; in place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache.
-  status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const cursor& c) {
+  /// Call it after llama_state_seq_set_data(sequence, bytes), with the cursor that was saved beside the bytes, and where the
+  /// policy reads it, with the probe's recording of then. Compression goes on from there; in place only where the sequence is
+  /// found to lie in cells 0, 1, 2, ... of an otherwise empty cache.
+  status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const cursor& c, const recording* r = nullptr) {
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()});  // only read
     if (!saved) return error{saved.message()};
     state& s = sequences_[sequence];
-    s = state{.at = c, .positions = {}};
+    s.at = c;
     adopt(s, *saved);
+    if (probe_ != nullptr) probe_->set_recorded(r != nullptr ? *r : recording{});
     return {};
   }
 
@@ -116,7 +143,8 @@ class compressor {
  private:
   struct state {
     cursor at;
-    std::vector<llama_pos> positions;  ///< of the rows after the last compression in place, ascending
+    std::vector<llama_pos> positions;    ///< of the rows after the last compression in place, ascending
+    std::vector<std::uint32_t> protect;  ///< ascending
   };
 
   compressor(llama_context* context, const policy& p, cache_probe* probe)
@@ -166,25 +194,29 @@ class compressor {
       return error{"in place: " + std::to_string(cells.size()) + " cells have been seen, " + std::to_string(*in_use) +
                    " are in use"};
 
-    const auto& seen = probe_->layers();
-    std::vector<layer> layers(seen.size());
-    for (std::size_t i = 0; i < seen.size(); ++i) {
-      if (seen[i].keys.width != seen[0].keys.width) return unequal_layers();
-      result<layer> l = layer_of(seen[i].keys, seen[i].has_values() ? &seen[i].values : nullptr, cells, seen[i].id);
-      if (!l) return error{l.message()};
-      layers[i] = *l;
-    }
+    const result<std::vector<layer>> offered = offer(s, probe_->layers(), cells, last);
+    if (!offered) return error{offered.message()};
+    const std::vector<layer>& layers = *offered;
 
-    if (policy_.select)  // a selector of the host's own: look at all its plans before anything moves
-      for (const layer& l : layers)
-        if (!equal_counts(judge(policy_, l, s.at, workspace_))) return unequal();
+    std::vector<plan> plans;  // a selector may be the host's own: look at all its plans before anything moves
+    for (std::size_t i = 0; i < layers.size() && policy_.select; ++i) {
+      plans.push_back(judge(policy_, layers[i], s.at, workspace_));
+      if (!equal_counts(plans[i]) || plans[i].tokens_after() != plans[0].tokens_after()) return unequal();
+    }
 
     report done{.tokens_before = cells.size(), .tokens_after = cells.size(), .in_place = true};
     done.bytes_before = done.tokens_before * row_bytes();
     cursor moved = s.at;
     for (std::size_t i = 0; i < layers.size(); ++i) {
       moved = s.at;
-      step(policy_, layers[i], moved, workspace_, toward::window);
+      if (plans.empty()) {
+        step(policy_, layers[i], moved, workspace_, toward::window);
+      } else {
+        workspace_.decision = plans[i];
+        compact(layers[i], plans[i], toward::window);
+        lagkv::detail::compact_extras(layers[i], plans[i], toward::window);
+        advance(moved, plans[i]);
+      }
       observe(i, workspace_.decision);
     }
     const plan& p = workspace_.decision;
@@ -197,8 +229,10 @@ class compressor {
       const auto end = first + static_cast<std::ptrdiff_t>(freed);
       llama_memory_seq_rm(memory_, sequence, *first, *(end - 1) + 1);
       positions.erase(first, end);
+      forget_recorded(p, freed);
     }
-    s = {.at = moved, .positions = std::move(positions)};
+    s.at = moved;
+    s.positions = std::move(positions);
     return done;
   }
 
@@ -225,7 +259,7 @@ class compressor {
   // ---- through the state API ----
 
   template <class Observe>
-  result<report> repack(llama_seq_id sequence, state& s, const Observe& observe) {
+  result<report> repack(llama_seq_id sequence, state& s, llama_pos last, const Observe& observe) {
     std::vector<std::uint8_t> bytes(llama_state_seq_get_size(context_, sequence));
     if (llama_state_seq_get_data(context_, bytes.data(), bytes.size(), sequence) != bytes.size())
       return error{"state: could not be read"};
@@ -235,22 +269,24 @@ class compressor {
     report done{.tokens_before = saved->tokens(), .tokens_after = saved->tokens()};
     done.bytes_before = done.bytes_after = saved->payload_bytes();
     if (policy_.retain.due(s.at, saved->tokens()).empty()) return done;
-    std::vector<plan> plans(saved->layers());
-    for (std::size_t i = 0; i < plans.size(); ++i) {
-      if (saved->keys(i).width != saved->keys(0).width) return unequal_layers();
-      const result<layer> l =
-          layer_of(saved->keys(i), saved->has_values() ? &saved->values(i) : nullptr, saved->cells(), static_cast<int>(i));
-      if (!l) return error{l.message()};
-      plans[i] = judge(policy_, *l, s.at, workspace_);
-      if (!equal_counts(plans[i]) || plans[i].tokens_after() != plans[0].tokens_after()) return unequal();
+    const result<std::vector<layer>> offered = offer(s, saved->all_layers(), saved->cells(), last);
+    if (!offered) return error{offered.message()};
+    std::vector<plan> plans;
+    for (const layer& l : *offered) {
+      plans.push_back(judge(policy_, l, s.at, workspace_));
+      if (!equal_counts(plans.back()) || plans.back().tokens_after() != plans[0].tokens_after()) return unequal();
     }
     std::vector<std::uint8_t> fewer = saved->rebuilt(plans);
     if (llama_state_seq_set_data(context_, fewer.data(), fewer.size(), sequence) != fewer.size()) {
       llama_state_seq_set_data(context_, bytes.data(), bytes.size(), sequence);
       return error{"state: llama.cpp did not take the compressed one"};
     }
-    for (std::size_t i = 0; i < plans.size(); ++i) observe(i, plans[i]);
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+      lagkv::detail::compact_extras((*offered)[i], plans[i], toward::window);
+      observe(i, plans[i]);
+    }
     done.tokens_after = plans[0].tokens_after();
+    forget_recorded(plans[0], done.tokens_before - done.tokens_after);
     done.bytes_after = done.bytes_before / done.tokens_before * done.tokens_after;
     done.compressed = true;
     advance(s.at, plans[0]);
@@ -275,24 +311,67 @@ class compressor {
 
   // ---- both ----
 
-  result<layer> layer_of(const matrix& keys, const matrix* values, std::span<const std::int32_t> cells, int id) const {
-    const std::string where = " of layer " + std::to_string(id);
-    layer l;
-    l.tokens = cells.size();
-    for (const matrix* m : {&keys, values}) {
-      if (m == nullptr) continue;
-      const std::string what = (m == &keys ? "keys" : "values") + where;
-      if (status ok = check_type(m->type, what); !ok) return error{ok.message()};
-      if (m->width % heads_ != 0)
-        return error{what + ": width " + std::to_string(m->width) + ": must be a multiple of the " + std::to_string(heads_) +
-                     " KV heads"};
-      (m == &keys ? l.keys : l.values) = view(*m, heads_, cells);
-    }
-    if (policy_.needs.values && values == nullptr) return error{"values" + where + ": the policy reads them, the cache has none"};
-    return l;
+  /// Has the probe record what is wanted from now on.
+  status record(const wanted& w) {
+    if (w.any() && probe_ == nullptr)
+      return error{"policy: reads " +
+                   std::string(w.queries > 0 ? "queries"
+                               : w.mass      ? "attention"
+                                             : "positions of rows") +
+                   ": give the compressor a cache_probe"};
+    if (w.any() && llama_n_seq_max(context_) != 1)
+      return error{"recording: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
+    if (probe_ != nullptr) probe_->record(w);
+    return {};
   }
 
-  static error unequal_layers() { return {"cache: its layers differ in width, so their heads are not known: not taken"}; }
+  /// The rows that a plan has freed are gone.
+  void forget_recorded(const plan& p, std::size_t freed) {
+    if (probe_ != nullptr && freed > 0) probe_->recorded().erase(p.judged.begin, freed, p.tokens_before - p.judged.end);
+  }
+
+  /// A budget in bytes becomes a number of tokens as soon as the layers are known.
+  status fit_budget(llama_seq_id sequence) {
+    if (policy_.retain.kind != budget::bytes) return {};
+    if (probe_ != nullptr && !probe_->layers().empty()) return fit_to(probe_->layers());
+    std::vector<std::uint8_t> bytes(llama_state_seq_get_size(context_, sequence));
+    llama_state_seq_get_data(context_, bytes.data(), bytes.size(), sequence);
+    const result<saved_sequence> saved = saved_sequence::parse(bytes);
+    return saved ? fit_to(saved->all_layers()) : status(error{saved.message()});
+  }
+
+  status fit_to(const std::vector<cached_layer>& layers) {
+    const result<layer> first = view(layers[0], heads_, {});
+    if (!first) return error{first.message()};
+    const result<policy> fitted = fit(policy_, *first, layers.size());
+    if (!fitted) return error{fitted.message()};
+    policy_ = *fitted;
+    return {};
+  }
+
+  /// All layers as the policy gets them, checked: judge() and step() cannot fail afterwards.
+  result<std::vector<layer>> offer(const state& s, const std::vector<cached_layer>& cached, std::span<const std::int32_t> cells,
+                                   llama_pos last) {
+    recording* recorded = probe_ != nullptr && probe_->recorded().what().any() ? &probe_->recorded() : nullptr;
+    if (recorded != nullptr) {
+      recorded->truncate(last + 1);
+      if (status ok = recorded->check(last, cells.size(), cached.size()); !ok) return error{ok.message()};
+    }
+    std::vector<layer> layers(cached.size());
+    beside_.assign(cached.size(), extras{});
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (cached[i].keys.width != cached[0].keys.width)
+        return error{"cache: its layers differ in width, so their heads are not known: not taken"};
+      const result<layer> l = view(cached[i], heads_, cells);
+      if (!l) return error{l.message()};
+      layers[i] = *l;
+      if (recorded != nullptr) beside_[i] = recorded->beside(i);
+      beside_[i].protect = s.protect;
+      layers[i].extra = &beside_[i];
+    }
+    if (status ok = check(policy_, layers[0]); !ok) return error{ok.message()};  // the others are of the same form
+    return layers;
+  }
 
   static error unequal() { return {"policy: keeps different numbers of tokens a head, which llama.cpp's cache cannot hold"}; }
 
@@ -308,6 +387,7 @@ class compressor {
   policy policy_;
   cache_probe* probe_;
   lagkv::workspace workspace_;
+  std::vector<extras> beside_;  // what the layers of a call point to
   std::map<llama_seq_id, state> sequences_;
 };
 

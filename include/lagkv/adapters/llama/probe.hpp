@@ -1,11 +1,10 @@
-// Part of lagkv (MIT). Finds a context's cache in host memory, and which cell each position took, from its eval callback.
+// Part of lagkv (MIT). Listens to a context's graphs: finds its cache in host memory and which cell each position took, and
+// records attention for policies that read it.
 #pragma once
 
-#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -13,13 +12,17 @@
 #include <ggml.h>
 #include <llama.h>
 
+#include <lagkv/adapters/llama/nodes.hpp>
+#include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/views.hpp>
+#include <lagkv/strided.hpp>
+#include <lagkv/workspace.hpp>
 
 namespace lagkv::llama {
 
 /// Attach it to the parameters of a context before the context is made, and keep it where it is for as long as the
-/// context lives. It is asked about every node of each graph and asks for none of them: nothing is computed differently
-/// or slowed down. A callback that was set before is still called.
+/// context lives. It is asked about every node of each graph. Unless something is recorded it asks for none of them: nothing
+/// is computed differently or slowed down. A callback that was set before is still called.
 ///
 /// Without a probe (or where it sees a cache it cannot use) compression goes through the state API.
 class cache_probe {
@@ -34,12 +37,6 @@ class cache_probe {
     params.cb_eval = [](ggml_tensor* node, bool ask, void* self) { return static_cast<cache_probe*>(self)->see(node, ask); };
     params.cb_eval_user_data = this;
   }
-
-  struct cached_layer {
-    int id = -1;
-    matrix keys, values;
-    bool has_values() const { return values.data != nullptr; }
-  };
 
   /// The layers whose cache has been seen, in the order of their ids.
   const std::vector<cached_layer>& layers() const { return layers_; }
@@ -56,45 +53,47 @@ class cache_probe {
   /// Tells which cells hold which positions, after the host (or a repack) has put them there by llama_state_seq_set_data.
   void set_cells(std::vector<std::int32_t> cell_of_position) { cells_ = std::move(cell_of_position); }
 
+  /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. A mass needs the
+  /// cache in host memory; queries come from any.
+  void record(const wanted& what) { recording_.keep(what); }
+
+  recording& recorded() { return recording_; }
+
+  /// In place of what has been recorded, after the host has put back the state that `r` was taken beside.
+  void set_recorded(recording r) {
+    r.keep(recording_.what());
+    recording_ = std::move(r);
+  }
+
  private:
-  /// "cache_k_l12" -> 12; -1 for any other name: views and copies of the cache carry the same beginning.
-  static int layer_of(const ggml_tensor* t, char side) {
-    const std::string_view name(t->name), prefix = side == 'k' ? "cache_k_l" : "cache_v_l";
-    if (name.substr(0, prefix.size()) != prefix || name.size() == prefix.size()) return -1;
-    int id = -1;
-    const auto [end, failure] = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), id);
-    return failure == std::errc{} && end == name.data() + name.size() ? id : -1;
-  }
-
-  static const ggml_tensor* origin(const ggml_tensor* t) {
-    while (t != nullptr && t->view_src != nullptr) t = t->view_src;
-    return t;
-  }
-
-  static bool in_host_memory(const ggml_tensor* t) {
-    return t != nullptr && t->data != nullptr && t->buffer != nullptr && ggml_backend_buffer_is_host(t->buffer);
-  }
-
   bool see(ggml_tensor* node, bool ask) {
-    if (ask) {
-      if (node->op == GGML_OP_ROPE) see_positions(node);
-      if (node->op == GGML_OP_SET_ROWS) see_store(node);
+    if (!ask) {  // the node that was asked for last has been computed
+      if (mine_) see_queries(node);
+      return theirs_ ? next_(node, false, next_data_) : true;
     }
-    return next_ != nullptr ? next_(node, ask, next_data_) : !ask;
+    if (node->op == GGML_OP_ROPE) see_positions(node);
+    if (node->op == GGML_OP_SET_ROWS) see_store(node);
+    if (multiplied_ != nullptr && node->op == GGML_OP_SOFT_MAX && node->src[0] == multiplied_) see_softmax(node);
+    mine_ = recording_.what().any() && detail::attention_of(node).layer >= 0;
+    theirs_ = next_ != nullptr && next_(node, true, next_data_);
+    return mine_ || theirs_;
   }
 
   void see_positions(const ggml_tensor* node) {
-    if (layer_of(origin(node->src[0]), 'k') >= 0)  // a context shift rotates the cache itself and renumbers its cells
-      cells_.clear();
-    else
+    if (detail::cached_layer_of(detail::origin(node->src[0]), 'k') < 0) {
       positions_ = node->src[1];
+    } else {  // a context shift rotates the cache itself and renumbers its cells
+      cells_.clear();
+      recording_.clear();
+    }
   }
 
   void see_store(const ggml_tensor* node) {
-    const ggml_tensor* cache = origin(node);
-    const int key_layer = layer_of(cache, 'k'), value_layer = layer_of(cache, 'v');
+    const ggml_tensor* cache = detail::origin(node);
+    const int key_layer = detail::cached_layer_of(cache, 'k'), value_layer = detail::cached_layer_of(cache, 'v');
     if (key_layer < 0 && value_layer < 0) return;
-    if (!in_host_memory(cache)) obstacle_ = "the cache is not in host memory";
+    multiplied_ = nullptr;  // no softmax has followed: recording::check() tells
+    if (!detail::in_host_memory(cache)) obstacle_ = "the cache is not in host memory";
     if (cache->ne[2] > 1) obstacle_ = "the cache has several streams";
     const auto width = static_cast<std::size_t>(cache->ne[0]), cells = static_cast<std::size_t>(cache->ne[1]);
     // Without flash attention values are stored element by element into the transposed cache: rows of one element.
@@ -113,7 +112,7 @@ class cache_probe {
 
   void see_cells(const ggml_tensor* indices) {
     const ggml_tensor* positions = positions_;
-    if (!in_host_memory(indices) || !in_host_memory(positions) || indices->type != GGML_TYPE_I64 ||
+    if (!detail::in_host_memory(indices) || !detail::in_host_memory(positions) || indices->type != GGML_TYPE_I64 ||
         positions->type != GGML_TYPE_I32 || positions->ne[0] < indices->ne[0]) {
       obstacle_ = "the cells of new tokens cannot be seen";
       return;
@@ -128,12 +127,77 @@ class cache_probe {
     }
   }
 
+  /// With flash attention its node says all; without, the scale is known when the softmax is asked about, before anything
+  /// else is computed unless a callback of the host's asks for it: the queries are copied, wherever they lie.
+  void see_queries(const ggml_tensor* node) {
+    const ggml_tensor* q = detail::attention_of(node).queries;
+    queries_.resize(ggml_nbytes(q));
+    ggml_backend_tensor_get(q, queries_.data(), 0, queries_.size());
+    multiplied_ = node;
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) see_softmax(node);
+  }
+
+  void see_softmax(const ggml_tensor* node) {
+    const detail::attention a = detail::attention_of(multiplied_);
+    multiplied_ = nullptr;
+    if (layers_.empty() || a.layer < layers_.front().id) return;
+    if (a.layer == layers_.front().id) begin_batch(a.queries->ne[1]);
+    if (recording_.rows().empty()) return;
+    if (const status ok = add(a, detail::scale_of(node)); !ok) recording_.obstruct(ok.message());
+  }
+
+  void begin_batch(std::int64_t tokens) {
+    if (positions_ == nullptr || positions_->type != GGML_TYPE_I32 || positions_->ne[0] < tokens)
+      return recording_.obstruct("the positions of new tokens cannot be seen");
+    batch_.resize(static_cast<std::size_t>(tokens));
+    ggml_backend_tensor_get(positions_, batch_.data(), 0, batch_.size() * sizeof(llama_pos));
+    recording_.append(batch_);
+    cells_of_rows_.clear();
+    if (recording_.what().mass)
+      for (const llama_pos p : recording_.rows()) cells_of_rows_.push_back(cell_of(p));
+  }
+
+  status add(const detail::attention& a, const result<float>& scale) {
+    if (!scale) return error{scale.message()};
+    const ggml_tensor* q = a.queries;
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float)) return error{"queries are not rows of f32: not taken"};
+    if (q->ne[3] != 1 || a.keys->ne[3] != 1) return error{"the cache has several streams: must be one"};
+    if (q->ne[1] != static_cast<std::int64_t>(batch_.size()))
+      return error{"layers see different numbers of tokens in a micro-batch: not taken"};
+    const auto heads = static_cast<std::size_t>(a.keys->ne[2]);
+    const shape extent{static_cast<std::size_t>(q->ne[2]), static_cast<std::size_t>(q->ne[0])};
+    const auto distance = [&](int i) { return static_cast<std::ptrdiff_t>(q->nb[i] / sizeof(float)); };
+    const strided<float> queries(reinterpret_cast<float*>(queries_.data()), extent, {.head = distance(2), .token = distance(1)},
+                                 batch_.size());
+    tensor keys;
+    if (recording_.what().mass) {
+      const matrix& m = layer(a.layer).keys;
+      if (!obstacle_.empty()) return error{"mass: " + obstacle_};
+      if (const status ok = check_type(m.type, "mass: cache"); !ok) return ok;
+      if (m.width != heads * extent.channels) return error{"mass: the cache's rows are not the keys of all heads: not taken"};
+      for (std::size_t i = 0; i < cells_of_rows_.size(); ++i)
+        if (cells_of_rows_[i] < 0)
+          return error{"mass: the cell of position " + std::to_string(recording_.rows()[i]) + " has not been seen"};
+      keys = view(m, heads, cells_of_rows_);
+    }
+    recording_.add(a.layer, heads, queries, keys, *scale, workspace_);
+    return {};
+  }
+
   ggml_backend_sched_eval_callback next_ = nullptr;
   void* next_data_ = nullptr;
+  bool mine_ = false, theirs_ = false;  // who asked for the node
   std::vector<cached_layer> layers_;
-  std::vector<std::int32_t> cells_;  ///< by position
+  std::vector<std::int32_t> cells_;  // by position
   const ggml_tensor* positions_ = nullptr;
   std::string obstacle_;
+
+  recording recording_;
+  const ggml_tensor* multiplied_ = nullptr;  // the attention node whose queries are held
+  std::vector<std::byte> queries_;
+  std::vector<llama_pos> batch_;
+  std::vector<std::int32_t> cells_of_rows_;
+  lagkv::workspace workspace_;
 };
 
 }  // namespace lagkv::llama

@@ -36,6 +36,13 @@ class saved_sequence {
   const matrix& keys(std::size_t layer) const { return keys_[layer]; }
   const matrix& values(std::size_t layer) const { return values_[layer]; }
 
+  std::vector<cached_layer> all_layers() const {
+    std::vector<cached_layer> all(layers());
+    for (std::size_t i = 0; i < all.size(); ++i)
+      all[i] = {.id = static_cast<int>(i), .keys = keys_[i], .values = has_values() ? values_[i] : matrix{}};
+    return all;
+  }
+
   /// Cells in the order of their tokens: row i of a view is cell cells()[i] of the state.
   std::span<const std::int32_t> cells() const { return cells_; }
   /// Position of each row, ascending.

@@ -8,6 +8,7 @@
 
 #include <ggml.h>
 
+#include <lagkv/layer.hpp>
 #include <lagkv/paged.hpp>
 #include <lagkv/tensor.hpp>
 
@@ -21,6 +22,13 @@ struct matrix {
   std::size_t width = 0;  ///< heads * channels
   std::size_t pitch = 0;  ///< elements from a cell (transposed: from a channel) to the next
   bool transposed = false;
+};
+
+/// One layer of the model. `id` is the model's number of it.
+struct cached_layer {
+  int id = -1;
+  matrix keys, values;
+  bool has_values() const { return values.data != nullptr; }
 };
 
 /// Whether lagkv can read this type. Quantised caches are refused: their rows cannot be viewed as numbers yet.
@@ -43,6 +51,22 @@ inline tensor view(const matrix& m, std::size_t heads, std::span<const std::int3
     default:
       return paged<f16>(static_cast<f16*>(m.data), extent, layout, cells);
   }
+}
+
+/// The rows of `cells` as a layer, or why lagkv cannot read them.
+inline result<layer> view(const cached_layer& cached, std::size_t heads, std::span<const std::int32_t> cells) {
+  const std::string where = " of layer " + std::to_string(cached.id);
+  for (const matrix* m : {&cached.keys, &cached.values}) {
+    if (m->data == nullptr) continue;
+    const std::string what = (m == &cached.keys ? "keys" : "values") + where;
+    if (status ok = check_type(m->type, what); !ok) return error{ok.message()};
+    if (m->width % heads != 0)
+      return error{what + ": width " + std::to_string(m->width) + ": must be a multiple of the " + std::to_string(heads) +
+                   " KV heads"};
+  }
+  layer l{.keys = view(cached.keys, heads, cells), .values = {}, .tokens = cells.size()};
+  if (cached.has_values()) l.values = view(cached.values, heads, cells);
+  return l;
 }
 
 }  // namespace lagkv::llama
