@@ -1,0 +1,253 @@
+// Part of lagkv (MIT). What policies read beside keys and values: recorded by the probe, compacted with the rows.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <llama.h>
+
+#include <lagkv/attention.hpp>
+#include <lagkv/policy.hpp>
+#include <lagkv/strided.hpp>
+
+namespace lagkv::llama {
+
+/// What is recorded. By default nothing is.
+struct wanted {
+  std::size_t queries = 0;  ///< those of the last so many tokens
+  bool mass = false;        ///< the attention that each row has received so far
+  bool positions = false;   ///< the position that each row was decoded at
+
+  bool any() const { return queries > 0 || mass || positions; }
+
+  friend wanted operator|(const wanted& a, const wanted& b) {
+    return {std::max(a.queries, b.queries), a.mass || b.mass, a.positions || b.positions};
+  }
+};
+
+/// What a policy reads of it. Statistics of queries are taken from the last 256 tokens'.
+inline wanted wanted_by(const policy& p) {
+  constexpr std::size_t for_statistics = 256;
+  return {.queries = std::max(p.needs.queries, p.needs.statistics ? for_statistics : 0),
+          .mass = p.needs.mass,
+          .positions = p.needs.mass && p.retain.again};  // a mean mass counts the queries from the row's own on
+}
+
+/// A number a row and head, [heads][rows].
+template <class T>
+class row_array {
+ public:
+  /// New rows are 0.
+  void resize(std::size_t heads, std::size_t rows) {
+    if (heads != heads_ || rows > pitch_) {
+      const std::size_t pitch = rows + rows / 4 + 64;
+      std::vector<T> wider(heads * pitch);
+      for (std::size_t head = 0; head < std::min(heads, heads_); ++head)
+        std::copy_n(data_.data() + head * pitch_, rows_, wider.data() + head * pitch);
+      data_ = std::move(wider), heads_ = heads, pitch_ = pitch;
+    }
+    for (std::size_t head = 0; head < heads && rows > rows_; ++head)
+      std::fill_n(data_.data() + head * pitch_ + rows_, rows - rows_, T{});
+    rows_ = rows;
+  }
+
+  void shrink(std::size_t rows) { rows_ = std::min(rows, rows_); }
+
+  void erase(std::size_t first, std::size_t n) {
+    if (rows_ == 0) return;
+    for (T* head = data_.data(); head != data_.data() + heads_ * pitch_; head += pitch_)
+      std::copy(head + first + n, head + rows_, head + first);
+    rows_ -= n;
+  }
+
+  std::size_t rows() const { return rows_; }
+  T* of(std::size_t head) { return data_.data() + head * pitch_; }
+  side_array<T> view() { return {rows_ > 0 ? data_.data() : nullptr, static_cast<std::ptrdiff_t>(pitch_)}; }
+
+ private:
+  std::vector<T> data_;
+  std::size_t heads_ = 0, pitch_ = 0, rows_ = 0;
+};
+
+/// The attention of a context's one sequence, as far as it is wanted. A plain value: copy it beside a saved state.
+///
+/// Held are at most twice the queries that are wanted, and a float (and an integer for positions) for each row, KV head and
+/// layer. A micro-batch's queries are used when its attention has been computed, and forgotten.
+class recording {
+ public:
+  const wanted& what() const { return what_; }
+
+  /// Why there is none; empty where there is.
+  const std::string& obstacle() const { return obstacle_; }
+
+  /// Positions of the cells of the rows that have been seen, ascending; where only queries are wanted, of the last ones.
+  std::span<const llama_pos> rows() const { return rows_; }
+
+  /// From now on this is wanted: what is not is dropped. What was not recorded for the rows so far cannot be had for them.
+  void keep(const wanted& w) {
+    if (!w.any() || (w.mass && !what_.mass) || (w.positions && !what_.positions)) clear();
+    for (layer_part& l : layers_) {
+      if (!w.mass) l.mass = {};
+      if (!w.positions) l.positions = {};
+      if (w.queries == 0) l.queries = {};
+    }
+    what_ = w;
+  }
+
+  void clear() { rows_.clear(), layers_.clear(), obstacle_.clear(); }
+
+  void obstruct(std::string why) {
+    if (obstacle_.empty()) obstacle_ = std::move(why);
+  }
+
+  /// A micro-batch has come. Where it begins at or before the last row, the host has taken rows back; what those attended to
+  /// stays counted.
+  void append(std::span<const llama_pos> batch) {
+    for (std::size_t i = 1; i < batch.size(); ++i)
+      if (batch[i] != batch[i - 1] + 1)
+        return obstruct("position " + std::to_string(batch[i]) + " after " + std::to_string(batch[i - 1]) +
+                        " in one micro-batch: must be consecutive");
+    truncate(batch.front());
+    if (!rows_.empty() && rows_.back() + 1 != batch.front()) clear();  // some have been decoded unseen
+    if (rows_.empty()) obstacle_.clear();
+    rows_.insert(rows_.end(), batch.begin(), batch.end());
+  }
+
+  /// Its attention in one layer: queries [query heads][tokens of the micro-batch][channels], f32, channels adjacent; keys of
+  /// all rows, read for the mass only.
+  void add(int id, std::size_t heads, const tensor& queries, const tensor& keys, float scale, workspace& ws) {
+    if (!obstacle_.empty()) return;
+    layer_part& l = part(id);
+    if (l.last == rows_.back()) return obstruct("layers of the model share a cache: not taken");
+    l.last = rows_.back(), l.scale = scale;
+    l.query_heads = queries.heads(), l.channels = queries.channels();
+    if (what_.queries > 0) add_queries(l, queries);
+    if (what_.positions) {
+      const std::size_t known = l.positions.rows();
+      l.positions.resize(heads, rows_.size());
+      for (std::size_t head = 0; head < heads; ++head)
+        for (std::size_t row = known; row < rows_.size(); ++row)
+          l.positions.of(head)[row] = static_cast<std::uint32_t>(rows_[row]);
+    }
+    if (!what_.mass) return;
+    l.mass.resize(heads, rows_.size());
+    extras beside;
+    beside.queries = queries, beside.mass = l.mass.view(), beside.scale = scale;
+    layer rows;
+    rows.keys = keys, rows.tokens = rows_.size(), rows.extra = &beside;
+    observe(rows, queries.capacity(), ws);
+  }
+
+  /// The host has taken back the rows from this position on.
+  void truncate(llama_pos end) {
+    const std::size_t before = rows_.size();
+    while (!rows_.empty() && rows_.back() >= end) rows_.pop_back();
+    const std::size_t taken = before - rows_.size();
+    if (taken == 0) return;
+    for (layer_part& l : layers_) {
+      l.last = rows_.empty() ? -1 : rows_.back();
+      l.queries.resize((l.held() - std::min(taken, l.held())) * l.width());
+      l.mass.shrink(rows_.size()), l.positions.shrink(rows_.size());
+    }
+  }
+
+  /// Rows [first, first + n) are gone; all behind them but the last `window` may have changed their places. The arrays have
+  /// been compacted toward the window.
+  void erase(std::size_t first, std::size_t n, std::size_t window) {
+    if (of_every_row())
+      rows_.erase(rows_.begin() + static_cast<std::ptrdiff_t>(first), rows_.begin() + static_cast<std::ptrdiff_t>(first + n));
+    else if (rows_.size() > window)
+      rows_.erase(rows_.begin(), rows_.end() - static_cast<std::ptrdiff_t>(window));
+    for (layer_part& l : layers_) {
+      l.mass.erase(first, n), l.positions.erase(first, n);
+      if (l.held() > window) l.forget_before(window);
+    }
+  }
+
+  /// Whether it is of the rows that there are: `tokens`, the last one at position `last`.
+  status check(llama_pos last, std::size_t tokens, std::size_t layers) const {
+    if (!what_.any()) return {};
+    if (!obstacle_.empty()) return error{"recording: " + obstacle_};
+    if ((of_every_row() && rows_.size() != tokens) || rows_.empty() || rows_.back() != last)
+      return error{"recording: " + std::to_string(rows_.size()) + " rows have been seen up to position " +
+                   std::to_string(rows_.empty() ? -1 : rows_.back()) + ", there are " + std::to_string(tokens) + " up to " +
+                   std::to_string(last) + ": make the compressor before the first token, give restore() the recording"};
+    if (layers_.size() != layers)
+      return error{"recording: the attention of " + std::to_string(layers_.size()) + " layers has been seen, there are " +
+                   std::to_string(layers)};
+    for (const layer_part& l : layers_) {
+      if (l.last != last)
+        return error{"recording: the attention of layer " + std::to_string(l.id) +
+                     " cannot be seen: something stands between the product of keys and queries and the softmax"};
+      if (what_.queries > 0 && l.queries.empty()) return error{"recording: no queries of the rows that are left"};
+    }
+    return {};
+  }
+
+  /// What is beside keys and values of the i-th layer, until the recording changes.
+  extras beside(std::size_t i) {
+    layer_part& l = layers_[i];
+    extras e;
+    e.mass = l.mass.view(), e.positions = l.positions.view(), e.scale = l.scale;
+    const std::size_t n = std::min(l.held(), what_.queries);
+    if (n > 0)
+      e.queries =
+          strided<float>(l.queries.data() + (l.held() - n) * l.width(), {l.query_heads, l.channels},
+                         {.head = static_cast<std::ptrdiff_t>(l.channels), .token = static_cast<std::ptrdiff_t>(l.width())}, n);
+    return e;
+  }
+
+ private:
+  struct layer_part {
+    int id = -1;
+    llama_pos last = -1;  ///< position of the last token that was added
+    float scale = 0;
+    std::size_t query_heads = 0, channels = 0;
+    std::vector<float> queries;  ///< [tokens][query heads][channels]
+    row_array<float> mass;
+    row_array<std::uint32_t> positions;
+
+    std::size_t width() const { return query_heads * channels; }
+    std::size_t held() const { return queries.empty() ? 0 : queries.size() / width(); }
+    void forget_before(std::size_t last_tokens) {
+      queries.erase(queries.begin(), queries.end() - static_cast<std::ptrdiff_t>(last_tokens * width()));
+    }
+  };
+
+  bool of_every_row() const { return what_.mass || what_.positions; }
+
+  layer_part& part(int id) {
+    auto at = layers_.begin();
+    while (at != layers_.end() && at->id < id) ++at;
+    if (at == layers_.end() || at->id != id) {
+      at = layers_.insert(at, layer_part{});
+      at->id = id;
+    }
+    return *at;
+  }
+
+  /// Up to twice what is wanted is held, so that a token of an answer moves the others seldom.
+  void add_queries(layer_part& l, const tensor& queries) {
+    const std::size_t given = queries.capacity(), n = std::min(given, what_.queries);
+    if (l.held() + n > 2 * what_.queries) l.forget_before(std::min(l.held(), what_.queries - n));
+    const std::size_t before = l.queries.size();
+    l.queries.resize(before + n * l.width());
+    float* to = l.queries.data() + before;
+    for (std::size_t token = given - n; token < given; ++token)
+      for (std::size_t head = 0; head < l.query_heads; ++head, to += l.channels)
+        std::memcpy(to, queries.at(head, {token, token + 1}).data, l.channels * sizeof(float));
+  }
+
+  wanted what_;
+  std::string obstacle_;
+  std::vector<llama_pos> rows_;
+  std::vector<layer_part> layers_;
+};
+
+}  // namespace lagkv::llama
