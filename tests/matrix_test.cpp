@@ -198,7 +198,7 @@ INSTANTIATE_TEST_SUITE_P(all, matrix,
 class ragged : public testing::TestWithParam<std::string> {};
 
 TEST_P(ragged, heads_share_one_budget_and_go_on_by_themselves) {
-  const std::string text = GetParam() + "sink=3,recent=6,keep=0.4,select=adakv,safeguard=0.5";
+  const std::string text = GetParam() + "sink=3,recent=6,keep=0.4,select=adaptive,safeguard=0.5";
   const auto parsed = lagkv::parse(text, lagkv::all_methods());
   ASSERT_TRUE(parsed) << parsed.message();
   const cube k = make_cube(64, 3, tokens, channels), v = make_cube(65, 3, tokens, channels);
@@ -248,7 +248,7 @@ TEST(ragged_decode, each_head_is_a_sequence_of_its_own) {
     return lagkv::strided<float>(memory.data() + head * 150 * channels, {count, channels}, {150 * channels, channels}, 150);
   };
   for (std::size_t h = 0; h < 2; ++h) std::copy_n(k.row(h, 0), 100 * channels, memory.data() + h * 150 * channels);
-  const lagkv::policy p = named_any("key_diff:sink=2,recent=10,keep=0.3,select=adakv");
+  const lagkv::policy p = named_any("key_diff:sink=2,recent=10,keep=0.3,select=adaptive");
   lagkv::workspace ws;
   const lagkv::plan plan = lagkv::judge(p, {view(0, 2), {}, 100}, {}, ws);
   ASSERT_NE(plan.tokens_after(0), plan.tokens_after(1)) << "or this shows nothing";
@@ -275,7 +275,7 @@ TEST(ties, go_to_the_earlier_token) {
   for (float& x : same.x) x = 0.5F;
   for (const char* scorer : {"key_norm:", "value_norm:", "key_diff:", "cur:window=60,", "manifold:", "leverage:", "tova:",
                              "snapkv:window=4,kernel=1,", "expected_attention:", "fuse:key_norm+key_diff,"})
-    for (const char* select : {"top_k", "chunks,chunk=4", "adakv,safeguard=1"}) {
+    for (const char* select : {"top_k", "chunks,chunk=4", "adaptive,safeguard=1"}) {
       const std::string text = std::string(scorer) + "sink=4,recent=16,keep=0.5,select=" + select;
       SCOPED_TRACE(text);
       asked_cache c(layout::heads_first, dtype::f32, same, same, cube(2, 80, 4));

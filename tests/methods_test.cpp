@@ -117,7 +117,7 @@ TEST_P(golden_layouts, adakv_masks) {
       SCOPED_TRACE(lagkv::simd::name(target));
       cache ours(GetParam(), dtype::f32, k, v);
       lagkv::workspace ws(target);
-      const lagkv::policy policy = named_any(std::string("key_diff:sink=0,recent=0,select=adakv,safeguard=0.2,keep=") + keep);
+      const lagkv::policy policy = named_any(std::string("key_diff:sink=0,recent=0,select=adaptive,safeguard=0.2,keep=") + keep);
       const lagkv::layer layer = ours.layer(c.tokens);
       EXPECT_EQ(check(policy, layer).message(), "policy: keeps different numbers of tokens a head, which this cache cannot hold");
       ASSERT_EQ(check(policy, layer, true).message(), "");

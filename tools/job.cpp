@@ -100,7 +100,7 @@ lagkv::status check_policy(const options& o, job& j) {
   if (o.scores && !j.policy.score) return lagkv::error{"scores: " + j.method + " has none"};
   if (j.policy.ragged && !o.steps.empty())
     return lagkv::error{
-        "steps: with select=adakv heads have different lengths after the first compression, so no array can take the next "
+        "steps: with select=adaptive heads have different lengths after the first compression, so no array can take the next "
         "step: leave --steps out"};
   return {};
 }

@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
   CLI::App app(
       "Compresses keys and values of one layer in .npy files: [heads, tokens, dim], float32 or float16.\n"
       "Writes kept.npy (original positions, [heads, n]), kept_mask.npy ([heads, tokens]), keys.npy and values.npy to a\n"
-      "folder; with select=adakv, where heads keep different numbers of tokens, only kept_mask.npy.");
+      "folder; with select=adaptive, where heads keep different numbers of tokens, only kept_mask.npy.");
   app.name("lagkv-npy");
   app.add_option("--policy", o.policy, "a policy, such as lagkv:lag=128,ratio=0.25 (--list tells what there is)");
   app.add_option("--keys", o.keys, "keys");

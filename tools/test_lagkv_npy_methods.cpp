@@ -148,7 +148,7 @@ TEST_F(presses, expected_attention) {
 TEST_F(presses, adakv_keeps_different_numbers_a_head) {
   for (const share& s : shares) {
     fs::remove_all(out());
-    const run_result r = compress("key_diff:sink=0,recent=0,select=adakv,keep=" + s.keep, input(), "--scores");
+    const run_result r = compress("key_diff:sink=0,recent=0,select=adaptive,keep=" + s.keep, input(), "--scores");
     expect_fine(r);
     const std::string rows_text = s.rows == 150 ? "from 93 to 207 of 300" : "from 34 to 116 of 300";
     EXPECT_NE(r.output.find(rows_text), std::string::npos) << r.output;
@@ -156,11 +156,11 @@ TEST_F(presses, adakv_keeps_different_numbers_a_head) {
     expect_scores(golden_score("key_diff"), 0, tokens);
     for (const char* absent : {"kept.npy", "keys.npy", "values.npy", "lengths.npy"}) EXPECT_FALSE(fs::exists(out() / absent));
   }
-  expect_fine(compress("key_diff:select=adakv,capacity=100", input(), "--protect 40-49"));
+  expect_fine(compress("key_diff:select=adaptive,capacity=100", input(), "--protect 40-49"));
   const npy::array mask = load(out() / "kept_mask.npy");
   EXPECT_EQ(std::accumulate(mask.as<std::uint8_t>().begin(), mask.as<std::uint8_t>().end(), 0), 200);
   for (std::size_t p = 40; p < 50; ++p) EXPECT_TRUE(kept(0, p) && kept(1, p)) << p;
-  expect_fine(compress("h2o:select=adakv", input(), with_queries()));
+  expect_fine(compress("h2o:select=adaptive", input(), with_queries()));
 }
 
 TEST_F(presses, scores_of_partitions_and_fusions) {
@@ -409,8 +409,8 @@ TEST_F(presses, refuses_what_does_not_fit) {
   save({4, 64, 64});
   expect_refused(with("expected_attention", "--query-covariance"), "must be those of query_mean");
   expect_refused(compress("snapkv", input(), "--queries " + (folder_ / "absent.npy").string()), "cannot be opened");
-  expect_refused(compress("key_norm:select=adakv", input(), "--steps 300"),
-                 "steps: with select=adakv heads have different lengths");
+  expect_refused(compress("key_norm:select=adaptive", input(), "--steps 300"),
+                 "steps: with select=adaptive heads have different lengths");
   for (const char* positions : {"3,x", "3-", "-3", "9-7", "3,,4", "1.5"})
     expect_refused(compress("key_norm", input(), "--protect=" + std::string(positions)), "must be positions such as");
   expect_refused(compress("key_norm", input(), "--protect 290-300"), "'290-300': must be below the 300 tokens");

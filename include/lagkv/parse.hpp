@@ -34,10 +34,10 @@ inline constexpr parameter shared_parameters[] = {
     {"recent_share", parameter::kind::number, parameter::none, "must be from 0 to 1",
      "share of the budget that the last tokens take at least (default: the method's own, 0 for most)"},
     {"pool", parameter::kind::odd, 1, accepts::odd, "neighbours that scores are averaged over"},
-    {"select", parameter::kind::word, 0, "top_k|chunks|adakv", "how tokens are picked by their scores"},
+    {"select", parameter::kind::word, 0, "top_k|chunks|adaptive", "how tokens are picked by their scores"},
     {"chunk", parameter::kind::positive, 20, accepts::positive, "with select=chunks: tokens a chunk"},
     {"safeguard", parameter::kind::number, 0.2, "must be from 0 to 1",
-     "with select=adakv: share of its even part that each head keeps for sure"},
+     "with select=adaptive: share of its even part that each head keeps for sure"},
     {"pyramid", parameter::kind::number, 0, "must be 0, or from 1 to 1000000",
      "beta of budgets that fall from layer to layer; 0: all equal"}};
 
@@ -134,13 +134,13 @@ inline policy_options options_of(std::span<const double> v) {
   const auto count = [](double x) { return static_cast<std::size_t>(x); };
   policy_options o;
   o.sink = count(v[0]);
-  if (v[1] >= 0) o.recent = count(v[1]);
+  if (v[1] != parameter::none) o.recent = count(v[1]);
   o.lag = count(v[2]);
-  if (v[3] >= 0) o.keep = v[3];
-  if (v[4] >= 0) o.capacity = count(v[4]);
-  if (v[5] >= 0) o.budget_mb = v[5];
+  if (v[3] != parameter::none) o.keep = v[3];
+  if (v[4] != parameter::none) o.capacity = count(v[4]);
+  if (v[5] != parameter::none) o.budget_mb = v[5];
   o.every = count(v[6]);
-  if (v[7] >= 0) o.recent_share = v[7];
+  if (v[7] != parameter::none) o.recent_share = v[7];
   o.pool = count(v[8]);
   o.select = static_cast<selection>(v[9]);
   o.chunk = count(v[10]), o.safeguard = v[11], o.pyramid = v[12];

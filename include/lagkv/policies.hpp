@@ -28,24 +28,26 @@ inline constexpr parameter lagkv_parameters[] = {
     {"value_weight", parameter::kind::number, 1, "must be from 0 to 1000000", "weight of the values' score; 0: keys only"},
     {"form", parameter::kind::word, 0, "paper|local|kvpress|kvpress_cross", "variant"}};
 
-inline constexpr method lagkv_method{.name = "lagkv",
-                                     .meaning = "deviation of keys and values from the range of the next partition",
-                                     .source = "arXiv 2504.04704",
-                                     .reads = "keys, values",
-                                     .parameters = std::span(lagkv_parameters).subspan(3, 1),
-                                     .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-                                       if (lag == 0) return error{"lag=0: lagkv compares partitions: must be 1 or more"};
-                                       return part_of(lag_relative{.lag = lag, .value_weight = static_cast<float>(v[0])});
-                                     },
-                                     .whole_parameters = lagkv_parameters,
-                                     .whole =
-                                         [](std::span<const double> v) {
-                                           return make_lagkv({.sink = static_cast<std::size_t>(v[0]),
-                                                              .lag = static_cast<std::size_t>(v[1]),
-                                                              .ratio = v[2],
-                                                              .value_weight = v[3],
-                                                              .form = static_cast<lagkv_form>(v[4])});
-                                         }};
+inline constexpr method lagkv_method{
+    .name = "lagkv",
+    .meaning = "deviation of keys and values from the range of the next partition",
+    .source = "arXiv 2504.04704",
+    .reads = "keys, values",
+    .parameters = std::span(lagkv_parameters).subspan(3, 1),
+    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
+      if (lag == 0) return error{"lag=0: lagkv compares partitions: must be 1 or more"};
+      return part_of(lag_relative{.lag = lag, .value_weight = static_cast<float>(v[0])});
+    },
+    .whole_parameters = lagkv_parameters,
+    .whole =
+        [](std::span<const double> v) {
+          return make_lagkv({.sink = static_cast<std::size_t>(v[0]),
+                             .lag = static_cast<std::size_t>(v[1]),
+                             .ratio = v[2],
+                             .value_weight = v[3],
+                             .form = static_cast<lagkv_form>(v[4])});
+        },
+};
 
 inline constexpr parameter streaming_llm_parameters[] = {
     {"sink", parameter::kind::count, 4, accepts::count, "first tokens, always kept"},
@@ -61,11 +63,14 @@ inline constexpr method streaming_llm_method{
     .parameters = {},
     .make = nullptr,
     .whole_parameters = streaming_llm_parameters,
-    .whole = [](std::span<const double> v) {
-      const double capacity = v[1] < 0 ? 0 : v[1], keep = v[2] < 0 ? 0 : v[2];
-      return make_streaming_llm(
-          {.sink = static_cast<std::size_t>(v[0]), .capacity = static_cast<std::size_t>(capacity), .keep = keep});
-    }};
+    .whole =
+        [](std::span<const double> v) {
+          streaming_llm_options o{.sink = static_cast<std::size_t>(v[0])};
+          if (v[1] != parameter::none) o.capacity = static_cast<std::size_t>(v[1]);
+          if (v[2] != parameter::none) o.keep = v[2];
+          return make_streaming_llm(o);
+        },
+};
 
 namespace detail {
 

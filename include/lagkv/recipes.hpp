@@ -42,9 +42,9 @@ struct lagkv_options {
 
 /// StreamingLLM (arXiv 2309.17453): the first `sink` tokens and the most recent ones. Give one of the two budgets.
 struct streaming_llm_options {
-  std::size_t sink = 4;      ///< the paper's
-  std::size_t capacity = 0;  ///< rows kept, sinks included
-  double keep = 0;           ///< share kept of all tokens seen
+  std::size_t sink = 4;                   ///< the paper's
+  std::optional<std::size_t> capacity{};  ///< rows kept, sinks included
+  std::optional<double> keep{};           ///< share kept of all tokens seen
 };
 
 /// How a policy picks by scores.
@@ -59,16 +59,16 @@ enum class selection : std::uint8_t {
 struct policy_options {
   std::size_t sink = 4;  ///< first tokens, always kept (StreamingLLM's number)
   /// Last tokens, always kept: the window. Not given: the method's own, 32 for most.
-  std::optional<std::size_t> recent;
+  std::optional<std::size_t> recent{};
   /// 0: all tokens between sinks and window are judged at once, against all tokens in use. Else partitions of that many
   /// tokens are judged one by one, each against the next, as LagKV does; the last one is the window.
   std::size_t lag = 0;
-  std::optional<double> keep;           ///< share of all tokens seen, or (with lag) of each partition; none is judged twice
-  std::optional<std::size_t> capacity;  ///< rows kept; survivors are judged again with the tokens that come
-  std::optional<double> budget_mb;      ///< the same in 10^6 bytes for all layers together: fit() makes it a capacity
-  std::size_t every = 1;                ///< with capacity: judge when so many rows exceed it
+  std::optional<double> keep{};           ///< share of all tokens seen, or (with lag) of each partition; none is judged twice
+  std::optional<std::size_t> capacity{};  ///< rows kept; survivors are judged again with the tokens that come
+  std::optional<double> budget_mb{};      ///< the same in 10^6 bytes for all layers together: fit() makes it a capacity
+  std::size_t every = 1;                  ///< with capacity: judge when so many rows exceed it
   /// The window is at least this share of the budget. Not given: the method's own, 0 for most, 0.5 for h2o.
-  std::optional<double> recent_share;
+  std::optional<double> recent_share{};
   std::size_t pool = 1;  ///< average scores over so many neighbours (odd)
   selection select = selection::top_k;
   std::size_t chunk = 20;  ///< tokens a chunk
@@ -132,20 +132,20 @@ inline result<policy> make_lagkv(const lagkv_options& o = {}) {
 /// StreamingLLM as a policy. Needs no scores: no key and no value is read.
 inline result<policy> make_streaming_llm(const streaming_llm_options& o) {
   if (status s = detail::check_count("sink", o.sink, 0); !s) return error{s.message()};
-  if ((o.capacity == 0) == (o.keep == 0)) return error{"capacity, keep: give one of them"};
+  if (o.capacity.has_value() == o.keep.has_value()) return error{"capacity, keep: give one of them"};
   policy p;
-  p.retain = {.sink = o.sink, .kind = budget::share_of_all, .amount = o.keep, .oldest_first = true};
-  if (o.capacity != 0) {
-    if (status s = detail::check_count("capacity", o.capacity, o.sink + 1); !s) return error{s.message()};
+  p.retain = {.sink = o.sink, .kind = budget::share_of_all, .amount = o.keep.value_or(0), .oldest_first = true};
+  if (o.capacity) {
+    if (status s = detail::check_count("capacity", *o.capacity, o.sink + 1); !s) return error{s.message()};
     p.retain.kind = budget::capacity;
-    p.retain.amount = static_cast<double>(o.capacity);
-  } else if (status s = detail::check_share("keep", o.keep); !s) {
+    p.retain.amount = static_cast<double>(*o.capacity);
+  } else if (status s = detail::check_share("keep", *o.keep); !s) {
     return error{s.message()};
   }
   return p;
 }
 
-/// A policy from a method's part, of which `lag` is the length of partitions.
+/// A policy from a method's part. Where its scorer works in partitions their length must be o.lag.
 inline result<policy> make_policy(const part& method, const policy_options& o = {}) {
   const std::size_t recent = o.recent.value_or(method.recent);
   const double recent_share = o.recent_share.value_or(method.recent_share);
@@ -196,8 +196,8 @@ requires(!std::is_same_v<Scorer, part>) result<policy> make_policy(Scorer s, con
   return make_policy(part_of(s), o);
 }
 
-/// A policy from up to four methods: their scores become ranks, within each partition or the judged range of a head, and
-/// the ranks add up, each times its part's weight.
+/// A policy from two to four methods, whose scorers work in partitions of o.lag: their scores become ranks, within each partition
+/// or the judged range of a head, and the ranks add up, each times its part's weight.
 inline result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}) {
   constexpr std::size_t most = policy::most_fused + 1;
   if (parts.size() < 2 || parts.size() > most)

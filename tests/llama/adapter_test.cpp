@@ -730,7 +730,7 @@ TEST(LlamaAdapter, PoliciesOfUnevenSizesAreRefused) {
   session s({});
   ASSERT_TRUE(s.feed(120));
   const bytes before = s.state();
-  for (auto [policy, why] : {std::pair{"key_diff:keep=0.5,select=adakv", "different numbers of tokens a head"},
+  for (auto [policy, why] : {std::pair{"key_diff:keep=0.5,select=adaptive", "different numbers of tokens a head"},
                              std::pair{"key_diff:keep=0.5,pyramid=20", "layers keep different numbers of tokens"}}) {
     const auto made = lagkv::llama::compressor::make(s.context.get(), *lagkv::parse(policy), &s.probe);
     ASSERT_FALSE(made) << policy;

@@ -53,13 +53,15 @@ inline part part_of(const cur& s) { return {.score = s, .needs = {.values = true
 inline constexpr parameter cur_parameters[] = {
     {"window", parameter::kind::positive, 16, accepts::positive, "tokens that norms are compared with"}};
 
-inline constexpr method cur_method{.name = "cur",
-                                   .meaning = "large norms of key and value among neighbours",
-                                   .source = "arXiv 2509.15038",
-                                   .reads = "keys, values",
-                                   .parameters = cur_parameters,
-                                   .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-                                     return part_of(cur{static_cast<std::size_t>(v[0]), lag});
-                                   }};
+inline constexpr method cur_method{
+    .name = "cur",
+    .meaning = "large norms of key and value among neighbours",
+    .source = "arXiv 2509.15038",
+    .reads = "keys, values",
+    .parameters = cur_parameters,
+    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
+      return part_of(cur{static_cast<std::size_t>(v[0]), lag});
+    },
+};
 
 }  // namespace lagkv

@@ -100,6 +100,7 @@ inline constexpr method expected_attention_method{
       if (!(v[2] >= 0 && v[2] <= 1e6))
         return error{"epsilon=" + std::to_string(v[2]) + ": " + std::string(expected_attention_parameters[2].range)};
       return part_of(expected_attention{lag, v[0] != 0, v[1] != 0, v[2]});
-    }};
+    },
+};
 
 }  // namespace lagkv

@@ -57,6 +57,7 @@ inline constexpr method h2o_method{
     .source = "arXiv 2306.14048",
     .reads = "running attention mass (or queries, or attention weights, of all tokens)",
     .parameters = h2o_parameters,
-    .make = [](std::span<const double> v, std::size_t) -> result<part> { return part_of(h2o{static_cast<h2o::form>(v[0])}); }};
+    .make = [](std::span<const double> v, std::size_t) -> result<part> { return part_of(h2o{static_cast<h2o::form>(v[0])}); },
+};
 
 }  // namespace lagkv

@@ -44,6 +44,7 @@ inline constexpr method key_diff_method{
     .source = "arXiv 2504.15364",
     .reads = "keys",
     .parameters = {},
-    .make = [](std::span<const double>, std::size_t lag) -> result<part> { return part_of(key_diff{lag}); }};
+    .make = [](std::span<const double>, std::size_t lag) -> result<part> { return part_of(key_diff{lag}); },
+};
 
 }  // namespace lagkv

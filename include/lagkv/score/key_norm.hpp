@@ -25,6 +25,7 @@ inline constexpr method key_norm_method{
     .source = "arXiv 2406.11430",
     .reads = "keys",
     .parameters = {},
-    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(key_norm{}); }};
+    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(key_norm{}); },
+};
 
 }  // namespace lagkv

@@ -100,6 +100,7 @@ inline constexpr method leverage_method{
       if (!(v[1] > 0 && v[1] <= 1e6))
         return error{"ridge=" + std::to_string(v[1]) + ": " + std::string(leverage_parameters[1].range)};
       return part_of(leverage{lag, static_cast<std::size_t>(v[0]), v[1], static_cast<std::uint64_t>(v[2])});
-    }};
+    },
+};
 
 }  // namespace lagkv

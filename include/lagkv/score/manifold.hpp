@@ -39,13 +39,15 @@ inline part part_of(const manifold& s) { return {.score = s, .needs = {.all_rows
 inline constexpr parameter manifold_parameters[] = {
     {"window", parameter::kind::count, 0, accepts::count, "tokens that share a centroid; 0: one centroid"}};
 
-inline constexpr method manifold_method{.name = "manifold",
-                                        .meaning = "keys far from the centroid",
-                                        .source = "arXiv 2602.08343",
-                                        .reads = "keys",
-                                        .parameters = manifold_parameters,
-                                        .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-                                          return part_of(manifold{static_cast<std::size_t>(v[0]), lag});
-                                        }};
+inline constexpr method manifold_method{
+    .name = "manifold",
+    .meaning = "keys far from the centroid",
+    .source = "arXiv 2602.08343",
+    .reads = "keys",
+    .parameters = manifold_parameters,
+    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
+      return part_of(manifold{static_cast<std::size_t>(v[0]), lag});
+    },
+};
 
 }  // namespace lagkv

@@ -30,6 +30,7 @@ inline constexpr method paged_eviction_method{
     .source = "arXiv 2509.04377",
     .reads = "keys, values",
     .parameters = {},
-    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(paged_eviction{}); }};
+    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(paged_eviction{}); },
+};
 
 }  // namespace lagkv

@@ -42,13 +42,15 @@ struct random_score {
 inline constexpr parameter random_parameters[] = {
     {"seed", parameter::kind::count, 0, accepts::count, "another seed, other tokens"}};
 
-inline constexpr method random_method{.name = "random",
-                                      .meaning = "random tokens: the baseline to beat",
-                                      .source = "",
-                                      .reads = "2 bytes of each key",
-                                      .parameters = random_parameters,
-                                      .make = [](std::span<const double> v, std::size_t) -> result<part> {
-                                        return part_of(random_score{static_cast<std::uint64_t>(v[0])});
-                                      }};
+inline constexpr method random_method{
+    .name = "random",
+    .meaning = "random tokens: the baseline to beat",
+    .source = "",
+    .reads = "2 bytes of each key",
+    .parameters = random_parameters,
+    .make = [](std::span<const double> v, std::size_t) -> result<part> {
+      return part_of(random_score{static_cast<std::uint64_t>(v[0])});
+    },
+};
 
 }  // namespace lagkv

@@ -34,38 +34,43 @@ inline void gather(const std::byte* from, std::ptrdiff_t stride, std::size_t n, 
 
 }  // namespace detail
 
+namespace detail {
+
+/// The first few rows of a tile whose channels do not lie side by side, widened to f32. Transposed: a few tokens of each
+/// channel in turn; both strided: a row at a time.
+[[gnu::noinline]] inline simd::rows widened(const tensor& x, const tile& t, workspace& ws) {
+  constexpr std::size_t few = 16;
+  const std::size_t channels = x.channels(), element = size_of(x.type()), n = t.tokens < few ? t.tokens : few;
+  float* wide = ws.floats(workspace::wide_rows, (few + 1) * channels + few);
+  float* line = wide + few * channels;
+  const auto bytes = static_cast<std::ptrdiff_t>(element);
+  if (t.token_stride == 1) {
+    for (std::size_t c = 0; c < channels; ++c) {
+      ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(c) * t.channel_stride * bytes, x.type(), n, line);
+      for (std::size_t i = 0; i < n; ++i) wide[i * channels + c] = line[i];
+    }
+  } else {
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * t.token_stride * bytes;
+      gather(row, t.channel_stride, channels, element, reinterpret_cast<std::byte*>(line));
+      ws.kernels().widen(line, x.type(), channels, wide + i * channels);
+    }
+  }
+  return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
+}
+
+}  // namespace detail
+
 /// Calls use(rows, offset) for runs that cover `tokens` of a head in order; offset counts from tokens.begin. Rows whose
 /// channels are adjacent are used where they lie; others (transposed values) are widened to f32 a few at a time.
 template <class Use>
 void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, const Use& use) {
-  constexpr std::size_t few = 16;
-  const std::size_t channels = x.channels(), element = size_of(x.type());
   for (std::size_t at = tokens.begin; at < tokens.end;) {
     const tile t = x.at(head, {at, tokens.end});
-    if (t.channel_stride == 1) {
-      use(simd::rows{t.data, x.type(), t.tokens, channels, t.token_stride}, at - tokens.begin);
-      at += t.tokens;
-      continue;
-    }
-    // Transposed: a few tokens of each channel in turn. Both strided: a row at a time.
-    const std::size_t n = t.tokens < few ? t.tokens : few;
-    float* wide = ws.floats(workspace::wide_rows, (few + 1) * channels + few);
-    float* line = wide + few * channels;
-    const auto bytes = static_cast<std::ptrdiff_t>(element);
-    if (t.token_stride == 1) {
-      for (std::size_t c = 0; c < channels; ++c) {
-        ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(c) * t.channel_stride * bytes, x.type(), n, line);
-        for (std::size_t i = 0; i < n; ++i) wide[i * channels + c] = line[i];
-      }
-    } else {
-      for (std::size_t i = 0; i < n; ++i) {
-        const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * t.token_stride * bytes;
-        detail::gather(row, t.channel_stride, channels, element, reinterpret_cast<std::byte*>(line));
-        ws.kernels().widen(line, x.type(), channels, wide + i * channels);
-      }
-    }
-    use(simd::rows{wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)}, at - tokens.begin);
-    at += n;
+    const simd::rows rows =
+        t.channel_stride == 1 ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride} : detail::widened(x, t, ws);
+    use(rows, at - tokens.begin);
+    at += rows.tokens;
   }
 }
 

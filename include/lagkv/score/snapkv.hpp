@@ -35,13 +35,15 @@ inline constexpr parameter snapkv_parameters[] = {
     {"window", parameter::kind::positive, 64, accepts::positive, "queries that vote"},
     {"kernel", parameter::kind::odd, 5, accepts::odd, "neighbours that scores are averaged over"}};
 
-inline constexpr method snapkv_method{.name = "snapkv",
-                                      .meaning = "attention of the last queries",
-                                      .source = "arXiv 2404.14469",
-                                      .reads = "keys, queries (or attention weights) of the last `window` tokens",
-                                      .parameters = snapkv_parameters,
-                                      .make = [](std::span<const double> v, std::size_t) -> result<part> {
-                                        return part_of(snapkv{static_cast<std::size_t>(v[0]), static_cast<std::size_t>(v[1])});
-                                      }};
+inline constexpr method snapkv_method{
+    .name = "snapkv",
+    .meaning = "attention of the last queries",
+    .source = "arXiv 2404.14469",
+    .reads = "keys, queries (or attention weights) of the last `window` tokens",
+    .parameters = snapkv_parameters,
+    .make = [](std::span<const double> v, std::size_t) -> result<part> {
+      return part_of(snapkv{static_cast<std::size_t>(v[0]), static_cast<std::size_t>(v[1])});
+    },
+};
 
 }  // namespace lagkv

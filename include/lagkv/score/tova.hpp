@@ -25,11 +25,13 @@ inline part part_of(const tova& s) {
   return {.score = s, .adjust = mean_of_heads{}, .needs = {.all_rows = true, .queries = 1}, .recent = 1};
 }
 
-inline constexpr method tova_method{.name = "tova",
-                                    .meaning = "attention of the last query, mean over heads",
-                                    .source = "arXiv 2401.06104",
-                                    .reads = "keys, query (or attention weights) of the last token",
-                                    .parameters = {},
-                                    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(tova{}); }};
+inline constexpr method tova_method{
+    .name = "tova",
+    .meaning = "attention of the last query, mean over heads",
+    .source = "arXiv 2401.06104",
+    .reads = "keys, query (or attention weights) of the last token",
+    .parameters = {},
+    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(tova{}); },
+};
 
 }  // namespace lagkv

@@ -26,6 +26,7 @@ inline constexpr method value_norm_method{
     .source = "after arXiv 2406.12335",
     .reads = "values",
     .parameters = {},
-    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(value_norm{}); }};
+    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(value_norm{}); },
+};
 
 }  // namespace lagkv
