@@ -298,6 +298,18 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
   EXPECT_EQ(lagkv::step(named_any("snapkv:window=16"), l, at, ws), 30U) << "fewer queries than wished for do";
 }
 
+TEST(needs, a_scorer_that_reads_all_rows_sees_none_moved) {
+  const cube k = make_cube(80, 2, 200, 8), q = make_cube(81, 4, 200, 8);
+  for (const char* text : {"snapkv:window=8,lag=16,keep=0.25", "h2o:lag=16,keep=0.25", "tova:lag=16,keep=0.25"}) {
+    asked_cache c(layout::heads_first, dtype::f32, k, k, q);
+    lagkv::workspace ws;
+    const lagkv::plan plan = lagkv::judge(named_any(text), c.layer(200), {}, ws);
+    lagkv::cursor at;
+    lagkv::step(named_any(text), c.layer(200), at, ws);
+    EXPECT_EQ(ws.decision.kept, plan.kept) << text;
+  }
+}
+
 TEST(needs, wrong_queries_are_named) {
   const cube x = make_cube(79, 2, 60, 4);
   cache c(layout::heads_first, dtype::f32, x, x);
