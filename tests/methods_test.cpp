@@ -51,6 +51,26 @@ testing::AssertionResult same_but_for_ties(const std::set<std::size_t>& ours, co
   return testing::AssertionSuccess();
 }
 
+/// Expects the tokens that the reference kept at a half and at three quarters removed; `scores` [heads][tokens].
+void expect_golden_kept(const golden_case& c, const std::string& prefix, const lagkv::policy& policy, const lagkv::layer& layer,
+                        const std::vector<std::vector<double>>& scores, lagkv::workspace& ws) {
+  for (auto [removed, file] : {std::pair{.5, "kept_0.5"}, {.75, "kept_0.75"}}) {
+    const auto kept = golden<int>(c, prefix + file);
+    lagkv::policy some = policy;
+    some.retain.amount = 1 - removed;
+    const lagkv::plan plan = lagkv::judge(some, layer, {}, ws);
+    ASSERT_EQ(plan.tokens_after() * c.heads, kept.size());
+    for (std::size_t h = 0; h < c.heads; ++h) {
+      std::set<std::size_t> a, b;
+      for (std::size_t i = 0; i < plan.tokens_after(); ++i) {
+        a.insert(plan.source(h, i));
+        b.insert(static_cast<std::size_t>(kept[h * plan.tokens_after() + i]));
+      }
+      EXPECT_TRUE(same_but_for_ties(a, b, scores[h])) << "head " << h << ", " << removed << " removed";
+    }
+  }
+}
+
 class kvpress_methods : public testing::TestWithParam<std::tuple<press, layout>> {
  protected:
   golden_case c = golden_of("kvpress").at(0);
@@ -86,21 +106,7 @@ TEST_P(kvpress_methods, scores_and_kept_tokens) {
     // What kvpress protects by a large score is outside the judged range here, or named by its position.
     const std::vector<std::uint32_t> first{0, 1, 2, 3};
     ours.extras.protect = std::span(first).first(p.first);
-    for (auto [removed, file] : {std::pair{.5, "_kept_0.5"}, {.75, "_kept_0.75"}}) {
-      const auto kept = golden<int>(c, p.name + std::string(file));
-      lagkv::policy some = policy;
-      some.retain.amount = 1 - removed;
-      const lagkv::plan plan = lagkv::judge(some, layer, {}, ws);
-      ASSERT_EQ(plan.tokens_after() * c.heads, kept.size());
-      for (std::size_t h = 0; h < c.heads; ++h) {
-        std::set<std::size_t> a, b;
-        for (std::size_t i = 0; i < plan.tokens_after(); ++i) {
-          a.insert(plan.source(h, i));
-          b.insert(static_cast<std::size_t>(kept[h * plan.tokens_after() + i]));
-        }
-        EXPECT_TRUE(same_but_for_ties(a, b, all[h])) << "head " << h << ", " << removed << " removed";
-      }
-    }
+    expect_golden_kept(c, p.name + std::string("_"), policy, layer, all, ws);
   }
 }
 
@@ -172,21 +178,7 @@ TEST_P(golden_layouts, expected_attention) {
           // The reference's logits are f32 sums of up to 100: their rounding alone is 1e-5 of a weight.
           ASSERT_LE(relative(all[h][c.sink + i], reference[h * c.tokens + c.sink + i]), 5e-5) << "token " << i;
         }
-      for (auto [removed, file] : {std::pair{.5, "kept_0.5"}, {.75, "kept_0.75"}}) {
-        const auto kept = golden<int>(c, file);
-        lagkv::policy some = policy;
-        some.retain.amount = 1 - removed;
-        const lagkv::plan plan = lagkv::judge(some, layer, {}, ws);
-        ASSERT_EQ(plan.tokens_after() * c.heads, kept.size());
-        for (std::size_t h = 0; h < c.heads; ++h) {
-          std::set<std::size_t> a, b;
-          for (std::size_t i = 0; i < plan.tokens_after(); ++i) {
-            a.insert(plan.source(h, i));
-            b.insert(static_cast<std::size_t>(kept[h * plan.tokens_after() + i]));
-          }
-          EXPECT_TRUE(same_but_for_ties(a, b, all[h])) << "head " << h;
-        }
-      }
+      expect_golden_kept(c, "", policy, layer, all, ws);
     }
   }
 }

@@ -100,6 +100,18 @@ inline float group_share(const layer& l) {
   return static_cast<float>(l.keys.heads()) / static_cast<float>(side.heads());
 }
 
+namespace detail {
+
+/// Only what add_attention() gives, for all rows in use. The workspace's.
+inline const float* attention_alone(const layer& l, std::size_t head, std::size_t queries, float weight, workspace& ws) {
+  float* weights = ws.floats(workspace::weights, l.tokens);
+  for (std::size_t i = 0; i < l.tokens; ++i) weights[i] = 0.0F;
+  add_attention(l, head, queries, weight, {weights, l.tokens}, ws);
+  return weights;
+}
+
+}  // namespace detail
+
 /// Adds the attention of the last `queries` tokens to extras.mass, as the mean over the query heads of each group: call it
 /// after each chunk or token, with its queries (or weights), before step(). New rows of the mass must be 0. (H2O.)
 inline void observe(const layer& l, std::size_t queries, workspace& ws) {

@@ -19,28 +19,14 @@ enum class toward : std::uint8_t { front, window };
 
 namespace detail {
 
-template <class Unit>
-void move_elements(const tile& from, const tile& to, std::size_t token, std::size_t channels) {
-  auto* source =
-      reinterpret_cast<const std::byte*>(from.data) + static_cast<std::ptrdiff_t>(token * sizeof(Unit)) * from.token_stride;
-  auto* target = to.data + static_cast<std::ptrdiff_t>(token * sizeof(Unit)) * to.token_stride;
-  for (std::size_t c = 0; c < channels; ++c) {
-    std::memcpy(target, source, sizeof(Unit));
-    source += from.channel_stride * static_cast<std::ptrdiff_t>(sizeof(Unit));
-    target += to.channel_stride * static_cast<std::ptrdiff_t>(sizeof(Unit));
-  }
-}
-
 inline void move_row(const tensor& x, const tile& from, const tile& to, std::size_t token) {
-  const auto element = static_cast<std::ptrdiff_t>(size_of(x.type()));
-  if (from.channel_stride == 1 && to.channel_stride == 1) {
-    const auto t = static_cast<std::ptrdiff_t>(token);
-    std::memmove(to.data + t * to.token_stride * element, from.data + t * from.token_stride * element, x.row_bytes());
-  } else if (element == 4) {
-    move_elements<std::uint32_t>(from, to, token, x.channels());
-  } else {
-    move_elements<std::uint16_t>(from, to, token, x.channels());
-  }
+  const auto element = static_cast<std::ptrdiff_t>(size_of(x.type())), t = static_cast<std::ptrdiff_t>(token);
+  const std::byte* source = from.data + t * from.token_stride * element;
+  std::byte* target = to.data + t * to.token_stride * element;
+  if (from.channel_stride == 1 && to.channel_stride == 1)
+    std::memmove(target, source, x.row_bytes());
+  else
+    copy_strided(source, from.channel_stride, target, to.channel_stride, x.channels(), size_of(x.type()));
 }
 
 /// Moves rows [from, from + n) of a head to [to, to + n); the two may overlap.
@@ -131,6 +117,17 @@ void compact(T* data, std::size_t head, const plan& p, toward direction = toward
     else if (to > from)
       for (std::size_t i = n; i-- > 0;) at(to + i) = at(from + i);
   });
+}
+
+/// The side arrays of a layer: attention mass and positions. step() does it; after a plan of judge() it is the host's to do.
+inline void compact(const extras& e, const plan& p, toward direction = toward::front) {
+  const auto follow = [&](const auto& side) {
+    if (!side) return;
+    const std::size_t arrays = side.head_stride == 0 ? 1 : p.heads();
+    for (std::size_t head = 0; head < arrays; ++head) compact(side.of(head), head, p, direction);
+  };
+  follow(e.mass);
+  follow(e.positions);
 }
 
 }  // namespace lagkv

@@ -87,7 +87,7 @@ inline due due_of(const policy& p, const layer& l, const cursor& at) {
     for (std::size_t stay = d.spared.count(0, d.judged); stay > 0 && d.judged.end < l.tokens; ++d.judged.end)
       if (!d.spared.contains(0, d.judged.end)) --stay;
   }
-  const std::size_t part = d.partition != 0 ? d.partition : d.judged.size();
+  const std::size_t part = d.part();
   std::size_t keep = 0;  // protected positions are in all heads: the counts are those of the first
   for (std::size_t begin = d.judged.begin; begin < d.judged.end; begin += part) keep += d.keep_of(0, {begin, begin + part});
   d.keep = keep;
@@ -135,8 +135,13 @@ inline bool by_partition(const policy& p, const due& d) {
 inline void score_all(const scorer& score, const transforms& adjust, const layer& l, const due& d, std::span<float> out,
                       workspace& ws) {
   const std::size_t n = d.judged.size(), heads = l.keys.heads();
-  for (float& s : out.subspan(0, score ? 0 : out.size())) s = 0;
-  for (std::size_t head = 0; score && head < heads; ++head) score(l, head, d.judged, out.subspan(head * n, n), ws);
+  for (std::size_t head = 0; head < heads; ++head) {
+    const std::span<float> own = out.subspan(head * n, n);
+    if (score)
+      score(l, head, d.judged, own, ws);
+    else
+      for (float& s : own) s = 0;
+  }
   adjust(out, heads, d, ws);
 }
 
@@ -221,18 +226,6 @@ inline void judge_and_move(const policy& p, const layer& l, const due& d, plan& 
   }
 }
 
-/// The side arrays follow the rows.
-inline void compact_extras(const layer& l, const plan& applied, toward direction) {
-  if (l.extra == nullptr) return;
-  const auto follow = [&](const auto& side) {
-    if (!side) return;
-    const std::size_t arrays = side.head_stride == 0 ? 1 : applied.heads();
-    for (std::size_t head = 0; head < arrays; ++head) compact(side.of(head), head, applied, direction);
-  };
-  follow(l.extra->mass);
-  follow(l.extra->positions);
-}
-
 }  // namespace detail
 
 /// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
@@ -282,7 +275,7 @@ inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& 
     detail::judge_due(p, l, d, out, ws);
     compact(l, out, direction);
   }
-  detail::compact_extras(l, out, direction);
+  if (l.extra != nullptr) compact(*l.extra, out, direction);
   advance(at, out);
   return at.tokens;
 }

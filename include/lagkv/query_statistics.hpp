@@ -46,14 +46,15 @@ inline query_statistics estimate_queries(const tensor& queries, token_range used
   out.covariance.resize(out.heads * channels * channels);
 
   Eigen::MatrixXd rotation = Eigen::MatrixXd::Identity(d, d);
-  const std::size_t dims = r.dims == 0 ? channels : r.dims;
+  const std::size_t dims = r.rotated(channels);
   for (std::size_t pair = 0; pair < dims / 2; ++pair) {
     const bool halves = r.pairs == rope::pairing::halves;
     const auto a = static_cast<Eigen::Index>(halves ? pair : 2 * pair);
     const auto b = static_cast<Eigen::Index>(halves ? pair + dims / 2 : 2 * pair + 1);
+    const double step = r.angle(pair, channels);
     double cosine = 0, sine = 0;
     for (std::size_t p = first; p < first + future; ++p) {
-      const double angle = static_cast<double>(p) * r.angle(pair, channels);
+      const double angle = static_cast<double>(p) * step;
       cosine += std::cos(angle), sine += std::sin(angle);
     }
     rotation(a, a) = rotation(b, b) = cosine / static_cast<double>(future);
@@ -63,7 +64,7 @@ inline query_statistics estimate_queries(const tensor& queries, token_range used
 
   Eigen::VectorXd mean(d);
   Eigen::MatrixXd covariance(d, d);
-  std::vector<double> rows(64 * channels);
+  std::vector<double> rows(detail::matrix_rows * channels);
   for (std::size_t head = 0; head < out.heads; ++head) {
     detail::moments_of(queries, head, used, mean, &covariance, rows.data(), ws);
     mean = rotation * mean;

@@ -64,6 +64,9 @@ struct due {
 
   bool empty() const { return judged.empty(); }
 
+  /// Rows that compete with each other: those of a partition, or all.
+  std::size_t part() const { return partition != 0 ? partition : judged.size(); }
+
   /// Rows that a head keeps of a part of the judged range, which is a partition or all of it.
   std::size_t keep_of(std::size_t head, token_range part) const {
     const std::size_t least = partition != 0 ? keep_each : keep;

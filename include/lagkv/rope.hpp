@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <span>
 #include <string>
@@ -59,13 +58,6 @@ inline status check(const rope& r, const tensor& keys) {
 }
 
 namespace detail {
-
-/// Copies n elements between places with strides of their own, in elements.
-inline void copy_strided(const std::byte* from, std::ptrdiff_t from_stride, std::byte* to, std::ptrdiff_t to_stride,
-                         std::size_t n, std::size_t element) {
-  const auto bytes = static_cast<std::ptrdiff_t>(element);
-  for (std::size_t i = 0; i < n; ++i, from += from_stride * bytes, to += to_stride * bytes) std::memcpy(to, from, element);
-}
 
 /// Rotates rows, with a table of cosines and sines that neighbours, which move by the same or nearly the same shift, share.
 class rotation {

@@ -3,6 +3,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstring>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -87,5 +88,21 @@ class tensor {
   alignas(std::max_align_t) unsigned char view_[max_view_size] = {};
   dtype type_ = dtype::f32;
 };
+
+namespace detail {
+
+/// Copies n elements of 4 or 2 bytes between places with strides of their own, in elements.
+inline void copy_strided(const std::byte* from, std::ptrdiff_t from_stride, std::byte* to, std::ptrdiff_t to_stride,
+                         std::size_t n, std::size_t element) {
+  const auto bytes = static_cast<std::ptrdiff_t>(element);
+  for (std::size_t i = 0; i < n; ++i, from += from_stride * bytes, to += to_stride * bytes) {
+    if (element == 4)
+      std::memcpy(to, from, 4);
+    else
+      std::memcpy(to, from, 2);
+  }
+}
+
+}  // namespace detail
 
 }  // namespace lagkv

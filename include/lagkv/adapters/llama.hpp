@@ -214,7 +214,7 @@ class compressor {
       } else {
         workspace_.decision = plans[i];
         compact(layers[i], plans[i], toward::window);
-        lagkv::detail::compact_extras(layers[i], plans[i], toward::window);
+        compact(*layers[i].extra, plans[i], toward::window);
         advance(moved, plans[i]);
       }
       observe(i, workspace_.decision);
@@ -282,7 +282,7 @@ class compressor {
       return error{"state: llama.cpp did not take the compressed one"};
     }
     for (std::size_t i = 0; i < plans.size(); ++i) {
-      lagkv::detail::compact_extras((*offered)[i], plans[i], toward::window);
+      compact(*(*offered)[i].extra, plans[i], toward::window);
       observe(i, plans[i]);
     }
     done.tokens_after = plans[0].tokens_after();

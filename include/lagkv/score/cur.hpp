@@ -19,8 +19,8 @@ struct cur {
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
     float* other = ws.floats(workspace::deviation, out.size());
-    squares(l.keys, head, judged, out.data(), ws);
-    squares(l.values, head, judged, other, ws);
+    squares_of_rows(l.keys, head, judged, out.data(), ws);
+    squares_of_rows(l.values, head, judged, other, ws);
     const std::size_t part = lag == 0 ? out.size() : lag;
     for (std::size_t begin = 0; begin < out.size(); begin += part)
       for (std::size_t at = begin; at < begin + part; at += window) {
@@ -31,11 +31,6 @@ struct cur {
   }
 
  private:
-  static void squares(const tensor& x, std::size_t head, token_range judged, float* out, workspace& ws) {
-    for_each_rows(x, head, judged, ws,
-                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out + offset); });
-  }
-
   static float share(float x, float total) {
     if (!detail::finite(x)) return std::numeric_limits<float>::quiet_NaN();
     return total > 0 ? x / total : 0.0F;

@@ -26,7 +26,7 @@ struct expected_attention {
   double epsilon = 0;  ///< added to the weight before it is multiplied by the norm of the value
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    constexpr std::size_t together = 64;
+    constexpr std::size_t together = detail::matrix_rows;
     const extras& e = *l.extra;
     const tensor& side = e.query_mean ? e.query_mean : e.queries;
     const std::size_t channels = l.keys.channels(), group = side.heads() / l.keys.heads();
@@ -42,7 +42,7 @@ struct expected_attention {
 
     for (std::size_t g = 0; g < group; ++g) {
       const bool spreads = statistics(l, head * group + g, mean, spread, rows, ws);
-      detail::for_each_matrix(l.keys, head, judged, nullptr, ws, rows, together,
+      detail::for_each_matrix(l.keys, head, judged, nullptr, ws, rows,
                               [&](const Eigen::Map<detail::matrix>& k, std::size_t offset) {
                                 auto y = product.topRows(k.rows());
                                 if (spreads) y.noalias() = k * spread;
@@ -58,8 +58,7 @@ struct expected_attention {
     }
     if (!values) return;
     float* norms = ws.floats(workspace::deviation, out.size());
-    for_each_rows(l.values, head, judged, ws,
-                  [&](const simd::rows& r, std::size_t offset) { ws.kernels().squares(r, norms + offset); });
+    squares_of_rows(l.values, head, judged, norms, ws);
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = (out[i] + static_cast<float>(epsilon)) * detail::norm(norms[i]);
   }
 

@@ -21,7 +21,7 @@ struct h2o {
   form how = form::sum;
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    const float* mass = l.extra->mass ? l.extra->mass.of(head) : computed(l, head, ws);
+    const float* mass = l.extra->mass ? l.extra->mass.of(head) : detail::attention_alone(l, head, l.tokens, group_share(l), ws);
     for (std::size_t i = 0; i < out.size(); ++i) {
       const std::size_t row = judged.begin + i;
       out[i] = how == form::mean ? mass[row] / static_cast<float>(seen_by(l, head, row)) : mass[row];
@@ -29,13 +29,6 @@ struct h2o {
   }
 
  private:
-  static const float* computed(const layer& l, std::size_t head, workspace& ws) {
-    float* weights = ws.floats(workspace::weights, l.tokens);
-    for (std::size_t i = 0; i < l.tokens; ++i) weights[i] = 0.0F;
-    add_attention(l, head, l.tokens, group_share(l), {weights, l.tokens}, ws);
-    return weights;
-  }
-
   /// Queries from the row's own on. Rows behind one that is judged for the first time are all still there.
   static std::size_t seen_by(const layer& l, std::size_t head, std::size_t row) {
     const side_array<std::uint32_t>& positions = l.extra->positions;

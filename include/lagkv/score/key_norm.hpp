@@ -13,8 +13,7 @@ namespace lagkv {
 /// them.
 struct key_norm {
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    for_each_rows(l.keys, head, judged, ws,
-                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out.data() + offset); });
+    squares_of_rows(l.keys, head, judged, out.data(), ws);
     for (float& score : out) score = -detail::norm(score);
   }
 };

@@ -11,6 +11,7 @@
 
 #include <lagkv/method.hpp>
 #include <lagkv/score/matrix.hpp>
+#include <lagkv/score/random.hpp>
 #include <lagkv/score/rows.hpp>
 
 namespace lagkv {
@@ -27,7 +28,7 @@ struct leverage {
   std::uint64_t seed = 0;  ///< of the projection
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    constexpr std::size_t together = 64;
+    constexpr std::size_t together = detail::matrix_rows;
     const std::size_t channels = l.keys.channels(), width = sketch == 0 ? channels : sketch;
     const auto d = static_cast<Eigen::Index>(width), c = static_cast<Eigen::Index>(channels);
     double* memory = ws.doubles(width * width + channels * width + together * (channels + width));
@@ -47,20 +48,19 @@ struct leverage {
       mean_of_rows(l.keys, head, reference, mean, ws, [](float) { return 1.0F; });
       gram.setIdentity();
       gram *= ridge;
-      detail::for_each_matrix(l.keys, head, reference, mean, ws, rows, together, [&](Eigen::Map<detail::matrix>& x, std::size_t) {
+      detail::for_each_matrix(l.keys, head, reference, mean, ws, rows, [&](Eigen::Map<detail::matrix>& x, std::size_t) {
         for (Eigen::Index i = 0; i < x.rows(); ++i)
           if (!x.row(i).allFinite()) x.row(i).setZero();
         gram.selfadjointView<Eigen::Lower>().rankUpdate(projected(x).transpose());
       });
       const Eigen::LLT<Eigen::Ref<Eigen::MatrixXd>> cholesky(gram);
       float* scores = out.data() + (part.begin - judged.begin);
-      detail::for_each_matrix(l.keys, head, part, mean, ws, rows, together,
-                              [&](Eigen::Map<detail::matrix>& x, std::size_t offset) {
-                                Eigen::Map<detail::matrix> y = projected(x);
-                                cholesky.matrixL().solveInPlace(y.transpose());
-                                for (Eigen::Index i = 0; i < y.rows(); ++i)
-                                  scores[offset + static_cast<std::size_t>(i)] = static_cast<float>(y.row(i).squaredNorm());
-                              });
+      detail::for_each_matrix(l.keys, head, part, mean, ws, rows, [&](Eigen::Map<detail::matrix>& x, std::size_t offset) {
+        Eigen::Map<detail::matrix> y = projected(x);
+        cholesky.matrixL().solveInPlace(y.transpose());
+        for (Eigen::Index i = 0; i < y.rows(); ++i)
+          scores[offset + static_cast<std::size_t>(i)] = static_cast<float>(y.row(i).squaredNorm());
+      });
     });
   }
 
@@ -69,11 +69,10 @@ struct leverage {
   template <class Matrix>
   void draw(Matrix& to) const {
     std::uint64_t state = seed;
-    const auto uniform = [&state] {  // (0, 1), by SplitMix64
-      std::uint64_t x = state += 0x9e3779b97f4a7c15U;
-      x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-      x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-      return (static_cast<double>((x ^ (x >> 31)) >> 11) + 0.5) * 0x1p-53;
+    const auto uniform = [&state] {  // (0, 1)
+      const std::uint64_t x = detail::split_mix(state);
+      state += detail::split_mix_step;
+      return (static_cast<double>(x >> 11) + 0.5) * 0x1p-53;
     };
     const double scale = 1 / std::sqrt(static_cast<double>(to.cols()));
     for (Eigen::Index i = 0; i < to.size(); ++i) {

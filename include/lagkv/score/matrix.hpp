@@ -16,14 +16,17 @@ namespace detail {
 
 using matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// Calls use(rows, offset) for the rows of `tokens`, less `minus` where that is given, as doubles in `memory`, up to `together`
-/// at a time.
+/// Rows that are turned into doubles at a time.
+inline constexpr std::size_t matrix_rows = 64;
+
+/// Calls use(rows, offset) for the rows of `tokens`, less `minus` where that is given, as doubles in `memory`, which has room
+/// for matrix_rows of them.
 template <class Use>
 void for_each_matrix(const tensor& x, std::size_t head, token_range tokens, const float* minus, workspace& ws, double* memory,
-                     std::size_t together, const Use& use) {
+                     const Use& use) {
   const std::size_t channels = x.channels();
-  for (std::size_t begin = tokens.begin; begin < tokens.end; begin += together) {
-    const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
+  for (std::size_t begin = tokens.begin; begin < tokens.end; begin += matrix_rows) {
+    const token_range some{begin, begin + matrix_rows < tokens.end ? begin + matrix_rows : tokens.end};
     Eigen::Map<matrix> rows(memory, static_cast<Eigen::Index>(some.size()), static_cast<Eigen::Index>(channels));
     for_each_row(x, head, some, ws, [&](std::size_t i, std::span<const float> row) {
       for (std::size_t c = 0; c < channels; ++c)
@@ -33,21 +36,20 @@ void for_each_matrix(const tensor& x, std::size_t head, token_range tokens, cons
   }
 }
 
-/// Mean, and covariance where asked for, of the rows of a head that are finite. `rows` has room for 64 of them.
+/// Mean, and covariance where asked for, of the rows of a head that are finite. `rows` has room for matrix_rows.
 template <class Vector, class Matrix>
 void moments_of(const tensor& x, std::size_t head, token_range tokens, Vector& mean, Matrix* covariance, double* rows,
                 workspace& ws) {
-  constexpr std::size_t together = 64;
   double count = 0;
   mean.setZero();
-  for_each_matrix(x, head, tokens, nullptr, ws, rows, together, [&](const Eigen::Map<matrix>& m, std::size_t) {
+  for_each_matrix(x, head, tokens, nullptr, ws, rows, [&](const Eigen::Map<matrix>& m, std::size_t) {
     for (Eigen::Index i = 0; i < m.rows(); ++i)
       if (m.row(i).allFinite()) mean += m.row(i).transpose(), ++count;
   });
   if (count > 0) mean /= count;
   if (covariance == nullptr) return;
   covariance->setZero();
-  for_each_matrix(x, head, tokens, nullptr, ws, rows, together, [&](Eigen::Map<matrix>& m, std::size_t) {
+  for_each_matrix(x, head, tokens, nullptr, ws, rows, [&](Eigen::Map<matrix>& m, std::size_t) {
     for (Eigen::Index i = 0; i < m.rows(); ++i) {
       m.row(i) -= mean.transpose();
       if (!m.row(i).allFinite()) m.row(i).setZero();

@@ -14,10 +14,8 @@ namespace lagkv {
 struct paged_eviction {
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
     float* keys = ws.floats(workspace::deviation, out.size());
-    for_each_rows(l.keys, head, judged, ws,
-                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, keys + offset); });
-    for_each_rows(l.values, head, judged, ws,
-                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out.data() + offset); });
+    squares_of_rows(l.keys, head, judged, keys, ws);
+    squares_of_rows(l.values, head, judged, out.data(), ws);
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = detail::norm(out[i]) / detail::norm(keys[i]);
   }
 };

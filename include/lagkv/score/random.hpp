@@ -10,6 +10,20 @@
 
 namespace lagkv {
 
+namespace detail {
+
+inline constexpr std::uint64_t split_mix_step = 0x9e3779b97f4a7c15U;
+
+/// The number that SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) draws in state x.
+inline std::uint64_t split_mix(std::uint64_t x) {
+  x += split_mix_step;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31);
+}
+
+}  // namespace detail
+
 /// Uniform in [0, 1), a function of the seed, the head, the row and the first bits of its key: reproducible, yet different
 /// from layer to layer and head to head. Reads one element a token.
 struct random_score {
@@ -23,19 +37,10 @@ struct random_score {
       for (std::size_t i = 0; i < t.tokens; ++i, ++token, key += step) {
         std::uint16_t bits = 0;
         std::memcpy(&bits, key, sizeof bits);
-        const std::uint64_t x = mix(mix(mix(seed) + head) + token * 65536 + bits);
+        const std::uint64_t x = detail::split_mix(detail::split_mix(detail::split_mix(seed) + head) + token * 65536 + bits);
         out[token - judged.begin] = static_cast<float>(x >> 40) * 0x1p-24F;
       }
     }
-  }
-
- private:
-  /// The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-  static std::uint64_t mix(std::uint64_t x) {
-    x += 0x9e3779b97f4a7c15U;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-    return x ^ (x >> 31);
   }
 };
 

@@ -44,7 +44,7 @@ inline void rank(std::span<float> scores, workspace& ws) {
 
 /// Within each partition of what is due, or the judged range of each head.
 inline void rank_each(std::span<float> scores, std::size_t heads, const due& d, workspace& ws) {
-  const std::size_t n = d.judged.size(), part = d.partition != 0 ? d.partition : n;
+  const std::size_t n = d.judged.size(), part = d.part();
   for (std::size_t at = 0; at < heads * n; at += part) rank(scores.subspan(at, part), ws);
 }
 

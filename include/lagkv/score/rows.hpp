@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <span>
 
@@ -21,21 +20,6 @@ inline bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7
 /// The norm from its square; NaN, which goes first, where that is not finite.
 inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : std::numeric_limits<float>::quiet_NaN(); }
 
-/// Copies n elements that lie `stride` elements apart to adjacent places.
-inline void gather(const std::byte* from, std::ptrdiff_t stride, std::size_t n, std::size_t element, std::byte* to) {
-  const std::ptrdiff_t step = stride * static_cast<std::ptrdiff_t>(element);
-  for (std::size_t i = 0; i < n; ++i, from += step, to += element) {
-    if (element == 4)
-      std::memcpy(to, from, 4);
-    else
-      std::memcpy(to, from, 2);
-  }
-}
-
-}  // namespace detail
-
-namespace detail {
-
 /// The first few rows of a tile whose channels do not lie side by side, widened to f32. Transposed: a few tokens of each
 /// channel in turn; both strided: a row at a time.
 [[gnu::noinline]] inline simd::rows widened(const tensor& x, const tile& t, workspace& ws) {
@@ -52,7 +36,7 @@ namespace detail {
   } else {
     for (std::size_t i = 0; i < n; ++i) {
       const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * t.token_stride * bytes;
-      gather(row, t.channel_stride, channels, element, reinterpret_cast<std::byte*>(line));
+      copy_strided(row, t.channel_stride, reinterpret_cast<std::byte*>(line), 1, channels, element);
       ws.kernels().widen(line, x.type(), channels, wide + i * channels);
     }
   }
@@ -86,6 +70,12 @@ void for_each_row(const tensor& x, std::size_t head, token_range tokens, workspa
       use(offset + i, std::span<const float>(row, r.channels));
     }
   });
+}
+
+/// out[i] = sum of the squares of row tokens.begin + i.
+inline void squares_of_rows(const tensor& x, std::size_t head, token_range tokens, float* out, workspace& ws) {
+  for_each_rows(x, head, tokens, ws,
+                [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out + offset); });
 }
 
 /// Calls use(part, reference) for what is judged together and the rows that it is compared with: with `lag` 0 the whole

@@ -19,9 +19,7 @@ struct snapkv {
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
     const std::size_t offered = offered_queries(l), queries = offered < window ? offered : window;
-    float* weights = ws.floats(workspace::weights, l.tokens);
-    for (std::size_t i = 0; i < l.tokens; ++i) weights[i] = 0.0F;
-    add_attention(l, head, queries, group_share(l) / static_cast<float>(queries), {weights, l.tokens}, ws);
+    const float* weights = detail::attention_alone(l, head, queries, group_share(l) / static_cast<float>(queries), ws);
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
     if (kernel > 1) pool{kernel}.apply(out, lag != 0 ? lag : out.size(), ws);
   }

@@ -14,9 +14,7 @@ namespace lagkv {
 /// over the keys. Source: the paper; kvpress 0.5.5, TOVAPress.
 struct tova {
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    float* weights = ws.floats(workspace::weights, l.tokens);
-    for (std::size_t i = 0; i < l.tokens; ++i) weights[i] = 0.0F;
-    add_attention(l, head, 1, group_share(l), {weights, l.tokens}, ws);
+    const float* weights = detail::attention_alone(l, head, 1, group_share(l), ws);
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
   }
 };

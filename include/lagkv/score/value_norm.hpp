@@ -12,8 +12,7 @@ namespace lagkv {
 /// |v|. Reads each value once. The factor that VATP (arXiv 2406.12335) gives attention scores, alone (it takes the 1-norm).
 struct value_norm {
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    for_each_rows(l.values, head, judged, ws,
-                  [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out.data() + offset); });
+    squares_of_rows(l.values, head, judged, out.data(), ws);
     for (float& score : out) score = detail::norm(score);
   }
 };

@@ -21,7 +21,7 @@ struct adaptive {
 
   /// scores: [heads][judged], `out` has been reset for them: it is filled in anew.
   void operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const {
-    const std::size_t n = d.judged.size(), part = d.partition != 0 ? d.partition : n;
+    const std::size_t n = d.judged.size(), part = d.part();
     float* taken = ws.floats(workspace::rows_own, heads * n + heads * part);
     float* pooled = taken + heads * n;
     for (std::size_t i = 0; i < heads * n; ++i) taken[i] = 0;

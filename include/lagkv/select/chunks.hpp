@@ -23,7 +23,7 @@ struct chunks {
 
   /// scores: [heads][judged], `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const {
-    const std::size_t n = d.judged.size(), part = d.partition != 0 ? d.partition : n;
+    const std::size_t n = d.judged.size(), part = d.part();
     const std::size_t most = (part + length - 1) / length;
     float* sum = ws.floats(workspace::rows_own, 2 * n + 2 * most);
     float *taken = sum + n, *means = taken + n, *order = means + most;

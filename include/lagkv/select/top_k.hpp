@@ -15,7 +15,7 @@ namespace lagkv {
 struct top_k {
   /// scores: [heads][judged], `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const {
-    const std::size_t n = d.judged.size(), part = d.partition != 0 ? d.partition : n;
+    const std::size_t n = d.judged.size(), part = d.part();
     for (std::size_t head = 0; head < heads; ++head) {
       std::uint32_t* to = out.row(head);
       for (std::size_t at = 0; at < n; at += part) {

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 #include <ggml-backend.h>
 #include <ggml.h>
@@ -30,6 +31,18 @@ inline int cached_layer_of(const ggml_tensor* t, char side) {
   int id = -1;
   const auto [end, failure] = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), id);
   return failure == std::errc{} && end == name.data() + name.size() ? id : -1;
+}
+
+/// The entry of that id in a list that is kept in the order of ids; a new one where there is none.
+template <class Entry>
+Entry& of_id(std::vector<Entry>& list, int id) {
+  auto at = list.begin();
+  while (at != list.end() && at->id < id) ++at;
+  if (at == list.end() || at->id != id) {
+    at = list.insert(at, Entry{});
+    at->id = id;
+  }
+  return *at;
 }
 
 /// Where queries meet the cached keys of a layer.

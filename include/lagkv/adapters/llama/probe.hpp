@@ -98,16 +98,9 @@ class cache_probe {
     const auto width = static_cast<std::size_t>(cache->ne[0]), cells = static_cast<std::size_t>(cache->ne[1]);
     // Without flash attention values are stored element by element into the transposed cache: rows of one element.
     const bool transposed = value_layer >= 0 && node->ne[0] == 1 && width > 1;
-    cached_layer& l = layer(key_layer >= 0 ? key_layer : value_layer);
+    cached_layer& l = detail::of_id(layers_, key_layer >= 0 ? key_layer : value_layer);
     (key_layer >= 0 ? l.keys : l.values) = {cache->data, cache->type, width, transposed ? cells : width, transposed};
     if (key_layer >= 0 && key_layer == layers_.front().id) see_cells(node->src[1]);
-  }
-
-  cached_layer& layer(int id) {
-    auto at = layers_.begin();
-    while (at != layers_.end() && at->id < id) ++at;
-    if (at == layers_.end() || at->id != id) at = layers_.insert(at, cached_layer{.id = id, .keys = {}, .values = {}});
-    return *at;
   }
 
   void see_cells(const ggml_tensor* indices) {
@@ -171,7 +164,7 @@ class cache_probe {
                                  batch_.size());
     tensor keys;
     if (recording_.what().mass) {
-      const matrix& m = layer(a.layer).keys;
+      const matrix& m = detail::of_id(layers_, a.layer).keys;
       if (!obstacle_.empty()) return error{"mass: " + obstacle_};
       if (const status ok = check_type(m.type, "mass: cache"); !ok) return ok;
       if (m.width != heads * extent.channels) return error{"mass: the cache's rows are not the keys of all heads: not taken"};

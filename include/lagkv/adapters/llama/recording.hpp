@@ -12,6 +12,7 @@
 
 #include <llama.h>
 
+#include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/attention.hpp>
 #include <lagkv/policy.hpp>
 #include <lagkv/strided.hpp>
@@ -123,7 +124,7 @@ class recording {
   /// all rows, read for the mass only.
   void add(int id, std::size_t heads, const tensor& queries, const tensor& keys, float scale, workspace& ws) {
     if (!obstacle_.empty()) return;
-    layer_part& l = part(id);
+    layer_part& l = detail::of_id(layers_, id);
     if (l.last == rows_.back()) return obstruct("layers of the model share a cache: not taken");
     l.last = rows_.back(), l.scale = scale;
     l.query_heads = queries.heads(), l.channels = queries.channels();
@@ -221,16 +222,6 @@ class recording {
   };
 
   bool of_every_row() const { return what_.mass || what_.positions; }
-
-  layer_part& part(int id) {
-    auto at = layers_.begin();
-    while (at != layers_.end() && at->id < id) ++at;
-    if (at == layers_.end() || at->id != id) {
-      at = layers_.insert(at, layer_part{});
-      at->id = id;
-    }
-    return *at;
-  }
 
   /// Up to twice what is wanted is held, so that a token of an answer moves the others seldom.
   void add_queries(layer_part& l, const tensor& queries) {
