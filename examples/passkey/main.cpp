@@ -1,8 +1,8 @@
 // Hides a 64-digit pass key in a long prompt, compresses the model's cache and asks for the key.
 #include <lagkv/retention.hpp>
 
-#include "compress.hpp"
-#include "model.hpp"
+#include "host/compressor.hpp"
+#include "host/model.hpp"
 #include "picture.hpp"
 #include "prompt.hpp"
 #include "report.hpp"
@@ -84,44 +84,45 @@ std::ofstream open(const std::string& path) {
 }
 
 void check(arguments& a) {
-  for (const std::string& policy : a.policies)
-    if (const auto wrong = passkey::compressor::check(policy)) throw std::invalid_argument(*wrong);
+  for (const std::string& policy : a.policies) static_cast<void>(host::parse(policy));  // throws where it is none
   if (a.model.empty()) throw std::invalid_argument("--model: name a GGUF model, none came with this build");
   if (!std::ifstream(a.model)) throw std::invalid_argument(a.model + ": cannot be read");
   if (a.cells > 0 && a.chunk == 0) a.chunk = 512;
 }
 
-passkey::session::progress progress(std::string what, std::size_t total) {
+host::session::progress progress(std::string what, std::size_t total) {
   return [what = std::move(what), total](std::size_t done) {
     std::cerr << fmt::format("\r{}: {} of {} tokens{}", what, done, total, done == total ? "\n" : "") << std::flush;
   };
 }
 
-passkey::prompt_result run(const arguments& a, const passkey::model& m, passkey::session& s, std::size_t index) {
+passkey::prompt_result run(const arguments& a, const host::model& m, host::session& s, std::size_t index) {
   passkey::prompt_result result;
   passkey::prompt_options options = a.prompt;
   options.seed += index;
   result.seed = options.seed;
   result.asked = passkey::make_prompt(m, options);
   const bool follow = !a.picture.empty() && index == 0;
+  std::vector<host::named_policy> policies;
+  for (const std::string& policy : a.policies) policies.push_back(host::parse(policy));
   const std::string name = fmt::format("prompt {} of {}", index + 1, a.prompts);
   const std::size_t first_part = result.asked.tokens.size() - 1;  // the last token is fed after the compression
 
   if (a.chunk > 0) {
-    for (const std::string& policy : a.policies)
+    for (const host::named_policy& policy : policies)
       result.trials.push_back(passkey::run_chunked(m, s, result.asked, a.chunk, policy, a.answer, follow,
-                                                   progress(name + ", " + policy, first_part)));
+                                                   progress(name + ", " + policy.name, first_part)));
     return result;
   }
   s.clear();
-  passkey::compressor::prepare(s, a.policies);
+  host::compressor::prepare(s, policies);
   const auto start = std::chrono::steady_clock::now();
   if (!s.feed(std::span(result.asked.tokens).first(first_part), progress(name, first_part)))
     throw std::runtime_error("the cache has no room for the prompt");
   result.prefill_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const passkey::saved_sequence prefill = s.save();
-  for (const std::string& policy : a.policies) {
-    std::cerr << fmt::format("{}: {}\n", name, policy);
+  const host::saved_sequence prefill = s.save();
+  for (const host::named_policy& policy : policies) {
+    std::cerr << fmt::format("{}: {}\n", name, policy.name);
     result.trials.push_back(passkey::run_restored(m, s, result.asked, prefill, policy, a.answer, follow));
   }
   return result;
@@ -133,13 +134,13 @@ void run(arguments& a) {
   if (!a.json.empty()) json = open(a.json);
   if (!a.picture.empty()) picture = open(a.picture);
 
-  const passkey::model m(a.model);
-  passkey::session_options options;
+  const host::model m(a.model);
+  host::session_options options;
   options.cells = static_cast<std::uint32_t>(a.cells > 0 ? a.cells : a.prompt.length + a.answer);
   options.threads = a.threads;
   options.cache_type = a.type == "f32" ? GGML_TYPE_F32 : a.type == "bf16" ? GGML_TYPE_BF16 : GGML_TYPE_F16;
   options.flash_attention = !a.transposed;
-  passkey::session s(m, options);
+  host::session s(m, options);
 
   // The last token of a prompt comes after the compression.
   if (a.policies.empty()) a.policies = of_equal_sizes(passkey::make_prompt(m, a.prompt).tokens.size() - 1);

@@ -29,7 +29,7 @@ std::string draw_key(std::uint64_t seed) {
 std::string needle(const std::string& key) { return "The pass key is " + key + ". Remember it. " + key + " is the pass key."; }
 
 // The haystack of that many sentences, the needle among them.
-std::string text(const model& m, const prompt_options& options, const std::string& hidden, std::size_t sentences) {
+std::string text(const host::model& m, const prompt_options& options, const std::string& hidden, std::size_t sentences) {
   const auto place = static_cast<std::size_t>(static_cast<double>(sentences) * options.depth);
   std::string message(task);
   for (std::size_t i = 0; i <= sentences; ++i) {
@@ -43,7 +43,7 @@ std::string text(const model& m, const prompt_options& options, const std::strin
 
 }  // namespace
 
-prompt make_prompt(const model& m, const prompt_options& options) {
+prompt make_prompt(const host::model& m, const prompt_options& options) {
   prompt made;
   made.key = draw_key(options.seed);
   const std::string hidden = needle(made.key);

@@ -1,7 +1,7 @@
 // The 64-digit pass key task (longctx_bench): a key hidden in noise, and the question for it.
 #pragma once
 
-#include "model.hpp"
+#include "host/model.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -29,7 +29,7 @@ struct prompt {
 
 /// The longest prompt of at most `length` tokens. Throws std::invalid_argument when the length has no room for
 /// the needle and the question.
-[[nodiscard]] prompt make_prompt(const model& m, const prompt_options& options);
+[[nodiscard]] prompt make_prompt(const host::model& m, const prompt_options& options);
 
 /// How many digits at the start of the answer are the key's, up to the first mistake.
 [[nodiscard]] std::size_t digits_recalled(std::string_view answer, std::string_view key);

@@ -19,7 +19,7 @@ class stopwatch {
 
 std::span<const llama_token> all_but_last(const prompt& p) { return std::span(p.tokens).first(p.tokens.size() - 1); }
 
-void add(trial& t, const compression& c) {
+void add(trial& t, const host::compression& c) {
   t.compress_seconds += c.seconds;
   t.bytes_peak = std::max(t.bytes_peak, c.bytes_before);
   t.bytes_left = c.bytes_after;
@@ -28,7 +28,7 @@ void add(trial& t, const compression& c) {
 }
 
 // The cache holds the prompt but its last token.
-void answer(trial& t, const model& m, session& s, const prompt& p, compressor& c, std::size_t limit) {
+void answer(trial& t, const host::model& m, host::session& s, const prompt& p, host::compressor& c, std::size_t limit) {
   const stopwatch watch;
   llama_token token = p.tokens.back();
   for (;;) {
@@ -48,12 +48,12 @@ void answer(trial& t, const model& m, session& s, const prompt& p, compressor& c
 
 }  // namespace
 
-trial run_restored(const model& m, session& s, const prompt& p, const saved_sequence& prefill, const std::string& policy,
-                   std::size_t answer_limit, bool follow) {
+trial run_restored(const host::model& m, host::session& s, const prompt& p, const host::saved_sequence& prefill,
+                   const host::named_policy& policy, std::size_t answer_limit, bool follow) {
   trial t;
-  t.policy = policy;
+  t.policy = policy.name;
   s.restore(prefill);
-  compressor c(s, policy, &prefill, follow);
+  host::compressor c(s, policy, &prefill, follow);
   add(t, c.compress());
   t.bytes_full = t.bytes_peak;
   t.kept = c.kept();
@@ -61,12 +61,12 @@ trial run_restored(const model& m, session& s, const prompt& p, const saved_sequ
   return t;
 }
 
-trial run_chunked(const model& m, session& s, const prompt& p, std::size_t chunk, const std::string& policy,
-                  std::size_t answer_limit, bool follow, const session::progress& report) {
+trial run_chunked(const host::model& m, host::session& s, const prompt& p, std::size_t chunk, const host::named_policy& policy,
+                  std::size_t answer_limit, bool follow, const host::session::progress& report) {
   trial t;
-  t.policy = policy;
+  t.policy = policy.name;
   s.clear();
-  compressor c(s, policy, nullptr, follow);
+  host::compressor c(s, policy, nullptr, follow);
   const stopwatch watch;
   const auto tokens = all_but_last(p);
   for (std::size_t done = 0; done < tokens.size();) {
@@ -77,7 +77,7 @@ trial run_chunked(const model& m, session& s, const prompt& p, std::size_t chunk
       t.failure = "the cache was full after " + std::to_string(done) + " of " + std::to_string(tokens.size()) + " tokens";
       return t;
     }
-    const compression step = c.compress();
+    const host::compression step = c.compress();
     if (done == 0) t.bytes_full = step.bytes_before / step.tokens_before * tokens.size();
     add(t, step);
     done += part.size();

@@ -1,8 +1,8 @@
 // One policy on one prompt: compress, answer, count.
 #pragma once
 
-#include "compress.hpp"
-#include "model.hpp"
+#include "host/compressor.hpp"
+#include "host/model.hpp"
 #include "prompt.hpp"
 
 #include <cstddef>
@@ -26,18 +26,19 @@ struct trial {
   std::size_t answer_tokens = 0;
   std::size_t digits = 0;  ///< of the key, up to the first mistake
   std::string answer;
-  std::string failure;  ///< why there is no answer; empty when there is one
-  kept_positions kept;  ///< after the prompt
+  std::string failure;        ///< why there is no answer; empty when there is one
+  host::kept_positions kept;  ///< after the prompt
 };
 
 /// Compresses a prefill that was saved just before the prompt's last token, then feeds that token and answers with
 /// at most `answer_limit` tokens. `follow`: fill in trial::kept.
-[[nodiscard]] trial run_restored(const model& m, session& s, const prompt& p, const saved_sequence& prefill,
-                                 const std::string& policy, std::size_t answer_limit, bool follow);
+[[nodiscard]] trial run_restored(const host::model& m, host::session& s, const prompt& p, const host::saved_sequence& prefill,
+                                 const host::named_policy& policy, std::size_t answer_limit, bool follow);
 
 /// Feeds the prompt `chunk` tokens at a time and compresses after each, so that the cache may be smaller than the
 /// prompt; then answers likewise. `report` is told how many tokens of the prompt are done.
-[[nodiscard]] trial run_chunked(const model& m, session& s, const prompt& p, std::size_t chunk, const std::string& policy,
-                                std::size_t answer_limit, bool follow, const session::progress& report);
+[[nodiscard]] trial run_chunked(const host::model& m, host::session& s, const prompt& p, std::size_t chunk,
+                                const host::named_policy& policy, std::size_t answer_limit, bool follow,
+                                const host::session::progress& report);
 
 }  // namespace passkey

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <thread>
 
-namespace passkey {
+namespace host {
 namespace {
 
 constexpr std::size_t batch_size = 512;
@@ -40,11 +40,11 @@ model::model(const std::string& path) {
   if (!model_) throw std::invalid_argument(reason(path + ": not a model that this llama.cpp can load"));
 }
 
-std::vector<llama_token> model::tokenize(std::string_view text) const {
+std::vector<llama_token> model::tokenize(std::string_view text, bool begins) const {
   const llama_vocab* vocab = llama_model_get_vocab(get());
   std::vector<llama_token> tokens(text.size() + 8);  // a token is a byte or more; a few are added around them
   const std::int32_t n =
-      llama_tokenize(vocab, text.data(), length(text.size()), tokens.data(), length(tokens.size()), true, true);
+      llama_tokenize(vocab, text.data(), length(text.size()), tokens.data(), length(tokens.size()), begins, true);
   if (n < 0) throw std::runtime_error("the prompt could not be cut into tokens");
   tokens.resize(static_cast<std::size_t>(n));
   return tokens;
@@ -74,12 +74,17 @@ std::string model::chat(const std::string& message) const {
 
 bool model::ends(llama_token token) const { return llama_vocab_is_eog(llama_model_get_vocab(get()), token); }
 
+llama_token likeliest(std::span<const float> logits) {
+  return static_cast<llama_token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
 session::session(const model& m, const session_options& options) {
   llama_context_params params = llama_context_default_params();
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   params.n_ctx = options.cells;
   params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(batch_size);
-  params.n_threads = params.n_threads_batch = options.threads > 0 ? options.threads : cores;
+  params.n_threads_batch = options.threads > 0 ? options.threads : cores;
+  params.n_threads = options.answer_threads > 0 ? options.answer_threads : params.n_threads_batch;
   params.type_k = params.type_v = options.cache_type;
   params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
   probe_.attach(params);
@@ -94,21 +99,55 @@ bool session::feed(std::span<const llama_token> tokens, const progress& report) 
     const auto part = tokens.subspan(done, std::min(most, tokens.size() - done));
     batch.assign(part.begin(), part.end());  // llama_batch_get_one wants to be able to write
     // Positions are left to llama.cpp: it goes on after the last one of the sequence.
-    const std::int32_t status = llama_decode(get(), llama_batch_get_one(batch.data(), length(batch.size())));
-    if (status == 1) return false;
-    if (status != 0) throw std::runtime_error(reason("llama_decode failed with status " + std::to_string(status)));
+    if (!decode(llama_batch_get_one(batch.data(), length(batch.size())))) return false;
     done += part.size();
     if (report) report(done);
   }
   return true;
 }
 
-llama_token session::next() const {
-  const float* logits = llama_get_logits_ith(get(), -1);
-  if (logits == nullptr) throw std::runtime_error("llama.cpp has no logits: nothing was fed yet");
-  const auto n = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(get())));
-  return static_cast<llama_token>(std::max_element(logits, logits + n) - logits);
+bool session::feed_all(std::span<const llama_token> tokens, const listener& listen) {
+  const std::size_t most = llama_n_batch(get());
+  llama_pos position = llama_memory_seq_pos_max(llama_get_memory(get()), 0) + 1;
+  struct batch_owner : llama_batch {
+    explicit batch_owner(std::size_t n) : llama_batch(llama_batch_init(length(n), 0, 1)) {}
+    batch_owner(const batch_owner&) = delete;
+    batch_owner& operator=(const batch_owner&) = delete;
+    ~batch_owner() { llama_batch_free(*this); }
+  } batch(most);
+  for (std::size_t done = 0; done < tokens.size();) {
+    const auto part = tokens.subspan(done, std::min(most, tokens.size() - done));
+    batch.n_tokens = length(part.size());
+    for (std::size_t i = 0; i < part.size(); ++i) {
+      batch.token[i] = part[i];
+      batch.pos[i] = position++;
+      batch.n_seq_id[i] = 1;
+      batch.seq_id[i][0] = 0;
+      batch.logits[i] = 1;
+    }
+    if (!decode(batch)) return false;
+    for (std::size_t i = 0; i < part.size(); ++i) listen(done + i, logits_after(length(i)));
+    done += part.size();
+  }
+  return true;
 }
+
+// False when the cache has no room.
+bool session::decode(const llama_batch& batch) {
+  const std::int32_t status = llama_decode(get(), batch);
+  if (status != 0 && status != 1) throw std::runtime_error(reason("llama_decode failed with status " + std::to_string(status)));
+  return status == 0;
+}
+
+std::span<const float> session::logits_after(std::int32_t index) const {
+  const float* logits = llama_get_logits_ith(get(), index);
+  if (logits == nullptr) throw std::runtime_error("llama.cpp has no logits: nothing was fed yet");
+  return {logits, static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(get()))))};
+}
+
+std::span<const float> session::logits() const { return logits_after(-1); }
+
+llama_token session::next() const { return likeliest(logits()); }
 
 void session::clear() { llama_memory_clear(llama_get_memory(get()), false); }
 
@@ -125,4 +164,4 @@ void session::restore(const saved_sequence& saved) {
     throw std::runtime_error("llama.cpp did not take its own saved state back");
 }
 
-}  // namespace passkey
+}  // namespace host

@@ -1,17 +1,27 @@
-// What the demo asks of the library: one policy at work on one sequence. Everything of lagkv is behind this header.
+// What a program around llama.cpp asks of the library: one policy at work on one sequence.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <lagkv/adapters/llama.hpp>
+#include <lagkv/parse.hpp>
 
 #include "model.hpp"
 
-namespace passkey {
+namespace host {
+
+/// A policy and the string it was made of.
+struct named_policy {
+  std::string name;
+  lagkv::policy rules;
+};
+
+/// One of lagkv's policy strings, or `full`, which keeps everything. Throws std::invalid_argument that says what is wrong.
+[[nodiscard]] named_policy parse(const std::string& text, std::span<const lagkv::method* const> known = lagkv::methods());
 
 /// What one call of compressor::compress did.
 struct compression {
@@ -28,17 +38,13 @@ using kept_positions = std::vector<std::vector<std::vector<std::uint32_t>>>;
 /// One policy at work on sequence 0 of a session. A new one is made for every sequence: it carries the cursor.
 class compressor {
  public:
-  /// What is wrong with a policy string, in one line; nothing when it can be used. Beside lagkv's own strings there is
-  /// `full`, which keeps everything.
-  [[nodiscard]] static std::optional<std::string> check(const std::string& policy);
-
   /// Before a prompt that all these policies share: has the session record what any of them reads. Throws
   /// std::invalid_argument where llama.cpp's cache cannot hold what one keeps.
-  static void prepare(session& s, const std::vector<std::string>& policies);
+  static void prepare(session& s, std::span<const named_policy> policies);
 
-  /// The policy must have passed `check`. `restored` is what the sequence was restored from, null if it was not.
-  /// `follow` has the original positions kept, for a picture, at a little time a compression.
-  compressor(session& s, const std::string& policy, const saved_sequence* restored, bool follow);
+  /// `restored` is what the sequence was restored from, null if it was not. `follow` has the original positions kept, for a
+  /// picture, at a little time a compression.
+  compressor(session& s, const named_policy& policy, const saved_sequence* restored, bool follow);
 
   /// Offers all cached tokens of the sequence to the policy: after the prompt, after each chunk of it, and after
   /// each token of the answer. The sequence can be decoded on afterwards as if nothing had happened.
@@ -57,4 +63,4 @@ class compressor {
   kept_positions kept_;
 };
 
-}  // namespace passkey
+}  // namespace host

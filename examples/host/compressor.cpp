@@ -1,40 +1,36 @@
-#include "compress.hpp"
+#include "compressor.hpp"
 
 #include <chrono>
 #include <stdexcept>
 
-#include <lagkv/parse.hpp>
-
-namespace passkey {
+namespace host {
 namespace {
 
-lagkv::result<lagkv::policy> parse(const std::string& policy) {
-  return lagkv::parse(policy == "full" ? "streaming_llm:keep=1" : policy);  // no budget is exceeded: nothing is ever due
-}
-
-lagkv::llama::compressor make(session& s, const std::string& policy) {
-  auto made = lagkv::llama::compressor::make(s.get(), *parse(policy), &s.probe());
-  if (!made) throw std::invalid_argument(policy + ": " + made.message());
+lagkv::llama::compressor make(session& s, const named_policy& policy) {
+  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe());
+  if (!made) throw std::invalid_argument(policy.name + ": " + made.message());
   return *made;
 }
 
 }  // namespace
 
-std::optional<std::string> compressor::check(const std::string& policy) {
-  const auto parsed = parse(policy);
-  return parsed ? std::nullopt : std::optional(parsed.message());
+named_policy parse(const std::string& text, std::span<const lagkv::method* const> known) {
+  // No budget is exceeded by a share of 1: nothing is ever due.
+  const auto made = text == "full" ? lagkv::make_streaming_llm({.keep = 1.0}) : lagkv::parse(text, known);
+  if (!made) throw std::invalid_argument(made.message());
+  return {text, *made};
 }
 
-void compressor::prepare(session& s, const std::vector<std::string>& policies) {
+void compressor::prepare(session& s, std::span<const named_policy> policies) {
   lagkv::llama::wanted all;
-  for (const std::string& policy : policies) {
+  for (const named_policy& policy : policies) {
     make(s, policy);
     all = all | s.probe().recorded().what();
   }
   s.probe().record(all);
 }
 
-compressor::compressor(session& s, const std::string& policy, const saved_sequence* restored, bool follow)
+compressor::compressor(session& s, const named_policy& policy, const saved_sequence* restored, bool follow)
     : compressor_(make(s, policy)), follow_(follow) {
   if (restored == nullptr) return;
   if (const lagkv::status ok = compressor_.restore(0, restored->state, {}, &restored->attention); !ok)
@@ -74,4 +70,4 @@ void compressor::follow(std::size_t layer, const lagkv::plan& plan) {
   }
 }
 
-}  // namespace passkey
+}  // namespace host

@@ -1,4 +1,4 @@
-// A language model and one conversation with it: the few llama.cpp calls that the demo needs.
+// A language model and one conversation with it: the few llama.cpp calls that the demo and lagkv-eval need.
 #pragma once
 
 #include <llama.h>
@@ -13,7 +13,7 @@
 
 #include <lagkv/adapters/llama/probe.hpp>
 
-namespace passkey {
+namespace host {
 
 /// A GGUF model. What fails throws std::runtime_error with one readable line, what was asked wrongly (a file that is
 /// no model) std::invalid_argument.
@@ -24,8 +24,9 @@ class model {
 
   [[nodiscard]] llama_model* get() const { return model_.get(); }
 
-  /// Tokens of the text; control tokens written out in it are recognised.
-  [[nodiscard]] std::vector<llama_token> tokenize(std::string_view text) const;
+  /// Tokens of the text; control tokens written out in it are recognised. Where it does not begin the sequence, none are put
+  /// before it.
+  [[nodiscard]] std::vector<llama_token> tokenize(std::string_view text, bool begins = true) const;
 
   /// The bytes a token stands for, control tokens included.
   [[nodiscard]] std::string piece(llama_token token) const;
@@ -47,7 +48,8 @@ class model {
 /// What a session is made with.
 struct session_options {
   std::uint32_t cells = 0;               ///< tokens the cache has room for
-  int threads = 0;                       ///< 0: as many as there are cores
+  int threads = 0;                       ///< for a prompt; 0: as many as there are cores
+  int answer_threads = 0;                ///< for a token of an answer; 0: as many as for a prompt
   ggml_type cache_type = GGML_TYPE_F16;  ///< element type of keys and values
   bool flash_attention = true;           ///< off: the values lie transposed
 };
@@ -57,6 +59,9 @@ struct saved_sequence {
   std::vector<std::uint8_t> state;      ///< keys and values
   lagkv::llama::recording attention{};  ///< as far as it was recorded
 };
+
+/// Index of the largest logit, the first of several.
+[[nodiscard]] llama_token likeliest(std::span<const float> logits);
 
 /// One context of a model, of which sequence 0 is used.
 class session {
@@ -74,6 +79,15 @@ class session {
   /// Decodes tokens after those already there. False when the cache has no room for them.
   [[nodiscard]] bool feed(std::span<const llama_token> tokens, const progress& report = {});
 
+  /// Told the logits after a token that was fed: its index among those handed to `feed_all`, one logit a token of the vocabulary.
+  using listener = std::function<void(std::size_t, std::span<const float>)>;
+
+  /// As `feed`, with the logits after each token.
+  [[nodiscard]] bool feed_all(std::span<const llama_token> tokens, const listener& listen);
+
+  /// After the last token fed: one logit a token of the vocabulary. Valid until the next call.
+  [[nodiscard]] std::span<const float> logits() const;
+
   /// The likeliest token after the last one fed.
   [[nodiscard]] llama_token next() const;
 
@@ -89,8 +103,11 @@ class session {
   struct deleter {
     void operator()(llama_context* c) const { llama_free(c); }
   };
+  [[nodiscard]] bool decode(const llama_batch& batch);
+  [[nodiscard]] std::span<const float> logits_after(std::int32_t index) const;
+
   lagkv::llama::cache_probe probe_;  // outlives the context
   std::unique_ptr<llama_context, deleter> context_;
 };
 
-}  // namespace passkey
+}  // namespace host

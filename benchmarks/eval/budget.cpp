@@ -1,0 +1,121 @@
+#include "budget.hpp"
+
+#include <lagkv/all_methods.hpp>
+#include <lagkv/parse.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <stdexcept>
+
+namespace eval {
+namespace {
+
+lagkv::result<lagkv::policy> parse(const std::string& policy) { return lagkv::parse(policy, lagkv::all_methods()); }
+
+// lagkv calls its share ratio, all others call it keep.
+std::string with_share(const std::string& policy, double share) {
+  const std::string name = policy.substr(0, policy.find(':'));
+  return fmt::format("{}{}{}={:.6f}", policy, name == policy ? ":" : ",", name == "lagkv" ? "ratio" : "keep", share);
+}
+
+bool has_budget(const std::string& policy) {
+  for (const char* key : {"keep=", "ratio=", "capacity=", "budget_mb="})
+    for (const char before : {':', ','})
+      if (policy.find(before + std::string(key)) != std::string::npos) return true;
+  return false;
+}
+
+lagkv::retention retention_of(const std::string& policy) {
+  const auto made = parse(policy);
+  if (!made) throw std::invalid_argument(made.message());
+  return made->retain;
+}
+
+std::size_t kept_by(const lagkv::retention& r, std::size_t tokens) {
+  const lagkv::due due = r.due({}, tokens);
+  return tokens - due.judged.size() + due.keep;
+}
+
+bool by_partition(const lagkv::retention& r) { return r.kind == lagkv::budget::share_of_partition && !r.oldest_first; }
+
+std::size_t rounded(double x) { return static_cast<std::size_t>(std::lround(x)); }
+
+budgeted share_each_partition(const std::string& policy, double removed, std::size_t tokens) {
+  const lagkv::retention r = retention_of(with_share(policy, 0.5));
+  const std::size_t judged = r.due({}, tokens).judged.size(), drop = rounded(removed * static_cast<double>(tokens));
+  if (judged < drop)
+    return {"", 0,
+            fmt::format("{} of {} tokens are in partitions that can be judged (sink {}, lag {}): {} cannot go", judged, tokens,
+                        r.sink, r.lag, drop)};
+  const std::size_t partitions = judged / r.lag;
+  const std::size_t each = r.lag - std::min(r.lag, rounded(static_cast<double>(drop) / static_cast<double>(partitions)));
+  // Half a token more, so that int() cannot fall below; an empty partition still needs a ratio above 0.
+  const double share = std::min(1.0, (static_cast<double>(each) + 0.5) / static_cast<double>(r.lag));
+  const std::string made = with_share(policy, share);
+  return {made, kept_by(retention_of(made), tokens), ""};
+}
+
+// Each 32nd token of a text that grows has the survivors judged again.
+std::string with_capacity(const std::string& policy, std::size_t rows) {
+  const std::string name = policy.substr(0, policy.find(':'));
+  return fmt::format("{}{}capacity={}{}", policy, name == policy ? ":" : ",", rows, name == "streaming_llm" ? "" : ",every=32");
+}
+
+budgeted share_of_all(const std::string& policy, std::size_t goal, std::size_t tokens, bool decoding) {
+  const double share = std::min(1.0, (static_cast<double>(goal) + 0.5) / static_cast<double>(tokens));
+  const std::string made = decoding ? with_capacity(policy, goal) : with_share(policy, share);
+  const std::size_t kept = kept_by(retention_of(made), tokens);
+  if (kept == goal) return {made, kept, ""};
+  return {"", 0, fmt::format("keeps {} of {} tokens where {} are asked for (sinks and window stay)", kept, tokens, goal)};
+}
+
+}  // namespace
+
+std::vector<setting> settings_of(const std::vector<std::string>& policies, const std::vector<double>& removed) {
+  for (const double share : removed)
+    if (!(share > 0 && share < 1)) throw std::invalid_argument(fmt::format("removed {}: must be above 0 and below 1", share));
+  std::vector<std::string> all = policies;
+  const auto is_random = [](const std::string& p) { return p.substr(0, p.find(':')) == "random"; };
+  if (std::none_of(all.begin(), all.end(), is_random)) all.push_back("random");
+  std::vector<setting> made = {{"full", 0}};
+  const auto add = [&](const setting& s) {
+    if (std::find(made.begin(), made.end(), s) == made.end()) made.push_back(s);
+  };
+  for (const std::string& policy : all) {
+    if (policy == "full") continue;
+    if (has_budget(policy)) {
+      static_cast<void>(retention_of(policy));  // throws where it is none
+      add({policy, of_its_own});
+      continue;
+    }
+    static_cast<void>(retention_of(with_share(policy, 0.5)));
+    for (const double share : removed) add({policy, share});
+  }
+  return made;
+}
+
+std::map<setting, budgeted> equal_budgets(const std::vector<setting>& at_one_share, std::size_t tokens, bool decoding) {
+  std::map<setting, budgeted> made;
+  std::optional<std::size_t> goal;
+  std::vector<setting> free;  // can keep any number
+  for (const setting& s : at_one_share) {
+    if (s.policy == "full") {
+      made[s] = {"", tokens, ""};
+    } else if (s.removed == of_its_own) {
+      made[s] = {s.policy, kept_by(retention_of(s.policy), tokens), ""};
+    } else if (by_partition(retention_of(with_share(s.policy, 0.5)))) {
+      made[s] = share_each_partition(s.policy, s.removed, tokens);
+      if (!goal && made[s].failure.empty()) goal = made[s].kept;
+    } else {
+      free.push_back(s);
+    }
+  }
+  for (const setting& s : free)
+    made[s] = share_of_all(s.policy, goal.value_or(rounded((1 - s.removed) * static_cast<double>(tokens))), tokens, decoding);
+  return made;
+}
+
+}  // namespace eval

@@ -1,0 +1,17 @@
+// What a reader needs to know about a run: which model, which versions, which machine.
+#pragma once
+
+#include <string>
+
+#include "host/model.hpp"
+#include "results.hpp"
+
+namespace eval {
+
+/// SHA-256 of a file, hexadecimal. Throws std::runtime_error where it cannot be read.
+[[nodiscard]] std::string sha256(const std::string& path);
+
+/// Date, model, versions and machine of a run that begins now; the settings are the caller's to fill in.
+[[nodiscard]] run_info facts(const host::model& m, const std::string& path);
+
+}  // namespace eval

@@ -1,0 +1,87 @@
+// lagkv-eval: which policy loses what, on a real model.
+#include <CLI/CLI.hpp>
+
+#include <exception>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+
+#include "report/report_command.hpp"
+#include "run_command.hpp"
+
+namespace {
+
+constexpr int bad_input = 2;  // exit code for std::invalid_argument; what fails ends with 1
+
+void declare_run(CLI::App& run, eval::run_options& o) {
+  run.option_defaults()->always_capture_default();
+  run.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
+  run.add_option("--tasks", o.tasks,
+                 "Tasks and groups: ruler, niah, passkey64, perplexity, generation, all, or names of RULER's");
+  run.add_option("--policies", o.policies, "Policy strings without a budget, parted by ';'; full and random are always there")
+      ->delimiter(';');
+  run.add_option("--removed", o.removed, "Shares of the cached tokens that are to go")->delimiter(',');
+  run.add_option("--length", o.lengths, "Tokens of prompt and answer together")->delimiter(',')->check(CLI::Range(64, 1 << 20));
+  run.add_option("--samples", o.samples, "Prompts a task and length")->check(CLI::Range(1, 100000));
+  run.add_option("--depths", o.depths, "Where the pass key stands, 0 to 1, sample by sample in turn")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1.0));
+  run.add_option("--seed", o.seed, "Draws the prompts");
+  run.add_option("--threads", o.threads, "0: all cores. Read the prompt together, then a policy each")
+      ->check(CLI::Range(0, 1024));
+  run.add_flag("--question-seen", o.question_seen, "The question is in the cache when it is compressed");
+  run.add_option("--chunk", o.chunk, "Compress after each so many tokens of the prompt; 0: once, after all")
+      ->check(CLI::Range(0, 1 << 20));
+  run.add_option("--cache-type", o.cache_type, "Element type of the cache")->check(CLI::IsMember({"f16", "bf16", "f32"}));
+  run.add_option("--squad", o.files["qa_1"], "SQuAD 2.0 file, for qa_1");
+  run.add_option("--hotpotqa", o.files["qa_2"], "HotpotQA file (distractor setting), for qa_2");
+  run.add_option("--out", o.out, "Results, a JSON line each; a run that was interrupted goes on with them");
+}
+
+void declare_report(CLI::App& report, eval::report_options& o) {
+  report.add_option("results", o.results, "File that run has written")->required();
+  report.add_option("--html", o.html, "Write a page with curves and tables to this file");
+  report.add_option("--json", o.json, "Write the figures of the tables to this file");
+  report.add_flag("--markdown", o.markdown, "Print the tables as markdown");
+}
+
+std::string joined(int argc, char** argv) {
+  std::string command = "lagkv-eval";
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    command += word.find_first_of(" ;") == std::string::npos ? " " + word : " \"" + word + "\"";
+  }
+  return command;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Which KV-cache policy loses what, measured on a GGUF model through llama.cpp.", "lagkv-eval");
+  app.require_subcommand(1);
+  eval::run_options run_options;
+  run_options.model = LAGKV_EVAL_MODEL;
+  run_options.command = joined(argc, argv);
+  eval::report_options report_options;
+  CLI::App& run = *app.add_subcommand("run", "Run tasks under policies and write the results");
+  declare_run(run, run_options);
+  CLI::App& report = *app.add_subcommand("report", "Print and draw results");
+  declare_report(report, report_options);
+  try {
+    app.parse(argc, argv);
+    for (auto file = run_options.files.begin(); file != run_options.files.end();)
+      file = file->second.empty() ? run_options.files.erase(file) : std::next(file);
+    return run.parsed() ? eval::run_command(run_options) : eval::report_command(report_options);
+  } catch (const CLI::Success& asked_for_help) {
+    return app.exit(asked_for_help);
+  } catch (const CLI::ParseError& wrong) {
+    std::cerr << "lagkv-eval: " << wrong.what() << '\n';
+    return bad_input;
+  } catch (const std::invalid_argument& wrong) {
+    std::cerr << "lagkv-eval: " << wrong.what() << '\n';
+    return bad_input;
+  } catch (const std::exception& failure) {
+    std::cerr << "lagkv-eval: " << failure.what() << '\n';
+    return 1;
+  }
+}

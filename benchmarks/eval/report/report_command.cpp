@@ -1,0 +1,45 @@
+// From the file to the tables and the page.
+#include "report_command.hpp"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <iostream>
+#include <stdexcept>
+
+#include "figures.hpp"
+#include "page.hpp"
+#include "summary.hpp"
+#include "table.hpp"
+#include "text_table.hpp"
+
+namespace eval {
+namespace {
+
+void write_file(const std::string& path, std::string_view text) {
+  std::ofstream out(path, std::ios::binary);
+  out << text << std::flush;
+  if (!out) throw std::runtime_error(path + ": cannot be written");
+}
+
+std::string title_of(const summary& all) {
+  const std::string model = all.runs.empty() ? "" : shortened(one_line(all.runs.back().model), 60);
+  return "How well " + (model.empty() ? "a model" : model) + " answers when its KV cache is compressed";
+}
+
+}  // namespace
+
+int report_command(const report_options& options) {
+  const results samples = read_results(options.results);
+  if (samples.samples.empty()) throw std::invalid_argument(options.results + ": holds no samples");
+  const summary all = summarize(samples);
+  print_tables(std::cout, all, options.markdown);
+  std::cout << std::flush;
+  if (options.html.empty() && options.json.empty()) return 0;
+  const std::string figures = figures_json(all, samples);
+  if (!options.json.empty()) write_file(options.json, figures + '\n');
+  if (!options.html.empty()) write_file(options.html, make_page(title_of(all), figures));
+  return 0;
+}
+
+}  // namespace eval

@@ -1,0 +1,215 @@
+// Samples sorted into rows, and each row's figures.
+#include "summary.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <set>
+#include <tuple>
+
+namespace eval {
+namespace {
+
+struct names {
+  std::string_view task, brief;
+};
+constexpr std::array ruler_names{names{"niah_single_1", "s1"},
+                                 names{"niah_single_2", "s2"},
+                                 names{"niah_single_3", "s3"},
+                                 names{"niah_multikey_1", "mk1"},
+                                 names{"niah_multikey_2", "mk2"},
+                                 names{"niah_multikey_3", "mk3"},
+                                 names{"niah_multivalue", "mv"},
+                                 names{"niah_multiquery", "mq"},
+                                 names{"vt", "vt"},
+                                 names{"cwe", "cwe"},
+                                 names{"fwe", "fwe"},
+                                 names{"qa_1", "qa1"},
+                                 names{"qa_2", "qa2"}};
+
+std::size_t ruler_place(std::string_view task) {
+  return static_cast<std::size_t>(std::ranges::find(ruler_names, task, &names::task) - ruler_names.begin());
+}
+
+using sample_list = std::vector<const sample_result*>;
+
+std::string failure_of(const sample_result& s) {
+  if (!s.failure.empty()) return s.failure;
+  for (const auto& [name, value] : s.scores)
+    if (!std::isfinite(value)) return name + " is not a number";
+  return s.scores.empty() ? "has no score" : "";
+}
+
+setting setting_of(const sample_result& s) { return {s.key.length, s.key.policy, s.key.removed}; }
+
+template <class T>
+void add_new(std::vector<T>& list, const T& value) {
+  if (std::ranges::find(list, value) == list.end()) list.push_back(value);
+}
+
+// Where all samples of a task failed, its name has to do.
+std::set<std::string> tasks_without_score(const results& all) {
+  std::set<std::string> without{"perplexity", "generation"};
+  for (const sample_result& s : all.samples)
+    if (s.scores.contains("nll") && !s.scores.contains("score")) without.insert(s.key.task);
+  return without;
+}
+
+std::vector<double> values_of(const sample_list& samples, const std::string& score) {
+  std::vector<double> values;
+  for (const sample_result* s : samples)
+    if (const auto found = s->scores.find(score); found != s->scores.end()) values.push_back(found->second);
+  return values;
+}
+
+cost_figures cost_of(const sample_list& samples) {
+  cost_figures cost;
+  if (samples.empty()) return cost;
+  double kept = 0, judged = 0, kept_mb = 0, full_mb = 0;
+  std::vector<double> compress_ms, rates;
+  for (const sample_result* s : samples) {
+    kept += static_cast<double>(s->kept_tokens);
+    judged += static_cast<double>(s->judged_tokens);
+    kept_mb += s->kept_mb;
+    full_mb += s->full_mb;
+    compress_ms.push_back(s->compress_ms);
+    if (s->decoded > 0 && s->decode_seconds > 0) rates.push_back(static_cast<double>(s->decoded) / s->decode_seconds);
+  }
+  const auto count = static_cast<double>(samples.size());
+  cost.kept_tokens = kept / count;
+  if (judged > 0) cost.kept_share = kept / judged;
+  cost.kept_mb = kept_mb / count;
+  cost.full_mb = full_mb / count;
+  cost.compress_ms = median(std::move(compress_ms));
+  cost.decode_rate = median(std::move(rates));
+  return cost;
+}
+
+// The samples of one row, by task: those with a result, and the rest's reasons.
+struct row_samples {
+  std::map<std::string, sample_list> results;
+  std::map<std::string, std::map<std::string, std::size_t>> reasons;
+  std::string parsed;
+};
+
+task_figures figures_of(const sample_list& samples) {
+  task_figures figures;
+  figures.samples = samples.size();
+  std::set<std::string> scores;
+  for (const sample_result* s : samples)
+    for (const auto& score : s->scores) scores.insert(score.first);
+  for (const std::string& score : scores) figures.scores[score] = estimate_mean(values_of(samples, score));
+  return figures;
+}
+
+summary_row row_of(const setting& set, const row_samples& mine, const summary& all, const std::set<std::string>& ruler) {
+  summary_row row{set, mine.parsed, {}, {}, {}, {}, {}};
+  for (const auto& [task, samples] : mine.results) row.tasks[task] = figures_of(samples);
+  for (const auto& [task, reasons] : mine.reasons)
+    for (const auto& reason : reasons) row.tasks[task].failed += reason.second;
+
+  sample_list answers, writing;
+  const auto append = [&mine](sample_list& list, const std::string& task) {
+    if (const auto found = mine.results.find(task); found != mine.results.end())
+      list.insert(list.end(), found->second.begin(), found->second.end());
+  };
+  for (const std::string& task : all.answer_tasks) append(answers, task);
+  for (const std::string& task : all.writing_tasks) append(writing, task);
+  row.answers = cost_of(answers);
+  row.writing = cost_of(writing);
+  row.first_token = estimate_mean(values_of(answers, "first_token"));
+
+  std::vector<std::vector<double>> scores;
+  for (const std::string& task : ruler) {
+    const auto found = mine.results.find(task);
+    scores.push_back(found == mine.results.end() ? std::vector<double>{} : values_of(found->second, "score"));
+  }
+  row.ruler = estimate_macro_mean(scores);
+  return row;
+}
+
+// Depths as they are, where they are few; else their tenths.
+std::function<double(double)> depth_steps(const results& all) {
+  const auto fine = [](double depth) { return std::round(depth * 1000) / 1000; };
+  std::set<double> steps;
+  for (const sample_result& s : all.samples)
+    if (s.key.task == "passkey64" && s.depth >= 0) steps.insert(fine(s.depth));
+  constexpr std::size_t most = 21;
+  if (steps.size() <= most) return fine;
+  return [](double depth) { return std::round(depth * 10) / 10; };
+}
+
+void add_depths(const setting& set, const row_samples& mine, const std::function<double(double)>& step,
+                std::vector<depth_figures>& depths) {
+  const auto found = mine.results.find("passkey64");
+  if (found == mine.results.end()) return;
+  std::map<double, sample_list> by_depth;
+  for (const sample_result* s : found->second)
+    if (s->depth >= 0) by_depth[step(s->depth)].push_back(s);
+  for (const auto& [depth, samples] : by_depth) {
+    depth_figures one{set, depth, {}, samples.size()};
+    for (const auto& [name, score] : figures_of(samples).scores) one.scores[name] = score.mean;
+    depths.push_back(std::move(one));
+  }
+}
+
+}  // namespace
+
+bool in_ruler(std::string_view task) { return ruler_place(task) < ruler_names.size(); }
+
+std::string_view short_name(std::string_view task) {
+  if (task == "passkey64") return "pk64";
+  return in_ruler(task) ? ruler_names[ruler_place(task)].brief : task;
+}
+
+bool several_models(const summary& all) {
+  return std::ranges::any_of(all.runs, [&all](const run_info& run) {
+    return run.model != all.runs.front().model || run.model_sha256 != all.runs.front().model_sha256;
+  });
+}
+
+summary summarize(const results& all) {
+  summary sum;
+  sum.runs = all.runs;
+  const std::set<std::string> without_score = tasks_without_score(all);
+  std::map<setting, row_samples> rows;
+  std::map<std::size_t, std::set<std::string>> ruler;  // of each length: a row without one of them has no mean
+  for (const sample_result& s : all.samples) {
+    add_new(sum.lengths, s.key.length);
+    add_new(sum.policies, s.key.policy);
+    add_new(without_score.contains(s.key.task) ? sum.writing_tasks : sum.answer_tasks, s.key.task);
+    if (in_ruler(s.key.task)) ruler[s.key.length].insert(s.key.task);
+    row_samples& row = rows[setting_of(s)];
+    if (row.parsed.empty()) row.parsed = s.parsed;
+    if (const std::string reason = failure_of(s); reason.empty())
+      row.results[s.key.task].push_back(&s);
+    else
+      ++row.reasons[s.key.task][reason];
+  }
+  std::ranges::sort(sum.lengths);
+  std::ranges::stable_sort(sum.policies, {}, [](const std::string& policy) { return policy != "full"; });
+  std::ranges::stable_sort(sum.answer_tasks, {}, ruler_place);
+  std::ranges::stable_sort(sum.writing_tasks, std::ranges::greater{},
+                           [](const std::string& task) { return task == "perplexity"; });
+
+  std::vector<setting> order;
+  for (const auto& row : rows) order.push_back(row.first);
+  std::ranges::sort(order, {}, [&sum](const setting& set) {
+    return std::tuple(set.length, std::ranges::find(sum.policies, set.policy) - sum.policies.begin(), set.removed);
+  });
+  const auto step = depth_steps(all);
+  for (const setting& set : order) {
+    const row_samples& mine = rows[set];
+    sum.rows.push_back(row_of(set, mine, sum, ruler[set.length]));
+    add_depths(set, mine, step, sum.depths);
+    for (const auto& [task, reasons] : mine.reasons)
+      for (const auto& [reason, samples] : reasons) {
+        const task_figures& figures = sum.rows.back().tasks[task];
+        sum.failures.push_back({set, task, reason, samples, figures.samples + figures.failed});
+      }
+  }
+  return sum;
+}
+
+}  // namespace eval

@@ -1,0 +1,244 @@
+// Results as JSON lines: one list of fields a struct, walked by what writes them and by what reads them.
+#include "results.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <cmath>
+#include <concepts>
+#include <filesystem>
+#include <iterator>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+
+namespace eval {
+namespace {
+
+// Ordered: a line begins with its type, by which a torn one is known as ours.
+using json = nlohmann::ordered_json;
+constexpr std::string_view line_begins = R"({"type":")";
+
+template <class Run, class Visit>
+void run_fields(Run& r, Visit visit) {
+  visit("command", r.command);
+  visit("date", r.date);
+  visit("model", r.model);
+  visit("model_sha256", r.model_sha256);
+  visit("model_name", r.model_name);
+  visit("lagkv", r.lagkv);
+  visit("llama", r.llama);
+  visit("compiler", r.compiler);
+  visit("machine", r.machine);
+  visit("seed", r.seed);
+  visit("threads", r.threads);
+  visit("question_seen", r.question_seen);
+  visit("chunk", r.chunk);
+  visit("cache_type", r.cache_type);
+}
+
+template <class Key, class Visit>
+void key_fields(Key& k, Visit visit) {
+  visit("task", k.task);
+  visit("length", k.length);
+  visit("sample", k.sample);
+  visit("policy", k.policy);
+  visit("removed", k.removed);
+}
+
+// The third argument is what a field that is not there means; else a zero or an empty one.
+template <class Sample, class Visit>
+void sample_fields(Sample& s, Visit visit) {
+  visit("parsed", s.parsed);
+  visit("depth", s.depth, -1.0);
+  visit("prompt_tokens", s.prompt_tokens);
+  visit("judged_tokens", s.judged_tokens);
+  visit("kept_tokens", s.kept_tokens);
+  visit("kept_mb", s.kept_mb);
+  visit("full_mb", s.full_mb);
+  visit("prefill_seconds", s.prefill_seconds);
+  visit("compress_ms", s.compress_ms);
+  visit("decoded", s.decoded);
+  visit("decode_seconds", s.decode_seconds);
+  visit("scores", s.scores);
+  visit("answer", s.answer);
+  visit("failure", s.failure);
+  visit("survivors", s.survivors);
+  visit("needle_begin", s.needle_begin, -1.0);
+  visit("needle_end", s.needle_end, -1.0);
+}
+
+struct writer {
+  json& line;
+  template <class T>
+  void operator()(const char* name, const T& value, const T& absent = {}) const {
+    if (value != absent) line[name] = value;
+  }
+};
+
+void get(const json& field, std::string& value) {
+  if (!field.is_string()) throw std::invalid_argument("must be a text");
+  value = field.get<std::string>();
+}
+
+void get(const json& field, bool& value) {
+  if (!field.is_boolean()) throw std::invalid_argument("must be true or false");
+  value = field.get<bool>();
+}
+
+// JSON has no word for what is not a number: null is written, and read as that.
+void get(const json& field, double& value) {
+  if (!field.is_number() && !field.is_null()) throw std::invalid_argument("must be a number");
+  value = field.is_null() ? std::numeric_limits<double>::quiet_NaN() : field.get<double>();
+}
+
+template <std::integral T>
+void get(const json& field, T& value) {
+  if (!field.is_number_unsigned() || !std::in_range<T>(field.get<std::uint64_t>()))
+    throw std::invalid_argument("must be a whole number, 0 or more");
+  value = field.get<T>();
+}
+
+void get(const json& field, std::map<std::string, double>& value) {
+  if (!field.is_object()) throw std::invalid_argument("must be an object");
+  for (const auto& [name, number] : field.items()) get(number, value[name]);
+}
+
+void get(const json& field, std::vector<std::string>& value) {
+  if (!field.is_array()) throw std::invalid_argument("must be a list");
+  for (const json& text : field) get(text, value.emplace_back());
+}
+
+struct reader {
+  const json& line;
+  template <class T>
+  void operator()(const char* name, T& value, const T& = {}) const {
+    const auto field = line.find(name);
+    if (field == line.end()) return;
+    try {
+      get(*field, value);
+    } catch (const std::invalid_argument& fault) {
+      throw std::invalid_argument(fmt::format("{}: {}", name, fault.what()));
+    }
+  }
+};
+
+sample_result sample_of(const json& line) {
+  for (const char* needed : {"task", "length", "sample", "policy"})
+    if (!line.contains(needed)) throw std::invalid_argument(fmt::format("{}: is missing", needed));
+  sample_result sample;
+  key_fields(sample.key, reader{line});
+  sample_fields(sample, reader{line});
+  if (!std::isfinite(sample.key.removed)) throw std::invalid_argument("removed: must be a number");
+  for (const std::string& row : sample.survivors)
+    if (row.find_first_not_of("0123456789") != std::string::npos) throw std::invalid_argument("survivors: must be digits");
+  return sample;
+}
+
+run_info run_of(const json& line) {
+  run_info run;
+  run_fields(run, reader{line});
+  return run;
+}
+
+// The whole file; nothing where there is none.
+std::optional<std::string> text_of(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return std::nullopt;
+  std::string text{std::istreambuf_iterator<char>(in), {}};
+  if (in.bad()) return std::nullopt;
+  return text;
+}
+
+// Of a line without an end: the beginning of one of ours, and no more.
+bool torn(std::string_view line) {
+  const std::size_t both = std::min(line.size(), line_begins.size());
+  return line.substr(0, both) == line_begins.substr(0, both) && !json::accept(line);
+}
+
+void write_line(std::ofstream& out, const json& line, const std::string& path) {
+  // A small model may answer with half a character: replaced, not thrown at.
+  out << line.dump(-1, ' ', false, json::error_handler_t::replace) << '\n' << std::flush;
+  if (!out) throw std::runtime_error(path + ": cannot be written");
+}
+
+}  // namespace
+
+results read_results(const std::string& path) {
+  if (std::filesystem::is_directory(path)) throw std::runtime_error(path + ": is a folder");
+  const std::optional<std::string> text = text_of(path);
+  if (!text) throw std::runtime_error(path + ": cannot be read");
+  results all;
+  std::map<sample_key, std::size_t> places;
+  std::size_t number = 0;
+  for (std::string_view rest = *text; !rest.empty();) {
+    ++number;
+    const std::size_t end = rest.find('\n');
+    const std::string_view line = rest.substr(0, end);
+    const bool ended = end != std::string_view::npos;
+    rest.remove_prefix(ended ? end + 1 : rest.size());
+    if (!ended && torn(line)) break;
+    try {
+      const json fields = json::parse(line, nullptr, false);
+      if (!fields.is_object()) throw std::invalid_argument("is not a JSON object");
+      std::string type;
+      reader{fields}("type", type);
+      if (type == "run") {
+        all.runs.push_back(run_of(fields));
+      } else if (type == "sample") {
+        sample_result sample = sample_of(fields);
+        const auto [place, fresh] = places.emplace(sample.key, all.samples.size());
+        if (fresh)
+          all.samples.push_back(std::move(sample));
+        else
+          all.samples[place->second] = std::move(sample);
+      } else {
+        throw std::invalid_argument("type: must be run or sample");
+      }
+    } catch (const std::invalid_argument& fault) {
+      throw std::invalid_argument(fmt::format("{}, line {}: {}", path, number, fault.what()));
+    }
+  }
+  return all;
+}
+
+results_file::results_file(const std::string& path) : path_(path) {
+  bool open_line = false;
+  if (std::filesystem::is_regular_file(path)) {
+    const std::optional<std::string> text = text_of(path);
+    if (!text) throw std::runtime_error(path + ": cannot be read");
+    const std::size_t begin = text->rfind('\n') + 1;  // 0 where there is no line end
+    const std::string_view last = std::string_view(*text).substr(begin);
+    open_line = !last.empty() && json::accept(last);
+    if (!last.empty() && !open_line) {
+      if (!torn(last)) throw std::runtime_error(path + ": ends with what is no line of results; left as it is");
+      std::error_code failure;
+      std::filesystem::resize_file(path, begin, failure);
+      if (failure) throw std::runtime_error(path + ": cannot be written");
+    }
+  }
+  out_.open(path, std::ios::binary | std::ios::app);
+  if (open_line) out_ << '\n';
+  if (!out_) throw std::runtime_error(path + ": cannot be written");
+}
+
+void results_file::add(const run_info& run) {
+  json line = {{"type", "run"}};
+  run_fields(run, writer{line});
+  write_line(out_, line, path_);
+}
+
+void results_file::add(const sample_result& sample) {
+  json line = {{"type", "sample"}};
+  line["task"] = sample.key.task;
+  line["length"] = sample.key.length;
+  line["sample"] = sample.key.sample;
+  line["policy"] = sample.key.policy;
+  key_fields(sample.key, writer{line});
+  sample_fields(sample, writer{line});
+  write_line(out_, line, path_);
+}
+
+}  // namespace eval

@@ -1,0 +1,89 @@
+// A file of results: JSON lines, appended as they come, so that an interrupted run can go on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <fstream>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace eval {
+
+/// What was run where: a line at the start of every run, also of one that goes on.
+struct run_info {
+  std::string command;
+  std::string date;                    ///< UTC, ISO 8601
+  std::string model;                   ///< file name, without its folder
+  std::string model_sha256;            ///< of the file, hexadecimal
+  std::string model_name;              ///< as the file describes itself: "llama 135M Q4_1"
+  std::string lagkv, llama, compiler;  ///< versions
+  std::string machine;                 ///< processor, cores, system
+  std::uint64_t seed = 0;
+  int threads = 0;
+  bool question_seen = false;
+  std::size_t chunk = 0;   ///< tokens of a chunk, where the cache was compressed chunk by chunk; 0: after the prefill
+  std::string cache_type;  ///< f16, ...
+};
+
+/// Which sample under which policy: unique in a file.
+struct sample_key {
+  std::string task;
+  std::size_t length = 0;  ///< tokens asked for: prompt and answer
+  std::size_t sample = 0;
+  std::string policy;  ///< as the user wrote it; "full": nothing is dropped
+  double removed = 0;  ///< share of the context's tokens that was to go; 0 for full, -1: the policy had its own budget
+
+  friend auto operator<=>(const sample_key&, const sample_key&) = default;
+};
+
+/// One sample, one policy: a line.
+struct sample_result {
+  sample_key key;
+  std::string parsed;             ///< the policy string with its budget; empty for full
+  double depth = -1;              ///< where the needle stood, 0 to 1; -1: the task has none, or several
+  std::size_t prompt_tokens = 0;  ///< fed before the answer
+  std::size_t judged_tokens = 0;  ///< in the cache when it was compressed (question not seen: the context's)
+  std::size_t kept_tokens = 0;    ///< of those, a layer and head
+  double kept_mb = 0;             ///< 10^6 bytes of keys and values that they take
+  double full_mb = 0;             ///< that judged_tokens take
+  double prefill_seconds = 0;     ///< of the prompt, which all policies share
+  double compress_ms = 0;         ///< all layers, all calls
+  std::size_t decoded = 0;        ///< tokens decoded one by one
+  double decode_seconds = 0;
+  /// `score` and the task's other figures. Shares from 0 to 1, but for perplexity and generation: `nll`, `kl` (nats a token),
+  /// `agreed` (tokens).
+  std::map<std::string, double> scores;
+  std::string answer;
+  std::string failure;                 ///< why there is no result (a budget that the policy cannot meet, say); else empty
+  std::vector<std::string> survivors;  ///< for pictures, of few samples: a row per layer and head, a digit 0..9 a column of
+                                       ///< positions: the share of it that is kept
+  double needle_begin = -1, needle_end = -1;  ///< with survivors: where the needle lies, 0 to 1
+};
+
+/// What a file holds.
+struct results {
+  std::vector<run_info> runs;
+  std::vector<sample_result> samples;  ///< the later line wins where one is there twice
+};
+
+/// Throws std::runtime_error where it cannot be read, std::invalid_argument with the number of a line that is none of ours.
+/// A last line that was cut off (an interrupted run) is left out.
+[[nodiscard]] results read_results(const std::string& path);
+
+/// Appends lines, each flushed before the next: what was measured survives an interruption.
+class results_file {
+ public:
+  /// A torn last line of an earlier run is removed. Throws std::runtime_error where it cannot be written.
+  explicit results_file(const std::string& path);
+
+  void add(const run_info& run);
+  void add(const sample_result& sample);
+
+ private:
+  std::string path_;
+  std::ofstream out_;
+};
+
+}  // namespace eval

@@ -1,0 +1,315 @@
+#include "run_command.hpp"
+
+#include <lagkv/all_methods.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+#include "budget.hpp"
+#include "facts.hpp"
+#include "host/compressor.hpp"
+#include "host/model.hpp"
+#include "progress.hpp"
+#include "results.hpp"
+#include "tasks/task.hpp"
+#include "trial.hpp"
+
+namespace eval {
+namespace {
+
+constexpr std::size_t picture_columns = 128;
+constexpr std::size_t spare_tokens = 8;  // pieces cut into tokens by themselves may take a token more than together
+
+host::named_policy parse(const std::string& policy) {
+  return host::parse(policy.empty() ? "full" : policy, lagkv::all_methods());
+}
+
+ggml_type type_of(const std::string& name) {
+  for (const auto& [known, type] : {std::pair{"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"f32", GGML_TYPE_F32}})
+    if (name == known) return type;
+  throw std::invalid_argument("cache type " + name + ": must be f16, bf16 or f32");
+}
+
+std::string content(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::invalid_argument(path + ": cannot be read");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::map<std::string, std::string> contents(const std::map<std::string, std::string>& paths) {
+  std::map<std::string, std::string> made;
+  for (const auto& [task, path] : paths) made[task] = content(path);
+  return made;
+}
+
+// One prompt, and the settings that have no result of it yet.
+struct assignment {
+  const task* what = nullptr;
+  std::size_t length = 0;
+  std::size_t sample = 0;
+  std::vector<setting> missing;
+
+  [[nodiscard]] sample_key key(const setting& s) const { return {std::string(what->name), length, sample, s.policy, s.removed}; }
+};
+
+class runner {
+ public:
+  explicit runner(const run_options& o);
+  void run_all();
+
+ private:
+  struct job {
+    setting asked;
+    budgeted with;
+    trial doing;
+    bool written = false;  ///< was in the file before: only run for what the full cache says
+  };
+
+  void check_settings() const;
+  void make_sessions();
+  std::vector<assignment> assignments(const std::vector<const task*>& tasks) const;
+  void run_one(const assignment& a);
+  std::map<setting, budgeted> budgets(const assignment& a, const tokenized& tokens) const;
+  std::vector<job> jobs_of(const assignment& a, const std::map<setting, budgeted>& with);
+  void run_jobs(const assignment& a, const std::vector<job>& jobs, double depth, double prefill_seconds);
+  void write(sample_result r, const assignment& a, const job& j);
+  bool draws_picture(const assignment& a) const;
+
+  const run_options& options_;
+  std::map<std::string, std::string> files_;
+  std::vector<setting> settings_;
+  results before_;
+  host::model model_;
+  std::size_t template_tokens_;
+  run_info info_;
+  std::unique_ptr<host::session> prefill_;
+  std::vector<std::unique_ptr<host::session>> workers_;
+  std::vector<const task*> tasks_;
+  std::unique_ptr<results_file> file_;
+  std::unique_ptr<progress> bar_;
+  std::mutex writing_;
+};
+
+runner::runner(const run_options& o)
+    : options_(o),
+      files_(contents(o.files)),
+      settings_(settings_of(o.policies, o.removed)),
+      before_(std::filesystem::exists(o.out) ? read_results(o.out) : results{}),
+      model_(o.model),
+      template_tokens_(eval::template_tokens(model_)),
+      info_(facts(model_, o.model)),
+      tasks_(tasks_of(o.tasks, files_)) {
+  info_.command = o.command;
+  info_.seed = o.seed;
+  info_.threads = o.threads > 0 ? o.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  info_.question_seen = o.question_seen;
+  info_.chunk = o.chunk;
+  info_.cache_type = o.cache_type;
+  check_settings();
+  make_sessions();
+}
+
+// A file holds one model under one set of conditions.
+void runner::check_settings() const {
+  for (const run_info& was : before_.runs) {
+    const auto same = [&](const char* name, const auto& then, const auto& now) {
+      if (then != now)
+        throw std::invalid_argument(
+            fmt::format("{}: was made with {} {}, not {}: name another file with --out", options_.out, name, then, now));
+    };
+    same("a model of SHA-256", was.model_sha256, info_.model_sha256);
+    same("seed", was.seed, info_.seed);
+    same("question seen", was.question_seen, info_.question_seen);
+    same("chunk", was.chunk, info_.chunk);
+    same("cache type", was.cache_type, info_.cache_type);
+  }
+}
+
+void runner::make_sessions() {
+  host::session_options o;
+  o.cells = static_cast<std::uint32_t>(*std::max_element(options_.lengths.begin(), options_.lengths.end()) + 2 * spare_tokens);
+  o.cache_type = type_of(options_.cache_type);
+  o.threads = info_.threads;
+  o.answer_threads = 1;
+  prefill_ = std::make_unique<host::session>(model_, o);
+  o.threads = 1;
+  for (int i = 0; i < info_.threads; ++i) {
+    workers_.push_back(std::make_unique<host::session>(model_, o));
+    // Its probe has seen the cache then, and llama.cpp has its first logits from one thread.
+    const std::vector<llama_token> some = model_.tokenize("The grass is green.");
+    if (!workers_.back()->feed(some)) throw std::runtime_error("the cache has no room for a sentence");
+    static_cast<void>(workers_.back()->next());
+  }
+}
+
+// Samples outermost: an interrupted run has fewer samples, but of all tasks.
+std::vector<assignment> runner::assignments(const std::vector<const task*>& tasks) const {
+  std::set<sample_key> done;
+  for (const sample_result& r : before_.samples) done.insert(r.key);
+  std::vector<assignment> made;
+  for (std::size_t sample = 0; sample < options_.samples; ++sample)
+    for (const std::size_t length : options_.lengths)
+      for (const task* t : tasks) {
+        assignment a{t, length, sample, {}};
+        for (const setting& s : settings_)
+          if (!done.count(a.key(s))) a.missing.push_back(s);
+        if (!a.missing.empty()) made.push_back(std::move(a));
+      }
+  return made;
+}
+
+void runner::run_all() {
+  const std::vector<assignment> todo = assignments(tasks_);
+  std::size_t steps = 0;
+  for (const assignment& a : todo) steps += a.missing.size();
+  std::cerr << fmt::format("{}: {} results are there, {} are missing\n", options_.out, before_.samples.size(), steps);
+  if (steps == 0) return;
+  file_ = std::make_unique<results_file>(options_.out);
+  file_->add(info_);
+  bar_ = std::make_unique<progress>(steps);
+  for (const assignment& a : todo) run_one(a);
+}
+
+// A middle sample of the pass key, or of the first task that hides something.
+bool runner::draws_picture(const assignment& a) const {
+  if (a.sample != options_.samples / 2 || a.what->how != kind::answer) return false;
+  const auto named = [](const task* t) { return t->name == "passkey64"; };
+  const auto found = std::find_if(tasks_.begin(), tasks_.end(), named);
+  return a.what == (found != tasks_.end() ? *found : tasks_.front());
+}
+
+std::map<setting, budgeted> runner::budgets(const assignment& a, const tokenized& tokens) const {
+  // A generation is compressed up to its end, the last token of which is not read.
+  const std::size_t grows = a.what->how == kind::generation ? tokens.after.size() + a.what->new_tokens - 1 : 0;
+  std::map<setting, budgeted> made;
+  std::set<double> shares;
+  for (const setting& s : settings_) shares.insert(s.removed);
+  for (const double share : shares) {
+    std::vector<setting> at;  // in the user's order: the first that keeps a share of each partition sets the goal
+    for (const setting& s : settings_)
+      if (s.removed == share) at.push_back(s);
+    made.merge(equal_budgets(at, tokens.before.size() + grows, grows > 0));
+  }
+  return made;
+}
+
+// The full cache comes first: the others are compared with it.
+std::vector<runner::job> runner::jobs_of(const assignment& a, const std::map<setting, budgeted>& with) {
+  std::vector<job> jobs;
+  const bool full_missing = a.missing.front().policy == "full";
+  const setting full{"full", 0};
+  jobs.push_back({full, with.at(full), {}, !full_missing});
+  for (const setting& s : a.missing)
+    if (s != full) jobs.push_back({s, with.at(s), {}, false});
+  return jobs;
+}
+
+void runner::run_one(const assignment& a) {
+  request r;
+  r.length = a.length - (a.what->how == kind::answer ? template_tokens_ : 0) - spare_tokens;
+  r.sample = a.sample;
+  r.seed = options_.seed;
+  r.depth = options_.depths[a.sample % options_.depths.size()];
+  r.count = [this](std::string_view text) { return model_.tokenize(text).size(); };
+  r.files = files_;
+  const prompt asked = a.what->make(r);
+  const tokenized tokens = tokenize(model_, *a.what, asked, options_.question_seen);
+
+  std::vector<job> jobs = jobs_of(a, budgets(a, tokens));
+  std::vector<host::named_policy> policies;
+  for (job& j : jobs) {
+    j.doing = {.model = &model_, .what = a.what, .asked = &asked, .tokens = &tokens, .policy = parse(j.with.policy)};
+    j.doing.chunk = options_.chunk;
+    j.doing.picture_columns = draws_picture(a) && j.asked.policy != "full" ? picture_columns : 0;
+    if (j.with.failure.empty()) policies.push_back(j.doing.policy);
+  }
+
+  host::saved_sequence prefill;
+  double seconds = 0;
+  host::compressor::prepare(*prefill_, policies);  // refuses what cannot be done
+  if (options_.chunk == 0) {
+    prefill_->clear();
+    const auto start = std::chrono::steady_clock::now();
+    if (!prefill_->feed(tokens.before)) throw std::runtime_error("the cache has no room for the prompt");
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    prefill = prefill_->save();
+    for (job& j : jobs) j.doing.prefill = &prefill;
+  }
+  run_jobs(a, jobs, a.what->name == "passkey64" ? r.depth : -1, seconds);
+}
+
+void runner::run_jobs(const assignment& a, const std::vector<job>& jobs, double depth, double prefill_seconds) {
+  std::promise<reference> said;
+  const std::shared_future<reference> heard = said.get_future().share();
+  std::atomic<std::size_t> next{0};
+  std::mutex failing;
+  std::exception_ptr failure;
+
+  const auto do_job = [&](const job& j, host::session& s) {
+    sample_result r;
+    if (!j.with.failure.empty()) {
+      r.failure = j.with.failure;
+    } else if (j.asked.policy == "full") {
+      reference own;
+      r = run(j.doing, s, {}, &own);
+      said.set_value(std::move(own));
+    } else {
+      r = run(
+          j.doing, s, [&]() -> const reference& { return heard.get(); }, nullptr);
+    }
+    r.depth = depth;
+    r.prefill_seconds = prefill_seconds;
+    write(std::move(r), a, j);
+  };
+  const auto work = [&](host::session& s) {
+    try {
+      for (std::size_t i; (i = next++) < jobs.size();) do_job(jobs[i], s);
+    } catch (...) {
+      next = jobs.size();
+      const std::lock_guard lock(failing);
+      if (!failure) failure = std::current_exception();
+      if (heard.wait_for(std::chrono::seconds(0)) != std::future_status::ready) said.set_exception(failure);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (std::size_t i = 1; i < workers_.size(); ++i) threads.emplace_back(work, std::ref(*workers_[i]));
+  work(*workers_[0]);
+  for (std::thread& t : threads) t.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+void runner::write(sample_result r, const assignment& a, const job& j) {
+  if (j.written) return;
+  r.key = a.key(j.asked);
+  r.parsed = j.with.policy;
+  const std::lock_guard lock(writing_);
+  file_->add(r);
+  bar_->step(fmt::format("{} at {} tokens, sample {} of {}", a.what->name, a.length, a.sample + 1, options_.samples));
+}
+
+}  // namespace
+
+int run_command(const run_options& options) {
+  if (options.model.empty()) throw std::invalid_argument("--model: name a GGUF model");
+  if (!std::ifstream(options.model)) throw std::invalid_argument(options.model + ": cannot be read");
+  if (options.lengths.empty() || options.depths.empty()) throw std::invalid_argument("--length, --depths: name one at least");
+  runner(options).run_all();
+  return 0;
+}
+
+}  // namespace eval

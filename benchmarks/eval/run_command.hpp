@@ -1,0 +1,34 @@
+// Runs tasks under policies on a model, and writes what comes out as it comes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace eval {
+
+struct run_options {
+  std::string model;  ///< GGUF file
+  std::string tasks = "ruler,passkey64";
+  std::vector<std::string> policies = {"lagkv:lag=128", "snapkv", "streaming_llm", "h2o", "key_diff", "random"};
+  std::vector<double> removed = {0.25, 0.5, 0.75, 0.875};
+  std::vector<std::size_t> lengths = {2048};
+  std::size_t samples = 10;
+  std::vector<double> depths = {0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95};  ///< of the pass key, in turn
+  std::uint64_t seed = 42;
+  int threads = 0;             ///< 0: all cores. For the prompt; then as many policies at a time, a thread each
+  bool question_seen = false;  ///< compress context and question, not the context alone
+  std::size_t chunk = 0;       ///< compress after each so many tokens of the prompt; 0: once, after all
+  std::string cache_type = "f16";
+  std::map<std::string, std::string> files;  ///< by task: paths of the data sets of qa_1 and qa_2
+  std::string out = "results.jsonl";
+  std::string command;  ///< as it was called, for the record
+};
+
+/// Samples that the file has already are not run again. Returns 0. Throws std::invalid_argument for what was asked wrongly,
+/// before anything is run; std::runtime_error where the model or the disk fails.
+int run_command(const run_options& options);
+
+}  // namespace eval

@@ -1,0 +1,18 @@
+// What each file of tasks offers to the list in task.cpp.
+#pragma once
+
+#include "tasks/task.hpp"
+
+#include <vector>
+
+namespace eval {
+
+[[nodiscard]] std::vector<task> needle_tasks();  // niah.cpp
+[[nodiscard]] task variable_tracking();
+[[nodiscard]] task common_words();
+[[nodiscard]] task coded_words();
+[[nodiscard]] std::vector<task> question_answering();
+[[nodiscard]] task passkey64();
+[[nodiscard]] std::vector<task> continuation_tasks();
+
+}  // namespace eval

@@ -1,0 +1,16 @@
+# lagkv_embed(TARGET FILE SYMBOL): compiles the file's text into the target, as `extern const std::string_view SYMBOL`, where
+# SYMBOL may be qualified (eval::persuasion).
+function(lagkv_embed target file symbol)
+  get_filename_component(path "${file}" ABSOLUTE)
+  get_filename_component(name "${file}" NAME)
+  set(made "${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${path}")
+  file(READ "${path}" hex HEX)
+  string(REGEX REPLACE "([0-9a-f][0-9a-f])" "'\\\\x\\1'," bytes "${hex}")
+  string(REGEX MATCH "^(.*)::([^:]*)$" qualified "${symbol}")
+  set(code "#include <string_view>\nnamespace {\nconstexpr char bytes[] = {${bytes}0};\n}\n")
+  string(APPEND code "namespace ${CMAKE_MATCH_1} {\nextern const std::string_view ${CMAKE_MATCH_2};\n")
+  string(APPEND code "const std::string_view ${CMAKE_MATCH_2}{bytes, sizeof bytes - 1};\n}\n")
+  file(CONFIGURE OUTPUT "${made}" CONTENT "${code}" @ONLY)
+  target_sources(${target} PRIVATE "${made}")
+endfunction()

@@ -1,0 +1,114 @@
+// Equal budgets: what every policy keeps at a share, against the paper's equation written out by hand.
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <lagkv/all_methods.hpp>
+#include <lagkv/parse.hpp>
+
+#include "budget.hpp"
+
+namespace {
+
+using eval::budgeted;
+using eval::setting;
+
+std::vector<setting> at(double removed, const std::vector<std::string>& policies) {
+  std::vector<setting> made;
+  for (const std::string& policy : policies) made.push_back({policy, removed});
+  return made;
+}
+
+// What the parsed string drops from so many tokens.
+std::size_t kept_by(const std::string& policy, std::size_t tokens) {
+  const auto made = lagkv::parse(policy, lagkv::all_methods());
+  EXPECT_TRUE(made) << made.message();
+  const lagkv::due due = made->retain.due({}, tokens);
+  return tokens - due.judged.size() + due.keep;
+}
+
+TEST(Budget, EquationThirteenByHand) {
+  // N = 1000, S = 16, L = 128: floor(984 / 128) - 1 = 6 partitions of 128 are judged. Half is to go: 500 / 6 = 83.3 of each, so
+  // 45 of 128 stay, and 1000 - 6 * 83 = 502 of all.
+  const auto made = eval::equal_budgets(at(0.5, {"lagkv:lag=128", "snapkv", "random"}), 1000);
+  const budgeted& lagkv = made.at({"lagkv:lag=128", 0.5});
+  EXPECT_EQ(lagkv.kept, 502U);
+  EXPECT_EQ(lagkv.policy.substr(0, 26), "lagkv:lag=128,ratio=0.3554");  // 45.5 / 128
+  EXPECT_EQ(made.at({"snapkv", 0.5}).kept, 502U);
+  EXPECT_EQ(made.at({"random", 0.5}).kept, 502U);
+}
+
+TEST(Budget, AllKeepTheSameAtEveryShareAndLength) {
+  const std::vector<std::string> policies = {
+      "snapkv",           "lagkv:lag=64", "streaming_llm", "h2o", "tova", "key_diff", "random", "fuse:lagkv+key_diff,lag=64",
+      "cur:select=chunks"};
+  for (const std::size_t tokens : {900U, 1883U, 4051U})
+    for (const double removed : {0.25, 0.5, 0.75}) {
+      const auto made = eval::equal_budgets(at(removed, policies), tokens);
+      const std::size_t goal = made.at({"lagkv:lag=64", removed}).kept;
+      // Within half a token a partition of what was asked for.
+      EXPECT_NEAR(static_cast<double>(goal), (1 - removed) * static_cast<double>(tokens), static_cast<double>(tokens) / 128.0);
+      for (const auto& [s, b] : made) {
+        EXPECT_EQ(b.failure, "") << s.policy;
+        EXPECT_EQ(kept_by(b.policy, tokens), b.kept) << b.policy;
+        if (s.policy.rfind("fuse", 0) == 0) continue;  // four sinks instead of 16: other partitions
+        EXPECT_EQ(b.kept, goal) << b.policy << " of " << tokens;
+      }
+    }
+}
+
+TEST(Budget, WithoutPartitionsTheGoalIsTheShare) {
+  const auto made = eval::equal_budgets(at(0.875, {"streaming_llm", "key_diff"}), 1001);
+  EXPECT_EQ(made.at({"streaming_llm", 0.875}).kept, 125U);
+  EXPECT_EQ(made.at({"key_diff", 0.875}).kept, 125U);
+}
+
+TEST(Budget, WhileDecodingTheGoalIsACapacity) {
+  const auto made = eval::equal_budgets(at(0.5, {"h2o", "streaming_llm", "lagkv:lag=64"}), 1000, true);
+  const std::size_t goal = made.at({"lagkv:lag=64", 0.5}).kept;
+  EXPECT_EQ(made.at({"h2o", 0.5}).policy, "h2o:capacity=" + std::to_string(goal) + ",every=32");
+  EXPECT_EQ(made.at({"streaming_llm", 0.5}).policy, "streaming_llm:capacity=" + std::to_string(goal));
+  EXPECT_EQ(made.at({"h2o", 0.5}).kept, goal);
+}
+
+TEST(Budget, SaysWhatCannotGo) {
+  const auto made = eval::equal_budgets(at(0.75, {"lagkv:lag=1024", "snapkv", "snapkv:window=600"}), 2000);
+  EXPECT_EQ(made.at({"lagkv:lag=1024", 0.75}).failure,
+            "0 of 2000 tokens are in partitions that can be judged (sink 16, lag 1024): 1500 cannot go");
+  EXPECT_EQ(made.at({"snapkv", 0.75}).kept, 500U);  // a policy that cannot meet the share sets no goal
+  EXPECT_NE(made.at({"snapkv:window=600", 0.75}).failure, "");
+}
+
+TEST(Budget, SettingsAreFullThenEachPolicyThenRandom) {
+  const std::vector<setting> expected = {
+      {"full", 0},     {"lagkv:lag=64", 0.5}, {"lagkv:lag=64", 0.75}, {"h2o:capacity=300", eval::of_its_own},
+      {"random", 0.5}, {"random", 0.75}};
+  EXPECT_EQ(eval::settings_of({"lagkv:lag=64", "h2o:capacity=300", "lagkv:lag=64", "full"}, {0.5, 0.75}), expected);
+  EXPECT_EQ(eval::settings_of({"random:seed=3"}, {0.5}), (std::vector<setting>{{"full", 0}, {"random:seed=3", 0.5}}));
+}
+
+TEST(Budget, ABudgetOfItsOwnIsTakenAsItIs) {
+  const auto made = eval::equal_budgets({{"h2o:capacity=300", eval::of_its_own}, {"full", 0}}, 1000);
+  EXPECT_EQ(made.at({"h2o:capacity=300", eval::of_its_own}).policy, "h2o:capacity=300");
+  EXPECT_EQ(made.at({"h2o:capacity=300", eval::of_its_own}).kept, 300U);
+  EXPECT_EQ(made.at({"full", 0}).kept, 1000U);
+}
+
+TEST(Budget, RefusesWhatIsNoPolicyOrNoShare) {
+  const auto message = [](const std::vector<std::string>& policies, const std::vector<double>& removed) {
+    try {
+      static_cast<void>(eval::settings_of(policies, removed));
+    } catch (const std::invalid_argument& wrong) {
+      return std::string(wrong.what());
+    }
+    return std::string();
+  };
+  EXPECT_NE(message({"snapvk"}, {0.5}).find("unknown policy 'snapvk'"), std::string::npos);
+  EXPECT_NE(message({"snapkv:window=x"}, {0.5}).find("window"), std::string::npos);
+  EXPECT_EQ(message({"snapkv"}, {1.0}), "removed 1: must be above 0 and below 1");
+  EXPECT_EQ(message({"snapkv"}, {0.0}), "removed 0: must be above 0 and below 1");
+}
+
+}  // namespace
