@@ -1,0 +1,288 @@
+// lagkv-eval on a real model: what it measures is what llama.cpp does, and a run that stops goes on.
+#include <gtest/gtest.h>
+#include <llama.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "host/compressor.hpp"
+#include "host/model.hpp"
+#include "report/report_command.hpp"
+#include "results.hpp"
+#include "run_command.hpp"
+#include "tasks/task.hpp"
+#include "trial.hpp"
+
+namespace {
+
+using tokens = std::vector<llama_token>;
+
+const host::model& model() {
+  static const host::model loaded(LAGKV_LLAMA_MODEL);
+  return loaded;
+}
+
+const eval::task& task(const std::string& name) { return *eval::tasks_of(name, {}).front(); }
+
+eval::prompt prompt_of(const eval::task& t, std::size_t length) {
+  eval::request r;
+  r.length = length;
+  r.count = [](std::string_view text) { return model().tokenize(text).size(); };
+  return t.make(r);
+}
+
+// llama.cpp by itself: one context, explicit positions, nothing of ours.
+class plain {
+ public:
+  plain() {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = 1024;
+    params.n_batch = params.n_ubatch = 512;
+    params.n_threads = params.n_threads_batch = 1;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    context_.reset(llama_init_from_model(model().get(), params));
+  }
+
+  // Logits after each token.
+  std::vector<std::vector<float>> read(const tokens& text) {
+    const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(model().get())));
+    llama_batch batch = llama_batch_init(static_cast<std::int32_t>(text.size()), 0, 1);
+    batch.n_tokens = static_cast<std::int32_t>(text.size());
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      batch.token[i] = text[i], batch.pos[i] = position_++, batch.n_seq_id[i] = 1, batch.seq_id[i][0] = 0, batch.logits[i] = 1;
+    }
+    EXPECT_EQ(llama_decode(context_.get(), batch), 0);
+    std::vector<std::vector<float>> made;
+    for (std::int32_t i = 0; i < batch.n_tokens; ++i) {
+      const float* logits = llama_get_logits_ith(context_.get(), i);
+      made.emplace_back(logits, logits + vocabulary);
+    }
+    llama_batch_free(batch);
+    return made;
+  }
+
+ private:
+  struct deleter {
+    void operator()(llama_context* c) const { llama_free(c); }
+  };
+  std::unique_ptr<llama_context, deleter> context_;
+  llama_pos position_ = 0;
+};
+
+double nll(const std::vector<float>& logits, llama_token token) {
+  const double most = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float x : logits) sum += std::exp(static_cast<double>(x) - most);
+  return std::log(sum) + most - static_cast<double>(logits[static_cast<std::size_t>(token)]);
+}
+
+// One prompt, prefilled once, as lagkv-eval does.
+class Trial : public testing::Test {
+ protected:
+  void prepare(const std::string& name, std::size_t length, const std::vector<std::string>& policies, bool seen = false) {
+    what_ = &task(name);
+    asked_ = prompt_of(*what_, length);
+    tokens_ = eval::tokenize(model(), *what_, asked_, seen);
+    std::vector<host::named_policy> all;
+    for (const std::string& policy : policies) all.push_back(host::parse(policy));
+    host::compressor::prepare(session_, all);
+    ASSERT_TRUE(session_.feed(tokens_.before));
+    prefill_ = session_.save();
+  }
+
+  eval::sample_result run(const std::string& policy, std::size_t chunk = 0) {
+    const eval::trial t{.model = &model(),
+                        .what = what_,
+                        .asked = &asked_,
+                        .tokens = &tokens_,
+                        .policy = host::parse(policy),
+                        .prefill = chunk == 0 ? &prefill_ : nullptr,
+                        .chunk = chunk};
+    if (policy != "full")
+      return eval::run(
+          t, session_, [this]() -> const eval::reference& { return said_; }, nullptr);
+    said_ = {};
+    return eval::run(t, session_, {}, &said_);
+  }
+
+  host::session session_{model(), {.cells = 1024, .threads = 1, .answer_threads = 1}};
+  const eval::task* what_ = nullptr;
+  eval::prompt asked_;
+  eval::tokenized tokens_;
+  host::saved_sequence prefill_;
+  eval::reference said_;
+};
+
+TEST_F(Trial, FullCacheAnswersAsLlamaCppWithoutUs) {
+  prepare("niah_single_1", 500, {});
+  const eval::sample_result full = run("full");
+  EXPECT_EQ(full.kept_tokens, tokens_.before.size());
+  EXPECT_DOUBLE_EQ(full.kept_mb, full.full_mb);
+
+  plain alone;
+  alone.read(tokens_.before);
+  tokens fed = tokens_.after, written;
+  while (written.size() < said_.tokens.size()) {
+    written.push_back(host::likeliest(alone.read(fed).back()));
+    fed = {written.back()};
+  }
+  EXPECT_EQ(written, said_.tokens);
+  EXPECT_EQ(full.scores.at("score"), 1) << full.answer;
+}
+
+TEST_F(Trial, PerplexityIsLlamaCppsAndPositionsAreRight) {
+  prepare("perplexity", 700, {});
+  const eval::sample_result full = run("full");
+  plain alone;
+  alone.read(tokens_.before);
+  tokens fed = tokens_.after;
+  fed.insert(fed.end(), tokens_.continuation.begin(), tokens_.continuation.end() - 1);
+  const auto logits = alone.read(fed);
+  double expected = 0;
+  for (std::size_t i = 0; i < tokens_.continuation.size(); ++i)
+    expected += nll(logits[i], tokens_.continuation[i]) / static_cast<double>(tokens_.continuation.size());
+  EXPECT_NEAR(full.scores.at("nll"), expected, 1e-4);
+
+  // A compressed cache goes on at the position of the text, not of its rows.
+  for (const char* policy : {"lagkv:lag=64,ratio=0.25", "streaming_llm:keep=0.3", "key_diff:keep=0.5"}) {
+    const eval::sample_result r = run(policy);
+    EXPECT_LT(r.kept_tokens, tokens_.before.size());
+    const auto last = static_cast<std::size_t>(llama_memory_seq_pos_max(llama_get_memory(session_.get()), 0));
+    EXPECT_EQ(last + 1, tokens_.before.size() + tokens_.after.size() + tokens_.continuation.size() - 1) << policy;
+    EXPECT_GT(r.scores.at("kl"), 0) << policy;
+    EXPECT_LT(r.scores.at("nll"), full.scores.at("nll") + 1) << policy;
+  }
+
+  // Were cells one position off, the comparison with llama.cpp would show it.
+  constexpr std::size_t head = 16, cell = 12;  // bytes of the state before its cells, and of a cell, whose position comes first
+  for (std::size_t i = 0; i < tokens_.before.size(); ++i) {
+    llama_pos position = 0;
+    std::memcpy(&position, prefill_.state.data() + head + cell * i, sizeof position);
+    ++position;
+    std::memcpy(prefill_.state.data() + head + cell * i, &position, sizeof position);
+  }
+  EXPECT_GT(std::abs(run("full").scores.at("nll") - expected), 1e-3);
+}
+
+TEST_F(Trial, APolicyThatKeepsEverythingIsTheFullCache) {
+  const std::vector<std::string> policies = {"lagkv:lag=32,ratio=1", "h2o:capacity=5000"};
+  for (const char* name : {"niah_single_1", "perplexity", "generation"}) {
+    session_.clear();
+    prepare(name, 400, policies);
+    const eval::sample_result full = run("full");
+    for (const std::string& policy : policies) {
+      const eval::sample_result r = run(policy);
+      EXPECT_EQ(r.kept_tokens, r.judged_tokens) << policy;
+      EXPECT_EQ(r.answer, full.answer) << policy;
+      EXPECT_EQ(r.scores, full.scores) << policy;
+    }
+  }
+}
+
+TEST_F(Trial, ChunksAndSeenQuestionsKeepTheBudget) {
+  prepare("niah_single_1", 500, {"lagkv:lag=32,ratio=0.5"}, true);
+  static_cast<void>(run("full"));
+  EXPECT_EQ(tokens_.after.size(), 1U);
+  const eval::sample_result whole = run("lagkv:lag=32,ratio=0.5"), chunks = run("lagkv:lag=32,ratio=0.5", 64);
+  const std::size_t partitions = (tokens_.before.size() - 16) / 32 - 1;
+  EXPECT_EQ(whole.kept_tokens, tokens_.before.size() - 16 * partitions);
+  EXPECT_EQ(chunks.kept_tokens, whole.kept_tokens);
+  EXPECT_EQ(chunks.judged_tokens, tokens_.before.size());
+}
+
+class Run : public testing::Test {
+ protected:
+  Run() { std::filesystem::remove_all(folder_), std::filesystem::create_directories(folder_); }
+  ~Run() override { std::filesystem::remove_all(folder_); }
+
+  eval::run_options options() const {
+    eval::run_options o;
+    o.model = LAGKV_LLAMA_MODEL;
+    o.tasks = "niah_single_1,passkey64";
+    o.policies = {"lagkv:lag=32", "snapkv"};
+    o.removed = {0.5};
+    o.lengths = {400};
+    o.samples = 2;
+    o.threads = 2;
+    o.out = (folder_ / "results.jsonl").string();
+    return o;
+  }
+
+  static std::map<eval::sample_key, std::string> answers(const std::string& path) {
+    std::map<eval::sample_key, std::string> made;
+    for (const eval::sample_result& r : eval::read_results(path).samples) made[r.key] = r.answer;
+    return made;
+  }
+
+  std::filesystem::path folder_ = std::filesystem::temp_directory_path() / "lagkv_eval_test";
+};
+
+TEST_F(Run, GoesOnWhereItWasInterrupted) {
+  const eval::run_options o = options();
+  EXPECT_EQ(eval::run_command(o), 0);
+  const auto whole = answers(o.out);
+  EXPECT_EQ(whole.size(), 2U * 2U * 4U);  // full, lagkv, snapkv, and random, which comes by itself
+  const eval::results before = eval::read_results(o.out);
+  EXPECT_EQ(before.samples.size(), whole.size());
+  EXPECT_EQ(before.runs.size(), 1U);
+  EXPECT_EQ(before.runs[0].model_sha256.size(), 64U);
+  double full = 0;
+  std::size_t pictures = 0;
+  for (const eval::sample_result& r : before.samples) {
+    EXPECT_EQ(r.failure, "");
+    EXPECT_LE(r.prompt_tokens, o.lengths[0]);
+    if (r.key.policy == "full") full += r.scores.at("score") / 4;
+    if (!r.survivors.empty()) ++pictures;
+    if (r.key.policy != "full") {
+      EXPECT_NEAR(static_cast<double>(r.kept_tokens), static_cast<double>(r.judged_tokens) / 2, 8);
+    }
+  }
+  EXPECT_GE(full, 0.5);
+  EXPECT_EQ(pictures, 3U);
+
+  // Cut in the middle of a line.
+  std::filesystem::resize_file(o.out, std::filesystem::file_size(o.out) * 6 / 10);
+  EXPECT_LT(answers(o.out).size(), whole.size());
+  EXPECT_EQ(eval::run_command(o), 0);
+  EXPECT_EQ(answers(o.out), whole);
+  EXPECT_EQ(eval::read_results(o.out).runs.size(), 2U);
+
+  const std::string page = (folder_ / "page.html").string();
+  EXPECT_EQ(eval::report_command({o.out, page, "", false}), 0);
+  EXPECT_GT(std::filesystem::file_size(page), 20000U);
+}
+
+TEST_F(Run, RefusesBeforeItWorks) {
+  const auto message = [](const eval::run_options& o) {
+    try {
+      eval::run_command(o);
+    } catch (const std::invalid_argument& wrong) {
+      return std::string(wrong.what());
+    }
+    return std::string();
+  };
+  eval::run_options o = options();
+  o.tasks = "niah_single_9";
+  EXPECT_NE(message(o).find("niah_single_9"), std::string::npos);
+  o = options(), o.policies = {"snapkv:select=adaptive"};
+  EXPECT_NE(message(o).find("keeps different numbers of tokens a head"), std::string::npos);
+  o = options(), o.lengths = {80};
+  EXPECT_NE(message(o).find("length"), std::string::npos);
+  o = options(), o.model = "no such file";
+  EXPECT_EQ(message(o), "no such file: cannot be read");
+  EXPECT_FALSE(std::filesystem::exists(options().out) && !answers(options().out).empty());
+  // A file of other conditions is not mixed with these.
+  eval::run_info was;
+  was.model_sha256 = "0";
+  eval::results_file(options().out).add(was);
+  EXPECT_NE(message(options()).find("name another file with --out"), std::string::npos);
+}
+
+}  // namespace
