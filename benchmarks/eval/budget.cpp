@@ -43,13 +43,17 @@ bool by_partition(const lagkv::retention& r) { return r.kind == lagkv::budget::s
 
 std::size_t rounded(double x) { return static_cast<std::size_t>(std::lround(x)); }
 
+// Where all that can be judged is a little less than what is to go, that much goes; the others then keep as many.
+constexpr double most_short = 0.05;
+
 budgeted share_each_partition(const std::string& policy, double removed, std::size_t tokens) {
   const lagkv::retention r = retention_of(with_share(policy, 0.5));
-  const std::size_t judged = r.due({}, tokens).judged.size(), drop = rounded(removed * static_cast<double>(tokens));
-  if (judged < drop)
+  const std::size_t judged = r.due({}, tokens).judged.size(), asked = rounded(removed * static_cast<double>(tokens));
+  const std::size_t drop = std::min(asked, judged);
+  if (static_cast<double>(asked - drop) > most_short * static_cast<double>(tokens))
     return {"", 0,
             fmt::format("{} of {} tokens are in partitions that can be judged (sink {}, lag {}): {} cannot go", judged, tokens,
-                        r.sink, r.lag, drop)};
+                        r.sink, r.lag, asked)};
   const std::size_t partitions = judged / r.lag;
   const std::size_t each = r.lag - std::min(r.lag, rounded(static_cast<double>(drop) / static_cast<double>(partitions)));
   // Half a token more, so that int() cannot fall below; an empty partition still needs a ratio above 0.

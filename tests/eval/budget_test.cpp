@@ -65,6 +65,17 @@ TEST(Budget, WithoutPartitionsTheGoalIsTheShare) {
   EXPECT_EQ(made.at({"key_diff", 0.875}).kept, 125U);
 }
 
+TEST(Budget, ALittleTooMuchIsWhatCanGo) {
+  // N = 1934: 13 partitions of 128 hold 1,664 tokens, 28 less than seven eighths.
+  const auto made = eval::equal_budgets(at(0.875, {"lagkv:lag=128", "h2o"}), 1934);
+  EXPECT_EQ(made.at({"lagkv:lag=128", 0.875}).failure, "");
+  EXPECT_EQ(made.at({"lagkv:lag=128", 0.875}).kept, 1934U - 1664U);
+  EXPECT_EQ(made.at({"h2o", 0.875}).kept, 1934U - 1664U);
+  // 1,008 tokens, half of which are to go: one partition of 480 falls 24 short, of 448 it falls 56 short.
+  EXPECT_EQ(eval::equal_budgets(at(0.5, {"lagkv:lag=480"}), 1008).at({"lagkv:lag=480", 0.5}).kept, 528U);
+  EXPECT_NE(eval::equal_budgets(at(0.5, {"lagkv:lag=448"}), 1008).at({"lagkv:lag=448", 0.5}).failure, "");
+}
+
 TEST(Budget, WhileDecodingTheGoalIsACapacity) {
   const auto made = eval::equal_budgets(at(0.5, {"h2o", "streaming_llm", "lagkv:lag=64"}), 1000, true);
   const std::size_t goal = made.at({"lagkv:lag=64", 0.5}).kept;
