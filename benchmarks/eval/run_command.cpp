@@ -24,6 +24,7 @@
 #include "facts.hpp"
 #include "host/compressor.hpp"
 #include "host/model.hpp"
+#include "host/stopwatch.hpp"
 #include "progress.hpp"
 #include "results.hpp"
 #include "tasks/task.hpp"
@@ -82,16 +83,16 @@ class runner {
 
   void check_settings() const;
   void make_sessions();
-  std::vector<assignment> assignments(const std::vector<const task*>& tasks) const;
+  std::vector<assignment> assignments() const;
   void run_one(const assignment& a);
   std::map<setting, budgeted> budgets(const assignment& a, const tokenized& tokens) const;
-  std::vector<job> jobs_of(const assignment& a, const std::map<setting, budgeted>& with);
+  static std::vector<job> jobs_of(const assignment& a, const std::map<setting, budgeted>& with);
   void run_jobs(const assignment& a, const std::vector<job>& jobs, double depth, double prefill_seconds);
   void write(sample_result r, const assignment& a, const job& j);
   bool draws_picture(const assignment& a) const;
 
   const run_options& options_;
-  std::map<std::string, std::string> files_;
+  request request_;  ///< of the prompt at work; its data sets stay
   std::vector<setting> settings_;
   results before_;
   host::model model_;
@@ -107,13 +108,15 @@ class runner {
 
 runner::runner(const run_options& o)
     : options_(o),
-      files_(contents(o.files)),
+      request_{.files = contents(o.files)},
       settings_(settings_of(o.policies, o.removed)),
       before_(std::filesystem::exists(o.out) ? read_results(o.out) : results{}),
       model_(o.model),
       template_tokens_(eval::template_tokens(model_)),
       info_(facts(model_, o.model)),
-      tasks_(tasks_of(o.tasks, files_)) {
+      tasks_(tasks_of(o.tasks, request_.files)) {
+  request_.seed = o.seed;
+  request_.count = [this](std::string_view text) { return model_.tokenize(text).size(); };
   info_.command = o.command;
   info_.seed = o.seed;
   info_.threads = o.threads > 0 ? o.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -158,13 +161,13 @@ void runner::make_sessions() {
 }
 
 // Samples outermost: an interrupted run has fewer samples, but of all tasks.
-std::vector<assignment> runner::assignments(const std::vector<const task*>& tasks) const {
+std::vector<assignment> runner::assignments() const {
   std::set<sample_key> done;
   for (const sample_result& r : before_.samples) done.insert(r.key);
   std::vector<assignment> made;
   for (std::size_t sample = 0; sample < options_.samples; ++sample)
     for (const std::size_t length : options_.lengths)
-      for (const task* t : tasks) {
+      for (const task* t : tasks_) {
         assignment a{t, length, sample, {}};
         for (const setting& s : settings_)
           if (!done.count(a.key(s))) a.missing.push_back(s);
@@ -174,7 +177,7 @@ std::vector<assignment> runner::assignments(const std::vector<const task*>& task
 }
 
 void runner::run_all() {
-  const std::vector<assignment> todo = assignments(tasks_);
+  const std::vector<assignment> todo = assignments();
   std::size_t steps = 0;
   for (const assignment& a : todo) steps += a.missing.size();
   std::cerr << fmt::format("{}: {} results are there, {} are missing\n", options_.out, before_.samples.size(), steps);
@@ -220,14 +223,10 @@ std::vector<runner::job> runner::jobs_of(const assignment& a, const std::map<set
 }
 
 void runner::run_one(const assignment& a) {
-  request r;
-  r.length = a.length - (a.what->how == kind::answer ? template_tokens_ : 0) - spare_tokens;
-  r.sample = a.sample;
-  r.seed = options_.seed;
-  r.depth = options_.depths[a.sample % options_.depths.size()];
-  r.count = [this](std::string_view text) { return model_.tokenize(text).size(); };
-  r.files = files_;
-  const prompt asked = a.what->make(r);
+  request_.length = a.length - (a.what->how == kind::answer ? template_tokens_ : 0) - spare_tokens;
+  request_.sample = a.sample;
+  request_.depth = options_.depths[a.sample % options_.depths.size()];
+  const prompt asked = a.what->make(request_);
   const tokenized tokens = tokenize(model_, *a.what, asked, options_.question_seen);
 
   std::vector<job> jobs = jobs_of(a, budgets(a, tokens));
@@ -244,13 +243,13 @@ void runner::run_one(const assignment& a) {
   host::compressor::prepare(*prefill_, policies);  // refuses what cannot be done
   if (options_.chunk == 0) {
     prefill_->clear();
-    const auto start = std::chrono::steady_clock::now();
+    const host::stopwatch watch;
     if (!prefill_->feed(tokens.before)) throw std::runtime_error("the cache has no room for the prompt");
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    seconds = watch.seconds();
     prefill = prefill_->save();
     for (job& j : jobs) j.doing.prefill = &prefill;
   }
-  run_jobs(a, jobs, a.what->name == "passkey64" ? r.depth : -1, seconds);
+  run_jobs(a, jobs, a.what->name == "passkey64" ? request_.depth : -1, seconds);
 }
 
 void runner::run_jobs(const assignment& a, const std::vector<job>& jobs, double depth, double prefill_seconds) {

@@ -3,7 +3,6 @@
 #include <lagkv/score/random.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -11,18 +10,10 @@
 #include <string>
 #include <utility>
 
+#include "host/stopwatch.hpp"
+
 namespace eval {
 namespace {
-
-class stopwatch {
- public:
-  [[nodiscard]] double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 constexpr double megabyte = 1e6;
 
@@ -41,17 +32,6 @@ std::pair<std::string, std::string> frame(const host::model& m) {
   const std::size_t at = framed.find(message);
   if (at == std::string::npos) return {"", ""};
   return {framed.substr(0, at), framed.substr(at + message.size())};
-}
-
-// The needle's tokens: those that a prefix of the text up to it, and up to its end, comes to.
-void find_needle(const host::model& m, const std::string& context, const prompt& p, tokenized& made) {
-  if (p.needles.empty()) return;
-  const std::size_t begin = context.find(p.needles.front());
-  if (begin == std::string::npos) return;
-  const std::size_t before = m.tokenize(std::string_view(context).substr(0, begin)).size();
-  made.needle_begin = std::min(before, made.before.size());
-  made.needle_end =
-      std::min(m.tokenize(std::string_view(context).substr(0, begin + p.needles.front().size())).size(), made.before.size());
 }
 
 void add(sample_result& r, const host::compression& c) {
@@ -133,7 +113,7 @@ void answer(const trial& t, host::session& s, const std::function<const referenc
     r.answer += t.model->piece(token);
     r.scores = t.what->score(r.answer, *t.asked);
     if (tokens.size() == t.what->new_tokens || r.scores.at("score") >= 1) break;
-    const stopwatch watch;
+    const host::stopwatch watch;
     must_fit(s.feed({&token, 1}));
     r.decode_seconds += watch.seconds();
     ++r.decoded;
@@ -207,7 +187,7 @@ void generation(const trial& t, host::session& s, host::compressor& c, const std
     if (i >= n / 2) nll -= log_softmax(s.logits())[static_cast<std::size_t>(text[i])];
     r.answer += t.model->piece(own);
     if (i + 1 == n) break;
-    const stopwatch watch;
+    const host::stopwatch watch;
     must_fit(s.feed({&text[i], 1}));
     r.decode_seconds += watch.seconds();
     add(r, c.compress());
@@ -237,12 +217,13 @@ tokenized tokenize(const host::model& m, const task& t, const prompt& p, bool qu
     return made;
   }
   const auto [opens, closes] = frame(m);
-  const std::string context = opens + p.context;
-  made.before = m.tokenize(context);
+  made.before = m.tokenize(opens + p.context);
   // A chat template ends where the answer may begin; elsewhere a space parts it from the question.
   const std::string space = closes.empty() && !p.answer_begins.empty() ? " " : "";
   made.after = m.tokenize(p.question + closes + space + p.answer_begins, false);
-  find_needle(m, context, p, made);
+  if (!p.needles.empty())
+    if (const auto found = m.find(made.before, p.needles.front()))
+      made.needle_begin = found->first, made.needle_end = found->second;
   if (question_seen) {  // all but the last token
     append(made.before, made.after);
     made.after = {made.before.back()};

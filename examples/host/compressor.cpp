@@ -1,7 +1,8 @@
 #include "compressor.hpp"
 
-#include <chrono>
 #include <stdexcept>
+
+#include "stopwatch.hpp"
 
 namespace host {
 namespace {
@@ -38,13 +39,13 @@ compressor::compressor(session& s, const named_policy& policy, const saved_seque
 }
 
 compression compressor::compress() {
-  const auto start = std::chrono::steady_clock::now();
+  const stopwatch watch;
   const auto done = follow_ ? compressor_.compress(0, lagkv::llama::way::automatic,
                                                    [this](std::size_t layer, const lagkv::plan& plan) { follow(layer, plan); })
                             : compressor_.compress(0);
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  const double seconds = watch.seconds();
   if (!done) throw std::runtime_error(done.message());
-  return {done->tokens_before, done->tokens_after, done->bytes_before, done->bytes_after, took.count()};
+  return {done->tokens_before, done->tokens_after, done->bytes_before, done->bytes_after, seconds};
 }
 
 // Tokens that came in since the last plan are all there.

@@ -57,6 +57,22 @@ std::string model::piece(llama_token token) const {
   return n > 0 ? std::string(buffer.data(), static_cast<std::size_t>(n)) : std::string();
 }
 
+std::optional<std::pair<std::size_t, std::size_t>> model::find(std::span<const llama_token> tokens, std::string_view text) const {
+  // In the text of the tokens themselves: some tokenizers put bytes before the first one.
+  std::string whole;
+  std::vector<std::size_t> ends;
+  for (const llama_token token : tokens) {
+    whole += piece(token);
+    ends.push_back(whole.size());
+  }
+  const std::size_t begin = whole.find(text);
+  if (begin == std::string::npos || text.empty()) return std::nullopt;
+  const auto token_at = [&](std::size_t byte) {
+    return static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), byte) - ends.begin());
+  };
+  return std::pair{token_at(begin), token_at(begin + text.size() - 1) + 1};
+}
+
 std::string model::chat(const std::string& message) const {
   const char* chat_template = llama_model_chat_template(get(), nullptr);
   if (chat_template == nullptr) return message;

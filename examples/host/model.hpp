@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <lagkv/adapters/llama/probe.hpp>
@@ -27,6 +29,10 @@ class model {
   /// Tokens of the text; control tokens written out in it are recognised. Where it does not begin the sequence, none are put
   /// before it.
   [[nodiscard]] std::vector<llama_token> tokenize(std::string_view text, bool begins = true) const;
+
+  /// Tokens [first, second) of those given that hold the text where it stands first; nothing where it does not stand there.
+  [[nodiscard]] std::optional<std::pair<std::size_t, std::size_t>> find(std::span<const llama_token> tokens,
+                                                                        std::string_view text) const;
 
   /// The bytes a token stands for, control tokens included.
   [[nodiscard]] std::string piece(llama_token token) const;

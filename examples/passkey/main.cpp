@@ -3,6 +3,7 @@
 
 #include "host/compressor.hpp"
 #include "host/model.hpp"
+#include "host/stopwatch.hpp"
 #include "picture.hpp"
 #include "prompt.hpp"
 #include "report.hpp"
@@ -11,7 +12,6 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
-#include <chrono>
 #include <fstream>
 #include <iostream>
 #include <stdexcept>
@@ -116,10 +116,10 @@ passkey::prompt_result run(const arguments& a, const host::model& m, host::sessi
   }
   s.clear();
   host::compressor::prepare(s, policies);
-  const auto start = std::chrono::steady_clock::now();
+  const host::stopwatch watch;
   if (!s.feed(std::span(result.asked.tokens).first(first_part), progress(name, first_part)))
     throw std::runtime_error("the cache has no room for the prompt");
-  result.prefill_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.prefill_seconds = watch.seconds();
   const host::saved_sequence prefill = s.save();
   for (const host::named_policy& policy : policies) {
     std::cerr << fmt::format("{}: {}\n", name, policy.name);

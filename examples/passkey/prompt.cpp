@@ -61,20 +61,9 @@ prompt make_prompt(const host::model& m, const prompt_options& options) {
   }
   made.tokens = tokens(fits);
 
-  // Found in the text of the tokens themselves: some tokenizers put bytes before the first one.
-  std::string whole;
-  std::vector<std::size_t> ends;
-  for (const llama_token token : made.tokens) {
-    whole += m.piece(token);
-    ends.push_back(whole.size());
-  }
-  const std::size_t begin = whole.find(hidden);
-  if (begin == std::string::npos) throw std::runtime_error("this model's tokenizer does not give the pass key back");
-  const auto token_at = [&](std::size_t byte) {
-    return static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), byte) - ends.begin());
-  };
-  made.needle_begin = token_at(begin);
-  made.needle_end = token_at(begin + hidden.size() - 1) + 1;
+  const auto found = m.find(made.tokens, hidden);
+  if (!found) throw std::runtime_error("this model's tokenizer does not give the pass key back");
+  made.needle_begin = found->first, made.needle_end = found->second;
   return made;
 }
 

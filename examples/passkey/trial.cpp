@@ -1,21 +1,12 @@
 #include "trial.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <span>
+
+#include "host/stopwatch.hpp"
 
 namespace passkey {
 namespace {
-
-class stopwatch {
- public:
-  [[nodiscard]] double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 std::span<const llama_token> all_but_last(const prompt& p) { return std::span(p.tokens).first(p.tokens.size() - 1); }
 
@@ -29,7 +20,7 @@ void add(trial& t, const host::compression& c) {
 
 // The cache holds the prompt but its last token.
 void answer(trial& t, const host::model& m, host::session& s, const prompt& p, host::compressor& c, std::size_t limit) {
-  const stopwatch watch;
+  const host::stopwatch watch;
   llama_token token = p.tokens.back();
   for (;;) {
     if (!s.feed({&token, 1})) {
@@ -67,7 +58,7 @@ trial run_chunked(const host::model& m, host::session& s, const prompt& p, std::
   t.policy = policy.name;
   s.clear();
   host::compressor c(s, policy, nullptr, follow);
-  const stopwatch watch;
+  const host::stopwatch watch;
   const auto tokens = all_but_last(p);
   for (std::size_t done = 0; done < tokens.size();) {
     const auto part = tokens.subspan(done, std::min(chunk, tokens.size() - done));

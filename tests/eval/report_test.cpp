@@ -39,7 +39,7 @@ eval::sample_result sample(const std::string& task, std::size_t length, std::siz
 // The row of a policy; fails where there is none.
 const eval::summary_row& row_of(const eval::summary& all, const std::string& policy, double removed) {
   for (const eval::summary_row& row : all.rows)
-    if (row.set.policy == policy && row.set.removed == removed) return row;
+    if (row.key.policy == policy && row.key.removed == removed) return row;
   throw std::logic_error("no row of " + policy);
 }
 
@@ -138,9 +138,9 @@ TEST(Summary, GroupsAndOrders) {
   EXPECT_EQ(all.answer_tasks, (std::vector<std::string>{"niah_single_1", "vt", "passkey64"}));
   EXPECT_EQ(all.writing_tasks, (std::vector<std::string>{"perplexity"}));
   ASSERT_EQ(all.rows.size(), 8U);
-  const std::vector<eval::setting> first{{2048, "full", 0}, {2048, "snapkv", 0.25}, {2048, "snapkv", 0.75}, {2048, "lagkv", 0.5}};
-  for (std::size_t i = 0; i < first.size(); ++i) EXPECT_EQ(all.rows[i].set, first[i]) << i;
-  EXPECT_EQ(all.rows[4].set.length, 4096U);
+  const std::vector<eval::row_key> first{{2048, "full", 0}, {2048, "snapkv", 0.25}, {2048, "snapkv", 0.75}, {2048, "lagkv", 0.5}};
+  for (std::size_t i = 0; i < first.size(); ++i) EXPECT_EQ(all.rows[i].key, first[i]) << i;
+  EXPECT_EQ(all.rows[4].key.length, 4096U);
 }
 
 TEST(Summary, MeansMacroMeanAndMedians) {

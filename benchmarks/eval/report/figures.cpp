@@ -23,7 +23,7 @@ json number(double value) {
 
 json estimate_json(const estimate& e) { return {number(e.mean), number(e.low), number(e.high), e.samples}; }
 
-json with_setting(const setting& set) { return {{"length", set.length}, {"policy", set.policy}, {"removed", set.removed}}; }
+json with_key(const row_key& key) { return {{"length", key.length}, {"policy", key.policy}, {"removed", key.removed}}; }
 
 json run_json(const run_info& run) {
   return {{"command", run.command},       {"date", run.date},
@@ -51,7 +51,7 @@ json cost_json(const cost_figures& cost) {
 }
 
 json row_json(const summary_row& row) {
-  json one = with_setting(row.set);
+  json one = with_key(row.key);
   one["parsed"] = row.parsed;
   one["ruler"] = estimate_json(row.ruler);
   one["first_token"] = estimate_json(row.first_token);
@@ -67,7 +67,7 @@ json row_json(const summary_row& row) {
 }
 
 json depth_json(const depth_figures& figures) {
-  json one = with_setting(figures.set);
+  json one = with_key(figures.key);
   one["depth"] = figures.depth;
   one["samples"] = figures.samples;
   one["scores"] = json::object();
@@ -76,7 +76,7 @@ json depth_json(const depth_figures& figures) {
 }
 
 json failure_json(const failure_note& note) {
-  json one = with_setting(note.set);
+  json one = with_key(note.key);
   one["task"] = note.task;
   one["reason"] = one_line(note.reason);
   one["samples"] = note.samples;
@@ -117,8 +117,8 @@ json list_json(const List& list, Make make) {
 
 // Pictures and answers in the order of the rows, not in that of the run.
 std::vector<const sample_result*> by_row(const summary& all, const results& samples) {
-  std::map<setting, std::size_t> places;
-  for (const summary_row& row : all.rows) places.emplace(row.set, places.size());
+  std::map<row_key, std::size_t> places;
+  for (const summary_row& row : all.rows) places.emplace(row.key, places.size());
   std::vector<const sample_result*> sorted;
   for (const sample_result& s : samples.samples) sorted.push_back(&s);
   std::ranges::stable_sort(sorted, {}, [&places](const sample_result* s) {

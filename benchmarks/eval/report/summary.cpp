@@ -41,7 +41,7 @@ std::string failure_of(const sample_result& s) {
   return s.scores.empty() ? "has no score" : "";
 }
 
-setting setting_of(const sample_result& s) { return {s.key.length, s.key.policy, s.key.removed}; }
+row_key key_of(const sample_result& s) { return {s.key.length, s.key.policy, s.key.removed}; }
 
 template <class T>
 void add_new(std::vector<T>& list, const T& value) {
@@ -103,8 +103,8 @@ task_figures figures_of(const sample_list& samples) {
   return figures;
 }
 
-summary_row row_of(const setting& set, const row_samples& mine, const summary& all, const std::set<std::string>& ruler) {
-  summary_row row{set, mine.parsed, {}, {}, {}, {}, {}};
+summary_row row_of(const row_key& key, const row_samples& mine, const summary& all, const std::set<std::string>& ruler) {
+  summary_row row{key, mine.parsed, {}, {}, {}, {}, {}};
   for (const auto& [task, samples] : mine.results) row.tasks[task] = figures_of(samples);
   for (const auto& [task, reasons] : mine.reasons)
     for (const auto& reason : reasons) row.tasks[task].failed += reason.second;
@@ -140,7 +140,7 @@ std::function<double(double)> depth_steps(const results& all) {
   return [](double depth) { return std::round(depth * 10) / 10; };
 }
 
-void add_depths(const setting& set, const row_samples& mine, const std::function<double(double)>& step,
+void add_depths(const row_key& key, const row_samples& mine, const std::function<double(double)>& step,
                 std::vector<depth_figures>& depths) {
   const auto found = mine.results.find("passkey64");
   if (found == mine.results.end()) return;
@@ -148,7 +148,7 @@ void add_depths(const setting& set, const row_samples& mine, const std::function
   for (const sample_result* s : found->second)
     if (s->depth >= 0) by_depth[step(s->depth)].push_back(s);
   for (const auto& [depth, samples] : by_depth) {
-    depth_figures one{set, depth, {}, samples.size()};
+    depth_figures one{key, depth, {}, samples.size()};
     for (const auto& [name, score] : figures_of(samples).scores) one.scores[name] = score.mean;
     depths.push_back(std::move(one));
   }
@@ -173,14 +173,14 @@ summary summarize(const results& all) {
   summary sum;
   sum.runs = all.runs;
   const std::set<std::string> without_score = tasks_without_score(all);
-  std::map<setting, row_samples> rows;
+  std::map<row_key, row_samples> rows;
   std::map<std::size_t, std::set<std::string>> ruler;  // of each length: a row without one of them has no mean
   for (const sample_result& s : all.samples) {
     add_new(sum.lengths, s.key.length);
     add_new(sum.policies, s.key.policy);
     add_new(without_score.contains(s.key.task) ? sum.writing_tasks : sum.answer_tasks, s.key.task);
     if (in_ruler(s.key.task)) ruler[s.key.length].insert(s.key.task);
-    row_samples& row = rows[setting_of(s)];
+    row_samples& row = rows[key_of(s)];
     if (row.parsed.empty()) row.parsed = s.parsed;
     if (const std::string reason = failure_of(s); reason.empty())
       row.results[s.key.task].push_back(&s);
@@ -193,20 +193,20 @@ summary summarize(const results& all) {
   std::ranges::stable_sort(sum.writing_tasks, std::ranges::greater{},
                            [](const std::string& task) { return task == "perplexity"; });
 
-  std::vector<setting> order;
+  std::vector<row_key> order;
   for (const auto& row : rows) order.push_back(row.first);
-  std::ranges::sort(order, {}, [&sum](const setting& set) {
-    return std::tuple(set.length, std::ranges::find(sum.policies, set.policy) - sum.policies.begin(), set.removed);
+  std::ranges::sort(order, {}, [&sum](const row_key& key) {
+    return std::tuple(key.length, std::ranges::find(sum.policies, key.policy) - sum.policies.begin(), key.removed);
   });
   const auto step = depth_steps(all);
-  for (const setting& set : order) {
-    const row_samples& mine = rows[set];
-    sum.rows.push_back(row_of(set, mine, sum, ruler[set.length]));
-    add_depths(set, mine, step, sum.depths);
+  for (const row_key& key : order) {
+    const row_samples& mine = rows[key];
+    sum.rows.push_back(row_of(key, mine, sum, ruler[key.length]));
+    add_depths(key, mine, step, sum.depths);
     for (const auto& [task, reasons] : mine.reasons)
       for (const auto& [reason, samples] : reasons) {
         const task_figures& figures = sum.rows.back().tasks[task];
-        sum.failures.push_back({set, task, reason, samples, figures.samples + figures.failed});
+        sum.failures.push_back({key, task, reason, samples, figures.samples + figures.failed});
       }
   }
   return sum;

@@ -31,16 +31,16 @@ struct cost_figures {
 };
 
 /// What all figures of a row share: a length, a policy, a share removed.
-struct setting {
+struct row_key {
   std::size_t length = 0;
   std::string policy;
   double removed = 0;
 
-  friend auto operator<=>(const setting&, const setting&) = default;
+  friend auto operator<=>(const row_key&, const row_key&) = default;
 };
 
 struct summary_row {
-  setting set;
+  row_key key;
   std::string parsed;
   std::map<std::string, task_figures> tasks;
   estimate ruler;        ///< mean of the RULER tasks' scores; only where the row has all that its length has
@@ -51,7 +51,7 @@ struct summary_row {
 
 /// Pass keys at one depth.
 struct depth_figures {
-  setting set;
+  row_key key;
   double depth = 0;
   std::map<std::string, double> scores;  ///< means
   std::size_t samples = 0;
@@ -59,7 +59,7 @@ struct depth_figures {
 
 /// Why samples of a row have no result.
 struct failure_note {
-  setting set;
+  row_key key;
   std::string task;
   std::string reason;
   std::size_t samples = 0;  ///< that failed so

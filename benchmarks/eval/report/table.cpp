@@ -47,7 +47,7 @@ class policy_labels {
     }
   }
 
-  [[nodiscard]] const std::string& of(const setting& set) const { return labels_.at(set.policy); }
+  [[nodiscard]] const std::string& of(const row_key& key) const { return labels_.at(key.policy); }
   [[nodiscard]] const std::vector<std::string>& notes() const { return notes_; }
 
  private:
@@ -137,8 +137,8 @@ class printer {
     for (const column& c : columns) table.heads.push_back(c.head);
     for (const summary_row& row : all_.rows) {
       const bool has_any = std::ranges::any_of(tasks, [&row](const std::string& task) { return row.tasks.contains(task); });
-      if (row.set.length != length || !has_any) continue;
-      std::vector<std::string> cells{labels_.of(row.set), removed_text(row.set.removed)};
+      if (row.key.length != length || !has_any) continue;
+      std::vector<std::string> cells{labels_.of(row.key), removed_text(row.key.removed)};
       for (const column& c : columns) cells.push_back(c.cell(row));
       table.rows.push_back(std::move(cells));
     }
@@ -147,7 +147,7 @@ class printer {
 
   [[nodiscard]] bool has(std::size_t length, const std::vector<std::string>& tasks) const {
     return std::ranges::any_of(all_.rows, [&](const summary_row& row) {
-      return row.set.length == length &&
+      return row.key.length == length &&
              std::ranges::any_of(tasks, [&row](const std::string& task) { return row.tasks.contains(task); });
     });
   }
@@ -156,7 +156,7 @@ class printer {
   [[nodiscard]] std::string sample_counts(std::size_t length, const std::vector<std::string>& tasks) const {
     std::set<std::size_t> counts;
     for (const summary_row& row : all_.rows)
-      if (row.set.length == length)
+      if (row.key.length == length)
         for (const auto& [task, figures] : row.tasks)
           if (std::ranges::find(tasks, task) != tasks.end()) counts.insert(figures.samples + figures.failed);
     if (counts.empty()) return "no samples";
@@ -213,11 +213,11 @@ class printer {
                                 score_column("prefix", task.front(), "prefix", text)};
     std::set<double> depths;
     for (const depth_figures& d : all_.depths)
-      if (d.set.length == length) depths.insert(d.depth);
+      if (d.key.length == length) depths.insert(d.depth);
     for (const double depth : depths)
       columns.push_back({fmt::format("@{:.4g}%", depth * 100), [this, depth](const summary_row& row) {
                            for (const depth_figures& d : all_.depths)
-                             if (d.set == row.set && d.depth == depth)
+                             if (d.key == row.key && d.depth == depth)
                                if (const auto found = d.scores.find("partial"); found != d.scores.end())
                                  return number(found->second * 100, 0);
                            return std::string("-");
@@ -272,15 +272,15 @@ class printer {
     for (const failure_note& f : all_.failures) {
       const std::string task = fmt::format("{} ({} of {})", one_line(f.task), f.samples, f.of);
       const auto same = std::ranges::find_if(
-          lines, [&f](const auto& line) { return line.first->set == f.set && line.first->reason == f.reason; });
+          lines, [&f](const auto& line) { return line.first->key == f.key && line.first->reason == f.reason; });
       if (same == lines.end())
         lines.emplace_back(&f, task);
       else
         same->second += ", " + task;
     }
     for (const auto& [f, tasks] : lines)
-      out_ << fmt::format("{}{}, {} removed, {} tokens: {}: samples of {}\n", markdown_ ? "- " : "", quoted(f->set.policy),
-                          removed_text(f->set.removed), f->set.length, quoted(f->reason), tasks);
+      out_ << fmt::format("{}{}, {} removed, {} tokens: {}: samples of {}\n", markdown_ ? "- " : "", quoted(f->key.policy),
+                          removed_text(f->key.removed), f->key.length, quoted(f->reason), tasks);
   }
 
   std::ostream& out_;

@@ -22,7 +22,7 @@ struct request {
   std::size_t sample = 0;   ///< the number of the prompt: others have other words, numbers and places
   std::uint64_t seed = 42;  ///< the same for all samples of a run
   double depth = 0.5;       ///< passkey64: where the key stands, 0 = first word, 1 = last; other tasks draw their own
-  token_count count;
+  token_count count{};
   std::map<std::string, std::string> files;  ///< data sets that the user named, by task: their content
 };
 
