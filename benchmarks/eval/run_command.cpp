@@ -40,12 +40,6 @@ host::named_policy parse(const std::string& policy) {
   return host::parse(policy.empty() ? "full" : policy, lagkv::all_methods());
 }
 
-ggml_type type_of(const std::string& name) {
-  for (const auto& [known, type] : {std::pair{"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"f32", GGML_TYPE_F32}})
-    if (name == known) return type;
-  throw std::invalid_argument("cache type " + name + ": must be f16, bf16 or f32");
-}
-
 std::string content(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::invalid_argument(path + ": cannot be read");
@@ -146,7 +140,7 @@ void runner::check_settings() const {
 void runner::make_sessions() {
   host::session_options o;
   o.cells = static_cast<std::uint32_t>(*std::max_element(options_.lengths.begin(), options_.lengths.end()) + 2 * spare_tokens);
-  o.cache_type = type_of(options_.cache_type);
+  o.types = host::parse_cache_types(options_.cache_type);
   o.threads = info_.threads;
   o.answer_threads = 1;
   prefill_ = std::make_unique<host::session>(model_, o);

@@ -94,6 +94,18 @@ llama_token likeliest(std::span<const float> logits) {
   return static_cast<llama_token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
+cache_types parse_cache_types(const std::string& text) {
+  const auto type_of = [](const std::string& name) {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+      const auto type = static_cast<ggml_type>(i);
+      if (lagkv::llama::dtype_of_ggml(type) && name == ggml_type_name(type)) return type;
+    }
+    throw std::invalid_argument("cache type " + name + ": must be f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1");
+  };
+  const std::size_t slash = text.find('/');
+  return {type_of(text.substr(0, slash)), type_of(slash == std::string::npos ? text : text.substr(slash + 1))};
+}
+
 session::session(const model& m, const session_options& options) {
   llama_context_params params = llama_context_default_params();
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -101,7 +113,7 @@ session::session(const model& m, const session_options& options) {
   params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(batch_size);
   params.n_threads_batch = options.threads > 0 ? options.threads : cores;
   params.n_threads = options.answer_threads > 0 ? options.answer_threads : params.n_threads_batch;
-  params.type_k = params.type_v = options.cache_type;
+  params.type_k = options.types.keys, params.type_v = options.types.values;
   params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
   probe_.attach(params);
   context_.reset(llama_init_from_model(m.get(), params));

@@ -51,13 +51,22 @@ class model {
   std::unique_ptr<llama_model, deleter> model_;
 };
 
+/// Element types of keys and values.
+struct cache_types {
+  ggml_type keys = GGML_TYPE_F16;
+  ggml_type values = GGML_TYPE_F16;
+};
+
+/// "f16" for both, or "q8_0/q4_0" for keys and values. What lagkv cannot compress throws std::invalid_argument.
+[[nodiscard]] cache_types parse_cache_types(const std::string& text);
+
 /// What a session is made with.
 struct session_options {
-  std::uint32_t cells = 0;               ///< tokens the cache has room for
-  int threads = 0;                       ///< for a prompt; 0: as many as there are cores
-  int answer_threads = 0;                ///< for a token of an answer; 0: as many as for a prompt
-  ggml_type cache_type = GGML_TYPE_F16;  ///< element type of keys and values
-  bool flash_attention = true;           ///< off: the values lie transposed
+  std::uint32_t cells = 0;      ///< tokens the cache has room for
+  int threads = 0;              ///< for a prompt; 0: as many as there are cores
+  int answer_threads = 0;       ///< for a token of an answer; 0: as many as for a prompt
+  cache_types types{};          ///< of a cache
+  bool flash_attention = true;  ///< off: the values lie transposed
 };
 
 /// A sequence to be restored later.

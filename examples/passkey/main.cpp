@@ -31,7 +31,7 @@ struct arguments {
   std::size_t chunk = 0;
   std::size_t cells = 0;
   int threads = 0;
-  std::string type = "f16";
+  std::string cache_type = "f16";
   bool transposed = false;
   std::string json;
   std::string picture;
@@ -52,7 +52,7 @@ void declare(CLI::App& app, arguments& a) {
   app.add_option("--chunk", a.chunk, "Compress after each so many prompt tokens; 0: once")->check(CLI::Range(0, 1 << 20));
   app.add_option("--cells", a.cells, "Tokens the cache has room for; 0: the prompt and the answer")
       ->check(CLI::Range(0, 1 << 20));
-  app.add_option("--type", a.type, "Element type of the cache")->check(CLI::IsMember({"f16", "bf16", "f32"}));
+  app.add_option("--cache-type", a.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
   app.add_flag("--transposed", a.transposed, "Without flash attention, which stores values transposed");
   app.add_option("--json", a.json, "Write everything measured to this file");
   app.add_option("--picture", a.picture, "Draw which tokens of the first prompt survive (SVG)");
@@ -138,7 +138,7 @@ void run(arguments& a) {
   host::session_options options;
   options.cells = static_cast<std::uint32_t>(a.cells > 0 ? a.cells : a.prompt.length + a.answer);
   options.threads = a.threads;
-  options.cache_type = a.type == "f32" ? GGML_TYPE_F32 : a.type == "bf16" ? GGML_TYPE_BF16 : GGML_TYPE_F16;
+  options.types = host::parse_cache_types(a.cache_type);
   options.flash_attention = !a.transposed;
   host::session s(m, options);
 

@@ -20,20 +20,20 @@ enum class toward : std::uint8_t { front, window };
 namespace detail {
 
 inline void move_row(const tensor& x, const tile& from, const tile& to, std::size_t token) {
-  const auto element = static_cast<std::ptrdiff_t>(size_of(x.type())), t = static_cast<std::ptrdiff_t>(token);
-  const std::byte* source = from.data + t * from.token_stride * element;
-  std::byte* target = to.data + t * to.token_stride * element;
+  const auto unit = static_cast<std::ptrdiff_t>(size_of(x.type())), t = static_cast<std::ptrdiff_t>(token);
+  const std::byte* source = from.data + t * from.token_stride * unit;
+  std::byte* target = to.data + t * to.token_stride * unit;
   if (from.channel_stride == 1 && to.channel_stride == 1)
     std::memmove(target, source, x.row_bytes());
   else
-    copy_strided(source, from.channel_stride, target, to.channel_stride, x.channels(), size_of(x.type()));
+    copy_strided(source, from.channel_stride, target, to.channel_stride, x.row_units(), size_of(x.type()));
 }
 
-/// Moves rows [from, from + n) of a head to [to, to + n); the two may overlap.
-inline void move_rows(const tensor& x, std::size_t head, std::size_t from, std::size_t to, std::size_t n) {
+/// Moves rows [from, from + n) of a head to [to, to + n), without their scales; the two may overlap.
+inline void move_elements(const tensor& x, std::size_t head, std::size_t from, std::size_t to, std::size_t n) {
   if (from == to) return;
   const auto dense = [&](const tile& t) {
-    return t.channel_stride == 1 && t.token_stride == static_cast<std::ptrdiff_t>(x.channels());
+    return t.channel_stride == 1 && t.token_stride == static_cast<std::ptrdiff_t>(x.row_units());
   };
   if (to < from) {
     for (std::size_t done = 0; done < n;) {
@@ -57,6 +57,13 @@ inline void move_rows(const tensor& x, std::size_t head, std::size_t from, std::
   }
   for (std::size_t i = n; i-- > 0;)  // runs start at their first token, so backwards it goes row by row
     move_row(x, x.at(head, {from + i, from + i + 1}), x.at(head, {to + i, to + i + 1}), 0);
+}
+
+/// Moves rows [from, from + n) of a head to [to, to + n), and their scales; the two may overlap.
+inline void move_rows(const tensor& x, std::size_t head, std::size_t from, std::size_t to, std::size_t n) {
+  move_elements(x, head, from, to, n);
+  if (x.has_scale())
+    if (const tensor scales = x.scales()) move_elements(scales, head, from, to, n);
 }
 
 /// Calls move(from, to, n) for each run of neighbours among `kept`, in an order that never overwrites a row still wanted.

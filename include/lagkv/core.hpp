@@ -1,4 +1,4 @@
-// Part of lagkv (MIT). Words that every other header uses: ranges, element types, results.
+// Part of lagkv (MIT). Words that every other header uses: ranges, results; element types in dtype.hpp.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +6,8 @@
 #include <optional>
 #include <string>
 #include <utility>
+
+#include <lagkv/dtype.hpp>
 
 #define LAGKV_VERSION_MAJOR 0
 #define LAGKV_VERSION_MINOR 1
@@ -21,39 +23,6 @@ struct token_range {
   constexpr std::size_t size() const { return end - begin; }
   constexpr bool empty() const { return begin == end; }
   friend constexpr bool operator==(token_range, token_range) = default;
-};
-
-/// Element types of a cache. All arithmetic is done in f32.
-enum class dtype : std::uint8_t { f32, f16, bf16 };
-
-/// An IEEE binary16 element, as stored. Only its size and bits matter: any 2-byte type of the host can be viewed as f16.
-struct f16 {
-  std::uint16_t bits;
-};
-
-/// A bfloat16 element (the upper half of an f32), as stored.
-struct bf16 {
-  std::uint16_t bits;
-};
-
-/// Bytes of one element.
-constexpr std::size_t size_of(dtype type) { return type == dtype::f32 ? 4 : 2; }
-
-constexpr const char* name(dtype type) { return type == dtype::f32 ? "f32" : type == dtype::f16 ? "f16" : "bf16"; }
-
-template <class T>
-struct dtype_of;
-template <>
-struct dtype_of<float> {
-  static constexpr dtype value = dtype::f32;
-};
-template <>
-struct dtype_of<f16> {
-  static constexpr dtype value = dtype::f16;
-};
-template <>
-struct dtype_of<bf16> {
-  static constexpr dtype value = dtype::bf16;
 };
 
 /// Why something was refused: names the culprit, its value and the limit.

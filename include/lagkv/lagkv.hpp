@@ -5,6 +5,8 @@
 #include <lagkv/attention.hpp>
 #include <lagkv/compact.hpp>
 #include <lagkv/core.hpp>
+#include <lagkv/dtype.hpp>
+#include <lagkv/hadamard.hpp>
 #include <lagkv/layer.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/paged.hpp>
@@ -15,6 +17,7 @@
 #include <lagkv/recipes.hpp>
 #include <lagkv/retention.hpp>
 #include <lagkv/rope.hpp>
+#include <lagkv/scaled.hpp>
 #include <lagkv/score/rows.hpp>
 #include <lagkv/simd/dispatch.hpp>
 #include <lagkv/strided.hpp>

@@ -16,7 +16,7 @@
 
 namespace lagkv {
 
-/// How a pool of blocks lies in memory; distances in elements.
+/// How a pool of blocks lies in memory; distances in units (elements, or blocks of a block type: see dtype).
 struct block_layout {
   std::size_t tokens = 16;      ///< tokens a block; 1 for a list of slots
   std::ptrdiff_t block = 0;     ///< from a block to the next one in the pool
@@ -75,7 +75,7 @@ class paged {
     detail::dimension dims[] = {{spanned, layout_.block},
                                 {extent_.heads, layout_.within.head},
                                 {layout_.tokens, layout_.within.token},
-                                {extent_.channels, layout_.within.channel}};
+                                {extent_.channels / elements_of(type()), layout_.within.channel}};
     if (!detail::lie_apart(dims))
       return error{"strides block=" + std::to_string(layout_.block) + ", " + detail::text(layout_.within) + ": overlap"};
     return {};

@@ -42,6 +42,8 @@ struct rope {
 /// Whether keys like these can carry this embedding. Call it where a cache is set up; rerotate() trusts what it is given.
 inline status check(const rope& r, const tensor& keys) {
   if (status s = keys.check(0); !s) return error{"keys: " + s.message()};
+  if (!is_float(keys.type()))
+    return error{std::string("keys: type ") + name(keys.type()) + ": must be f32, f16 or bf16 (others would lose digits)"};
   const auto positive = [](double x) { return x > 0 && x <= std::numeric_limits<double>::max(); };
   const std::string range = ": must be above 0 and finite";
   const std::size_t channels = keys.channels(), dims = r.rotated(channels);

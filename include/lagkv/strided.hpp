@@ -17,17 +17,17 @@ struct shape {
   std::size_t channels = 0;
 };
 
-/// Distances in elements, each of any size and sign.
+/// Distances in units (elements, or blocks: see dtype), each of any size and sign.
 struct strides {
   std::ptrdiff_t head = 0;
   std::ptrdiff_t token = 0;
   std::ptrdiff_t channel = 1;
 };
 
-/// A pointer to elements that a view of T may stand on: T itself, or the host's own type of that size for f16 and bf16.
+/// A pointer to units that a view of T may stand on: T itself, or the host's own type of that size for all but float.
 template <class Pointee, class T>
 concept stored_as = std::is_trivially_copyable_v<Pointee> && sizeof(Pointee) == sizeof(T) &&
-                    (std::is_same_v<T, Pointee> || (sizeof(T) == 2 && !std::is_same_v<T, float>));
+                    (std::is_same_v<T, Pointee> || !std::is_same_v<T, float>);
 
 namespace detail {
 
@@ -57,7 +57,7 @@ inline std::string text(const strides& s) {
   return "head=" + std::to_string(s.head) + ", token=" + std::to_string(s.token) + ", channel=" + std::to_string(s.channel);
 }
 
-/// Moves a pointer by elements without ever forming an integer that overflows for caches beyond 2^32 elements.
+/// Moves a pointer by units without ever forming an integer that overflows for caches beyond 2^32 elements.
 template <class T>
 T* moved(T* p, std::size_t a, std::ptrdiff_t stride_a, std::size_t b, std::ptrdiff_t stride_b) {
   return p + (static_cast<std::ptrdiff_t>(a) * stride_a + static_cast<std::ptrdiff_t>(b) * stride_b);
@@ -65,7 +65,7 @@ T* moved(T* p, std::size_t a, std::ptrdiff_t stride_a, std::size_t b, std::ptrdi
 
 }  // namespace detail
 
-/// One array of T (float, f16 or bf16) with constant strides.
+/// One array of T, a unit of any dtype, with constant strides.
 template <class T>
 class strided {
  public:
@@ -92,8 +92,9 @@ class strided {
   status check(std::size_t tokens) const {
     if (data_ == nullptr) return error{"data: is null"};
     const std::size_t addressed = capacity_ == unbounded ? tokens : capacity_;
-    detail::dimension dims[] = {
-        {extent_.heads, distance_.head}, {addressed, distance_.token}, {extent_.channels, distance_.channel}};
+    detail::dimension dims[] = {{extent_.heads, distance_.head},
+                                {addressed, distance_.token},
+                                {extent_.channels / elements_of(type()), distance_.channel}};
     if (!detail::lie_apart(dims))
       return error{"strides " + detail::text(distance_) + ": overlap for " + std::to_string(extent_.heads) + " heads, " +
                    std::to_string(addressed) + " tokens, " + std::to_string(extent_.channels) + " channels"};

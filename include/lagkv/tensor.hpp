@@ -12,8 +12,8 @@
 
 namespace lagkv {
 
-/// Consecutive tokens of one head whose elements lie at constant strides.
-/// Element (token i, channel c) is at data + (i * token_stride + c * channel_stride) elements.
+/// Consecutive tokens of one head whose units (elements, or blocks: see dtype) lie at constant strides.
+/// Unit u of token i is at data + (i * token_stride + u * channel_stride) units.
 struct tile {
   std::byte* data = nullptr;
   std::size_t tokens = 0;
@@ -27,6 +27,9 @@ struct tile {
 ///  capacity()                    tokens that may be addressed
 ///  at(head, tokens)              the longest run from tokens.begin on, at least 1 and at most tokens.size() long
 ///  check(tokens)                 whether the first `tokens` tokens lie apart from each other; called at the edge only
+///
+/// Elements that mean numbers only with a scale beside them, or after a transform, come with functions more: see scaled.hpp
+/// and hadamard.hpp.
 template <class View>
 concept kv_tensor = std::is_trivially_copyable_v<View> && requires(const View& view, std::size_t n, token_range tokens) {
   { view.type() } -> std::same_as<dtype>;
@@ -37,10 +40,16 @@ concept kv_tensor = std::is_trivially_copyable_v<View> && requires(const View& v
   { view.check(n) } -> std::same_as<status>;
 };
 
+/// What makes numbers of the elements of a row: (element - zero) * factor.
+struct row_scale {
+  float factor = 1;
+  float zero = 0;
+};
+
 /// Any kv_tensor, held by value: [heads][tokens][channels]. Empty by default (a cache without values, say).
 class tensor {
  public:
-  static constexpr std::size_t max_view_size = 96;
+  static constexpr std::size_t max_view_size = 192;
 
   tensor() = default;
 
@@ -51,6 +60,10 @@ class tensor {
     ::new (static_cast<void*>(view_)) View(view);
     at_ = [](const void* v, std::size_t head, token_range tokens) { return as<View>(v).at(head, tokens); };
     check_ = [](const void* v, std::size_t tokens) { return as<View>(v).check(tokens); };
+    if constexpr (requires { view.scale_of(heads_, heads_); })
+      scale_of_ = [](const void* v, std::size_t head, std::size_t token) { return as<View>(v).scale_of(head, token); };
+    if constexpr (requires { view.hadamard_block(); }) hadamard_block_ = view.hadamard_block();
+    if constexpr (requires { view.scales(); }) scales_ = [](const void* v) { return tensor(as<View>(v).scales()); };
   }
 
   explicit operator bool() const { return at_ != nullptr; }
@@ -59,16 +72,31 @@ class tensor {
   std::size_t heads() const { return heads_; }
   std::size_t channels() const { return channels_; }
   std::size_t capacity() const { return capacity_; }
-  /// Bytes of one token of one head.
-  std::size_t row_bytes() const { return channels_ * size_of(type_); }
+  /// Units of one token of one head.
+  std::size_t row_units() const { return channels_ / elements_of(type_); }
+  /// Bytes of them; scales that lie elsewhere are not counted.
+  std::size_t row_bytes() const { return row_units() * size_of(type_); }
 
   /// The longest run of `tokens` from its first token on; `tokens` is not empty and ends within the capacity.
   tile at(std::size_t head, token_range tokens) const { return at_(view_, head, tokens); }
+
+  /// Whether rows have scales of their own beside them.
+  bool has_scale() const { return scale_of_ != nullptr; }
+  /// Only where has_scale().
+  row_scale scale_of(std::size_t head, std::size_t token) const { return scale_of_(view_, head, token); }
+  /// The scales as a tensor of as many tokens, which moves with the rows; empty where tokens share them, or have none.
+  tensor scales() const { return scales_ != nullptr ? scales_(view_) : tensor{}; }
+
+  /// Neighbouring channels that are stored under one Walsh-Hadamard transform (hadamard.hpp); 0: none are.
+  std::size_t hadamard_block() const { return hadamard_block_; }
 
   status check(std::size_t tokens) const {
     if (at_ == nullptr) return error{"the tensor is empty"};
     if (heads_ == 0 || channels_ == 0)
       return error{"heads=" + std::to_string(heads_) + ", channels=" + std::to_string(channels_) + ": must be 1 or more"};
+    if (const std::size_t block = elements_of(type_); channels_ % block != 0)
+      return error{"channels=" + std::to_string(channels_) + ": must be a multiple of the " + std::to_string(block) +
+                   " elements of a block of " + name(type_) + " (a block that spans tokens or heads cannot move alone)"};
     if (tokens > capacity_)
       return error{"tokens=" + std::to_string(tokens) + ": the view addresses at most " + std::to_string(capacity_)};
     return check_(view_, tokens);
@@ -83,23 +111,36 @@ class tensor {
   std::size_t heads_ = 0;
   std::size_t channels_ = 0;
   std::size_t capacity_ = 0;
+  std::size_t hadamard_block_ = 0;
   tile (*at_)(const void*, std::size_t, token_range) = nullptr;
   status (*check_)(const void*, std::size_t) = nullptr;
+  row_scale (*scale_of_)(const void*, std::size_t, std::size_t) = nullptr;
+  tensor (*scales_)(const void*) = nullptr;
   alignas(std::max_align_t) unsigned char view_[max_view_size] = {};
   dtype type_ = dtype::f32;
 };
 
 namespace detail {
 
-/// Copies n elements of 4 or 2 bytes between places with strides of their own, in elements.
+/// Copies n units between places with strides of their own, in units.
+template <std::size_t Unit>
+void copy_units(const std::byte* from, std::ptrdiff_t from_step, std::byte* to, std::ptrdiff_t to_step, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i, from += from_step, to += to_step) std::memcpy(to, from, Unit);
+}
+
 inline void copy_strided(const std::byte* from, std::ptrdiff_t from_stride, std::byte* to, std::ptrdiff_t to_stride,
-                         std::size_t n, std::size_t element) {
-  const auto bytes = static_cast<std::ptrdiff_t>(element);
-  for (std::size_t i = 0; i < n; ++i, from += from_stride * bytes, to += to_stride * bytes) {
-    if (element == 4)
-      std::memcpy(to, from, 4);
-    else
-      std::memcpy(to, from, 2);
+                         std::size_t n, std::size_t unit) {
+  const auto bytes = static_cast<std::ptrdiff_t>(unit);
+  const std::ptrdiff_t from_step = from_stride * bytes, to_step = to_stride * bytes;
+  switch (unit) {
+    case 1:
+      return copy_units<1>(from, from_step, to, to_step, n);
+    case 2:
+      return copy_units<2>(from, from_step, to, to_step, n);
+    case 4:
+      return copy_units<4>(from, from_step, to, to_step, n);
+    default:
+      for (std::size_t i = 0; i < n; ++i, from += from_step, to += to_step) std::memcpy(to, from, unit);
   }
 }
 

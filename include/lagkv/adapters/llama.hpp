@@ -11,8 +11,11 @@
 // Policies that read queries or attention (snapkv, h2o, tova) have the probe record what they read, from the tokens on that
 // are decoded after the compressor is made; others slow nothing down.
 //
-// Taken: caches of f32, f16 or bf16, with or without flash attention, on any backend. Refused, with the sequence left as it
-// was: quantised caches, models with sliding-window layers, recurrent and hybrid models, models whose layers differ in width.
+// Taken: caches of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1 (keys and values may differ), with or without flash
+// attention, on any backend. Quantised rows move as they are. llama.cpp stores most of them under a Hadamard matrix: the
+// probe sees it and policies get rows without it; without a probe they are judged as stored. Refused, with the sequence left
+// as it was: other types, blocks that span tokens, models with sliding-window layers, recurrent and hybrid models, models
+// whose layers differ in width.
 #pragma once
 
 #include <algorithm>
@@ -269,7 +272,13 @@ class compressor {
     report done{.tokens_before = saved->tokens(), .tokens_after = saved->tokens()};
     done.bytes_before = done.bytes_after = saved->payload_bytes();
     if (policy_.retain.due(s.at, saved->tokens()).empty()) return done;
-    const result<std::vector<layer>> offered = offer(s, saved->all_layers(), saved->cells(), last);
+    std::vector<cached_layer> rows = saved->all_layers();
+    if (probe_ != nullptr && probe_->layers().size() == rows.size())
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        rows[i].keys.hadamard_block = probe_->layers()[i].keys.hadamard_block;
+        rows[i].values.hadamard_block = probe_->layers()[i].values.hadamard_block;
+      }
+    const result<std::vector<layer>> offered = offer(s, rows, saved->cells(), last);
     if (!offered) return error{offered.message()};
     std::vector<plan> plans;
     for (const layer& l : *offered) {

@@ -64,8 +64,10 @@ struct lag_relative {
     float* hi = inverse;
     for (std::size_t c = 0; c < x.channels(); ++c) lo[c] = infinity, hi[c] = -infinity;
     for_each_rows(x, head, tokens, ws, [&](const simd::rows& rows, std::size_t) { ws.kernels().range(rows, lo, hi); });
+    bool all_finite = true;
+    for (std::size_t c = 0; c < x.channels(); ++c) all_finite = all_finite && detail::finite(lo[c]) && detail::finite(hi[c]);
+    if (!all_finite) finite_range(x, head, tokens, lo, hi, ws);
     for (std::size_t c = 0; c < x.channels(); ++c) {
-      if (!detail::finite(lo[c]) || !detail::finite(hi[c])) finite_range(x, head, tokens, c, lo[c], hi[c], ws);
       const float width = hi[c] - lo[c];
       const float reciprocal = 1.0F / width;  // 0 where the width overflowed
       inverse[c] = width > 0.0F && detail::finite(reciprocal) ? reciprocal : 0.0F;
@@ -73,24 +75,20 @@ struct lag_relative {
     }
   }
 
-  /// The range of channel c over its finite values; 0, 0 where there is none. Off the common path.
-  static void finite_range(const tensor& x, std::size_t head, token_range tokens, std::size_t c, float& lo, float& hi,
-                           workspace& ws) {
-    lo = std::numeric_limits<float>::max(), hi = -lo;
-    for (std::size_t at = tokens.begin; at < tokens.end;) {
-      const tile t = x.at(head, {at, tokens.end});
-      for (std::size_t i = 0; i < t.tokens; ++i) {
-        const std::ptrdiff_t offset =
-            static_cast<std::ptrdiff_t>(i) * t.token_stride + static_cast<std::ptrdiff_t>(c) * t.channel_stride;
-        float value = 0;
-        ws.kernels().widen(t.data + offset * static_cast<std::ptrdiff_t>(size_of(x.type())), x.type(), 1, &value);
-        if (!detail::finite(value)) continue;
-        lo = value < lo ? value : lo;
-        hi = value > hi ? value : hi;
+  /// The range of each channel over its finite values; 0, 0 where there is none. Off the common path.
+  static void finite_range(const tensor& x, std::size_t head, token_range tokens, float* lo, float* hi, workspace& ws) {
+    constexpr float most = std::numeric_limits<float>::max();
+    const std::size_t channels = x.channels();
+    for (std::size_t c = 0; c < channels; ++c) lo[c] = most, hi[c] = -most;
+    for_each_row(x, head, tokens, ws, [&](std::size_t, std::span<const float> row) {
+      for (std::size_t c = 0; c < channels; ++c) {
+        if (!detail::finite(row[c])) continue;
+        lo[c] = row[c] < lo[c] ? row[c] : lo[c];
+        hi[c] = row[c] > hi[c] ? row[c] : hi[c];
       }
-      at += t.tokens;
-    }
-    if (lo > hi) lo = hi = 0.0F;
+    });
+    for (std::size_t c = 0; c < channels; ++c)
+      if (lo[c] > hi[c]) lo[c] = hi[c] = 0.0F;
   }
 };
 

@@ -32,11 +32,12 @@ struct random_score {
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace&) const {
     for (std::size_t token = judged.begin; token < judged.end;) {
       const tile t = l.keys.at(head, {token, judged.end});
-      const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(l.keys.type()));
+      const std::size_t unit = size_of(l.keys.type());
+      const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(unit);
       const std::byte* key = t.data;
       for (std::size_t i = 0; i < t.tokens; ++i, ++token, key += step) {
         std::uint16_t bits = 0;
-        std::memcpy(&bits, key, sizeof bits);
+        std::memcpy(&bits, key, unit < sizeof bits ? unit : sizeof bits);
         const std::uint64_t x = detail::split_mix(detail::split_mix(detail::split_mix(seed) + head) + token * 65536 + bits);
         out[token - judged.begin] = static_cast<float>(x >> 40) * 0x1p-24F;
       }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/hadamard.hpp>
 #include <lagkv/layer.hpp>
 #include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
@@ -20,15 +21,23 @@ inline bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7
 /// The norm from its square; NaN, which goes first, where that is not finite.
 inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : std::numeric_limits<float>::quiet_NaN(); }
 
-/// The first few rows of a tile whose channels do not lie side by side, widened to f32. Transposed: a few tokens of each
-/// channel in turn; both strided: a row at a time.
-[[gnu::noinline]] inline simd::rows widened(const tensor& x, const tile& t, workspace& ws) {
+/// Row i of a tile becomes (x - zero) * factor, with the scales that its tensor has for it.
+inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, float* wide, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i, wide += x.channels()) {
+    const row_scale s = x.scale_of(head, token + i);
+    for (std::size_t c = 0; c < x.channels(); ++c) wide[c] = (wide[c] - s.zero) * s.factor;
+  }
+}
+
+/// The first few rows of a tile that kernels cannot read as they lie, in f32: channels not side by side (transposed: a few
+/// tokens of each channel in turn; both strided: a row at a time), or of a type that must be widened first.
+[[gnu::noinline]] inline simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
   constexpr std::size_t few = 16;
-  const std::size_t channels = x.channels(), element = size_of(x.type()), n = t.tokens < few ? t.tokens : few;
+  const std::size_t channels = x.channels(), unit = size_of(x.type()), n = t.tokens < few ? t.tokens : few;
   float* wide = ws.floats(workspace::wide_rows, (few + 1) * channels + few);
-  float* line = wide + few * channels;
-  const auto bytes = static_cast<std::ptrdiff_t>(element);
-  if (t.token_stride == 1) {
+  float* line = wide + few * channels;  // as large as a row of any type
+  const auto bytes = static_cast<std::ptrdiff_t>(unit);
+  if (t.token_stride == 1 && t.channel_stride != 1 && elements_of(x.type()) == 1) {
     for (std::size_t c = 0; c < channels; ++c) {
       ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(c) * t.channel_stride * bytes, x.type(), n, line);
       for (std::size_t i = 0; i < n; ++i) wide[i * channels + c] = line[i];
@@ -36,23 +45,34 @@ inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square
   } else {
     for (std::size_t i = 0; i < n; ++i) {
       const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * t.token_stride * bytes;
-      copy_strided(row, t.channel_stride, reinterpret_cast<std::byte*>(line), 1, channels, element);
-      ws.kernels().widen(line, x.type(), channels, wide + i * channels);
+      if (t.channel_stride != 1) {
+        copy_strided(row, t.channel_stride, reinterpret_cast<std::byte*>(line), 1, x.row_units(), unit);
+        row = reinterpret_cast<const std::byte*>(line);
+      }
+      ws.kernels().widen(row, x.type(), channels, wide + i * channels);
     }
   }
+  if (x.has_scale()) apply_scales(x, head, token, wide, n);
+  if (x.hadamard_block() != 0) transform_blocks(wide, n * channels, x.hadamard_block());
   return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
+}
+
+/// Whether kernels read the rows of this tile as they lie.
+inline bool direct(const tensor& x, const tile& t) {
+  return t.channel_stride == 1 && is_float(x.type()) && !x.has_scale() && x.hadamard_block() == 0;
 }
 
 }  // namespace detail
 
-/// Calls use(rows, offset) for runs that cover `tokens` of a head in order; offset counts from tokens.begin. Rows whose
-/// channels are adjacent are used where they lie; others (transposed values) are widened to f32 a few at a time.
+/// Calls use(rows, offset) for runs that cover `tokens` of a head in order; offset counts from tokens.begin. Rows of f32, f16
+/// or bf16 whose channels are adjacent are used where they lie; others (transposed values, quantised types) are widened to
+/// f32 a few at a time.
 template <class Use>
 void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, const Use& use) {
   for (std::size_t at = tokens.begin; at < tokens.end;) {
     const tile t = x.at(head, {at, tokens.end});
-    const simd::rows rows =
-        t.channel_stride == 1 ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride} : detail::widened(x, t, ws);
+    const simd::rows rows = detail::direct(x, t) ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride}
+                                                 : detail::widened(x, head, at, t, ws);
     use(rows, at - tokens.begin);
     at += rows.tokens;
   }

@@ -19,7 +19,7 @@ constexpr const char* name(target t) {
   return names[static_cast<std::size_t>(t)];
 }
 
-/// Rows of one head: `tokens` rows of `channels` adjacent elements, `stride` elements from row to row.
+/// Rows of one head: `tokens` rows of `channels` adjacent elements, `stride` elements from row to row. f32, f16 or bf16.
 struct rows {
   const void* data;
   dtype type;
@@ -47,10 +47,11 @@ struct kernel_table {
   /// `keys` is scratch for n values. k <= n.
   void (*top_k)(const float* scores, std::size_t n, std::size_t k, std::uint32_t base, std::int32_t* keys, std::uint32_t* out);
 
-  /// out[i] = x[i] as f32, for n adjacent elements.
+  /// out[i] = x[i] as f32, for n adjacent elements: whole blocks where the type has them. Scales that lie elsewhere are not
+  /// applied. The dtype tells how each is read (q4_1, q5_1: one rounding where the target has it, else two).
   void (*widen)(const void* x, dtype type, std::size_t n, float* out);
 
-  /// out[i] = x[i] rounded to the nearest element, ties to even, for n adjacent elements. What is too large becomes an
+  /// out[i] = x[i] rounded to the nearest element, ties to even, for n adjacent elements of f32, f16 or bf16. What is too large becomes an
   /// infinity; NaN stays NaN, with its sign, its payload is lost (not for f32, which is copied). All targets give the same bits.
   void (*narrow)(const float* x, dtype type, std::size_t n, void* out);
 

@@ -25,6 +25,20 @@ LAGKV_INLINE halves load_halves(const void* p) {
 }
 LAGKV_INLINE vec load(const f16* p) { return widen_halves(load_halves(p)); }
 LAGKV_INLINE vec load(const bf16* p) { return from_bits(widen_integers(load_halves(p)) << 16); }
+LAGKV_INLINE octets load_octets(const void* p) {
+  octets v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LAGKV_INLINE vec load(const fp8_e5m2* p) { return widen_halves((halves)(widen_octets(load_octets(p)) << 8)); }
+LAGKV_INLINE vec load(const fp8_e4m3* p) {
+  // As an f16 with the same fields it is 2^8 times too small, and its NaN is a number.
+  const halves b = widen_octets(load_octets(p));
+  const vec v = widen_halves((halves)((b & 0x80) << 8 | (b & 0x7f) << 7)) * 256.0F;
+  return from_bits(bits(v) | (yes((widen_integers(b) & 0x7f) == 0x7f) & 0x7fc00000));
+}
+LAGKV_INLINE vec load(const std::int8_t* p) { return to_float(widen_signed(load_octets(p))); }
+LAGKV_INLINE vec load(const std::uint8_t* p) { return to_float(widen_integers(load_octets(p))); }
 
 LAGKV_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }  // b where a is NaN
 LAGKV_INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
@@ -45,6 +59,11 @@ LAGKV_INLINE void store_part(vec v, float* p, std::size_t n) {
 }
 LAGKV_INLINE void storei(std::int32_t* p, ivec v) { __builtin_memcpy(p, &v, sizeof v); }
 LAGKV_INLINE vec fill(float x) { return vec{} + x; }
+LAGKV_INLINE float first_of(vec v) {
+  float f;
+  __builtin_memcpy(&f, &v, sizeof f);
+  return f;
+}
 LAGKV_INLINE ivec filli(std::int32_t x) { return ivec{} + x; }
 
 LAGKV_INLINE float sum_of(vec v) {
@@ -140,6 +159,7 @@ inline void range(const rows& r, float* lo, float* hi) {
     case dtype::f32: return range_of(static_cast<const float*>(r.data), r, lo, hi);
     case dtype::f16: return range_of(static_cast<const f16*>(r.data), r, lo, hi);
     case dtype::bf16: return range_of(static_cast<const bf16*>(r.data), r, lo, hi);
+    default: return;  // other types come widened
   }
 }
 
@@ -208,6 +228,7 @@ inline void deviation(const rows& r, const float* lo, const float* inverse, floa
     case dtype::f32: return deviation_of(static_cast<const float*>(r.data), r, lo, inverse, out);
     case dtype::f16: return deviation_of(static_cast<const f16*>(r.data), r, lo, inverse, out);
     case dtype::bf16: return deviation_of(static_cast<const bf16*>(r.data), r, lo, inverse, out);
+    default: return;  // other types come widened
   }
 }
 
@@ -325,11 +346,84 @@ inline void widen_of(const T* x, std::size_t n, float* out) {
   if (i < n) store_part(load_part(x + i, n - i), out + i, n - i);
 }
 
+// Blocks of 32 with f16 scales: i is the first of `lanes` bytes, which hold elements i and i + 16.
+
+LAGKV_INLINE vec widen_one(f16 h) {
+  f16 padded[lanes] = {h};
+  return fill(first_of(load(padded)));
+}
+
+LAGKV_INLINE void widen_block(const q8_0& b, float* out) {
+  const vec scale = widen_one(b.scale);
+  for (std::size_t i = 0; i < 32; i += lanes) store(out + i, load(b.q + i) * scale);
+}
+
+struct halfbytes {
+  ivec low, high;
+};
+LAGKV_INLINE halfbytes split(const std::uint8_t* q) {
+  const ivec both = widen_integers(load_octets(q));
+  return {both & 15, both >> 4};
+}
+
+// The fifth bits of elements i.. and i + 16.., in their place.
+LAGKV_INLINE halfbytes fifth_bits(const std::uint8_t* high, std::size_t i) {
+  constexpr std::int32_t count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  std::int32_t word;
+  __builtin_memcpy(&word, high, sizeof word);
+  const ivec shift = loadi(count + i);
+  return {((filli(word & 0xffff) >> shift) & 1) << 4, ((filli((word >> 16) & 0xffff) >> shift) & 1) << 4};
+}
+
+LAGKV_INLINE void widen_block(const q4_0& b, float* out) {
+  const vec scale = widen_one(b.scale);
+  for (std::size_t i = 0; i < 16; i += lanes) {
+    const halfbytes q = split(b.q + i);
+    store(out + i, to_float(q.low - 8) * scale), store(out + 16 + i, to_float(q.high - 8) * scale);
+  }
+}
+LAGKV_INLINE void widen_block(const q4_1& b, float* out) {
+  const vec scale = widen_one(b.scale), least = widen_one(b.least);
+  for (std::size_t i = 0; i < 16; i += lanes) {
+    const halfbytes q = split(b.q + i);
+    store(out + i, fma(to_float(q.low), scale, least)), store(out + 16 + i, fma(to_float(q.high), scale, least));
+  }
+}
+LAGKV_INLINE void widen_block(const q5_0& b, float* out) {
+  const vec scale = widen_one(b.scale);
+  for (std::size_t i = 0; i < 16; i += lanes) {
+    const halfbytes q = split(b.q + i), fifth = fifth_bits(b.high, i);
+    store(out + i, to_float((q.low | fifth.low) - 16) * scale), store(out + 16 + i, to_float((q.high | fifth.high) - 16) * scale);
+  }
+}
+LAGKV_INLINE void widen_block(const q5_1& b, float* out) {
+  const vec scale = widen_one(b.scale), least = widen_one(b.least);
+  for (std::size_t i = 0; i < 16; i += lanes) {
+    const halfbytes q = split(b.q + i), fifth = fifth_bits(b.high, i);
+    store(out + i, fma(to_float(q.low | fifth.low), scale, least));
+    store(out + 16 + i, fma(to_float(q.high | fifth.high), scale, least));
+  }
+}
+
+template <class Block>
+inline void widen_blocks(const Block* x, std::size_t n, float* out) {
+  for (std::size_t i = 0; i < n; i += 32, ++x) widen_block(*x, out + i);
+}
+
 inline void widen(const void* x, dtype type, std::size_t n, float* out) {
   switch (type) {
     case dtype::f32: return widen_of(static_cast<const float*>(x), n, out);
     case dtype::f16: return widen_of(static_cast<const f16*>(x), n, out);
     case dtype::bf16: return widen_of(static_cast<const bf16*>(x), n, out);
+    case dtype::fp8_e4m3: return widen_of(static_cast<const fp8_e4m3*>(x), n, out);
+    case dtype::fp8_e5m2: return widen_of(static_cast<const fp8_e5m2*>(x), n, out);
+    case dtype::int8: return widen_of(static_cast<const std::int8_t*>(x), n, out);
+    case dtype::uint8: return widen_of(static_cast<const std::uint8_t*>(x), n, out);
+    case dtype::q8_0: return widen_blocks(static_cast<const q8_0*>(x), n, out);
+    case dtype::q4_0: return widen_blocks(static_cast<const q4_0*>(x), n, out);
+    case dtype::q4_1: return widen_blocks(static_cast<const q4_1*>(x), n, out);
+    case dtype::q5_0: return widen_blocks(static_cast<const q5_0*>(x), n, out);
+    case dtype::q5_1: return widen_blocks(static_cast<const q5_1*>(x), n, out);
   }
 }
 
@@ -379,6 +473,7 @@ inline void narrow(const float* x, dtype type, std::size_t n, void* out) {
     case dtype::f32: __builtin_memcpy(out, x, n * sizeof(float)); return;
     case dtype::f16: return narrow_of(x, n, static_cast<f16*>(out));
     case dtype::bf16: return narrow_of(x, n, static_cast<bf16*>(out));
+    default: return;  // other types come widened
   }
 }
 
@@ -446,6 +541,7 @@ inline void distances(const rows& r, const float* centre, float* out) {
     case dtype::f32: return distances_of(static_cast<const float*>(r.data), r, centre, out);
     case dtype::f16: return distances_of(static_cast<const f16*>(r.data), r, centre, out);
     case dtype::bf16: return distances_of(static_cast<const bf16*>(r.data), r, centre, out);
+    default: return;  // other types come widened
   }
 }
 
@@ -512,6 +608,7 @@ inline void dots(const rows& r, const float* vectors, std::size_t count, float* 
     case dtype::f32: return dots_of(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
     case dtype::f16: return dots_of(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
     case dtype::bf16: return dots_of(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
+    default: return;  // other types come widened
   }
 }
 
@@ -560,6 +657,7 @@ inline void add_rows(const rows& r, const float* weights, float* sum) {
     case dtype::f32: return add_rows_of(static_cast<const float*>(r.data), r, weights, sum);
     case dtype::f16: return add_rows_of(static_cast<const f16*>(r.data), r, weights, sum);
     case dtype::bf16: return add_rows_of(static_cast<const bf16*>(r.data), r, weights, sum);
+    default: return;  // other types come widened
   }
 }
 

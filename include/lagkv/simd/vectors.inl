@@ -4,18 +4,27 @@
 using vec = float;
 using ivec = std::int32_t;
 using halves = std::uint16_t;
+using octets = std::uint8_t;
 LAGKV_INLINE ivec yes(bool condition) { return condition ? -1 : 0; }  // masks are integers, all ones for yes
 LAGKV_INLINE ivec to_int(vec v) { return static_cast<ivec>(v); }
 LAGKV_INLINE vec to_float(ivec v) { return static_cast<vec>(v); }
 LAGKV_INLINE ivec widen_integers(halves h) { return h; }
+LAGKV_INLINE ivec widen_integers(octets b) { return b; }
+LAGKV_INLINE ivec widen_signed(octets b) { return static_cast<std::int8_t>(b); }
+LAGKV_INLINE halves widen_octets(octets b) { return b; }
 #else
 typedef float vec __attribute__((vector_size(4 * LAGKV_LANES)));
 typedef std::int32_t ivec __attribute__((vector_size(4 * LAGKV_LANES)));
 typedef std::uint16_t halves __attribute__((vector_size(2 * LAGKV_LANES)));
+typedef std::uint8_t octets __attribute__((vector_size(LAGKV_LANES)));
+typedef std::int8_t signed_octets __attribute__((vector_size(LAGKV_LANES)));
 LAGKV_INLINE ivec yes(ivec condition) { return condition; }
 LAGKV_INLINE ivec to_int(vec v) { return __builtin_convertvector(v, ivec); }
 LAGKV_INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
 LAGKV_INLINE ivec widen_integers(halves h) { return __builtin_convertvector(h, ivec); }
+LAGKV_INLINE ivec widen_integers(octets b) { return __builtin_convertvector(b, ivec); }
+LAGKV_INLINE ivec widen_signed(octets b) { return __builtin_convertvector((signed_octets)b, ivec); }
+LAGKV_INLINE halves widen_octets(octets b) { return __builtin_convertvector(b, halves); }
 #endif
 LAGKV_INLINE ivec bits(vec v) { return __builtin_bit_cast(ivec, v); }
 LAGKV_INLINE vec from_bits(ivec v) { return __builtin_bit_cast(vec, v); }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/views.hpp>
+#include <lagkv/hadamard.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -72,6 +74,7 @@ class cache_probe {
       return theirs_ ? next_(node, false, next_data_) : true;
     }
     if (node->op == GGML_OP_ROPE) see_positions(node);
+    if (node->op == GGML_OP_MUL_MAT) see_transform(node->src[0]);
     if (node->op == GGML_OP_SET_ROWS) see_store(node);
     if (multiplied_ != nullptr && node->op == GGML_OP_SOFT_MAX && node->src[0] == multiplied_) see_softmax(node);
     mine_ = recording_.what().any() && detail::attention_of(node).layer >= 0;
@@ -88,6 +91,13 @@ class cache_probe {
     }
   }
 
+  /// Quantised keys (values) of a context are multiplied by one Hadamard matrix before they are stored, all or none of them.
+  void see_transform(const ggml_tensor* matrix) {
+    const std::string_view name(matrix->name);
+    if (name == "attn_inp_k_rot") key_transform_ = static_cast<std::size_t>(matrix->ne[0]);
+    if (name == "attn_inp_v_rot") value_transform_ = static_cast<std::size_t>(matrix->ne[0]);
+  }
+
   void see_store(const ggml_tensor* node) {
     const ggml_tensor* cache = detail::origin(node);
     const int key_layer = detail::cached_layer_of(cache, 'k'), value_layer = detail::cached_layer_of(cache, 'v');
@@ -99,7 +109,9 @@ class cache_probe {
     // Without flash attention values are stored element by element into the transposed cache: rows of one element.
     const bool transposed = value_layer >= 0 && node->ne[0] == 1 && width > 1;
     cached_layer& l = detail::of_id(layers_, key_layer >= 0 ? key_layer : value_layer);
-    (key_layer >= 0 ? l.keys : l.values) = {cache->data, cache->type, width, transposed ? cells : width, transposed};
+    (key_layer >= 0 ? l.keys : l.values) = {cache->data, cache->type,
+                                            width,       transposed ? cells : width,
+                                            transposed,  key_layer >= 0 ? key_transform_ : value_transform_};
     if (key_layer >= 0 && key_layer == layers_.front().id) see_cells(node->src[1]);
   }
 
@@ -160,13 +172,14 @@ class cache_probe {
     const auto heads = static_cast<std::size_t>(a.keys->ne[2]);
     const shape extent{static_cast<std::size_t>(q->ne[2]), static_cast<std::size_t>(q->ne[0])};
     const auto distance = [&](int i) { return static_cast<std::ptrdiff_t>(q->nb[i] / sizeof(float)); };
-    const strided<float> queries(reinterpret_cast<float*>(queries_.data()), extent, {.head = distance(2), .token = distance(1)},
-                                 batch_.size());
+    const strided<float> as_met(reinterpret_cast<float*>(queries_.data()), extent, {.head = distance(2), .token = distance(1)},
+                                batch_.size());
+    const tensor queries = key_transform_ != 0 ? tensor(hadamard(as_met, key_transform_)) : tensor(as_met);
     tensor keys;
     if (recording_.what().mass) {
       const matrix& m = detail::of_id(layers_, a.layer).keys;
       if (!obstacle_.empty()) return error{"mass: " + obstacle_};
-      if (const status ok = check_type(m.type, "mass: cache"); !ok) return ok;
+      if (const status ok = check(m, heads, "mass: cache"); !ok) return ok;
       if (m.width != heads * extent.channels) return error{"mass: the cache's rows are not the keys of all heads: not taken"};
       for (std::size_t i = 0; i < cells_of_rows_.size(); ++i)
         if (cells_of_rows_[i] < 0)
@@ -181,7 +194,8 @@ class cache_probe {
   void* next_data_ = nullptr;
   bool mine_ = false, theirs_ = false;  // who asked for the node
   std::vector<cached_layer> layers_;
-  std::vector<std::int32_t> cells_;  // by position
+  std::vector<std::int32_t> cells_;                      // by position
+  std::size_t key_transform_ = 0, value_transform_ = 0;  // channels of the Hadamard matrix, 0: none
   const ggml_tensor* positions_ = nullptr;
   std::string obstacle_;
 

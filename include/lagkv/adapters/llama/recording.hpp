@@ -120,14 +120,14 @@ class recording {
     rows_.insert(rows_.end(), batch.begin(), batch.end());
   }
 
-  /// Its attention in one layer: queries [query heads][tokens of the micro-batch][channels], f32, channels adjacent; keys of
-  /// all rows, read for the mass only.
+  /// Its attention in one layer: queries [query heads][tokens of the micro-batch][channels], f32, channels adjacent, as they
+  /// meet the stored keys; keys of all rows, read for the mass only.
   void add(int id, std::size_t heads, const tensor& queries, const tensor& keys, float scale, workspace& ws) {
     if (!obstacle_.empty()) return;
     layer_part& l = detail::of_id(layers_, id);
     if (l.last == rows_.back()) return obstruct("layers of the model share a cache: not taken");
     l.last = rows_.back(), l.scale = scale;
-    l.query_heads = queries.heads(), l.channels = queries.channels();
+    l.query_heads = queries.heads(), l.channels = queries.channels(), l.hadamard_block = queries.hadamard_block();
     if (what_.queries > 0) add_queries(l, queries);
     if (what_.positions) {
       const std::size_t known = l.positions.rows();
@@ -197,10 +197,12 @@ class recording {
     extras e;
     e.mass = l.mass.view(), e.positions = l.positions.view(), e.scale = l.scale;
     const std::size_t n = std::min(l.held(), what_.queries);
-    if (n > 0)
-      e.queries =
-          strided<float>(l.queries.data() + (l.held() - n) * l.width(), {l.query_heads, l.channels},
-                         {.head = static_cast<std::ptrdiff_t>(l.channels), .token = static_cast<std::ptrdiff_t>(l.width())}, n);
+    if (n > 0) {
+      const strided<float> as_met(
+          l.queries.data() + (l.held() - n) * l.width(), {l.query_heads, l.channels},
+          {.head = static_cast<std::ptrdiff_t>(l.channels), .token = static_cast<std::ptrdiff_t>(l.width())}, n);
+      e.queries = l.hadamard_block != 0 ? tensor(hadamard(as_met, l.hadamard_block)) : tensor(as_met);
+    }
     return e;
   }
 
@@ -209,7 +211,7 @@ class recording {
     int id = -1;
     llama_pos last = -1;  ///< position of the last token that was added
     float scale = 0;
-    std::size_t query_heads = 0, channels = 0;
+    std::size_t query_heads = 0, channels = 0, hadamard_block = 0;
     std::vector<float> queries;  ///< [tokens][query heads][channels]
     row_array<float> mass;
     row_array<std::uint32_t> positions;

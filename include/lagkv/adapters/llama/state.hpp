@@ -95,20 +95,21 @@ class saved_sequence {
 
   /// Appends the kept rows of one layer. Heads keep different rows: each head's part is taken from its own source.
   void gather(const matrix& m, const plan& p, std::size_t after, std::vector<std::uint8_t>& out) const {
-    const std::size_t element = ggml_type_size(m.type), heads = p.heads(), part = m.width / heads;
+    // In units: elements, or blocks of a quantised type.
+    const auto block = static_cast<std::size_t>(ggml_blck_size(m.type));
+    const std::size_t unit = ggml_type_size(m.type), width = m.width / block, heads = p.heads(), part = width / heads;
     const std::size_t start = out.size();
-    out.resize(start + after * m.width * element);
+    out.resize(start + after * width * unit);
     std::uint8_t* to = out.data() + start;
     const auto* from = static_cast<const std::uint8_t*>(m.data);
     for (std::size_t head = 0; head < heads; ++head)
       for (std::size_t row = 0; row < after; ++row) {
         const auto cell = static_cast<std::size_t>(cells_[p.source(head, row)]);
         if (!m.transposed) {
-          std::memcpy(to + (row * m.width + head * part) * element, from + (cell * m.width + head * part) * element,
-                      part * element);
+          std::memcpy(to + (row * width + head * part) * unit, from + (cell * width + head * part) * unit, part * unit);
         } else {
           for (std::size_t c = head * part; c < (head + 1) * part; ++c)
-            std::memcpy(to + (c * after + row) * element, from + (c * m.pitch + cell) * element, element);
+            std::memcpy(to + (c * after + row) * unit, from + (c * m.pitch + cell) * unit, unit);
         }
       }
   }
@@ -182,7 +183,7 @@ class saved_sequence {
     matrix m;
     if (status ok = read_type(type, m); !ok) return ok;
     if (row == 0 || row % ggml_type_size(m.type) != 0) return unknown("rows of " + std::to_string(row) + " bytes");
-    m.width = m.pitch = row / ggml_type_size(m.type);
+    m.width = m.pitch = row / ggml_type_size(m.type) * static_cast<std::size_t>(ggml_blck_size(m.type));
     return read_data(m, row, count, side);
   }
 
@@ -192,6 +193,8 @@ class saved_sequence {
     if (!take(type) || !take(element) || !take(width)) return ended();
     matrix m;
     if (status ok = read_type(type, m); !ok) return ok;
+    if (ggml_is_quantized(m.type))
+      return error{std::string("transposed blocks of ") + ggml_type_name(m.type) + " cannot move alone"};
     if (element != ggml_type_size(m.type) || width == 0) return unknown("elements of " + std::to_string(element) + " bytes");
     m.width = width, m.pitch = count, m.transposed = true;
     return read_data(m, std::size_t{element} * width, count, values_);
@@ -200,7 +203,8 @@ class saved_sequence {
   static status read_type(std::int32_t type, matrix& m) {
     if (type < 0 || type >= GGML_TYPE_COUNT) return unknown("type " + std::to_string(type));
     m.type = static_cast<ggml_type>(type);
-    return check_type(m.type, "cache");
+    const result<dtype> known = dtype_of_ggml(m.type);
+    return known ? status{} : status(error{"cache: " + known.message()});
   }
 
   status read_data(matrix m, std::size_t row, std::uint32_t count, std::vector<matrix>& side) {

@@ -8,6 +8,7 @@
 
 #include <ggml.h>
 
+#include <lagkv/hadamard.hpp>
 #include <lagkv/layer.hpp>
 #include <lagkv/paged.hpp>
 #include <lagkv/tensor.hpp>
@@ -22,6 +23,7 @@ struct matrix {
   std::size_t width = 0;  ///< heads * channels
   std::size_t pitch = 0;  ///< elements from a cell (transposed: from a channel) to the next
   bool transposed = false;
+  std::size_t hadamard_block = 0;  ///< where rows are stored transformed (hadamard.hpp), as seen in the graph
 };
 
 /// One layer of the model. `id` is the model's number of it.
@@ -31,25 +33,82 @@ struct cached_layer {
   bool has_values() const { return values.data != nullptr; }
 };
 
-/// Whether lagkv can read this type. Quantised caches are refused: their rows cannot be viewed as numbers yet.
-inline status check_type(ggml_type type, const std::string& what) {
-  if (type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16) return {};
-  return error{what + ": type " + ggml_type_name(type) + ": must be f32, f16 or bf16"};
+/// The element type that a type of ggml is here, or that lagkv cannot read it.
+inline result<dtype> dtype_of_ggml(ggml_type type) {
+  switch (type) {
+    case GGML_TYPE_F32:
+      return dtype::f32;
+    case GGML_TYPE_F16:
+      return dtype::f16;
+    case GGML_TYPE_BF16:
+      return dtype::bf16;
+    case GGML_TYPE_Q8_0:
+      return dtype::q8_0;
+    case GGML_TYPE_Q4_0:
+      return dtype::q4_0;
+    case GGML_TYPE_Q4_1:
+      return dtype::q4_1;
+    case GGML_TYPE_Q5_0:
+      return dtype::q5_0;
+    case GGML_TYPE_Q5_1:
+      return dtype::q5_1;
+    default:
+      return error{std::string("type ") + ggml_type_name(type) + ": must be f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1"};
+  }
 }
 
-/// Row i of the view is cell cells[i]. `cells` must outlive the view; the type has been checked.
-inline tensor view(const matrix& m, std::size_t heads, std::span<const std::int32_t> cells) {
+/// Whether lagkv can read and move rows of heads like these.
+inline status check(const matrix& m, std::size_t heads, const std::string& what) {
+  const result<dtype> type = dtype_of_ggml(m.type);
+  if (!type) return error{what + ": " + type.message()};
+  if (m.width % heads != 0)
+    return error{what + ": width " + std::to_string(m.width) + ": must be a multiple of the " + std::to_string(heads) +
+                 " KV heads"};
+  const std::size_t block = elements_of(*type);
+  if (m.transposed && block > 1)
+    return error{what + ": type " + ggml_type_name(m.type) + ", transposed: a block spans " + std::to_string(block) +
+                 " tokens, which cannot move alone"};
+  if (m.width / heads % block != 0)
+    return error{what + ": heads of " + std::to_string(m.width / heads) + ": must be a multiple of the " + std::to_string(block) +
+                 " elements of a block of " + ggml_type_name(m.type)};
+  return {};
+}
+
+namespace detail {
+
+template <class Unit>
+tensor view_as(const matrix& m, std::size_t heads, std::span<const std::int32_t> cells) {
+  constexpr auto block = static_cast<std::ptrdiff_t>(elements_of(dtype_of<Unit>::value));
   const shape extent{heads, m.width / heads};
-  const auto head = static_cast<std::ptrdiff_t>(extent.channels), pitch = static_cast<std::ptrdiff_t>(m.pitch);
+  const auto head = static_cast<std::ptrdiff_t>(extent.channels) / block, pitch = static_cast<std::ptrdiff_t>(m.pitch) / block;
   block_layout layout{.tokens = 1, .block = pitch, .within = {.head = head, .token = pitch}};
   if (m.transposed) layout = {.tokens = 1, .block = 1, .within = {.head = head * pitch, .token = 1, .channel = pitch}};
+  const paged<Unit> rows(static_cast<Unit*>(m.data), extent, layout, cells);
+  if (m.hadamard_block != 0) return hadamard(rows, m.hadamard_block);
+  return rows;
+}
+
+}  // namespace detail
+
+/// Row i of the view is cell cells[i]. `cells` must outlive the view; the matrix has been checked.
+inline tensor view(const matrix& m, std::size_t heads, std::span<const std::int32_t> cells) {
   switch (m.type) {
     case GGML_TYPE_F32:
-      return paged<float>(static_cast<float*>(m.data), extent, layout, cells);
+      return detail::view_as<float>(m, heads, cells);
     case GGML_TYPE_BF16:
-      return paged<bf16>(static_cast<bf16*>(m.data), extent, layout, cells);
+      return detail::view_as<bf16>(m, heads, cells);
+    case GGML_TYPE_Q8_0:
+      return detail::view_as<q8_0>(m, heads, cells);
+    case GGML_TYPE_Q4_0:
+      return detail::view_as<q4_0>(m, heads, cells);
+    case GGML_TYPE_Q4_1:
+      return detail::view_as<q4_1>(m, heads, cells);
+    case GGML_TYPE_Q5_0:
+      return detail::view_as<q5_0>(m, heads, cells);
+    case GGML_TYPE_Q5_1:
+      return detail::view_as<q5_1>(m, heads, cells);
     default:
-      return paged<f16>(static_cast<f16*>(m.data), extent, layout, cells);
+      return detail::view_as<f16>(m, heads, cells);
   }
 }
 
@@ -58,11 +117,7 @@ inline result<layer> view(const cached_layer& cached, std::size_t heads, std::sp
   const std::string where = " of layer " + std::to_string(cached.id);
   for (const matrix* m : {&cached.keys, &cached.values}) {
     if (m->data == nullptr) continue;
-    const std::string what = (m == &cached.keys ? "keys" : "values") + where;
-    if (status ok = check_type(m->type, what); !ok) return error{ok.message()};
-    if (m->width % heads != 0)
-      return error{what + ": width " + std::to_string(m->width) + ": must be a multiple of the " + std::to_string(heads) +
-                   " KV heads"};
+    if (status ok = check(*m, heads, (m == &cached.keys ? "keys" : "values") + where); !ok) return error{ok.message()};
   }
   layer l{.keys = view(cached.keys, heads, cells), .values = {}, .tokens = cells.size()};
   if (cached.has_values()) l.values = view(cached.values, heads, cells);
