@@ -113,55 +113,116 @@ TEST_P(kernels, range_counts_infinities) {
   EXPECT_TRUE(std::isfinite(lo[32]) && std::isfinite(hi[0]));
 }
 
+/// What a channel is normalised by, in double beside what normalise() makes of it.
+struct ranges {
+  std::vector<double> low, width;
+  std::vector<float> shift, inverse;
+  lagkv::simd::normal form;
+
+  /// Least values at up to `far` times the widths from 0; the channels 3, 10, 17 ... are constant.
+  ranges(const lagkv::simd::kernel_table& table, dtype type, std::size_t channels, float far, std::mt19937& random)
+      : low(channels), width(channels), shift(channels), inverse(channels) {
+    std::uniform_real_distribution<float> uniform(0.1F, 1.0F);
+    for (std::size_t c = 0; c < channels; ++c) {
+      const float w = 4 * uniform(random), lo = w * far * (c % 2 == 0 ? -uniform(random) : uniform(random));
+      const float hi = c % 7 == 3 ? lo : lo + w;
+      shift[c] = lo, inverse[c] = hi;
+      low[c] = static_cast<double>(lo), width[c] = static_cast<double>(hi) - static_cast<double>(lo);
+    }
+    form = table.normalise(channels, type, shift.data(), inverse.data());
+  }
+
+  double z(std::size_t c, float x) const { return width[c] == 0 ? 0 : (static_cast<double>(x) - low[c]) / width[c]; }
+};
+
 TEST_P(kernels, deviation) {
   for_each_size([&](const packed& x, std::mt19937& random) {
-    std::uniform_real_distribution<float> uniform(0.1F, 1.0F);
-    std::vector<float> lo(x.channels), inverse(x.channels), out(x.tokens + 2, 77.0F);
-    for (std::size_t c = 0; c < x.channels; ++c) lo[c] = -uniform(random), inverse[c] = c % 7 == 3 ? 0.0F : uniform(random);
-    table.deviation(x.rows(), lo.data(), inverse.data(), out.data());
-    for (std::size_t t = 0; t < x.tokens; ++t) {
-      std::vector<double> z(x.channels);
-      for (std::size_t c = 0; c < x.channels; ++c) z[c] = (static_cast<double>(x.value(t, c)) - lo[c]) * inverse[c];
-      const double mean = std::accumulate(z.begin(), z.end(), 0.0) / static_cast<double>(z.size());
-      double square = 0;
-      for (double v : z) square += (v - mean) * (v - mean);
-      const double exact = x.channels == 1 ? 0.0 : std::sqrt(square / static_cast<double>(x.channels - 1));
-      ASSERT_NEAR(out[t], exact, 2e-6 * (1 + exact)) << "token " << t;
+    for (float far : {0.5F, 15.0F, 200.0F}) {
+      const ranges by(table, x.type, x.channels, far, random);
+      std::vector<float> out(x.tokens + 2, 77.0F);
+      table.deviation(x.rows(), by.shift.data(), by.inverse.data(), by.form, out.data());
+      for (std::size_t t = 0; t < x.tokens; ++t) {
+        std::vector<double> z(x.channels);
+        double largest = 1;
+        for (std::size_t c = 0; c < x.channels; ++c) z[c] = by.z(c, x.value(t, c)), largest = std::max(largest, std::fabs(z[c]));
+        const double mean = std::accumulate(z.begin(), z.end(), 0.0) / static_cast<double>(z.size());
+        double square = 0;
+        for (double v : z) square += (v - mean) * (v - mean);
+        const double exact = x.channels == 1 ? 0.0 : std::sqrt(square / static_cast<double>(x.channels - 1));
+        ASSERT_NEAR(out[t], exact, 3e-6 * largest * (1 + exact)) << "token " << t << ", far " << far;
+      }
+      ASSERT_EQ(out[x.tokens], 77.0F) << "writes behind the last token";
     }
-    ASSERT_EQ(out[x.tokens], 77.0F) << "writes behind the last token";
   });
+}
+
+TEST_P(kernels, normalise_says_what_it_has_made) {
+  using lagkv::simd::normal;
+  std::mt19937 random(2);
+  for (dtype type : all_types)
+    for (std::size_t channels = 1; channels <= 130; ++channels) {
+      EXPECT_EQ(ranges(table, type, channels, 10.0F, random).form, normal::fused);
+      std::vector<float> lo(channels, -1.0F), hi(channels, 1.0F);
+      const std::size_t one = random() % channels;
+      lo[one] = 100.0F, hi[one] = 101.0F;  // rounding x * inverse + shift would cost it six bits more
+      EXPECT_EQ(table.normalise(channels, type, lo.data(), hi.data()), normal::plain);
+      for (float bad : {infinity, -infinity, nan})
+        for (bool low : {true, false}) {
+          std::vector<float> a(channels, -1.0F), b(channels, 1.0F);
+          (low ? a : b)[one] = bad;
+          const std::vector<float> a0 = a, b0 = b;
+          EXPECT_EQ(table.normalise(channels, type, a.data(), b.data()), normal::not_finite);
+          EXPECT_EQ(std::memcmp(a.data(), a0.data(), channels * 4) + std::memcmp(b.data(), b0.data(), channels * 4), 0);
+        }
+    }
+}
+
+TEST_P(kernels, ranges_too_small_or_too_large_to_divide_by_count_for_nothing) {
+  for (auto [low, high] : {std::pair{5.0F, 5.0F}, {0.0F, 1e-40F}, {-3e38F, 3e38F}, {-0.0F, 0.0F}}) {
+    std::vector<float> lo(40, low), hi(40, high), out(1);
+    lo[0] = 0, hi[0] = 1;
+    const auto form = table.normalise(40, dtype::f32, lo.data(), hi.data());
+    std::vector<float> x(40, 1e30F);
+    x[0] = 1;
+    table.deviation({x.data(), dtype::f32, 1, 40, 40}, lo.data(), hi.data(), form, out.data());
+    EXPECT_NEAR(out[0], std::sqrt((1 - 1.0 / 40) / 39), 1e-6) << low << " .. " << high;
+  }
 }
 
 TEST_P(kernels, a_row_counts_the_same_wherever_it_stands) {
   std::mt19937 random(9);
   for (dtype type : all_types)
-    for (std::size_t channels : {1U, 7U, 16U, 64U, 77U, 128U}) {
-      const packed x(type, 23, channels, 1, random);
-      std::vector<float> lo(channels, -1.0F), inverse(channels, 0.3F), together(23), alone(23);
-      table.deviation(x.rows(), lo.data(), inverse.data(), together.data());
-      for (std::size_t t = 0; t < 23; ++t) {
-        lagkv::simd::rows one = x.rows();
-        one.data = x.bytes.data() + x.at(t, 0), one.tokens = 1;
-        table.deviation(one, lo.data(), inverse.data(), &alone[t]);
-        ASSERT_TRUE(same_bits(alone[t], together[t])) << lagkv::name(type) << " " << channels << " token " << t;
+    for (std::size_t channels : {1U, 7U, 16U, 64U, 77U, 128U})
+      for (float far : {1.0F, 100.0F}) {
+        const packed x(type, 23, channels, 1, random);
+        const ranges by(table, type, channels, far, random);
+        std::vector<float> together(23), alone(23);
+        table.deviation(x.rows(), by.shift.data(), by.inverse.data(), by.form, together.data());
+        for (std::size_t t = 0; t < 23; ++t) {
+          lagkv::simd::rows one = x.rows();
+          one.data = x.bytes.data() + x.at(t, 0), one.tokens = 1;
+          table.deviation(one, by.shift.data(), by.inverse.data(), by.form, &alone[t]);
+          ASSERT_TRUE(same_bits(alone[t], together[t])) << lagkv::name(type) << " " << channels << " token " << t;
+        }
       }
-    }
 }
 
 TEST_P(kernels, deviation_of_a_row_that_is_not_finite_is_not) {
   std::mt19937 random(9);
-  for (std::uint32_t bad : {0x7e00U, 0x7c00U, 0xfc00U})
-    for (std::size_t channels : {2U, 16U, 37U})
-      for (std::size_t c : {std::size_t{0}, channels - 1}) {
-        packed x(dtype::f16, 6, channels, 0, random);
-        x.set(4, c, bad);
-        std::vector<float> lo(channels, -1.0F), inverse(channels, 0.3F), out(6);
-        for (float i : {0.3F, 0.0F}) {  // also where the channel itself counts for nothing
-          inverse[c] = i;
-          table.deviation(x.rows(), lo.data(), inverse.data(), out.data());
-          for (std::size_t t = 0; t < 6; ++t) ASSERT_EQ(std::isfinite(out[t]), t != 4);
-        }
-      }
+  for (dtype type : {dtype::f16, dtype::bf16})
+    for (std::uint32_t bad :
+         {type == dtype::f16 ? 0x7e00U : 0x7fc0U, type == dtype::f16 ? 0x7c00U : 0x7f80U, type == dtype::f16 ? 0xfc00U : 0xff80U})
+      for (std::size_t channels : {2U, 16U, 37U, 64U})
+        for (std::size_t c : {std::size_t{0}, channels / 2, channels - 1})
+          for (float width : {0.0F, 3.0F, 0.03F}) {  // also where the channel itself counts for nothing
+            packed x(type, 6, channels, 0, random);
+            x.set(4, c, bad);
+            std::vector<float> lo(channels, -1.0F), hi(channels, 2.0F), out(6);
+            hi[c] = lo[c] + width;
+            const auto form = table.normalise(channels, type, lo.data(), hi.data());
+            table.deviation(x.rows(), lo.data(), hi.data(), form, out.data());
+            for (std::size_t t = 0; t < 6; ++t) ASSERT_EQ(std::isfinite(out[t]), t != 4);
+          }
 }
 
 TEST_P(kernels, softmax_adds_a_weighted_share) {

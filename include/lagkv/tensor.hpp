@@ -25,7 +25,8 @@ struct tile {
 ///
 ///  type(), heads(), channels()   what is stored
 ///  capacity()                    tokens that may be addressed
-///  at(head, tokens)              the longest run from tokens.begin on, at least 1 and at most tokens.size() long
+///  at(head, tokens)              the longest run from tokens.begin on, at least 1 and at most tokens.size() long; the
+///                                channel stride is the same for all runs
 ///  check(tokens)                 whether the first `tokens` tokens lie apart from each other; called at the edge only
 ///
 /// Elements that mean numbers only with a scale beside them, or after a transform, come with functions more: see scaled.hpp

@@ -28,9 +28,10 @@ class workspace {
     range_low,  // lag_relative: of the reference, a channel
     range_high,
     deviation,
-    reference,  // mean, anchor or centroid, a channel
-    per_row,    // norms and the like, a row
-    wide_rows,  // rows.hpp
+    reference,      // mean, anchor or centroid, a channel
+    per_row,        // norms and the like, a row
+    gathered_rows,  // rows.hpp
+    wide_rows,
     one_row,
     query_rows,  // attention.hpp: queries in f32, logits, weights of all rows
     logits,

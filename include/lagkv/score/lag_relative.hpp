@@ -50,29 +50,28 @@ struct lag_relative {
   void add(const tensor& x, std::size_t head, token_range partition, float weight, float* scores, workspace& ws) const {
     const simd::kernel_table& kernels = ws.kernels();
     float* lo = ws.floats(workspace::range_low, x.channels());
-    float* inverse = ws.floats(workspace::range_high, x.channels());
+    float* hi = ws.floats(workspace::range_high, x.channels());
     float* deviation = ws.floats(workspace::deviation, lag);
-    const token_range other = reference == against::own ? partition : token_range{partition.end, partition.end + lag};
-    normaliser(x, head, other, lo, inverse, ws);
+    const simd::normal form =
+        normalise(x, head, reference == against::own ? partition : token_range{partition.end, partition.end + lag}, lo, hi, ws);
     for_each_rows(x, head, partition, ws,
-                  [&](const simd::rows& rows, std::size_t offset) { kernels.deviation(rows, lo, inverse, deviation + offset); });
+                  [&](const simd::rows& rows, std::size_t offset) { kernels.deviation(rows, lo, hi, form, deviation + offset); });
     kernels.add_softmax(deviation, lag, weight, scores);
   }
 
-  static void normaliser(const tensor& x, std::size_t head, token_range tokens, float* lo, float* inverse, workspace& ws) {
+  static simd::normal normalise(const tensor& x, std::size_t head, token_range tokens, float* lo, float* hi, workspace& ws) {
     constexpr float infinity = std::numeric_limits<float>::infinity();
-    float* hi = inverse;
-    for (std::size_t c = 0; c < x.channels(); ++c) lo[c] = infinity, hi[c] = -infinity;
-    for_each_rows(x, head, tokens, ws, [&](const simd::rows& rows, std::size_t) { ws.kernels().range(rows, lo, hi); });
-    bool all_finite = true;
-    for (std::size_t c = 0; c < x.channels(); ++c) all_finite = all_finite && detail::finite(lo[c]) && detail::finite(hi[c]);
-    if (!all_finite) finite_range(x, head, tokens, lo, hi, ws);
-    for (std::size_t c = 0; c < x.channels(); ++c) {
-      const float width = hi[c] - lo[c];
-      const float reciprocal = 1.0F / width;  // 0 where the width overflowed
-      inverse[c] = width > 0.0F && detail::finite(reciprocal) ? reciprocal : 0.0F;
-      if (inverse[c] == 0.0F) lo[c] = 0.0F;  // z = 0, however far x lies from lo
-    }
+    const std::size_t channels = x.channels();
+    dtype type = x.type();
+    for (std::size_t c = 0; c < channels; ++c) lo[c] = infinity, hi[c] = -infinity;
+    for_each_rows(x, head, tokens, ws, [&](const simd::rows& rows, std::size_t) {
+      ws.kernels().range(rows, lo, hi);
+      type = rows.type;
+    });
+    const simd::normal form = ws.kernels().normalise(channels, type, lo, hi);
+    if (form != simd::normal::not_finite) return form;
+    finite_range(x, head, tokens, lo, hi, ws);
+    return ws.kernels().normalise(channels, type, lo, hi);
   }
 
   /// The range of each channel over its finite values; 0, 0 where there is none. Off the common path.

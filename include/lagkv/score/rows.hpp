@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <span>
 
@@ -21,6 +22,33 @@ inline bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7
 /// The norm from its square; NaN, which goes first, where that is not finite.
 inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : std::numeric_limits<float>::quiet_NaN(); }
 
+/// Rows that are copied or widened together: they stay in the first cache.
+inline constexpr std::size_t few_rows = 16;
+
+template <std::size_t Unit>
+void turn_units(const tile& t, std::size_t n, std::size_t units, std::byte* out) {
+  const std::byte* from = t.data;
+  for (std::size_t u = 0; u < units; ++u, from += t.channel_stride * static_cast<std::ptrdiff_t>(Unit))
+    for (std::size_t i = 0; i < n; ++i) std::memcpy(out + (i * units + u) * Unit, from + i * Unit, Unit);
+}
+
+/// The first few rows of a tile whose units do not lie side by side, copied so that they do. Transposed rows: a few tokens of
+/// each channel in turn.
+[[gnu::noinline]] inline tile gathered(const tensor& x, const tile& t, workspace& ws) {
+  const std::size_t units = x.row_units(), unit = size_of(x.type()), n = t.tokens < few_rows ? t.tokens : few_rows;
+  auto* out = reinterpret_cast<std::byte*>(ws.floats(workspace::gathered_rows, (n * x.row_bytes() + 3) / 4));
+  if (t.token_stride == 1 && unit == 2) {
+    turn_units<2>(t, n, units, out);
+  } else if (t.token_stride == 1 && unit == 4) {
+    turn_units<4>(t, n, units, out);
+  } else {
+    const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(unit);
+    for (std::size_t i = 0; i < n; ++i)
+      copy_strided(t.data + static_cast<std::ptrdiff_t>(i) * step, t.channel_stride, out + i * x.row_bytes(), 1, units, unit);
+  }
+  return {out, n, static_cast<std::ptrdiff_t>(units), 1};
+}
+
 /// Row i of a tile becomes (x - zero) * factor, with the scales that its tensor has for it.
 inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, float* wide, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i, wide += x.channels()) {
@@ -29,50 +57,33 @@ inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, f
   }
 }
 
-/// The first few rows of a tile that kernels cannot read as they lie, in f32: channels not side by side (transposed: a few
-/// tokens of each channel in turn; both strided: a row at a time), or of a type that must be widened first.
+/// The first few rows of a tile, which begins at `token`, as numbers in f32.
 [[gnu::noinline]] inline simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
-  constexpr std::size_t few = 16;
-  const std::size_t channels = x.channels(), unit = size_of(x.type()), n = t.tokens < few ? t.tokens : few;
-  float* wide = ws.floats(workspace::wide_rows, (few + 1) * channels + few);
-  float* line = wide + few * channels;  // as large as a row of any type
-  const auto bytes = static_cast<std::ptrdiff_t>(unit);
-  if (t.token_stride == 1 && t.channel_stride != 1 && elements_of(x.type()) == 1) {
-    for (std::size_t c = 0; c < channels; ++c) {
-      ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(c) * t.channel_stride * bytes, x.type(), n, line);
-      for (std::size_t i = 0; i < n; ++i) wide[i * channels + c] = line[i];
-    }
-  } else {
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * t.token_stride * bytes;
-      if (t.channel_stride != 1) {
-        copy_strided(row, t.channel_stride, reinterpret_cast<std::byte*>(line), 1, x.row_units(), unit);
-        row = reinterpret_cast<const std::byte*>(line);
-      }
-      ws.kernels().widen(row, x.type(), channels, wide + i * channels);
-    }
-  }
+  const std::size_t channels = x.channels(), n = t.tokens < few_rows ? t.tokens : few_rows;
+  float* wide = ws.floats(workspace::wide_rows, n * channels);
+  const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
+  for (std::size_t i = 0; i < n; ++i)
+    ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(i) * step, x.type(), channels, wide + i * channels);
   if (x.has_scale()) apply_scales(x, head, token, wide, n);
   if (x.hadamard_block() != 0) transform_blocks(wide, n * channels, x.hadamard_block());
   return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
 }
 
-/// Whether kernels read the rows of this tile as they lie.
-inline bool direct(const tensor& x, const tile& t) {
-  return t.channel_stride == 1 && is_float(x.type()) && !x.has_scale() && x.hadamard_block() == 0;
-}
+/// Whether elements are what they stand for.
+inline bool plain(const tensor& x) { return is_float(x.type()) && !x.has_scale() && x.hadamard_block() == 0; }
 
 }  // namespace detail
 
 /// Calls use(rows, offset) for runs that cover `tokens` of a head in order; offset counts from tokens.begin. Rows of f32, f16
-/// or bf16 whose channels are adjacent are used where they lie; others (transposed values, quantised types) are widened to
-/// f32 a few at a time.
+/// or bf16 whose channels are adjacent are used where they lie. Of others a few at a time are copied (transposed values) or
+/// widened to f32 (quantised types).
 template <class Use>
 void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, const Use& use) {
   for (std::size_t at = tokens.begin; at < tokens.end;) {
-    const tile t = x.at(head, {at, tokens.end});
-    const simd::rows rows = detail::direct(x, t) ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride}
-                                                 : detail::widened(x, head, at, t, ws);
+    tile t = x.at(head, {at, tokens.end});
+    if (t.channel_stride != 1) t = detail::gathered(x, t, ws);
+    const simd::rows rows = detail::plain(x) ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride}
+                                             : detail::widened(x, head, at, t, ws);
     use(rows, at - tokens.begin);
     at += rows.tokens;
   }

@@ -28,6 +28,13 @@ struct rows {
   std::ptrdiff_t stride;
 };
 
+/// What normalise() has made.
+enum class normal : std::uint8_t {
+  not_finite,  ///< nothing: a bound is not finite
+  plain,       ///< z - 1/2 = (x - shift) * inverse - 1/2
+  fused        ///< z - 1/2 = x * inverse + shift
+};
+
 /// One entry a kernel. Every kernel treats a row alike wherever it stands among others, so that results do not depend on
 /// how the tokens are cut into runs.
 struct kernel_table {
@@ -36,9 +43,14 @@ struct kernel_table {
   /// lo[c] = min(lo[c], x[.][c]), hi[c] = max(...); NaN is passed over, infinities count.
   void (*range)(const rows& x, float* lo, float* hi);
 
-  /// deviation[t] = unbiased standard deviation over channels of (x[t][c] - lo[c]) * inverse[c]; not finite where a
-  /// channel is not; 0 for one channel.
-  void (*deviation)(const rows& x, const float* lo, const float* inverse, float* deviation);
+  /// Makes of the range of each channel what deviation() takes for rows of `type`: of lo the shift, of hi the inverse of the
+  /// width. A channel whose width is 0, or has no finite inverse, gets 0 for both: its z is 0. Where a bound is not finite
+  /// nothing is changed.
+  normal (*normalise)(std::size_t channels, dtype type, float* lo, float* hi);
+
+  /// deviation[t] = unbiased standard deviation over channels of z = (x[t][c] - lo[c]) / (hi[c] - lo[c]), with what
+  /// normalise() has made of lo and hi, and its answer; not finite where a channel is not; 0 for one channel.
+  void (*deviation)(const rows& x, const float* shift, const float* inverse, normal form, float* deviation);
 
   /// out[t] += weight * softmax(x)[t]. Entries that are not finite take no part and get nothing. x is overwritten.
   void (*add_softmax)(float* x, std::size_t n, float weight, float* out);
@@ -51,8 +63,9 @@ struct kernel_table {
   /// applied. The dtype tells how each is read (q4_1, q5_1: one rounding where the target has it, else two).
   void (*widen)(const void* x, dtype type, std::size_t n, float* out);
 
-  /// out[i] = x[i] rounded to the nearest element, ties to even, for n adjacent elements of f32, f16 or bf16. What is too large becomes an
-  /// infinity; NaN stays NaN, with its sign, its payload is lost (not for f32, which is copied). All targets give the same bits.
+  /// out[i] = x[i] rounded to the nearest element, ties to even, for n adjacent elements of f32, f16 or bf16. What is too large
+  /// becomes an infinity; NaN stays NaN, with its sign, its payload is lost (not for f32, which is copied). All targets give the
+  /// same bits.
   void (*narrow)(const float* x, dtype type, std::size_t n, void* out);
 
   // The sums below are taken in f32 and follow IEEE rules: a channel that is NaN makes its sums NaN.

@@ -40,9 +40,6 @@ LAGKV_INLINE vec load(const fp8_e4m3* p) {
 LAGKV_INLINE vec load(const std::int8_t* p) { return to_float(widen_signed(load_octets(p))); }
 LAGKV_INLINE vec load(const std::uint8_t* p) { return to_float(widen_integers(load_octets(p))); }
 
-LAGKV_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }  // b where a is NaN
-LAGKV_INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
-
 // The first n elements, zeros behind them. Whole vectors come here too, at the price of a comparison.
 template <class T>
 LAGKV_INLINE vec load_part(const T* p, std::size_t n) {
@@ -108,6 +105,63 @@ LAGKV_INLINE void sum4(vec a, vec b, vec c, vec d, float* out) {
 }
 #endif
 
+// ---- rows by fours --------------------------------------------------------------------------------------------------
+
+// Four rows that share the loads of what they meet and one reduction; a last group of less repeats its last row, so that a
+// row is summed alike wherever it stands.
+template <class T>
+struct four_rows {
+  const T *a, *b, *c, *d;
+  std::size_t size;  // rows that count
+};
+
+template <class T>
+LAGKV_INLINE four_rows<T> rows_from(const T* first, std::ptrdiff_t stride, std::size_t left) {
+  const T* b = left > 1 ? first + stride : first;
+  const T* c = left > 2 ? b + stride : b;
+  return {first, b, c, left > 3 ? c + stride : c, left < 4 ? left : 4};
+}
+
+struct four {
+  vec a{}, b{}, c{}, d{};
+};
+
+template <class T>
+LAGKV_INLINE four load(four_rows<T> r, std::size_t channel) {
+  return {load(r.a + channel), load(r.b + channel), load(r.c + channel), load(r.d + channel)};
+}
+template <class T>
+LAGKV_INLINE four load_part(four_rows<T> r, std::size_t channel, std::size_t n) {
+  return {load_part(r.a + channel, n), load_part(r.b + channel, n), load_part(r.c + channel, n), load_part(r.d + channel, n)};
+}
+
+// The sums over lanes of eight vectors: those of `x`, then those of `y`.
+LAGKV_INLINE void sum8(const four& x, const four& y, float* out) {
+#if LAGKV_LANES == 16
+  // Each round halves the width and puts two vectors into one.
+  const vec p0 = __builtin_shufflevector(x.a, x.b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                 __builtin_shufflevector(x.a, x.b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  const vec p1 = __builtin_shufflevector(x.c, x.d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                 __builtin_shufflevector(x.c, x.d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  const vec p2 = __builtin_shufflevector(y.a, y.b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                 __builtin_shufflevector(y.a, y.b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  const vec p3 = __builtin_shufflevector(y.c, y.d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                 __builtin_shufflevector(y.c, y.d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  const vec q0 = __builtin_shufflevector(p0, p1, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                 __builtin_shufflevector(p0, p1, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  const vec q1 = __builtin_shufflevector(p2, p3, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                 __builtin_shufflevector(p2, p3, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  const vec r = __builtin_shufflevector(q0, q1, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+                __builtin_shufflevector(q0, q1, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  const vec total = r + __builtin_shufflevector(r, r, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  typedef float oct __attribute__((vector_size(32)));
+  const oct sums = __builtin_shufflevector(total, total, 0, 4, 8, 12, 2, 6, 10, 14);
+  __builtin_memcpy(out, &sums, sizeof sums);
+#else
+  sum4(x.a, x.b, x.c, x.d, out), sum4(y.a, y.b, y.c, y.d, out + 4);
+#endif
+}
+
 // ---- range ----------------------------------------------------------------------------------------------------------
 
 struct bounds {
@@ -136,8 +190,7 @@ LAGKV_INLINE void range_of_four(const T* x, std::size_t tokens, std::ptrdiff_t s
 
 template <class T>
 inline void range_of(const T* x, const rows& r, float* lo, float* hi) {
-  // Rows of f32 are read a few at a time, each from end to end, which spares a fifth of a step that waits for memory; of
-  // 16-bit rows, which are bound by arithmetic, each block of channels goes down all of them (measured, d = 128).
+  // Rows of f32 are read a few at a time, each from end to end, which spares a fifth of a step that waits for memory.
   const std::size_t together = sizeof(T) == 4 ? 4 : r.tokens;
   for (std::size_t t = 0; t < r.tokens; t += together) {
     const T* first = x + static_cast<std::ptrdiff_t>(t) * r.stride;
@@ -154,66 +207,222 @@ inline void range_of(const T* x, const rows& r, float* lo, float* hi) {
   }
 }
 
+#if LAGKV_LANES > 1
+// The range of 16-bit floats on their bits, twice as many at a time and never widened. As integers, those with a sign come
+// after those without and in the opposite order: of all the greatest is the float that is least, if any has a sign, and so on.
+struct word_bounds {
+  words least, most;
+  signed_shorts most_signed;
+};
+
+LAGKV_INLINE words load_words(const void* p) {
+  words v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LAGKV_INLINE word_bounds bounds_of(words x) { return {x, x, (signed_shorts)x}; }
+LAGKV_INLINE void widen_bounds(word_bounds& b, words x) {
+  b.least = least_of(x, b.least), b.most = most_of(x, b.most), b.most_signed = most_of((signed_shorts)x, b.most_signed);
+}
+
+// Whether a pattern lies beyond infinity.
+LAGKV_INLINE bool any_nan(words x, std::uint16_t infinity) {
+  const words nan = (words)((x & 0x7fff) > infinity);
+  std::uint64_t part[sizeof(words) / 8], any = 0;
+  __builtin_memcpy(part, &nan, sizeof part);
+  for (std::uint64_t p : part) any |= p;
+  return any != 0;
+}
+
+// Extends the range of 2 * lanes channels; false, and nothing done, where there is a NaN.
+template <class T>
+LAGKV_INLINE bool store_bounds(const word_bounds& b, std::uint16_t infinity, float* lo, float* hi) {
+  const words any_signed = (words)((signed_shorts)b.most < 0), all_signed = (words)(b.most_signed < 0);
+  const words least = (b.most & any_signed) | (b.least & ~any_signed);
+  const words most = (b.least & all_signed) | ((words)b.most_signed & ~all_signed);
+  if (any_nan(least, infinity) || any_nan(most, infinity)) return false;
+  T low[2 * lanes], high[2 * lanes];
+  __builtin_memcpy(low, &least, sizeof low), __builtin_memcpy(high, &most, sizeof high);
+  for (std::size_t i = 0; i < 2 * lanes; i += lanes) {
+    store(lo + i, vmin(load(low + i), load(lo + i)));
+    store(hi + i, vmax(load(high + i), load(hi + i)));
+  }
+  return true;
+}
+
+template <class T>
+LAGKV_INLINE bool range_of_words(const T* x, const rows& r, std::uint16_t infinity, float* lo, float* hi) {
+  constexpr std::size_t w = 2 * lanes;
+  std::size_t c = 0;
+  for (; c + 4 * w <= r.channels; c += 4 * w) {  // four vectors of channels, whose bounds stay in registers
+    const T* at = x + c;
+    word_bounds b0 = bounds_of(load_words(at)), b1 = bounds_of(load_words(at + w)), b2 = bounds_of(load_words(at + 2 * w)),
+                b3 = bounds_of(load_words(at + 3 * w));
+    for (std::size_t t = 1; t < r.tokens; ++t) {
+      at += r.stride;
+      widen_bounds(b0, load_words(at)), widen_bounds(b1, load_words(at + w));
+      widen_bounds(b2, load_words(at + 2 * w)), widen_bounds(b3, load_words(at + 3 * w));
+    }
+    if (!store_bounds<T>(b0, infinity, lo + c, hi + c) || !store_bounds<T>(b1, infinity, lo + c + w, hi + c + w) ||
+        !store_bounds<T>(b2, infinity, lo + c + 2 * w, hi + c + 2 * w) ||
+        !store_bounds<T>(b3, infinity, lo + c + 3 * w, hi + c + 3 * w))
+      return false;
+  }
+  for (; c < r.channels; c += w) {
+    if (c + w > r.channels) c = r.channels - w;  // the last vector overlaps the one before: channels may be seen twice
+    const T* at = x + c;
+    word_bounds b = bounds_of(load_words(at));
+    for (std::size_t t = 1; t < r.tokens; ++t) widen_bounds(b, load_words(at += r.stride));
+    if (!store_bounds<T>(b, infinity, lo + c, hi + c)) return false;
+  }
+  return true;
+}
+#endif
+
+// Rows of 16-bit floats; those with a NaN, and those shorter than a vector, as rows of f32 are.
+template <class T>
+inline void range_of_halves(const T* x, const rows& r, std::uint16_t infinity, float* lo, float* hi) {
+#if LAGKV_LANES > 1
+  if (r.tokens == 0 || (r.channels >= 2 * lanes && range_of_words(x, r, infinity, lo, hi))) return;
+#else
+  static_cast<void>(infinity);
+#endif
+  range_of(x, r, lo, hi);
+}
+
 inline void range(const rows& r, float* lo, float* hi) {
   switch (r.type) {
     case dtype::f32: return range_of(static_cast<const float*>(r.data), r, lo, hi);
-    case dtype::f16: return range_of(static_cast<const f16*>(r.data), r, lo, hi);
-    case dtype::bf16: return range_of(static_cast<const bf16*>(r.data), r, lo, hi);
+    case dtype::f16: return range_of_halves(static_cast<const f16*>(r.data), r, 0x7c00, lo, hi);
+    case dtype::bf16: return range_of_halves(static_cast<const bf16*>(r.data), r, 0x7f80, lo, hi);
     default: return;  // other types come widened
   }
 }
 
-// ---- deviation ------------------------------------------------------------------------------------------------------
+// ---- normalise ------------------------------------------------------------------------------------------------------
 
 // Normalised channels lie around 0.5: the variance is taken about that point, which keeps the subtraction in it harmless.
 inline constexpr float middle = 0.5F;
+
+// Two vectors of neighbouring elements in the order that costs least: of bf16, those with even numbers come first.
+struct two {
+  vec a, b;
+};
+template <class T>
+LAGKV_INLINE two load_two(const T* p) { return {load(p), load(p + lanes)}; }
+#if LAGKV_LANES > 1
+LAGKV_INLINE two load_two(const bf16* p) {
+  const ivec both = (ivec)load_words(p);
+  return {from_bits(both << 16), from_bits(both & -0x10000)};
+}
+#endif
+
+// Puts 2 * lanes floats into the order of load_two.
+template <class T>
+LAGKV_INLINE void order_two(float*, const T*) {}
+#if LAGKV_LANES > 1
+LAGKV_INLINE void order_two(float* p, const bf16*) {
+  float both[2 * lanes];
+  __builtin_memcpy(both, p, sizeof both);
+  for (std::size_t i = 0; i < lanes; ++i) p[i] = both[2 * i], p[lanes + i] = both[2 * i + 1];
+}
+#endif
+
+template <class T>
+LAGKV_INLINE void order_all(std::size_t channels, float* shift, float* inverse) {
+  for (std::size_t c = 0; c + 2 * lanes <= channels; c += 2 * lanes)
+    order_two(shift + c, static_cast<const T*>(nullptr)), order_two(inverse + c, static_cast<const T*>(nullptr));
+}
+
+LAGKV_INLINE bool any(ivec mask) {
+  std::int32_t part[lanes], found = 0;
+  storei(part, mask);
+  for (std::int32_t p : part) found |= p;
+  return found != 0;
+}
+
+inline normal normalise(std::size_t channels, dtype type, float* lo, float* hi) {
+  // Where lo lies within 16 widths of 0, (x - lo) * inverse - 1/2 may be taken as x * inverse + (-lo * inverse - 1/2), which
+  // saves an operation an element: what rounding the second term costs stays below 1e-6 of the range.
+  constexpr float near = 16.0F;
+  ivec bad = filli(0), far = filli(0);
+  for (std::size_t c = 0; c < channels; c += lanes) {
+    const std::size_t here = channels - c < lanes ? channels - c : lanes;
+    bad |= ~finite(load_part(lo + c, here)) | ~finite(load_part(hi + c, here));
+  }
+  if (any(bad)) return normal::not_finite;
+  for (std::size_t c = 0; c < channels; c += lanes) {
+    const std::size_t here = channels - c < lanes ? channels - c : lanes;
+    const vec low = load_part(lo + c, here), width = load_part(hi + c, here) - low, reciprocal = fill(1.0F) / width;
+    const ivec counts = yes(width > fill(0.0F)) & finite(reciprocal);  // z = 0 in a channel that does not
+    const vec inverse = pick(counts & ~yes(reciprocal == fill(0.0F)), reciprocal, fill(0.0F));
+    const vec from = pick(~yes(inverse == fill(0.0F)), low, fill(0.0F));
+    const vec distance = from * inverse;
+    far |= yes(distance > fill(near)) | yes(distance < fill(-near));
+    store_part(from, lo + c, here), store_part(inverse, hi + c, here);
+  }
+  const bool fused = !any(far);
+  if (fused)
+    for (std::size_t c = 0; c < channels; c += lanes) {
+      const std::size_t here = channels - c < lanes ? channels - c : lanes;
+      store_part(fma(fill(0.0F) - load_part(lo + c, here), load_part(hi + c, here), fill(-middle)), lo + c, here);
+    }
+  if (type == dtype::bf16) order_all<bf16>(channels, lo, hi);
+  return fused ? normal::fused : normal::plain;
+}
+
+// ---- deviation ------------------------------------------------------------------------------------------------------
 
 struct moments {
   vec sum{}, square{};
 };
 
-LAGKV_INLINE void accumulate(moments& m, vec x, vec lo, vec inverse, vec shift) {
-  const vec z = fma(x - lo, inverse, shift);
+template <normal Form>
+LAGKV_INLINE void accumulate(moments& m, vec x, vec shift, vec inverse, vec half) {
+  const vec z = Form == normal::fused ? fma(x, inverse, shift) : fma(x - shift, inverse, half);
   m.sum += z;
   m.square = fma(z, z, m.square);
 }
 
-template <class T>
-inline void deviation_of(const T* x, const rows& r, const float* lo, const float* inverse, float* out) {
-  const std::size_t whole = r.channels / lanes * lanes;
+// Four rows at a time share the loads of shift and inverse and one reduction; a last group repeats its last row.
+template <normal Form, class T>
+inline void deviation_in_form(const T* x, const rows& r, const float* shift, const float* inverse, float* out) {
+  const std::size_t whole = r.channels / lanes * lanes, pairs = r.channels / (2 * lanes) * (2 * lanes);
   const std::size_t rest = r.channels - whole;
-  float shift_rest[lanes] = {};  // the padding of a last, partial vector must stay 0
-  for (std::size_t i = 0; i < rest; ++i) shift_rest[i] = -middle;
-  const float count = static_cast<float>(r.channels);
-  const float unbiased = r.channels > 1 ? 1.0F / (count - 1.0F) : 0.0F;
+  float half_rest[lanes] = {};  // the padding of a last, partial vector must stay 0
+  for (std::size_t i = 0; i < rest; ++i) half_rest[i] = -middle;
+  const float share = 1.0F / static_cast<float>(r.channels);
+  const float unbiased = r.channels > 1 ? 1.0F / static_cast<float>(r.channels - 1) : 0.0F;
+  const vec half = fill(-middle);
 
-  // Four rows at a time share the loads of lo and inverse and one reduction; a last group repeats its last row.
   for (std::size_t t = 0; t < r.tokens; t += 4) {
-    const std::size_t group = r.tokens - t < 4 ? r.tokens - t : 4;
-    const T* row0 = x + static_cast<std::ptrdiff_t>(t) * r.stride;
-    const T* row1 = group > 1 ? row0 + r.stride : row0;
-    const T* row2 = group > 2 ? row1 + r.stride : row1;
-    const T* row3 = group > 3 ? row2 + r.stride : row2;
+    const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
     moments m0, m1, m2, m3;
-    const vec shift = fill(-middle);
-    for (std::size_t c = 0; c < whole; c += lanes) {
-      const vec low = load(lo + c), inv = load(inverse + c);
-      accumulate(m0, load(row0 + c), low, inv, shift);
-      accumulate(m1, load(row1 + c), low, inv, shift);
-      accumulate(m2, load(row2 + c), low, inv, shift);
-      accumulate(m3, load(row3 + c), low, inv, shift);
+    std::size_t c = 0;
+    for (; c < pairs; c += 2 * lanes) {
+      const vec s0 = load(shift + c), i0 = load(inverse + c), s1 = load(shift + c + lanes), i1 = load(inverse + c + lanes);
+      const two xa = load_two(group.a + c), xb = load_two(group.b + c), xc = load_two(group.c + c), xd = load_two(group.d + c);
+      accumulate<Form>(m0, xa.a, s0, i0, half), accumulate<Form>(m1, xb.a, s0, i0, half);
+      accumulate<Form>(m2, xc.a, s0, i0, half), accumulate<Form>(m3, xd.a, s0, i0, half);
+      accumulate<Form>(m0, xa.b, s1, i1, half), accumulate<Form>(m1, xb.b, s1, i1, half);
+      accumulate<Form>(m2, xc.b, s1, i1, half), accumulate<Form>(m3, xd.b, s1, i1, half);
+    }
+    if (c < whole) {
+      const vec s = load(shift + c), i = load(inverse + c);
+      const four v = load(group, c);
+      accumulate<Form>(m0, v.a, s, i, half), accumulate<Form>(m1, v.b, s, i, half);
+      accumulate<Form>(m2, v.c, s, i, half), accumulate<Form>(m3, v.d, s, i, half);
     }
     if (rest != 0) {
-      const vec low = load_part(lo + whole, rest), inv = load_part(inverse + whole, rest), part = load(shift_rest);
-      accumulate(m0, load_part(row0 + whole, rest), low, inv, part);
-      accumulate(m1, load_part(row1 + whole, rest), low, inv, part);
-      accumulate(m2, load_part(row2 + whole, rest), low, inv, part);
-      accumulate(m3, load_part(row3 + whole, rest), low, inv, part);
+      const vec s = load_part(shift + whole, rest), i = load_part(inverse + whole, rest), h = load(half_rest);
+      const four v = load_part(group, whole, rest);
+      accumulate<Form>(m0, v.a, s, i, h), accumulate<Form>(m1, v.b, s, i, h);
+      accumulate<Form>(m2, v.c, s, i, h), accumulate<Form>(m3, v.d, s, i, h);
     }
-    float sum[4], square[4];
-    sum4(m0.sum, m1.sum, m2.sum, m3.sum, sum), sum4(m0.square, m1.square, m2.square, m3.square, square);
-    for (std::size_t i = 0; i < group; ++i) {
-      const float variance = (square[i] - sum[i] * (sum[i] / count)) * unbiased;
+    float sums[8];
+    sum8({m0.sum, m1.sum, m2.sum, m3.sum}, {m0.square, m1.square, m2.square, m3.square}, sums);
+    for (std::size_t i = 0; i < group.size; ++i) {
+      const float variance = (sums[4 + i] - sums[i] * (sums[i] * share)) * unbiased;
       out[t + i] = variance < 0.0F ? 0.0F : variance;
     }
   }
@@ -223,11 +432,19 @@ inline void deviation_of(const T* x, const rows& r, const float* lo, const float
   }
 }
 
-inline void deviation(const rows& r, const float* lo, const float* inverse, float* out) {
+template <class T>
+inline void deviation_of(const T* x, const rows& r, const float* shift, const float* inverse, normal form, float* out) {
+  if (form == normal::fused)
+    deviation_in_form<normal::fused>(x, r, shift, inverse, out);
+  else
+    deviation_in_form<normal::plain>(x, r, shift, inverse, out);
+}
+
+inline void deviation(const rows& r, const float* shift, const float* inverse, normal form, float* out) {
   switch (r.type) {
-    case dtype::f32: return deviation_of(static_cast<const float*>(r.data), r, lo, inverse, out);
-    case dtype::f16: return deviation_of(static_cast<const f16*>(r.data), r, lo, inverse, out);
-    case dtype::bf16: return deviation_of(static_cast<const bf16*>(r.data), r, lo, inverse, out);
+    case dtype::f32: return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, form, out);
+    case dtype::f16: return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, form, out);
+    case dtype::bf16: return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, form, out);
     default: return;  // other types come widened
   }
 }
@@ -477,36 +694,6 @@ inline void narrow(const float* x, dtype type, std::size_t n, void* out) {
   }
 }
 
-// ---- sums over the channels of rows ---------------------------------------------------------------------------------
-
-// Four rows that share the loads of what they meet and one reduction; a last group of less repeats its last row, so that a
-// row is summed alike wherever it stands.
-template <class T>
-struct four_rows {
-  const T *a, *b, *c, *d;
-  std::size_t size;  // rows that count
-};
-
-template <class T>
-LAGKV_INLINE four_rows<T> rows_from(const T* first, std::ptrdiff_t stride, std::size_t left) {
-  const T* b = left > 1 ? first + stride : first;
-  const T* c = left > 2 ? b + stride : b;
-  return {first, b, c, left > 3 ? c + stride : c, left < 4 ? left : 4};
-}
-
-struct four {
-  vec a{}, b{}, c{}, d{};
-};
-
-template <class T>
-LAGKV_INLINE four load(four_rows<T> r, std::size_t channel) {
-  return {load(r.a + channel), load(r.b + channel), load(r.c + channel), load(r.d + channel)};
-}
-template <class T>
-LAGKV_INLINE four load_part(four_rows<T> r, std::size_t channel, std::size_t n) {
-  return {load_part(r.a + channel, n), load_part(r.b + channel, n), load_part(r.c + channel, n), load_part(r.d + channel, n)};
-}
-
 LAGKV_INLINE void store_sums(const four& sum, float* out, std::size_t n) {
   if (n == 4) return sum4(sum.a, sum.b, sum.c, sum.d, out);
   float sums[4];
@@ -661,5 +848,5 @@ inline void add_rows(const rows& r, const float* weights, float* sum) {
   }
 }
 
-inline constexpr kernel_table table{LAGKV_TARGET, range,   deviation, add_softmax, top_k,   widen,
-                                    narrow,       squares, distances, dots,        add_rows};
+inline constexpr kernel_table table{LAGKV_TARGET, range,  normalise, deviation, add_softmax, top_k,
+                                    widen,        narrow, squares,   distances, dots,        add_rows};

@@ -92,14 +92,14 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps256(a,
 namespace lagkv::simd::avx512 {
 #define LAGKV_LANES 16
 #define LAGKV_TARGET target::avx512
-#include <lagkv/simd/vectors.inl>
-typedef short signed_halves __attribute__((vector_size(32)));
 #if defined(__clang__)
 inline constexpr unsigned short all = 0xffff;
 #else
 inline constexpr short all = -1;
 #endif
 inline constexpr int current_rounding = 4;
+#include <lagkv/simd/vectors.inl>
+typedef short signed_halves __attribute__((vector_size(32)));
 LAGKV_INLINE vec widen_halves(halves h) {
   return __builtin_ia32_vcvtph2ps512_mask((signed_halves)h, vec{}, all, current_rounding);
 }
