@@ -83,6 +83,42 @@ void for_each_move(std::span<const std::uint32_t> kept, token_range judged, towa
   }
 }
 
+/// Copies n bytes of a row to another place: the two are apart.
+inline void copy_row(std::byte* to, const std::byte* from, std::size_t n) {
+  constexpr std::size_t line = 64;  // of a size that compilers know: no call, unlike a memcpy of n
+  std::size_t i = 0;
+  for (; i + line <= n; i += line) std::memcpy(to + i, from + i, line);
+  if (i < n) std::memcpy(to + i, from + i, n - i);
+}
+
+/// Moves the rows `kept` of one head, all of them rows of `judged`, to one end of `place`, which lies within the rows that
+/// have been dealt with.
+inline void move_kept(const tensor& x, std::size_t head, std::span<const std::uint32_t> kept, token_range judged,
+                      token_range place, toward direction) {
+  const std::size_t n = kept.size();
+  if (n == 0) return;
+  const std::size_t first = direction == toward::front ? place.begin : place.end - n;
+  const tile source = x.at(head, judged), target = x.at(head, {first, first + n});
+  if (source.tokens < judged.size() || target.tokens < n || source.channel_stride != 1 || target.channel_stride != 1 ||
+      x.has_scale()) {  // rows in pieces
+    for_each_move(kept, place, direction,
+                  [&](std::size_t from, std::size_t to, std::size_t run) { move_rows(x, head, from, to, run); });
+    return;
+  }
+  const auto unit = static_cast<std::ptrdiff_t>(size_of(x.type()));
+  const std::ptrdiff_t step = source.token_stride * unit;
+  const std::size_t bytes = x.row_bytes();
+  const auto copy = [&](std::size_t i) {
+    const std::byte* from = source.data + static_cast<std::ptrdiff_t>(kept[i] - judged.begin) * step;
+    std::byte* to = target.data + static_cast<std::ptrdiff_t>(i) * step;
+    if (to != from) copy_row(to, from, bytes);
+  };
+  if (direction == toward::front)
+    for (std::size_t i = 0; i < n; ++i) copy(i);
+  else
+    for (std::size_t i = n; i-- > 0;) copy(i);
+}
+
 /// The window of one head, which follows the kept rows to the front.
 template <class Move>
 void move_window(const plan& p, std::size_t head, const Move& move) {

@@ -196,9 +196,9 @@ inline void judge_due(const policy& p, const layer& l, const due& d, plan& out, 
 inline void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
                            const due& d, toward direction) {
   const std::size_t behind = d.keep - (index + 1) * d.keep_each;
-  const token_range target{d.judged.begin + index * d.keep_each, d.judged.end - behind};
-  for_each_move(kept, target, direction,
-                [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
+  const std::size_t begin = d.judged.begin + index * d.partition;
+  const token_range place{d.judged.begin + index * d.keep_each, d.judged.end - behind};
+  move_kept(x, head, kept, {begin, begin + d.partition}, place, direction);
 }
 
 /// Judges by partition and moves each while it is in cache.
