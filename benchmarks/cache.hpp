@@ -61,6 +61,11 @@ class cache {
   }
   void evict() const { bench::evict(keys_), bench::evict(values_); }
   std::uint64_t read() const { return plain_read(keys_) | plain_read(values_); }
+  /// One of `parts` pieces, an even number: half of them are of the keys.
+  std::uint64_t read(std::size_t part, std::size_t parts) const {
+    const std::size_t half = parts / 2;
+    return part < half ? plain_read(keys_, part, half) : plain_read(values_, part - half, half);
+  }
 
   lagkv::layer view(layout how = layout::plain) const {
     switch (type_) {

@@ -13,6 +13,8 @@
 #include <lagkv/all_methods.hpp>
 #include <lagkv/lagkv.hpp>
 
+#include <examples/thread_pool.hpp>
+
 #include "cache.hpp"
 #include "include_cost.hpp"
 
@@ -92,6 +94,48 @@ void step(benchmark::State& state, const setup& s) {
     benchmark::DoNotOptimize(lagkv::step(policy, layer, cursor, workspace, s.direction));
   });
   count(state, c.elements(), c.bytes());
+}
+
+/// The same by two threads, a head a task; x_read is over a read of as many bytes by the same two. Wall time.
+void step_threads(benchmark::State& state, const setup& s) {
+  constexpr std::size_t threads = 2;
+  cache& c = cache_of(s);
+  const lagkv::policy policy = s.policy();
+  const lagkv::layer layer = c.view(s.how);
+  const thread_pool pool(threads);
+  std::vector<lagkv::workspace> workers(threads, lagkv::workspace(s.kernels));
+  std::vector<double> read, own;
+  for (auto _ : state) {
+    state.PauseTiming();
+    c.evict();
+    read.push_back(bench::wall_seconds([&] {
+      pool(2 * cache::heads, [&](std::size_t part, std::size_t) { benchmark::DoNotOptimize(c.read(part, 2 * cache::heads)); });
+    }));
+    c.restore();
+    c.evict();
+    state.ResumeTiming();
+    own.push_back(bench::wall_seconds([&] {
+      lagkv::cursor cursor;
+      benchmark::DoNotOptimize(lagkv::step(policy, layer, cursor, workers, pool, s.direction));
+    }));
+  }
+  state.counters["x_read"] = bench::median(own) / bench::median(read);
+  state.counters["median_ms"] = bench::median(own) * 1e3;
+  count(state, c.elements(), c.bytes());
+}
+
+/// Scores of one partition that lies in cache with its reference, keys and values: arithmetic alone.
+void score_cached(benchmark::State& state, const setup& s) {
+  cache& c = cache_of(s);
+  const lagkv::policy policy = s.policy();
+  const lagkv::layer layer = c.view(s.how);
+  lagkv::workspace workspace(s.kernels);
+  std::vector<float> scores(s.lag);
+  for (auto _ : state) {
+    policy.score(layer, 0, {16, 16 + s.lag}, scores, workspace);
+    benchmark::DoNotOptimize(scores.data());
+  }
+  count(state, 2 * s.lag * s.dim, 2 * s.lag * layer.keys.row_bytes());
 }
 
 /// The scorer alone.
@@ -285,6 +329,15 @@ void register_all() {
   grid("score", score, 128);
   grid("select", select, 128);
   grid("compact", compact, 128);
+
+  for (dtype type : {dtype::f32, dtype::f16, dtype::bf16})
+    for (std::size_t lag : {128U, 1024U}) {
+      const setup s{.type = type, .dim = 128, .tokens = 16384, .lag = lag};
+      add(name_of(lag == 128 ? "step_threads" : "step_threads_lag1024", s) + "/2", step_threads, s);
+      if (lag == 128) add(name_of("score_cached", {.type = type, .dim = 128, .tokens = 1024}), score_cached, {type, 128, 1024});
+    }
+  for (std::size_t tokens : {262144U, 1048576U})  // how it grows: the smaller sizes are above
+    add(name_of("step", {.type = dtype::f16, .dim = 64, .tokens = tokens}), step, {dtype::f16, 64, tokens});
 
   const setup usual{.type = dtype::f16, .dim = 128, .tokens = 16384};
   for (target t : lagkv::simd::all_targets) {

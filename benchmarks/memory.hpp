@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -49,12 +50,13 @@ inline void evict(const memory& m) {
 #endif
 }
 
-/// Reads every byte with wide loads and does next to nothing with them.
-[[gnu::noinline]] inline std::uint64_t plain_read(const memory& m) {
+/// Reads every byte of one of `parts` equal pieces with wide loads and does next to nothing with them.
+[[gnu::noinline]] inline std::uint64_t plain_read(const memory& m, std::size_t part = 0, std::size_t parts = 1) {
   typedef std::uint64_t wide __attribute__((vector_size(16)));
-  const auto* p = reinterpret_cast<const wide*>(m.data());
+  const std::size_t piece = m.size() / parts / line * line;
+  const auto* p = reinterpret_cast<const wide*>(m.data() + part * piece);
   wide a{}, b{}, c{}, d{};
-  const std::size_t n = m.size() / sizeof(wide);
+  const std::size_t n = (part + 1 == parts ? m.size() - part * piece : piece) / sizeof(wide);
   std::size_t i = 0;
   for (; i + 4 <= n; i += 4) a |= p[i], b |= p[i + 1], c |= p[i + 2], d |= p[i + 3];
   for (; i < n; ++i) a |= p[i];
@@ -75,6 +77,14 @@ double seconds(const Work& work) {
   const double start = cpu_seconds();
   work();
   return cpu_seconds() - start;
+}
+
+/// Seconds on the wall, for work of several threads.
+template <class Work>
+double wall_seconds(const Work& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 inline double median(std::vector<double> x) {

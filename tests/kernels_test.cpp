@@ -12,6 +12,7 @@
 #include <lagkv/lagkv.hpp>
 
 #include "support/host.hpp"
+#include "support/sixteen_lanes.hpp"
 
 namespace {
 
@@ -22,8 +23,23 @@ using lagkv::simd::target;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
-struct kernels : testing::TestWithParam<target> {
-  const lagkv::simd::kernel_table& table = lagkv::simd::kernels(GetParam());
+/// A build of the kernels.
+struct build {
+  const char* name;
+  const lagkv::simd::kernel_table* table;
+
+  friend std::ostream& operator<<(std::ostream& out, const build& b) { return out << b.name; }
+};
+
+std::vector<build> builds() {
+  std::vector<build> all;
+  for (target t : targets()) all.push_back({lagkv::simd::name(t), &lagkv::simd::kernels(t)});
+  all.push_back({"sixteen_lanes", &sixteen_lanes()});
+  return all;
+}
+
+struct kernels : testing::TestWithParam<build> {
+  const lagkv::simd::kernel_table& table = *GetParam().table;
 };
 
 /// Rows of one type in memory that ends with the last element.
@@ -70,7 +86,9 @@ void for_each_size(const F& f) {
         }
 }
 
-TEST_P(kernels, say_what_they_are) { EXPECT_EQ(table.id, GetParam()); }
+TEST(kernels_of, each_target_say_what_they_are) {
+  for (target t : targets()) EXPECT_EQ(lagkv::simd::kernels(t).id, t);
+}
 
 TEST_P(kernels, range_extends_what_it_is_given) {
   for_each_size([&](packed x, std::mt19937& random) {
@@ -120,7 +138,7 @@ struct ranges {
   lagkv::simd::normal form;
 
   /// Least values at up to `far` times the widths from 0; the channels 3, 10, 17 ... are constant.
-  ranges(const lagkv::simd::kernel_table& table, dtype type, std::size_t channels, float far, std::mt19937& random)
+  ranges(const lagkv::simd::kernel_table& table, std::size_t channels, float far, std::mt19937& random)
       : low(channels), width(channels), shift(channels), inverse(channels) {
     std::uniform_real_distribution<float> uniform(0.1F, 1.0F);
     for (std::size_t c = 0; c < channels; ++c) {
@@ -129,7 +147,7 @@ struct ranges {
       shift[c] = lo, inverse[c] = hi;
       low[c] = static_cast<double>(lo), width[c] = static_cast<double>(hi) - static_cast<double>(lo);
     }
-    form = table.normalise(channels, type, shift.data(), inverse.data());
+    form = table.normalise(channels, shift.data(), inverse.data());
   }
 
   double z(std::size_t c, float x) const { return width[c] == 0 ? 0 : (static_cast<double>(x) - low[c]) / width[c]; }
@@ -138,9 +156,9 @@ struct ranges {
 TEST_P(kernels, deviation) {
   for_each_size([&](const packed& x, std::mt19937& random) {
     for (float far : {0.5F, 15.0F, 200.0F}) {
-      const ranges by(table, x.type, x.channels, far, random);
+      const ranges by(table, x.channels, far, random);
       std::vector<float> out(x.tokens + 2, 77.0F);
-      table.deviation(x.rows(), by.shift.data(), by.inverse.data(), by.form, out.data());
+      table.deviation(x.rows(), by.shift.data(), by.inverse.data(), by.form, out.data(), nullptr, nullptr);
       for (std::size_t t = 0; t < x.tokens; ++t) {
         std::vector<double> z(x.channels);
         double largest = 1;
@@ -152,6 +170,17 @@ TEST_P(kernels, deviation) {
         ASSERT_NEAR(out[t], exact, 3e-6 * largest * (1 + exact)) << "token " << t << ", far " << far;
       }
       ASSERT_EQ(out[x.tokens], 77.0F) << "writes behind the last token";
+
+      // The same with the range of these rows, which is what range() gives.
+      std::vector<float> lo(x.channels + 1, 0.25F), hi(x.channels + 1, 0.5F), both(x.tokens);
+      std::vector<float> low = lo, high = hi;
+      lagkv::simd::rows rows = x.rows();
+      rows.ahead = rows.data;
+      table.deviation(rows, by.shift.data(), by.inverse.data(), by.form, both.data(), lo.data(), hi.data());
+      table.range(x.rows(), low.data(), high.data());
+      for (std::size_t t = 0; t < x.tokens; ++t) ASSERT_TRUE(same_bits(both[t], out[t]));
+      ASSERT_EQ(lo, low);
+      ASSERT_EQ(hi, high);
     }
   });
 }
@@ -159,32 +188,31 @@ TEST_P(kernels, deviation) {
 TEST_P(kernels, normalise_says_what_it_has_made) {
   using lagkv::simd::normal;
   std::mt19937 random(2);
-  for (dtype type : all_types)
-    for (std::size_t channels = 1; channels <= 130; ++channels) {
-      EXPECT_EQ(ranges(table, type, channels, 10.0F, random).form, normal::fused);
-      std::vector<float> lo(channels, -1.0F), hi(channels, 1.0F);
-      const std::size_t one = random() % channels;
-      lo[one] = 100.0F, hi[one] = 101.0F;  // rounding x * inverse + shift would cost it six bits more
-      EXPECT_EQ(table.normalise(channels, type, lo.data(), hi.data()), normal::plain);
-      for (float bad : {infinity, -infinity, nan})
-        for (bool low : {true, false}) {
-          std::vector<float> a(channels, -1.0F), b(channels, 1.0F);
-          (low ? a : b)[one] = bad;
-          const std::vector<float> a0 = a, b0 = b;
-          EXPECT_EQ(table.normalise(channels, type, a.data(), b.data()), normal::not_finite);
-          EXPECT_EQ(std::memcmp(a.data(), a0.data(), channels * 4) + std::memcmp(b.data(), b0.data(), channels * 4), 0);
-        }
-    }
+  for (std::size_t channels = 1; channels <= 130; ++channels) {
+    EXPECT_EQ(ranges(table, channels, 10.0F, random).form, normal::fused);
+    std::vector<float> lo(channels, -1.0F), hi(channels, 1.0F);
+    const std::size_t one = random() % channels;
+    lo[one] = 100.0F, hi[one] = 101.0F;  // rounding x * inverse + shift would cost it six bits more
+    EXPECT_EQ(table.normalise(channels, lo.data(), hi.data()), normal::plain);
+    for (float bad : {infinity, -infinity, nan})
+      for (bool low : {true, false}) {
+        std::vector<float> a(channels, -1.0F), b(channels, 1.0F);
+        (low ? a : b)[one] = bad;
+        const std::vector<float> a0 = a, b0 = b;
+        EXPECT_EQ(table.normalise(channels, a.data(), b.data()), normal::not_finite);
+        EXPECT_EQ(std::memcmp(a.data(), a0.data(), channels * 4) + std::memcmp(b.data(), b0.data(), channels * 4), 0);
+      }
+  }
 }
 
 TEST_P(kernels, ranges_too_small_or_too_large_to_divide_by_count_for_nothing) {
   for (auto [low, high] : {std::pair{5.0F, 5.0F}, {0.0F, 1e-40F}, {-3e38F, 3e38F}, {-0.0F, 0.0F}}) {
     std::vector<float> lo(40, low), hi(40, high), out(1);
     lo[0] = 0, hi[0] = 1;
-    const auto form = table.normalise(40, dtype::f32, lo.data(), hi.data());
+    const auto form = table.normalise(40, lo.data(), hi.data());
     std::vector<float> x(40, 1e30F);
     x[0] = 1;
-    table.deviation({x.data(), dtype::f32, 1, 40, 40}, lo.data(), hi.data(), form, out.data());
+    table.deviation({x.data(), dtype::f32, 1, 40, 40}, lo.data(), hi.data(), form, out.data(), nullptr, nullptr);
     EXPECT_NEAR(out[0], std::sqrt((1 - 1.0 / 40) / 39), 1e-6) << low << " .. " << high;
   }
 }
@@ -195,13 +223,13 @@ TEST_P(kernels, a_row_counts_the_same_wherever_it_stands) {
     for (std::size_t channels : {1U, 7U, 16U, 64U, 77U, 128U})
       for (float far : {1.0F, 100.0F}) {
         const packed x(type, 23, channels, 1, random);
-        const ranges by(table, type, channels, far, random);
+        const ranges by(table, channels, far, random);
         std::vector<float> together(23), alone(23);
-        table.deviation(x.rows(), by.shift.data(), by.inverse.data(), by.form, together.data());
+        table.deviation(x.rows(), by.shift.data(), by.inverse.data(), by.form, together.data(), nullptr, nullptr);
         for (std::size_t t = 0; t < 23; ++t) {
           lagkv::simd::rows one = x.rows();
           one.data = x.bytes.data() + x.at(t, 0), one.tokens = 1;
-          table.deviation(one, by.shift.data(), by.inverse.data(), by.form, &alone[t]);
+          table.deviation(one, by.shift.data(), by.inverse.data(), by.form, &alone[t], nullptr, nullptr);
           ASSERT_TRUE(same_bits(alone[t], together[t])) << lagkv::name(type) << " " << channels << " token " << t;
         }
       }
@@ -219,8 +247,8 @@ TEST_P(kernels, deviation_of_a_row_that_is_not_finite_is_not) {
             x.set(4, c, bad);
             std::vector<float> lo(channels, -1.0F), hi(channels, 2.0F), out(6);
             hi[c] = lo[c] + width;
-            const auto form = table.normalise(channels, type, lo.data(), hi.data());
-            table.deviation(x.rows(), lo.data(), hi.data(), form, out.data());
+            const auto form = table.normalise(channels, lo.data(), hi.data());
+            table.deviation(x.rows(), lo.data(), hi.data(), form, out.data(), nullptr, nullptr);
             for (std::size_t t = 0; t < 6; ++t) ASSERT_EQ(std::isfinite(out[t]), t != 4);
           }
 }
@@ -525,6 +553,6 @@ TEST_P(kernels, top_k_of_all_sizes_and_counts) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(simd, kernels, testing::ValuesIn(targets()), target_name{});
+INSTANTIATE_TEST_SUITE_P(simd, kernels, testing::ValuesIn(builds()), [](const auto& i) { return std::string(i.param.name); });
 
 }  // namespace

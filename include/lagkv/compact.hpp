@@ -135,12 +135,16 @@ void for_each_move(const plan& p, std::size_t head, toward direction, const Move
 
 }  // namespace detail
 
-/// Moves the rows of every head of `x` by `p`. Reads and writes each kept row once; allocates nothing.
-/// `x` has the heads of the plan and addresses p.tokens_before tokens.
+/// Moves the rows of one head of `x` by `p`. Reads and writes each kept row once; allocates nothing. `x` has the heads of the
+/// plan and addresses p.tokens_before tokens. Heads may be moved at the same time by several threads.
+inline void compact(const tensor& x, std::size_t head, const plan& p, toward direction = toward::front) {
+  detail::for_each_move(p, head, direction,
+                        [&](std::size_t from, std::size_t to, std::size_t n) { detail::move_rows(x, head, from, to, n); });
+}
+
+/// Those of every head.
 inline void compact(const tensor& x, const plan& p, toward direction = toward::front) {
-  for (std::size_t head = 0; head < p.heads(); ++head)
-    detail::for_each_move(p, head, direction,
-                          [&](std::size_t from, std::size_t to, std::size_t n) { detail::move_rows(x, head, from, to, n); });
+  for (std::size_t head = 0; head < p.heads(); ++head) compact(x, head, p, direction);
 }
 
 /// Keys and values.

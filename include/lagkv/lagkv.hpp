@@ -10,12 +10,14 @@
 #include <lagkv/layer.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/paged.hpp>
+#include <lagkv/parallel.hpp>
 #include <lagkv/parse.hpp>
 #include <lagkv/plan.hpp>
 #include <lagkv/policies.hpp>
 #include <lagkv/policy.hpp>
 #include <lagkv/recipes.hpp>
 #include <lagkv/retention.hpp>
+#include <lagkv/ring.hpp>
 #include <lagkv/rope.hpp>
 #include <lagkv/scaled.hpp>
 #include <lagkv/score/rows.hpp>

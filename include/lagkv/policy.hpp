@@ -107,21 +107,33 @@ inline void spare(std::span<float> scores, std::size_t heads, const due& d) {
     }
 }
 
-/// Judges each partition of each head by itself, and calls done(head, partition) while it is in cache. Partitions go by
-/// ascending for toward::front, descending for toward::window, as the moves need.
+/// Partitions that are scored in one call, and moved after it: enough for scorers that read each row once to gain by it, few
+/// enough to be still in cache. Blocks of them count from the first partition.
+inline std::size_t partitions_together(const layer& l, const due& d) {
+  constexpr std::size_t least = 8, bytes = std::size_t{1} << 21;
+  const std::size_t partition = d.partition * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
+  const std::size_t fit = bytes / (partition + 1);
+  return fit > least ? fit : least;
+}
+
+/// Judges the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the
+/// partitions of a block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
 template <class Done>
-void judge_partitions(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, toward direction,
+void judge_partitions(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws, toward direction,
                       const Done& done) {
-  const std::size_t count = d.judged.size() / d.partition;
-  const std::span<float> scores{ws.floats(workspace::scores, d.partition), d.partition};
-  for (std::size_t head = 0; head < l.keys.heads(); ++head)
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t index = direction == toward::front ? i : count - 1 - i;
-      const std::size_t begin = d.judged.begin + index * d.partition;
-      p.score(l, head, {begin, begin + d.partition}, scores, ws);
-      top_k::pick(scores.data(), d.partition, d.keep_each, begin, out.row(head) + index * d.keep_each, ws);
-      done(head, index);
-    }
+  const std::size_t count = d.judged.size() / d.partition, together = partitions_together(l, d);
+  const std::size_t blocks = (count + together - 1) / together;
+  for (std::size_t i = 0; i < blocks; ++i) {
+    const std::size_t first = (direction == toward::front ? i : blocks - 1 - i) * together;
+    const std::size_t end = first + together < count ? first + together : count;
+    const token_range rows{d.judged.begin + first * d.partition, d.judged.begin + end * d.partition};
+    const std::span<float> scores{ws.floats(workspace::scores, rows.size()), rows.size()};
+    p.score(l, head, rows, scores, ws);
+    for (std::size_t j = first; j < end; ++j)
+      top_k::pick(scores.data() + (j - first) * d.partition, d.partition, d.keep_each, d.judged.begin + j * d.partition,
+                  out.row(head) + j * d.keep_each, ws);
+    done(first, end);
+  }
 }
 
 /// Where nothing stays, or everything, no score is needed.
@@ -132,17 +144,47 @@ inline bool by_partition(const policy& p, const due& d) {
   return d.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && d.spared.empty();
 }
 
-inline void score_all(const scorer& score, const transforms& adjust, const layer& l, const due& d, std::span<float> out,
-                      workspace& ws) {
+/// Where no host gives threads: all heads one after the other.
+struct one_by_one {
+  workspace& ws;
+
+  /// Calls work(head, workspace) for each head.
+  template <class Work>
+  void operator()(std::size_t heads, const Work& work) const {
+    for (std::size_t head = 0; head < heads; ++head) work(head, ws);
+  }
+};
+
+template <class EachHead>
+void score_all(const scorer& score, const transforms& adjust, const layer& l, const due& d, std::span<float> out, workspace& ws,
+               const EachHead& each_head) {
   const std::size_t n = d.judged.size(), heads = l.keys.heads();
-  for (std::size_t head = 0; head < heads; ++head) {
+  each_head(heads, [&](std::size_t head, workspace& own_ws) {
     const std::span<float> own = out.subspan(head * n, n);
     if (score)
-      score(l, head, d.judged, own, ws);
+      score(l, head, d.judged, own, own_ws);
     else
       for (float& s : own) s = 0;
-  }
+  });
   adjust(out, heads, d, ws);
+}
+
+template <class EachHead>
+std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws, const EachHead& each_head) {
+  const std::size_t heads = l.keys.heads(), all = heads * d.judged.size();
+  const std::span<float> scores{ws.floats(workspace::scores, all), all};
+  score_all(p.score, p.adjust, l, d, scores, ws, each_head);
+  if (p.fused_count > 0) {
+    rank_each(scores, heads, d, ws);
+    for (float& s : scores) s *= static_cast<float>(p.weight);
+  }
+  for (std::size_t i = 0; i < p.fused_count; ++i) {
+    const std::span<float> more{ws.floats(workspace::fused, all), all};
+    score_all(p.fused[i].score, p.fused[i].adjust, l, d, more, ws, each_head);
+    rank_each(more, heads, d, ws);
+    for (std::size_t j = 0; j < all; ++j) scores[j] += static_cast<float>(p.fused[i].weight) * more[j];
+  }
+  return scores;
 }
 
 }  // namespace detail
@@ -151,94 +193,7 @@ inline void score_all(const scorer& score, const transforms& adjust, const layer
 /// scorers. They are the workspace's and hold until its next use. Does not look at protected rows, nor whether scores are
 /// needed. A policy without a scorer gives zeros.
 inline std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws) {
-  const std::size_t heads = l.keys.heads(), all = heads * d.judged.size();
-  const std::span<float> scores{ws.floats(workspace::scores, all), all};
-  detail::score_all(p.score, p.adjust, l, d, scores, ws);
-  if (p.fused_count > 0) {
-    detail::rank_each(scores, heads, d, ws);
-    for (float& s : scores) s *= static_cast<float>(p.weight);
-  }
-  for (std::size_t i = 0; i < p.fused_count; ++i) {
-    const std::span<float> more{ws.floats(workspace::fused, all), all};
-    detail::score_all(p.fused[i].score, p.fused[i].adjust, l, d, more, ws);
-    detail::rank_each(more, heads, d, ws);
-    for (std::size_t j = 0; j < all; ++j) scores[j] += static_cast<float>(p.fused[i].weight) * more[j];
-  }
-  return scores;
-}
-
-namespace detail {
-
-inline void judge_whole(const policy& p, const layer& l, const due& d, plan& out, workspace& ws) {
-  const std::size_t heads = l.keys.heads();
-  const std::span<float> scores = score(p, l, d, ws);
-  if (!d.spared.empty()) spare(scores, heads, d);
-  if (p.select)
-    p.select(scores, heads, d, out, ws);
-  else
-    top_k{}(scores, heads, d, out, ws);
-}
-
-/// Fills in the plan of what is due.
-inline void judge_due(const policy& p, const layer& l, const due& d, plan& out, workspace& ws) {
-  out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
-  if (!needs_scores(d)) {
-    for (std::size_t head = 0; head < out.heads(); ++head)
-      for (std::size_t i = 0; i < d.keep; ++i) out.row(head)[i] = static_cast<std::uint32_t>(d.judged.begin + i);
-  } else if (by_partition(p, d)) {
-    judge_partitions(p, l, d, out, ws, toward::front, [](std::size_t, std::size_t) {});
-  } else {
-    judge_whole(p, l, d, out, ws);
-  }
-}
-
-/// Moves the kept rows of one partition next to those of the partitions before (or behind) it.
-inline void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
-                           const due& d, toward direction) {
-  const std::size_t behind = d.keep - (index + 1) * d.keep_each;
-  const std::size_t begin = d.judged.begin + index * d.partition;
-  const token_range place{d.judged.begin + index * d.keep_each, d.judged.end - behind};
-  move_kept(x, head, kept, {begin, begin + d.partition}, place, direction);
-}
-
-/// Judges by partition and moves each while it is in cache.
-inline void judge_and_move(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, toward direction) {
-  out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
-  const std::size_t count = d.judged.size() / d.partition;
-  const auto move = [&](std::size_t head, std::size_t index) {
-    const std::span<const std::uint32_t> kept(out.row(head) + index * d.keep_each, d.keep_each);
-    move_partition(l.keys, head, index, kept, d, direction);
-    if (l.values) move_partition(l.values, head, index, kept, d, direction);
-  };
-  judge_partitions(p, l, d, out, ws, direction, [&](std::size_t head, std::size_t index) {
-    if (direction == toward::front) return move(head, index);
-    // Rows that move up may land in their own partition, the reference of the one before, which is judged first.
-    if (index + 1 < count) move(head, index + 1);
-    if (index == 0) move(head, 0);
-  });
-  if (direction == toward::window) return;
-  for (std::size_t head = 0; head < l.keys.heads(); ++head) {
-    const auto follow = [&](const tensor& x) {
-      move_window(out, head, [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
-    };
-    follow(l.keys);
-    if (l.values) follow(l.values);
-  }
-}
-
-}  // namespace detail
-
-/// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
-/// due. For hosts that move memory themselves; tell the cursor with advance().
-inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
-  plan& out = ws.decision;
-  const due d = detail::due_of(p, l, at);
-  if (d.empty()) {
-    out.clear(l.tokens);
-    return out;
-  }
-  detail::judge_due(p, l, d, out, ws);
-  return out;
+  return detail::score(p, l, d, ws, detail::one_by_one{ws});
 }
 
 /// Moves the cursor past a plan that has been applied, as `head` has it.
@@ -257,27 +212,116 @@ inline void advance(cursor& at, const plan& applied) {
   advance(at, applied, longest);
 }
 
-/// Judges what is due, moves the kept rows, advances the cursor; returns the rows now in use. Prefill, chunked prefill and
-/// decode are this one call: make it after attention has used the tokens appended (use, then compress). Most calls find
-/// nothing due and return after a few comparisons. Never fails, throws or locks; allocates only to grow the workspace.
-/// extras.mass and extras.positions move with the rows.
-inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front) {
-  const due d = detail::due_of(p, l, at);
+namespace detail {
+
+template <class EachHead>
+void judge_whole(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, const EachHead& each_head) {
+  const std::size_t heads = l.keys.heads();
+  const std::span<float> scores = score(p, l, d, ws, each_head);
+  if (!d.spared.empty()) spare(scores, heads, d);
+  if (p.select)
+    p.select(scores, heads, d, out, ws);
+  else
+    top_k{}(scores, heads, d, out, ws);
+}
+
+/// Fills in the plan of what is due.
+template <class EachHead>
+void judge_due(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, const EachHead& each_head) {
+  out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
+  if (!needs_scores(d)) {
+    for (std::size_t head = 0; head < out.heads(); ++head)
+      for (std::size_t i = 0; i < d.keep; ++i) out.row(head)[i] = static_cast<std::uint32_t>(d.judged.begin + i);
+  } else if (by_partition(p, d)) {
+    each_head(out.heads(), [&](std::size_t head, workspace& own_ws) {
+      judge_partitions(p, l, d, head, out, own_ws, toward::front, [](std::size_t, std::size_t) {});
+    });
+  } else {
+    judge_whole(p, l, d, out, ws, each_head);
+  }
+}
+
+/// Moves the kept rows of one partition next to those of the partitions before (or behind) it.
+inline void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
+                           const due& d, toward direction) {
+  const std::size_t behind = d.keep - (index + 1) * d.keep_each;
+  const std::size_t begin = d.judged.begin + index * d.partition;
+  const token_range place{d.judged.begin + index * d.keep_each, d.judged.end - behind};
+  move_kept(x, head, kept, {begin, begin + d.partition}, place, direction);
+}
+
+/// Judges one head by partition and moves the kept rows while they are in cache.
+inline void judge_and_move(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws,
+                           toward direction) {
+  const std::size_t count = d.judged.size() / d.partition;
+  const auto move = [&](std::size_t index) {
+    const std::span<const std::uint32_t> kept(out.row(head) + index * d.keep_each, d.keep_each);
+    move_partition(l.keys, head, index, kept, d, direction);
+    if (l.values) move_partition(l.values, head, index, kept, d, direction);
+  };
+  std::size_t moved = count;
+  judge_partitions(p, l, d, head, out, ws, direction, [&](std::size_t first, std::size_t end) {
+    if (direction == toward::front) {
+      for (std::size_t i = first; i < end; ++i) move(i);
+      return;
+    }
+    // Rows that move up may land in their own partition, the reference of the one before: the first one of a block waits
+    // until the block before it has been judged.
+    for (const std::size_t stay = first == 0 ? 0 : first + 1; moved > stay;) move(--moved);
+  });
+  if (direction == toward::window) return;
+  const auto follow = [&](const tensor& x) {
+    move_window(out, head, [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
+  };
+  follow(l.keys);
+  if (l.values) follow(l.values);
+}
+
+template <class EachHead>
+std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction, const EachHead& each_head) {
+  const due d = due_of(p, l, at);
   plan& out = ws.decision;
   if (d.empty()) {
     out.clear(l.tokens);
     advance(at, out, 0);
     return at.tokens;
   }
-  if (detail::by_partition(p, d) && detail::needs_scores(d)) {
-    detail::judge_and_move(p, l, d, out, ws, direction);
+  if (by_partition(p, d) && needs_scores(d)) {
+    out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
+    each_head(out.heads(), [&](std::size_t head, workspace& own_ws) { judge_and_move(p, l, d, head, out, own_ws, direction); });
   } else {
-    detail::judge_due(p, l, d, out, ws);
-    compact(l, out, direction);
+    judge_due(p, l, d, out, ws, each_head);
+    each_head(out.heads(), [&](std::size_t head, workspace&) {
+      compact(l.keys, head, out, direction);
+      if (l.values) compact(l.values, head, out, direction);
+    });
   }
   if (l.extra != nullptr) compact(*l.extra, out, direction);
   advance(at, out);
   return at.tokens;
+}
+
+}  // namespace detail
+
+/// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
+/// due. For hosts that move memory themselves; tell the cursor with advance().
+inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
+  plan& out = ws.decision;
+  const due d = detail::due_of(p, l, at);
+  if (d.empty()) {
+    out.clear(l.tokens);
+    return out;
+  }
+  detail::judge_due(p, l, d, out, ws, detail::one_by_one{ws});
+  return out;
+}
+
+/// Judges what is due, moves the kept rows, advances the cursor; returns the rows now in use. Prefill, chunked prefill and
+/// decode are this one call: make it after attention has used the tokens appended (use, then compress). Most calls find
+/// nothing due and return after a few comparisons. Never fails, throws or locks; allocates only to grow the workspace.
+/// extras.mass and extras.positions move with the rows.
+inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front) {
+  return detail::step(p, l, at, ws, direction, detail::one_by_one{ws});
 }
 
 /// `p` for one layer of `layers`: where its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal

@@ -89,6 +89,32 @@ void for_each_rows(const tensor& x, std::size_t head, token_range tokens, worksp
   }
 }
 
+/// As for_each_rows, in pieces of about 8 KiB, each of which names the rows that will be read after it (rows.ahead): those of
+/// the next piece, and behind the last one the first of `next`.
+template <class Use>
+void for_each_rows_and_next(const tensor& x, std::size_t head, token_range tokens, token_range next, workspace& ws,
+                            const Use& use) {
+  constexpr std::size_t bytes = 8192;
+  const std::size_t fit = bytes / x.row_bytes() / 4 * 4, few = fit > 4 ? fit : 4;  // kernels take four rows at a time
+  for_each_rows(x, head, tokens, ws, [&](const simd::rows& run, std::size_t offset) {
+    const bool in_place = detail::plain(x);
+    const std::ptrdiff_t step = run.stride * static_cast<std::ptrdiff_t>(size_of(run.type));
+    simd::rows piece = run;
+    for (std::size_t at = 0; at < run.tokens; at += piece.tokens) {
+      piece.data = static_cast<const std::byte*>(run.data) + static_cast<std::ptrdiff_t>(at) * step;
+      piece.tokens = run.tokens - at < few ? run.tokens - at : few;
+      piece.ahead = nullptr;
+      const std::size_t behind = tokens.begin + offset + at + piece.tokens;
+      const token_range after = behind < tokens.end ? token_range{behind, tokens.end} : next;
+      if (in_place && !after.empty()) {
+        const tile t = x.at(head, {after.begin, after.begin + piece.tokens < after.end ? after.begin + piece.tokens : after.end});
+        if (t.tokens == piece.tokens && t.token_stride == run.stride && t.channel_stride == 1) piece.ahead = t.data;
+      }
+      use(piece, offset + at);
+    }
+  });
+}
+
 /// Calls use(i, std::span<const float> row) for each token tokens.begin + i of a head in order: the plain way to write a
 /// scorer of one's own. The row holds until the next call.
 template <class Use>

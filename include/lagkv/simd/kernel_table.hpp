@@ -26,6 +26,7 @@ struct rows {
   std::size_t tokens;
   std::size_t channels;
   std::ptrdiff_t stride;
+  const void* ahead = nullptr;  ///< as many rows at the same stride that will be read next, to be prefetched; null: not known
 };
 
 /// What normalise() has made.
@@ -43,14 +44,15 @@ struct kernel_table {
   /// lo[c] = min(lo[c], x[.][c]), hi[c] = max(...); NaN is passed over, infinities count.
   void (*range)(const rows& x, float* lo, float* hi);
 
-  /// Makes of the range of each channel what deviation() takes for rows of `type`: of lo the shift, of hi the inverse of the
-  /// width. A channel whose width is 0, or has no finite inverse, gets 0 for both: its z is 0. Where a bound is not finite
-  /// nothing is changed.
-  normal (*normalise)(std::size_t channels, dtype type, float* lo, float* hi);
+  /// Makes of the range of each channel what deviation() takes: of lo the shift, of hi the inverse of the width. A channel
+  /// whose width is 0, or has no finite inverse, gets 0 for both: its z is 0. Where a bound is not finite nothing is changed.
+  normal (*normalise)(std::size_t channels, float* lo, float* hi);
 
   /// deviation[t] = unbiased standard deviation over channels of z = (x[t][c] - lo[c]) / (hi[c] - lo[c]), with what
-  /// normalise() has made of lo and hi, and its answer; not finite where a channel is not; 0 for one channel.
-  void (*deviation)(const rows& x, const float* shift, const float* inverse, normal form, float* deviation);
+  /// normalise() has made of lo and hi, and its answer; not finite where a channel is not; 0 for one channel. In the same
+  /// reading it extends the range own_lo, own_hi by the rows, as range() does; null: it does not.
+  void (*deviation)(const rows& x, const float* shift, const float* inverse, normal form, float* deviation, float* own_lo,
+                    float* own_hi);
 
   /// out[t] += weight * softmax(x)[t]. Entries that are not finite take no part and get nothing. x is overwritten.
   void (*add_softmax)(float* x, std::size_t n, float weight, float* out);

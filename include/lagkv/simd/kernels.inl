@@ -1,5 +1,6 @@
 // Part of lagkv (MIT). Every kernel, once. Included once a target, inside the namespace of that target, which has defined
 //   LAGKV_LANES           floats a vector; 1: plain floats
+//   LAGKV_X86             1: x86's instructions for that many lanes may be named
 //   LAGKV_TARGET          its enumerator
 //   widen_halves          f16 bits -> vec; this and the next are what the compiler's vector types do not offer
 //   root, fma             square root; a * b + c, rounded once where the target can
@@ -43,7 +44,7 @@ LAGKV_INLINE vec load(const std::uint8_t* p) { return to_float(widen_integers(lo
 // The first n elements, zeros behind them. Whole vectors come here too, at the price of a comparison.
 template <class T>
 LAGKV_INLINE vec load_part(const T* p, std::size_t n) {
-  if (n == lanes) return load(p);
+  if (lanes == 1 || n == lanes) return load(p);
   T padded[lanes] = {};
   __builtin_memcpy(padded, p, n * sizeof(T));
   return load(padded);
@@ -51,7 +52,7 @@ LAGKV_INLINE vec load_part(const T* p, std::size_t n) {
 
 LAGKV_INLINE void store(float* p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
 LAGKV_INLINE void store_part(vec v, float* p, std::size_t n) {
-  if (n == lanes) return store(p, v);
+  if (lanes == 1 || n == lanes) return store(p, v);
   __builtin_memcpy(p, &v, n * sizeof(float));
 }
 LAGKV_INLINE void storei(std::int32_t* p, ivec v) { __builtin_memcpy(p, &v, sizeof v); }
@@ -207,94 +208,11 @@ inline void range_of(const T* x, const rows& r, float* lo, float* hi) {
   }
 }
 
-#if LAGKV_LANES > 1
-// The range of 16-bit floats on their bits, twice as many at a time and never widened. As integers, those with a sign come
-// after those without and in the opposite order: of all the greatest is the float that is least, if any has a sign, and so on.
-struct word_bounds {
-  words least, most;
-  signed_shorts most_signed;
-};
-
-LAGKV_INLINE words load_words(const void* p) {
-  words v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-LAGKV_INLINE word_bounds bounds_of(words x) { return {x, x, (signed_shorts)x}; }
-LAGKV_INLINE void widen_bounds(word_bounds& b, words x) {
-  b.least = least_of(x, b.least), b.most = most_of(x, b.most), b.most_signed = most_of((signed_shorts)x, b.most_signed);
-}
-
-// Whether a pattern lies beyond infinity.
-LAGKV_INLINE bool any_nan(words x, std::uint16_t infinity) {
-  const words nan = (words)((x & 0x7fff) > infinity);
-  std::uint64_t part[sizeof(words) / 8], any = 0;
-  __builtin_memcpy(part, &nan, sizeof part);
-  for (std::uint64_t p : part) any |= p;
-  return any != 0;
-}
-
-// Extends the range of 2 * lanes channels; false, and nothing done, where there is a NaN.
-template <class T>
-LAGKV_INLINE bool store_bounds(const word_bounds& b, std::uint16_t infinity, float* lo, float* hi) {
-  const words any_signed = (words)((signed_shorts)b.most < 0), all_signed = (words)(b.most_signed < 0);
-  const words least = (b.most & any_signed) | (b.least & ~any_signed);
-  const words most = (b.least & all_signed) | ((words)b.most_signed & ~all_signed);
-  if (any_nan(least, infinity) || any_nan(most, infinity)) return false;
-  T low[2 * lanes], high[2 * lanes];
-  __builtin_memcpy(low, &least, sizeof low), __builtin_memcpy(high, &most, sizeof high);
-  for (std::size_t i = 0; i < 2 * lanes; i += lanes) {
-    store(lo + i, vmin(load(low + i), load(lo + i)));
-    store(hi + i, vmax(load(high + i), load(hi + i)));
-  }
-  return true;
-}
-
-template <class T>
-LAGKV_INLINE bool range_of_words(const T* x, const rows& r, std::uint16_t infinity, float* lo, float* hi) {
-  constexpr std::size_t w = 2 * lanes;
-  std::size_t c = 0;
-  for (; c + 4 * w <= r.channels; c += 4 * w) {  // four vectors of channels, whose bounds stay in registers
-    const T* at = x + c;
-    word_bounds b0 = bounds_of(load_words(at)), b1 = bounds_of(load_words(at + w)), b2 = bounds_of(load_words(at + 2 * w)),
-                b3 = bounds_of(load_words(at + 3 * w));
-    for (std::size_t t = 1; t < r.tokens; ++t) {
-      at += r.stride;
-      widen_bounds(b0, load_words(at)), widen_bounds(b1, load_words(at + w));
-      widen_bounds(b2, load_words(at + 2 * w)), widen_bounds(b3, load_words(at + 3 * w));
-    }
-    if (!store_bounds<T>(b0, infinity, lo + c, hi + c) || !store_bounds<T>(b1, infinity, lo + c + w, hi + c + w) ||
-        !store_bounds<T>(b2, infinity, lo + c + 2 * w, hi + c + 2 * w) ||
-        !store_bounds<T>(b3, infinity, lo + c + 3 * w, hi + c + 3 * w))
-      return false;
-  }
-  for (; c < r.channels; c += w) {
-    if (c + w > r.channels) c = r.channels - w;  // the last vector overlaps the one before: channels may be seen twice
-    const T* at = x + c;
-    word_bounds b = bounds_of(load_words(at));
-    for (std::size_t t = 1; t < r.tokens; ++t) widen_bounds(b, load_words(at += r.stride));
-    if (!store_bounds<T>(b, infinity, lo + c, hi + c)) return false;
-  }
-  return true;
-}
-#endif
-
-// Rows of 16-bit floats; those with a NaN, and those shorter than a vector, as rows of f32 are.
-template <class T>
-inline void range_of_halves(const T* x, const rows& r, std::uint16_t infinity, float* lo, float* hi) {
-#if LAGKV_LANES > 1
-  if (r.tokens == 0 || (r.channels >= 2 * lanes && range_of_words(x, r, infinity, lo, hi))) return;
-#else
-  static_cast<void>(infinity);
-#endif
-  range_of(x, r, lo, hi);
-}
-
 inline void range(const rows& r, float* lo, float* hi) {
   switch (r.type) {
     case dtype::f32: return range_of(static_cast<const float*>(r.data), r, lo, hi);
-    case dtype::f16: return range_of_halves(static_cast<const f16*>(r.data), r, 0x7c00, lo, hi);
-    case dtype::bf16: return range_of_halves(static_cast<const bf16*>(r.data), r, 0x7f80, lo, hi);
+    case dtype::f16: return range_of(static_cast<const f16*>(r.data), r, lo, hi);
+    case dtype::bf16: return range_of(static_cast<const bf16*>(r.data), r, lo, hi);
     default: return;  // other types come widened
   }
 }
@@ -304,36 +222,6 @@ inline void range(const rows& r, float* lo, float* hi) {
 // Normalised channels lie around 0.5: the variance is taken about that point, which keeps the subtraction in it harmless.
 inline constexpr float middle = 0.5F;
 
-// Two vectors of neighbouring elements in the order that costs least: of bf16, those with even numbers come first.
-struct two {
-  vec a, b;
-};
-template <class T>
-LAGKV_INLINE two load_two(const T* p) { return {load(p), load(p + lanes)}; }
-#if LAGKV_LANES > 1
-LAGKV_INLINE two load_two(const bf16* p) {
-  const ivec both = (ivec)load_words(p);
-  return {from_bits(both << 16), from_bits(both & -0x10000)};
-}
-#endif
-
-// Puts 2 * lanes floats into the order of load_two.
-template <class T>
-LAGKV_INLINE void order_two(float*, const T*) {}
-#if LAGKV_LANES > 1
-LAGKV_INLINE void order_two(float* p, const bf16*) {
-  float both[2 * lanes];
-  __builtin_memcpy(both, p, sizeof both);
-  for (std::size_t i = 0; i < lanes; ++i) p[i] = both[2 * i], p[lanes + i] = both[2 * i + 1];
-}
-#endif
-
-template <class T>
-LAGKV_INLINE void order_all(std::size_t channels, float* shift, float* inverse) {
-  for (std::size_t c = 0; c + 2 * lanes <= channels; c += 2 * lanes)
-    order_two(shift + c, static_cast<const T*>(nullptr)), order_two(inverse + c, static_cast<const T*>(nullptr));
-}
-
 LAGKV_INLINE bool any(ivec mask) {
   std::int32_t part[lanes], found = 0;
   storei(part, mask);
@@ -341,7 +229,7 @@ LAGKV_INLINE bool any(ivec mask) {
   return found != 0;
 }
 
-inline normal normalise(std::size_t channels, dtype type, float* lo, float* hi) {
+inline normal normalise(std::size_t channels, float* lo, float* hi) {
   // Where lo lies within 16 widths of 0, (x - lo) * inverse - 1/2 may be taken as x * inverse + (-lo * inverse - 1/2), which
   // saves an operation an element: what rounding the second term costs stays below 1e-6 of the range.
   constexpr float near = 16.0F;
@@ -367,7 +255,6 @@ inline normal normalise(std::size_t channels, dtype type, float* lo, float* hi) 
       const std::size_t here = channels - c < lanes ? channels - c : lanes;
       store_part(fma(fill(0.0F) - load_part(lo + c, here), load_part(hi + c, here), fill(-middle)), lo + c, here);
     }
-  if (type == dtype::bf16) order_all<bf16>(channels, lo, hi);
   return fused ? normal::fused : normal::plain;
 }
 
@@ -384,43 +271,66 @@ LAGKV_INLINE void accumulate(moments& m, vec x, vec shift, vec inverse, vec half
   m.square = fma(z, z, m.square);
 }
 
-// Four rows at a time share the loads of shift and inverse and one reduction; a last group repeats its last row.
-template <normal Form, class T>
-inline void deviation_in_form(const T* x, const rows& r, const float* shift, const float* inverse, float* out) {
-  const std::size_t whole = r.channels / lanes * lanes, pairs = r.channels / (2 * lanes) * (2 * lanes);
+struct four_moments {
+  moments a, b, c, d;
+};
+
+template <normal Form>
+LAGKV_INLINE void accumulate(four_moments& m, const four& x, vec shift, vec inverse, vec half) {
+  accumulate<Form>(m.a, x.a, shift, inverse, half), accumulate<Form>(m.b, x.b, shift, inverse, half);
+  accumulate<Form>(m.c, x.c, shift, inverse, half), accumulate<Form>(m.d, x.d, shift, inverse, half);
+}
+
+LAGKV_INLINE void widen_bounds(bounds& b, const four& x) {
+  widen_bounds(b, x.a), widen_bounds(b, x.b), widen_bounds(b, x.c), widen_bounds(b, x.d);
+}
+
+// Memory is fastest where its lines are asked for in their order, which reading four rows at once is not.
+LAGKV_INLINE void prefetch_rows(const std::byte* first, std::ptrdiff_t step, std::size_t count, std::size_t bytes) {
+  constexpr std::size_t line = 64;
+  for (std::size_t i = 0; i < count; ++i, first += step)
+    for (std::size_t b = 0; b < bytes; b += line) __builtin_prefetch(first + b);
+}
+
+// Four rows at a time share the loads of shift, inverse and bounds, and one reduction; a last group repeats its last row.
+template <normal Form, bool Range, class T>
+inline void deviation_in_form(const T* x, const rows& r, const float* shift, const float* inverse, float* out, float* lo,
+                              float* hi) {
+  const std::size_t whole = r.channels / lanes * lanes;
   const std::size_t rest = r.channels - whole;
   float half_rest[lanes] = {};  // the padding of a last, partial vector must stay 0
   for (std::size_t i = 0; i < rest; ++i) half_rest[i] = -middle;
   const float share = 1.0F / static_cast<float>(r.channels);
   const float unbiased = r.channels > 1 ? 1.0F / static_cast<float>(r.channels - 1) : 0.0F;
   const vec half = fill(-middle);
+  const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(sizeof(T));
 
   for (std::size_t t = 0; t < r.tokens; t += 4) {
     const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
-    moments m0, m1, m2, m3;
-    std::size_t c = 0;
-    for (; c < pairs; c += 2 * lanes) {
-      const vec s0 = load(shift + c), i0 = load(inverse + c), s1 = load(shift + c + lanes), i1 = load(inverse + c + lanes);
-      const two xa = load_two(group.a + c), xb = load_two(group.b + c), xc = load_two(group.c + c), xd = load_two(group.d + c);
-      accumulate<Form>(m0, xa.a, s0, i0, half), accumulate<Form>(m1, xb.a, s0, i0, half);
-      accumulate<Form>(m2, xc.a, s0, i0, half), accumulate<Form>(m3, xd.a, s0, i0, half);
-      accumulate<Form>(m0, xa.b, s1, i1, half), accumulate<Form>(m1, xb.b, s1, i1, half);
-      accumulate<Form>(m2, xc.b, s1, i1, half), accumulate<Form>(m3, xd.b, s1, i1, half);
-    }
-    if (c < whole) {
-      const vec s = load(shift + c), i = load(inverse + c);
+    if (r.ahead != nullptr)
+      prefetch_rows(static_cast<const std::byte*>(r.ahead) + static_cast<std::ptrdiff_t>(t) * step, step, group.size,
+                    r.channels * sizeof(T));
+    four_moments m;
+    for (std::size_t c = 0; c < whole; c += lanes) {
       const four v = load(group, c);
-      accumulate<Form>(m0, v.a, s, i, half), accumulate<Form>(m1, v.b, s, i, half);
-      accumulate<Form>(m2, v.c, s, i, half), accumulate<Form>(m3, v.d, s, i, half);
+      if constexpr (Range) {
+        bounds b = load_bounds(lo + c, hi + c);
+        widen_bounds(b, v);
+        store_bounds(b, lo + c, hi + c);
+      }
+      accumulate<Form>(m, v, load(shift + c), load(inverse + c), half);
     }
     if (rest != 0) {
-      const vec s = load_part(shift + whole, rest), i = load_part(inverse + whole, rest), h = load(half_rest);
       const four v = load_part(group, whole, rest);
-      accumulate<Form>(m0, v.a, s, i, h), accumulate<Form>(m1, v.b, s, i, h);
-      accumulate<Form>(m2, v.c, s, i, h), accumulate<Form>(m3, v.d, s, i, h);
+      if constexpr (Range) {
+        bounds b = {load_part(lo + whole, rest), load_part(hi + whole, rest)};
+        widen_bounds(b, v);
+        store_part(b.least, lo + whole, rest), store_part(b.most, hi + whole, rest);
+      }
+      accumulate<Form>(m, v, load_part(shift + whole, rest), load_part(inverse + whole, rest), load(half_rest));
     }
     float sums[8];
-    sum8({m0.sum, m1.sum, m2.sum, m3.sum}, {m0.square, m1.square, m2.square, m3.square}, sums);
+    sum8({m.a.sum, m.b.sum, m.c.sum, m.d.sum}, {m.a.square, m.b.square, m.c.square, m.d.square}, sums);
     for (std::size_t i = 0; i < group.size; ++i) {
       const float variance = (sums[4 + i] - sums[i] * (sums[i] * share)) * unbiased;
       out[t + i] = variance < 0.0F ? 0.0F : variance;
@@ -433,18 +343,26 @@ inline void deviation_in_form(const T* x, const rows& r, const float* shift, con
 }
 
 template <class T>
-inline void deviation_of(const T* x, const rows& r, const float* shift, const float* inverse, normal form, float* out) {
-  if (form == normal::fused)
-    deviation_in_form<normal::fused>(x, r, shift, inverse, out);
-  else
-    deviation_in_form<normal::plain>(x, r, shift, inverse, out);
+inline void deviation_of(const T* x, const rows& r, const float* shift, const float* inverse, normal form, float* out, float* lo,
+                         float* hi) {
+  if (form == normal::fused) {
+    if (lo != nullptr)
+      deviation_in_form<normal::fused, true>(x, r, shift, inverse, out, lo, hi);
+    else
+      deviation_in_form<normal::fused, false>(x, r, shift, inverse, out, lo, hi);
+  } else {
+    if (lo != nullptr)
+      deviation_in_form<normal::plain, true>(x, r, shift, inverse, out, lo, hi);
+    else
+      deviation_in_form<normal::plain, false>(x, r, shift, inverse, out, lo, hi);
+  }
 }
 
-inline void deviation(const rows& r, const float* shift, const float* inverse, normal form, float* out) {
+inline void deviation(const rows& r, const float* shift, const float* inverse, normal form, float* out, float* lo, float* hi) {
   switch (r.type) {
-    case dtype::f32: return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, form, out);
-    case dtype::f16: return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, form, out);
-    case dtype::bf16: return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, form, out);
+    case dtype::f32: return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, form, out, lo, hi);
+    case dtype::f16: return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, form, out, lo, hi);
+    case dtype::bf16: return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, form, out, lo, hi);
     default: return;  // other types come widened
   }
 }

@@ -21,6 +21,7 @@
 
 namespace lagkv::simd::scalar {
 #define LAGKV_LANES 1
+#define LAGKV_X86 0
 #define LAGKV_TARGET target::scalar
 #include <lagkv/simd/vectors.inl>
 LAGKV_INLINE vec widen_halves(halves h) { return widen_by_bits(h); }
@@ -32,6 +33,7 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
 #endif
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
+#undef LAGKV_X86
 #undef LAGKV_TARGET
 }  // namespace lagkv::simd::scalar
 
@@ -41,6 +43,7 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
 
 namespace lagkv::simd::sse2 {
 #define LAGKV_LANES 4
+#define LAGKV_X86 1
 #define LAGKV_TARGET target::sse2
 #include <lagkv/simd/vectors.inl>
 LAGKV_INLINE vec widen_halves(halves h) { return widen_by_bits(h); }
@@ -52,6 +55,7 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
 #endif
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
+#undef LAGKV_X86
 #undef LAGKV_TARGET
 }  // namespace lagkv::simd::sse2
 
@@ -65,6 +69,7 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
 #endif
 namespace lagkv::simd::avx2 {
 #define LAGKV_LANES 8
+#define LAGKV_X86 1
 #define LAGKV_TARGET target::avx2
 #include <lagkv/simd/vectors.inl>
 typedef short signed_halves __attribute__((vector_size(16)));
@@ -73,6 +78,7 @@ LAGKV_INLINE vec root(vec v) { return __builtin_ia32_sqrtps256(v); }
 LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps256(a, b, c); }
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
+#undef LAGKV_X86
 #undef LAGKV_TARGET
 }  // namespace lagkv::simd::avx2
 #if defined(__clang__)
@@ -91,6 +97,7 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps256(a,
 #endif
 namespace lagkv::simd::avx512 {
 #define LAGKV_LANES 16
+#define LAGKV_X86 1
 #define LAGKV_TARGET target::avx512
 #if defined(__clang__)
 inline constexpr unsigned short all = 0xffff;
@@ -113,6 +120,7 @@ LAGKV_INLINE vec root(vec v) {
 LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps512_mask(a, b, c, all, current_rounding); }
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
+#undef LAGKV_X86
 #undef LAGKV_TARGET
 }  // namespace lagkv::simd::avx512
 #if defined(__clang__)
@@ -127,6 +135,7 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return __builtin_ia32_vfmaddps512_ma
 
 namespace lagkv::simd::neon {
 #define LAGKV_LANES 4
+#define LAGKV_X86 0
 #define LAGKV_TARGET target::neon
 #include <lagkv/simd/vectors.inl>
 LAGKV_INLINE vec widen_halves(halves h) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)h)); }
@@ -134,6 +143,7 @@ LAGKV_INLINE vec root(vec v) { return (vec)vsqrtq_f32((float32x4_t)v); }
 LAGKV_INLINE vec fma(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #include <lagkv/simd/kernels.inl>
 #undef LAGKV_LANES
+#undef LAGKV_X86
 #undef LAGKV_TARGET
 }  // namespace lagkv::simd::neon
 

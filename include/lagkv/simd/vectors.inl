@@ -21,7 +21,7 @@ typedef std::int8_t signed_octets __attribute__((vector_size(LAGKV_LANES)));
 LAGKV_INLINE ivec yes(ivec condition) { return condition; }
 LAGKV_INLINE ivec to_int(vec v) { return __builtin_convertvector(v, ivec); }
 LAGKV_INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
-#if LAGKV_LANES == 16 && !defined(__clang__)  // what GCC makes of the other takes four instructions
+#if LAGKV_X86 && LAGKV_LANES == 16 && !defined(__clang__)  // what GCC makes of the other takes four instructions
 typedef short signed_words __attribute__((vector_size(32)));
 LAGKV_INLINE ivec widen_integers(halves h) {
   return (ivec)__builtin_ia32_pmovzxwd512_mask((signed_words)h, ivec{}, 0xffff);
@@ -35,27 +35,18 @@ LAGKV_INLINE halves widen_octets(octets b) { return __builtin_convertvector(b, h
 #endif
 
 // min(a, b) and max(a, b); b where either is NaN. GCC makes a comparison and a choice of the plain form.
-#if defined(__x86_64__) && !defined(__clang__) && LAGKV_LANES == 4
+#if LAGKV_X86 && LAGKV_LANES == 4 && !defined(__clang__)
 LAGKV_INLINE vec vmin(vec a, vec b) { return __builtin_ia32_minps(a, b); }
 LAGKV_INLINE vec vmax(vec a, vec b) { return __builtin_ia32_maxps(a, b); }
-#elif LAGKV_LANES == 8 && !defined(__clang__)
+#elif LAGKV_X86 && LAGKV_LANES == 8 && !defined(__clang__)
 LAGKV_INLINE vec vmin(vec a, vec b) { return __builtin_ia32_minps256(a, b); }
 LAGKV_INLINE vec vmax(vec a, vec b) { return __builtin_ia32_maxps256(a, b); }
-#elif LAGKV_LANES == 16 && !defined(__clang__)
+#elif LAGKV_X86 && LAGKV_LANES == 16 && !defined(__clang__)
 LAGKV_INLINE vec vmin(vec a, vec b) { return __builtin_ia32_minps512_mask(a, b, vec{}, all, current_rounding); }
 LAGKV_INLINE vec vmax(vec a, vec b) { return __builtin_ia32_maxps512_mask(a, b, vec{}, all, current_rounding); }
 #else
 LAGKV_INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
 LAGKV_INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
-#endif
-
-#if LAGKV_LANES > 1
-// Twice as many 16-bit integers as floats in a vector, of the same size.
-typedef std::uint16_t words __attribute__((vector_size(4 * LAGKV_LANES)));
-typedef std::int16_t signed_shorts __attribute__((vector_size(4 * LAGKV_LANES)));
-LAGKV_INLINE words least_of(words a, words b) { return a < b ? a : b; }
-LAGKV_INLINE words most_of(words a, words b) { return a > b ? a : b; }
-LAGKV_INLINE signed_shorts most_of(signed_shorts a, signed_shorts b) { return a > b ? a : b; }
 #endif
 
 LAGKV_INLINE ivec bits(vec v) { return __builtin_bit_cast(ivec, v); }
