@@ -52,15 +52,12 @@ struct lag_relative {
     if (reference == against::next) range_of(x, head, {judged.end, judged.end + lag}, of_reference, ws);
     for (std::size_t begin = judged.end; begin > judged.begin;) {
       begin -= lag;
-      const token_range partition{begin, begin + lag};
-      if (reference == against::own) {
-        range_of(x, head, partition, of_reference, ws);
-        add(x, head, partition, partition, of_reference, nullptr, weight, scores + (begin - judged.begin), ws);
-      } else {
-        add(x, head, partition, {begin + lag, begin + 2 * lag}, of_reference, begin > judged.begin ? &of_own : nullptr, weight,
-            scores + (begin - judged.begin), ws);
-        std::swap(of_reference, of_own);
-      }
+      const token_range partition{begin, begin + lag}, next{begin + lag, begin + 2 * lag};
+      const token_range then = begin > judged.begin ? token_range{begin - lag, begin} : token_range{};
+      if (reference == against::own) range_of(x, head, partition, of_reference, ws);
+      add(x, head, partition, reference == against::own ? partition : next, then, of_reference, of_own, weight,
+          scores + (begin - judged.begin), ws);
+      if (reference == against::next) std::swap(of_reference, of_own);
     }
   }
 
@@ -78,25 +75,34 @@ struct lag_relative {
     for_each_rows(x, head, tokens, ws, [&](const simd::rows& rows, std::size_t) { ws.kernels().range(rows, to.lo, to.hi); });
   }
 
-  /// One partition; `by` is the range of the rows `other`, and is used up. Fills in its own range where it is asked for; then
-  /// the partition before it is judged next.
-  void add(const tensor& x, std::size_t head, token_range partition, token_range other, const ranges& by, const ranges* own,
-           float weight, float* scores, workspace& ws) const {
-    const token_range next = own != nullptr ? token_range{partition.begin - lag, partition.begin} : token_range{};
+  /// One partition; `by` is the range of the rows `other`, and is used up; `own` becomes that of the partition. `then` will be
+  /// judged next.
+  void add(const tensor& x, std::size_t head, token_range partition, token_range other, token_range then, const ranges& by,
+           const ranges& own, float weight, float* scores, workspace& ws) const {
     const simd::kernel_table& kernels = ws.kernels();
     const std::size_t channels = x.channels();
     float* deviation = ws.floats(workspace::deviation, lag);
-    simd::normal form = kernels.normalise(channels, by.lo, by.hi);
+    const dtype type = detail::plain(x) ? x.type() : dtype::f32;  // in which rows come
+    simd::normal form = kernels.normalise(channels, type, by.lo, by.hi);
     if (form == simd::normal::not_finite) {
       finite_range(x, head, other, by.lo, by.hi, ws);
-      form = kernels.normalise(channels, by.lo, by.hi);
+      form = kernels.normalise(channels, type, by.lo, by.hi);
     }
-    if (own != nullptr) own->reset(channels);
-    for_each_rows_and_next(x, head, partition, next, ws, [&](const simd::rows& rows, std::size_t offset) {
-      kernels.deviation(rows, by.lo, by.hi, form, deviation + offset, own != nullptr ? own->lo : nullptr,
-                        own != nullptr ? own->hi : nullptr);
+    own.reset(channels);
+    for_each_rows_and_next(x, head, partition, then, ws, [&](const simd::rows& rows, std::size_t offset) {
+      const bool wider = form == simd::normal::plain && rows.type != dtype::f32;
+      kernels.deviation(wider ? in_f32(rows, ws) : rows, by.lo, by.hi, deviation + offset, own.lo, own.hi);
     });
     kernels.add_softmax(deviation, lag, weight, scores);
+  }
+
+  static simd::rows in_f32(const simd::rows& r, workspace& ws) {
+    float* wide = ws.floats(workspace::wide_rows, r.tokens * r.channels);
+    const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(size_of(r.type));
+    for (std::size_t i = 0; i < r.tokens; ++i)
+      ws.kernels().widen(static_cast<const std::byte*>(r.data) + static_cast<std::ptrdiff_t>(i) * step, r.type, r.channels,
+                         wide + i * r.channels);
+    return {wide, dtype::f32, r.tokens, r.channels, static_cast<std::ptrdiff_t>(r.channels)};
   }
 
   /// The range of each channel over its finite values; 0, 0 where there is none. Off the common path.

@@ -32,8 +32,8 @@ struct rows {
 /// What normalise() has made.
 enum class normal : std::uint8_t {
   not_finite,  ///< nothing: a bound is not finite
-  plain,       ///< z - 1/2 = (x - shift) * inverse - 1/2
-  fused        ///< z - 1/2 = x * inverse + shift
+  plain,       ///< z - 1/2 = (x - shift) * inverse - 1/2: for rows of f32
+  fused        ///< z - 1/2 = x * inverse + shift: for rows of f16 and bf16
 };
 
 /// One entry a kernel. Every kernel treats a row alike wherever it stands among others, so that results do not depend on
@@ -46,13 +46,13 @@ struct kernel_table {
 
   /// Makes of the range of each channel what deviation() takes: of lo the shift, of hi the inverse of the width. A channel
   /// whose width is 0, or has no finite inverse, gets 0 for both: its z is 0. Where a bound is not finite nothing is changed.
-  normal (*normalise)(std::size_t channels, float* lo, float* hi);
+  /// For 16-bit rows the answer is `plain` where fusing would lose digits: such rows must be widened to f32.
+  normal (*normalise)(std::size_t channels, dtype type, float* lo, float* hi);
 
   /// deviation[t] = unbiased standard deviation over channels of z = (x[t][c] - lo[c]) / (hi[c] - lo[c]), with what
-  /// normalise() has made of lo and hi, and its answer; not finite where a channel is not; 0 for one channel. In the same
-  /// reading it extends the range own_lo, own_hi by the rows, as range() does; null: it does not.
-  void (*deviation)(const rows& x, const float* shift, const float* inverse, normal form, float* deviation, float* own_lo,
-                    float* own_hi);
+  /// normalise() has made of lo and hi for the type of x; not finite where a channel is not; 0 for one channel. In the same
+  /// reading it extends the range own_lo, own_hi by the rows, as range() does.
+  void (*deviation)(const rows& x, const float* shift, const float* inverse, float* deviation, float* own_lo, float* own_hi);
 
   /// out[t] += weight * softmax(x)[t]. Entries that are not finite take no part and get nothing. x is overwritten.
   void (*add_softmax)(float* x, std::size_t n, float weight, float* out);

@@ -229,7 +229,7 @@ LAGKV_INLINE bool any(ivec mask) {
   return found != 0;
 }
 
-inline normal normalise(std::size_t channels, float* lo, float* hi) {
+inline normal normalise(std::size_t channels, dtype type, float* lo, float* hi) {
   // Where lo lies within 16 widths of 0, (x - lo) * inverse - 1/2 may be taken as x * inverse + (-lo * inverse - 1/2), which
   // saves an operation an element: what rounding the second term costs stays below 1e-6 of the range.
   constexpr float near = 16.0F;
@@ -249,7 +249,7 @@ inline normal normalise(std::size_t channels, float* lo, float* hi) {
     far |= yes(distance > fill(near)) | yes(distance < fill(-near));
     store_part(from, lo + c, here), store_part(inverse, hi + c, here);
   }
-  const bool fused = !any(far);
+  const bool fused = type != dtype::f32 && !any(far);
   if (fused)
     for (std::size_t c = 0; c < channels; c += lanes) {
       const std::size_t here = channels - c < lanes ? channels - c : lanes;
@@ -264,9 +264,16 @@ struct moments {
   vec sum{}, square{};
 };
 
-template <normal Form>
-LAGKV_INLINE void accumulate(moments& m, vec x, vec shift, vec inverse, vec half) {
-  const vec z = Form == normal::fused ? fma(x, inverse, shift) : fma(x - shift, inverse, half);
+// Rows of f32 wait for memory: they can afford the subtraction. Rows of 16 bits come fused, or widened to f32.
+LAGKV_INLINE vec normalised(const float*, vec x, vec shift, vec inverse, vec half) { return fma(x - shift, inverse, half); }
+template <class T>
+LAGKV_INLINE vec normalised(const T*, vec x, vec shift, vec inverse, vec) {
+  return fma(x, inverse, shift);
+}
+
+template <class T>
+LAGKV_INLINE void accumulate(const T* type, moments& m, vec x, vec shift, vec inverse, vec half) {
+  const vec z = normalised(type, x, shift, inverse, half);
   m.sum += z;
   m.square = fma(z, z, m.square);
 }
@@ -275,10 +282,10 @@ struct four_moments {
   moments a, b, c, d;
 };
 
-template <normal Form>
-LAGKV_INLINE void accumulate(four_moments& m, const four& x, vec shift, vec inverse, vec half) {
-  accumulate<Form>(m.a, x.a, shift, inverse, half), accumulate<Form>(m.b, x.b, shift, inverse, half);
-  accumulate<Form>(m.c, x.c, shift, inverse, half), accumulate<Form>(m.d, x.d, shift, inverse, half);
+template <class T>
+LAGKV_INLINE void accumulate(const T* type, four_moments& m, const four& x, vec shift, vec inverse, vec half) {
+  accumulate(type, m.a, x.a, shift, inverse, half), accumulate(type, m.b, x.b, shift, inverse, half);
+  accumulate(type, m.c, x.c, shift, inverse, half), accumulate(type, m.d, x.d, shift, inverse, half);
 }
 
 LAGKV_INLINE void widen_bounds(bounds& b, const four& x) {
@@ -293,9 +300,8 @@ LAGKV_INLINE void prefetch_rows(const std::byte* first, std::ptrdiff_t step, std
 }
 
 // Four rows at a time share the loads of shift, inverse and bounds, and one reduction; a last group repeats its last row.
-template <normal Form, bool Range, class T>
-inline void deviation_in_form(const T* x, const rows& r, const float* shift, const float* inverse, float* out, float* lo,
-                              float* hi) {
+template <class T>
+inline void deviation_of(const T* x, const rows& r, const float* shift, const float* inverse, float* out, float* lo, float* hi) {
   const std::size_t whole = r.channels / lanes * lanes;
   const std::size_t rest = r.channels - whole;
   float half_rest[lanes] = {};  // the padding of a last, partial vector must stay 0
@@ -313,21 +319,17 @@ inline void deviation_in_form(const T* x, const rows& r, const float* shift, con
     four_moments m;
     for (std::size_t c = 0; c < whole; c += lanes) {
       const four v = load(group, c);
-      if constexpr (Range) {
-        bounds b = load_bounds(lo + c, hi + c);
-        widen_bounds(b, v);
-        store_bounds(b, lo + c, hi + c);
-      }
-      accumulate<Form>(m, v, load(shift + c), load(inverse + c), half);
+      bounds b = load_bounds(lo + c, hi + c);
+      widen_bounds(b, v);
+      store_bounds(b, lo + c, hi + c);
+      accumulate(x, m, v, load(shift + c), load(inverse + c), half);
     }
     if (rest != 0) {
       const four v = load_part(group, whole, rest);
-      if constexpr (Range) {
-        bounds b = {load_part(lo + whole, rest), load_part(hi + whole, rest)};
-        widen_bounds(b, v);
-        store_part(b.least, lo + whole, rest), store_part(b.most, hi + whole, rest);
-      }
-      accumulate<Form>(m, v, load_part(shift + whole, rest), load_part(inverse + whole, rest), load(half_rest));
+      bounds b = {load_part(lo + whole, rest), load_part(hi + whole, rest)};
+      widen_bounds(b, v);
+      store_part(b.least, lo + whole, rest), store_part(b.most, hi + whole, rest);
+      accumulate(x, m, v, load_part(shift + whole, rest), load_part(inverse + whole, rest), load(half_rest));
     }
     float sums[8];
     sum8({m.a.sum, m.b.sum, m.c.sum, m.d.sum}, {m.a.square, m.b.square, m.c.square, m.d.square}, sums);
@@ -342,27 +344,11 @@ inline void deviation_in_form(const T* x, const rows& r, const float* shift, con
   }
 }
 
-template <class T>
-inline void deviation_of(const T* x, const rows& r, const float* shift, const float* inverse, normal form, float* out, float* lo,
-                         float* hi) {
-  if (form == normal::fused) {
-    if (lo != nullptr)
-      deviation_in_form<normal::fused, true>(x, r, shift, inverse, out, lo, hi);
-    else
-      deviation_in_form<normal::fused, false>(x, r, shift, inverse, out, lo, hi);
-  } else {
-    if (lo != nullptr)
-      deviation_in_form<normal::plain, true>(x, r, shift, inverse, out, lo, hi);
-    else
-      deviation_in_form<normal::plain, false>(x, r, shift, inverse, out, lo, hi);
-  }
-}
-
-inline void deviation(const rows& r, const float* shift, const float* inverse, normal form, float* out, float* lo, float* hi) {
+inline void deviation(const rows& r, const float* shift, const float* inverse, float* out, float* lo, float* hi) {
   switch (r.type) {
-    case dtype::f32: return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, form, out, lo, hi);
-    case dtype::f16: return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, form, out, lo, hi);
-    case dtype::bf16: return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, form, out, lo, hi);
+    case dtype::f32: return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, out, lo, hi);
+    case dtype::f16: return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, out, lo, hi);
+    case dtype::bf16: return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, out, lo, hi);
     default: return;  // other types come widened
   }
 }
