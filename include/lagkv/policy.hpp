@@ -112,7 +112,7 @@ inline void spare(std::span<float> scores, std::size_t heads, const due& d) {
 inline std::size_t partitions_together(const layer& l, const due& d) {
   constexpr std::size_t least = 8, bytes = std::size_t{1} << 21;
   const std::size_t partition = d.partition * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
-  const std::size_t fit = bytes / (partition + 1);
+  const std::size_t fit = bytes / partition;
   return fit > least ? fit : least;
 }
 

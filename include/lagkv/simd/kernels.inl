@@ -594,9 +594,11 @@ inline void narrow(const float* x, dtype type, std::size_t n, void* out) {
     case dtype::f32: __builtin_memcpy(out, x, n * sizeof(float)); return;
     case dtype::f16: return narrow_of(x, n, static_cast<f16*>(out));
     case dtype::bf16: return narrow_of(x, n, static_cast<bf16*>(out));
-    default: return;  // other types come widened
+    default: return;  // nothing is quantised
   }
 }
+
+// ---- sums over the channels of rows ---------------------------------------------------------------------------------
 
 LAGKV_INLINE void store_sums(const four& sum, float* out, std::size_t n) {
   if (n == 4) return sum4(sum.a, sum.b, sum.c, sum.d, out);
