@@ -4,7 +4,10 @@
 #include <cstdint>
 
 #include <lagkv/simd/kernel_table.hpp>
+
+#if !defined(LAGKV_SEPARATE_KERNELS)
 #include <lagkv/simd/targets.hpp>
+#endif
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -58,23 +61,12 @@ inline bool supported(target t) {
 #endif
 }
 
-/// The kernels of `t`; those of best() where `t` cannot run here.
-inline const kernel_table& kernels(target t) {
-  switch (supported(t) ? t : best()) {
-#if defined(__x86_64__)
-    case target::sse2:
-      return sse2::table;
-    case target::avx2:
-      return avx2::table;
-    case target::avx512:
-      return avx512::table;
-#elif defined(__aarch64__)
-    case target::neon:
-      return neon::table;
+/// The kernels of `t`; those of best() where `t` cannot run here. Where LAGKV_SEPARATE_KERNELS is defined, they are compiled
+/// once, in <lagkv/simd/kernels.cpp>, and not in each file that includes this one.
+#if defined(LAGKV_SEPARATE_KERNELS)
+const kernel_table& kernels(target t);
+#else
+inline const kernel_table& kernels(target t) { return detail::table_of(supported(t) ? t : best()); }
 #endif
-    default:
-      return scalar::table;
-  }
-}
 
 }  // namespace lagkv::simd

@@ -150,3 +150,26 @@ LAGKV_INLINE vec fma(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c
 #endif
 
 #undef LAGKV_INLINE
+
+namespace lagkv::simd::detail {
+
+/// The kernels of `t`, whether they can run here or not; the plain ones where this build has none of that name.
+inline const kernel_table& table_of(target t) {
+  switch (t) {
+#if defined(__x86_64__)
+    case target::sse2:
+      return sse2::table;
+    case target::avx2:
+      return avx2::table;
+    case target::avx512:
+      return avx512::table;
+#elif defined(__aarch64__)
+    case target::neon:
+      return neon::table;
+#endif
+    default:
+      return scalar::table;
+  }
+}
+
+}  // namespace lagkv::simd::detail
