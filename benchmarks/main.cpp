@@ -216,6 +216,7 @@ class asked {
       for (std::size_t c = 0; c < dim; ++c) covariance_[(h * dim + c) * dim + c] = 0.1F;
     extras_.queries = view(queries_, dim, queries);
     extras_.query_mean = view(mean_, dim, 1), extras_.query_covariance = view(covariance_, dim, dim);
+    extras_.rope = &rope_;
     extras_.mass = {mass_.data(), static_cast<std::ptrdiff_t>(tokens)};
   }
 
@@ -228,6 +229,7 @@ class asked {
   }
 
   std::vector<float> queries_, mass_, mean_, covariance_;
+  lagkv::rope rope_;
   lagkv::extras extras_;
 };
 
@@ -356,13 +358,26 @@ void register_all() {
   s.how = layout::transposed;
   add(name_of("step_transposed", s), step, s);
 
-  for (const char* policy :
-       {"random:sink=16,keep=0.25", "key_norm:sink=16,keep=0.25", "value_norm:sink=16,keep=0.25", "key_diff:sink=16,keep=0.25",
-        "key_diff:sink=16,keep=0.25,lag=128", "cur:sink=16,keep=0.25", "manifold:sink=16,keep=0.25",
-        "manifold:sink=16,keep=0.25,lag=128", "leverage:sink=16,keep=0.25", "leverage:sink=16,keep=0.25,sketch=48",
-        "expected_attention:sink=16,keep=0.25", "expected_attention:sink=16,keep=0.25,covariance=no", "snapkv:sink=16,keep=0.25",
-        "h2o:sink=16,keep=0.25", "tova:sink=16,keep=0.25", "fuse:lagkv+key_diff,sink=16,lag=128,keep=0.25",
-        "key_norm:sink=16,keep=0.25,select=chunks", "streaming_llm:sink=16,keep=0.25"})
+  for (const char* policy : {"random:sink=16,keep=0.25",
+                             "key_norm:sink=16,keep=0.25",
+                             "value_norm:sink=16,keep=0.25",
+                             "key_diff:sink=16,keep=0.25",
+                             "key_diff:sink=16,keep=0.25,lag=128",
+                             "cur:sink=16,keep=0.25",
+                             "manifold:sink=16,keep=0.25",
+                             "novelty:sink=16,keep=0.25",
+                             "novelty:sink=16,keep=0.25,unrotate=no",
+                             "manifold:sink=16,keep=0.25,lag=128",
+                             "leverage:sink=16,keep=0.25",
+                             "leverage:sink=16,keep=0.25,sketch=48",
+                             "expected_attention:sink=16,keep=0.25",
+                             "expected_attention:sink=16,keep=0.25,covariance=no",
+                             "snapkv:sink=16,keep=0.25",
+                             "h2o:sink=16,keep=0.25",
+                             "tova:sink=16,keep=0.25",
+                             "fuse:lagkv+key_diff,sink=16,lag=128,keep=0.25",
+                             "key_norm:sink=16,keep=0.25,select=chunks",
+                             "streaming_llm:sink=16,keep=0.25"})
     benchmark::RegisterBenchmark((name_of("method", usual) + "/" + policy).c_str(), [=](benchmark::State& state) {
       method(state, usual, policy);
     })->Unit(benchmark::kMillisecond);

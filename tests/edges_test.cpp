@@ -16,7 +16,7 @@ using lagkv::dtype;
 
 // ---- parse ----------------------------------------------------------------------------------------------------------
 
-constexpr const char* keys_of_lagkv = "lagkv: unknown key '%': must be one of sink, lag, ratio, value_weight, form";
+constexpr const char* keys_of_lagkv = "lagkv: unknown key '%': must be one of sink, lag, ratio, value_weight, form, unrotate";
 /// The names that a message lists, from the list of policies itself.
 std::string names_of(bool fusable) {
   std::string out = fusable ? "" : "fuse";
@@ -26,7 +26,7 @@ std::string names_of(bool fusable) {
 }
 const std::string names = "unknown policy '%': must be one of " + names_of(false);
 constexpr const char* shared =
-    "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, select, chunk, safeguard, pyramid";
+    "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, smooth, agree, unrotate, select, chunk, safeguard, pyramid";
 
 std::string with(std::string text, const std::string& word) { return text.replace(text.find('%'), 1, word); }
 

@@ -403,7 +403,7 @@ TEST_P(kernels, squares_and_distances) {
     const std::vector<float> centre = normal_values(x.channels, random);
     std::vector<float> square(x.tokens + 1, 77.0F), distance(x.tokens + 1, 77.0F);
     table.squares(x.rows(), square.data());
-    table.distances(x.rows(), centre.data(), distance.data());
+    table.distances(x.rows(), nullptr, centre.data(), nullptr, distance.data());
     for (std::size_t t = 0; t < x.tokens; ++t) {
       double from_origin = 0, from_centre = 0;
       for (std::size_t c = 0; c < x.channels; ++c) {
@@ -414,10 +414,65 @@ TEST_P(kernels, squares_and_distances) {
       ASSERT_LE(relative(distance[t], from_centre), 2e-6) << "token " << t;
       float alone[2];
       table.squares(part(x, t, 1), &alone[0]);
-      table.distances(part(x, t, 1), centre.data(), &alone[1]);
+      table.distances(part(x, t, 1), nullptr, centre.data(), nullptr, &alone[1]);
       ASSERT_TRUE(same_bits(alone[0], square[t]) && same_bits(alone[1], distance[t])) << "token " << t << " alone";
     }
     ASSERT_TRUE(square[x.tokens] == 77.0F && distance[x.tokens] == 77.0F) << "writes behind the last token";
+  });
+}
+
+TEST_P(kernels, distances_of_scaled_rows_with_weights) {
+  for_each_size([&](const packed& x, std::mt19937& random) {
+    const std::vector<float> centre = normal_values(x.channels, random), factors = normal_values(x.tokens, random);
+    std::vector<float> weights = normal_values(x.channels, random);
+    for (float& w : weights) w = std::fabs(w);
+    std::vector<float> distance(x.tokens + 1, 77.0F);
+    table.distances(x.rows(), factors.data(), centre.data(), weights.data(), distance.data());
+    for (std::size_t t = 0; t < x.tokens; ++t) {
+      double exact = 0, size = 0;
+      for (std::size_t c = 0; c < x.channels; ++c) {
+        const double scaled = static_cast<double>(x.value(t, c)) * factors[t];
+        exact += weights[c] * std::pow(scaled - centre[c], 2);
+        size += weights[c] * (scaled * scaled + static_cast<double>(centre[c]) * centre[c]);
+      }
+      ASSERT_NEAR(distance[t], exact, 2e-6 * size) << "token " << t;
+      float alone = 0;
+      table.distances(part(x, t, 1), &factors[t], centre.data(), weights.data(), &alone);
+      ASSERT_TRUE(same_bits(alone, distance[t])) << "token " << t << " alone";
+    }
+    ASSERT_EQ(distance[x.tokens], 77.0F) << "writes behind the last token";
+  });
+}
+
+TEST_P(kernels, turn_back) {
+  for_each_size([&](const packed& x, std::mt19937& random) {
+    if (x.channels < 2) return;
+    const std::size_t dims = 2 + random() % (x.channels - 1) / 2 * 2, pairs = dims / 2;
+    const bool neighbours = random() % 2 == 0;
+    // Any two turns: [far, near][cosines, sines][dims], and their sum in double.
+    std::vector<float> far(2 * dims), near(2 * dims);
+    std::vector<double> cosine(pairs), sine(pairs);
+    for (std::size_t j = 0; j < pairs; ++j) {
+      const std::size_t a = neighbours ? 2 * j : j, b = neighbours ? 2 * j + 1 : j + pairs;
+      const double one = static_cast<double>(random() % 1000), other = static_cast<double>(random() % 1000);
+      for (auto [angle, row] : {std::pair{one, &far}, std::pair{other, &near}}) {
+        (*row)[a] = (*row)[b] = static_cast<float>(std::cos(angle));
+        (*row)[dims + a] = static_cast<float>(std::sin(angle)), (*row)[dims + b] = -static_cast<float>(std::sin(angle));
+      }
+      cosine[j] = std::cos(one + other), sine[j] = std::sin(one + other);
+    }
+    for (std::size_t t = 0; t < x.tokens; ++t) {
+      std::vector<float> out(x.channels + 1, 77.0F);
+      table.turn_back(x.bytes.data() + x.at(t, 0), x.type, x.channels, {dims, neighbours, far.data(), near.data()}, out.data());
+      for (std::size_t j = 0; j < pairs; ++j) {
+        const std::size_t a = neighbours ? 2 * j : j, b = neighbours ? 2 * j + 1 : j + pairs;
+        const double p = x.value(t, a), q = x.value(t, b), size = std::hypot(p, q);
+        ASSERT_NEAR(out[a], p * cosine[j] + q * sine[j], 5e-7 * size) << "token " << t << " pair " << j;
+        ASSERT_NEAR(out[b], q * cosine[j] - p * sine[j], 5e-7 * size) << "token " << t << " pair " << j;
+      }
+      for (std::size_t c = dims; c < x.channels; ++c) ASSERT_EQ(out[c], x.value(t, c));
+      ASSERT_EQ(out[x.channels], 77.0F) << "writes behind the last channel";
+    }
   });
 }
 
@@ -490,6 +545,30 @@ TEST_P(kernels, add_rows_goes_row_by_row) {
   });
 }
 
+TEST_P(kernels, add_squared_rows) {
+  for_each_size([&](const packed& x, std::mt19937& random) {
+    std::vector<float> weights = normal_values(x.tokens, random), start = normal_values(x.channels, random), sum = start;
+    sum.push_back(77.0F);
+    table.add_squared_rows(x.rows(), weights.data(), sum.data());
+    for (std::size_t c = 0; c < x.channels; ++c) {
+      double exact = start[c], size = std::fabs(start[c]);
+      for (std::size_t t = 0; t < x.tokens; ++t) {
+        const double term = weights[t] * std::pow(static_cast<double>(x.value(t, c)), 2);
+        exact += term, size += std::fabs(term);
+      }
+      ASSERT_NEAR(sum[c], exact, 1e-6 * size) << "channel " << c;
+    }
+    ASSERT_EQ(sum[x.channels], 77.0F) << "writes behind the last channel";
+    std::vector<float> cut = start;
+    for (std::size_t t = 0, n = 0; t < x.tokens; t += n) {
+      n = 1 + random() % (x.tokens - t);
+      table.add_squared_rows(part(x, t, n), &weights[t], cut.data());
+    }
+    cut.push_back(77.0F);
+    ASSERT_EQ(cut, sum);
+  });
+}
+
 TEST_P(kernels, sums_pass_on_what_is_not_finite) {
   std::mt19937 random(9);
   for (std::uint32_t bad : {0x7e00U, 0xfd00U, 0x7c00U, 0xfc00U})
@@ -507,7 +586,7 @@ TEST_P(kernels, sums_pass_on_what_is_not_finite) {
               ASSERT_TRUE(std::isnan(expected) ? std::isnan(sums[t]) : sums[t] == expected) << sums[t];
         };
         table.squares(x.rows(), out.data()), check(out.data(), value * value);
-        table.distances(x.rows(), ones.data(), out.data()), check(out.data(), value * value);
+        table.distances(x.rows(), nullptr, ones.data(), nullptr, out.data()), check(out.data(), value * value);
         table.dots(x.rows(), ones.data(), 5, products.data(), 6);
         for (std::size_t v = 0; v < 5; ++v) check(&products[6 * v], value);
         table.dots(x.rows(), zeros.data(), 1, out.data(), 6), check(out.data(), nan);  // infinity times 0

@@ -44,6 +44,7 @@ class engine {
     e.queries = queries.view(), e.query_count = asked;
     e.mass = {mass_.data(), tokens};
     e.positions = {positions_.data(), tokens};
+    e.rope = &rope_;
     if (protect_) e.protect = spared;
     lagkv::layer l = kv_.layer(in_use_);
     l.extra = &e;
@@ -112,6 +113,7 @@ class engine {
   cube q_ = make_cube(63, heads* group, tokens, channels);
   host all_keys_{layout::heads_first, type_, k_}, all_values_{layout::heads_first, type_, v_};
   cache kv_;
+  lagkv::rope rope_;
   std::vector<float> mass_ = std::vector<float>(heads * tokens);
   std::vector<std::uint32_t> positions_ = std::vector<std::uint32_t>(heads * tokens);
   std::vector<std::uint32_t> expected_[heads];

@@ -227,6 +227,10 @@ const formula formulas[] = {
     {"manifold", "manifold", [](const inputs& x, auto h, auto j, auto r) { return manifold_scores(x.keys, h, j, r); }},
     {"manifold_window", "manifold:window=9",
      [](const inputs& x, auto h, auto j, auto) { return windowed_manifold_scores(x.keys, h, j, 9); }},
+    {"novelty", "novelty:unrotate=no,agree=no,smooth=0",
+     [](const inputs& x, auto h, auto j, auto r) {
+       return novelty_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end});  // not the sinks
+     }},
     {"paged_eviction", "paged_eviction",
      [](const inputs& x, auto h, auto j, auto) {
        std::vector<double> s = value_norm_scores(x.values, h, j);

@@ -2,45 +2,21 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <complex>
 #include <cstddef>
 #include <string>
 #include <vector>
 
 #include <lagkv/compact.hpp>
-#include <lagkv/rope.hpp>
+#include <lagkv/rerotate.hpp>
 #include <lagkv/strided.hpp>
 
-#include "support/host.hpp"
+#include "support/rotation.hpp"
 
 namespace {
 
 using namespace support;
 using lagkv::dtype;
 using lagkv::rope;
-
-constexpr rope::pairing all_pairings[] = {rope::pairing::halves, rope::pairing::neighbours};
-
-/// The key, in double, with the rotation of `positions` added.
-std::vector<double> rotated(const std::vector<double>& key, double positions, const rope& r) {
-  const std::size_t dims = r.dims != 0 ? r.dims : key.size(), pairs = dims / 2;
-  std::vector<double> out = key;
-  for (std::size_t j = 0; j < pairs; ++j) {
-    const bool halves = r.pairs == rope::pairing::halves;
-    const std::size_t a = halves ? j : 2 * j, b = halves ? j + pairs : 2 * j + 1;
-    double frequency = 1 / std::exp(std::log(r.base) * 2 * static_cast<double>(j) / static_cast<double>(dims));
-    if (!r.factors.empty()) frequency /= r.factors[j];
-    const std::complex<double> z = std::complex(key[a], key[b]) * std::polar(1.0, positions * frequency * r.position_scale);
-    out[a] = z.real(), out[b] = z.imag();
-  }
-  return out;
-}
-
-std::vector<double> values(const host& x, std::size_t head, std::size_t row) {
-  std::vector<double> out;
-  for (std::uint32_t bits : x.row(head, row)) out.push_back(decoded(x.type(), bits));
-  return out;
-}
 
 /// Within a rounding to the type, f32 arithmetic, and what `earlier` roundings may have left.
 void expect_near(const std::vector<double>& found, const std::vector<double>& exact, dtype type, int earlier = 0) {
@@ -108,8 +84,8 @@ TEST_P(rerotate, one_key) {
         host keys(layout::heads_first, type, x);
         const host before = keys;
         lagkv::rerotate(keys.view(), 1, 3, shift, r, ws);
-        const auto key = values(before, 1, 3);
-        expect_near(values(keys, 1, 3), rotated(key, static_cast<double>(shift), r), type);
+        const auto key = values_of(before, 1, 3);
+        expect_near(values_of(keys, 1, 3), turned(key, static_cast<double>(shift), r), type);
         for (std::size_t h = 0; h < 2; ++h)
           for (std::size_t t = 0; t < 5; ++t)
             for (std::size_t c = h == 1 && t == 3 ? r.rotated(channels) : 0; c < channels; ++c)
@@ -135,7 +111,7 @@ TEST_P(rerotate, shifts_add_up) {
       host twice(layout::heads_first, type, x), once(layout::heads_first, type, x);
       lagkv::rerotate(twice.view(), 0, 0, -1234, r, ws), lagkv::rerotate(twice.view(), 0, 0, 1000, r, ws);
       lagkv::rerotate(once.view(), 0, 0, -234, r, ws);
-      expect_near(values(twice, 0, 0), values(once, 0, 0), type, 2);
+      expect_near(values_of(twice, 0, 0), values_of(once, 0, 0), type, 2);
     }
 }
 
@@ -146,10 +122,10 @@ TEST_P(rerotate, from_one_position_to_another) {
     for (const rope& r : ropes())
       for (auto [p, q] : {std::pair{5000, 12}, {0, 70000}, {31, 30}}) {
         host keys(layout::heads_first, type, 1, 1, channels);
-        const auto at_p = rotated(key, p, r);
+        const auto at_p = turned(key, p, r);
         for (std::size_t c = 0; c < channels; ++c) keys.set(0, 0, c, encoded(type, static_cast<float>(at_p[c])));
         lagkv::rerotate(keys.view(), 0, 0, q - p, r, ws);
-        expect_near(values(keys, 0, 0), rotated(key, q, r), type, 1);
+        expect_near(values_of(keys, 0, 0), turned(key, q, r), type, 1);
       }
 }
 
@@ -183,9 +159,9 @@ TEST_P(rerotate, by_a_plan) {
               ASSERT_EQ(keys.row(h, i), before.row(h, i)) << "stays where it was";
               continue;
             }
-            const auto key = values(before, h, i);
+            const auto key = values_of(before, h, i);
             const double shift = static_cast<double>(i) - static_cast<double>(p.source(h, i));
-            expect_near(values(keys, h, i), rotated(key, shift, r), type);
+            expect_near(values_of(keys, h, i), turned(key, shift, r), type);
             if (HasFatalFailure()) return;
           }
       }
@@ -228,18 +204,18 @@ TEST_P(rerotate, attention_sees_neighbours_where_tokens_lie_side_by_side) {
     host keys(layout::tokens_first, dtype::f32, p.heads(), 64, channels);
     for (std::size_t h = 0; h < p.heads(); ++h)
       for (std::size_t t = 0; t < 64; ++t) {
-        const auto at_t = rotated(key(h, t), static_cast<double>(t), r);
+        const auto at_t = turned(key(h, t), static_cast<double>(t), r);
         for (std::size_t c = 0; c < channels; ++c) keys.set(h, t, c, encoded(dtype::f32, static_cast<float>(at_t[c])));
       }
     lagkv::compact(keys.view(), p);
     lagkv::rerotate(keys.view(), p, r, ws);
     for (std::size_t h = 0; h < p.heads(); ++h) {
       const std::size_t n = p.tokens_after(h);
-      const auto next = rotated(query, static_cast<double>(n), r);
+      const auto next = turned(query, static_cast<double>(n), r);
       for (std::size_t i = 0; i < n; ++i) {
-        const auto found = values(keys, h, i);
+        const auto found = values_of(keys, h, i);
         // Only the distance counts: the query at 0, the key as far before it as the row is before the next.
-        const auto exact = rotated(key(h, p.source(h, i)), static_cast<double>(i) - static_cast<double>(n), r);
+        const auto exact = turned(key(h, p.source(h, i)), static_cast<double>(i) - static_cast<double>(n), r);
         double product = 0, expected = 0, size = 0;
         for (std::size_t c = 0; c < channels; ++c) {
           product += next[c] * found[c], expected += query[c] * exact[c];
@@ -262,7 +238,7 @@ TEST_P(rerotate, stays_exact_over_a_long_text) {
   const rope r{};
   lagkv::rerotate(lagkv::strided<float>(memory.data(), {1, 2}, {0, 2}, tokens), p, r, ws);
   for (std::size_t i = 0; i < p.tokens_after(); i += i + 20 < p.tokens_after() ? 997U : 1U) {
-    const auto exact = rotated({1, 0}, static_cast<double>(i) - static_cast<double>(p.source(0, i)), r);
+    const auto exact = turned({1, 0}, static_cast<double>(i) - static_cast<double>(p.source(0, i)), r);
     ASSERT_NEAR(memory[2 * i], exact[0], 7e-8) << i;
     ASSERT_NEAR(memory[2 * i + 1], exact[1], 7e-8) << i;
   }

@@ -25,6 +25,25 @@ struct token_range {
   friend constexpr bool operator==(token_range, token_range) = default;
 };
 
+/// A number a token, in the host's memory: entry (head, row) is data[head * head_stride + row]. step() keeps it in line with
+/// the rows.
+template <class T>
+struct side_array {
+  T* data = nullptr;
+  std::ptrdiff_t head_stride = 0;  ///< 0: one row of numbers for all heads, which then must keep the same tokens
+
+  explicit operator bool() const { return data != nullptr; }
+  T* of(std::size_t head) const { return data + static_cast<std::ptrdiff_t>(head) * head_stride; }
+};
+
+/// Which position each row holds.
+struct row_positions {
+  side_array<std::uint32_t> known;  ///< where the host keeps them; else row + dropped, right for rows not judged before
+  std::size_t dropped = 0;
+
+  std::size_t of(std::size_t head, std::size_t row) const { return known ? known.of(head)[row] : row + dropped; }
+};
+
 /// Why something was refused: names the culprit, its value and the limit.
 struct error {
   std::string message;

@@ -16,6 +16,7 @@
 #include <lagkv/policies.hpp>
 #include <lagkv/policy.hpp>
 #include <lagkv/recipes.hpp>
+#include <lagkv/rerotate.hpp>
 #include <lagkv/retention.hpp>
 #include <lagkv/ring.hpp>
 #include <lagkv/rope.hpp>
@@ -24,4 +25,5 @@
 #include <lagkv/simd/dispatch.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
+#include <lagkv/unrotate.hpp>
 #include <lagkv/workspace.hpp>

@@ -11,16 +11,7 @@
 
 namespace lagkv {
 
-/// A number a token, in the host's memory: entry (head, row) is data[head * head_stride + row]. step() keeps it in line with
-/// the rows.
-template <class T>
-struct side_array {
-  T* data = nullptr;
-  std::ptrdiff_t head_stride = 0;  ///< 0: one row of numbers for all heads, which then must keep the same tokens
-
-  explicit operator bool() const { return data != nullptr; }
-  T* of(std::size_t head) const { return data + static_cast<std::ptrdiff_t>(head) * head_stride; }
-};
+struct rope;
 
 /// What some policies read beside keys and values; policy.needs says which. All of it is optional.
 ///
@@ -41,6 +32,8 @@ struct extras {
   /// Positions of the rows, where the host keeps them. Without them row r is taken to be position r + cursor.dropped, which
   /// is right for rows that are judged for the first time.
   side_array<std::uint32_t> positions;
+  /// The rotary embedding that the keys carry, for policies that judge them without it.
+  const lagkv::rope* rope = nullptr;
   /// Positions that are never dropped, ascending.
   std::span<const std::uint32_t> protect;
   /// What multiplies q.k before the softmax; 0: 1 / sqrt(channels).

@@ -26,10 +26,10 @@ using transform = callable<void(std::span<float> scores, std::size_t heads, cons
 /// scores [heads][judged] -> the rows of a plan that has been reset for them.
 using selector = callable<void(std::span<const float> scores, std::size_t heads, const due&, plan&, workspace&)>;
 
-/// Up to three transforms, one after the other.
+/// Up to five transforms, one after the other.
 class transforms {
  public:
-  static constexpr std::size_t most = 3;
+  static constexpr std::size_t most = 5;
 
   transforms() = default;
   template <class F>
@@ -37,7 +37,7 @@ class transforms {
     then(f);
   }
 
-  /// Appends one; false where there are three already.
+  /// Appends one; false where there are five already.
   bool then(const transform& t) {
     if (count_ == most) return false;
     list_[count_++] = t;
@@ -62,13 +62,15 @@ struct needs {
   std::size_t queries = 0;  ///< attention of the last so many tokens: extras.queries or extras.weights
   bool mass = false;        ///< attention of all tokens so far: extras.mass, or queries or weights of all tokens in use
   bool statistics = false;  ///< of queries: extras.query_mean, or extras.queries to take them from
+  bool rope = false;        ///< the embedding of the keys: extras.rope
 
   friend needs operator|(const needs& a, const needs& b) {
     return {.values = a.values || b.values,
             .all_rows = a.all_rows || b.all_rows,
             .queries = a.queries > b.queries ? a.queries : b.queries,
             .mass = a.mass || b.mass,
-            .statistics = a.statistics || b.statistics};
+            .statistics = a.statistics || b.statistics,
+            .rope = a.rope || b.rope};
   }
 };
 
@@ -79,6 +81,9 @@ struct part {
   lagkv::needs needs{};
   std::size_t recent = 32;  ///< the method's own window, where none is asked for
   double recent_share = 0;  ///< and its share of the budget
+  bool unrotated = false;   ///< shown keys as they were before RoPE, where nothing else is asked for
+  bool agree = false;       ///< all heads of a layer take the mean of their scores, where nothing else is asked for
+  std::size_t smooth = 0;   ///< reach of the triangle over neighbours, where none is asked for
   double weight = 1;        ///< in a fusion
 };
 

@@ -34,6 +34,12 @@ inline constexpr parameter shared_parameters[] = {
     {"recent_share", parameter::kind::number, parameter::none, "must be from 0 to 1",
      "share of the budget that the last tokens take at least (default: the method's own, 0 for most)"},
     {"pool", parameter::kind::odd, 1, accepts::odd, "neighbours that scores are averaged over"},
+    {"smooth", parameter::kind::count, parameter::none, accepts::count,
+     "neighbours on each side that scores are averaged over, the nearer the more (default: the method's own, 0 for most)"},
+    {"agree", parameter::kind::word, parameter::none, accepts::yes_no,
+     "all heads of a layer keep the same tokens (default: the method's own, no for most)"},
+    {"unrotate", parameter::kind::word, parameter::none, accepts::yes_no,
+     "judge keys as they were before RoPE (default: the method's own, no for most)"},
     {"select", parameter::kind::word, 0, "top_k|chunks|adaptive", "how tokens are picked by their scores"},
     {"chunk", parameter::kind::positive, 20, accepts::positive, "with select=chunks: tokens a chunk"},
     {"safeguard", parameter::kind::number, 0.2, "must be from 0 to 1",
@@ -96,7 +102,7 @@ inline result<double> parse_value(const parameter& p, std::string_view text) {
 
 /// The values of one list of parameters, with what a string gives them.
 struct settings {
-  static constexpr std::size_t most = 16;
+  static constexpr std::size_t most = 20;
 
   std::span<const parameter> parameters;
   double values[most] = {};
@@ -142,8 +148,11 @@ inline policy_options options_of(std::span<const double> v) {
   o.every = count(v[6]);
   if (v[7] != parameter::none) o.recent_share = v[7];
   o.pool = count(v[8]);
-  o.select = static_cast<selection>(v[9]);
-  o.chunk = count(v[10]), o.safeguard = v[11], o.pyramid = v[12];
+  if (v[9] != parameter::none) o.smooth = count(v[9]);
+  if (v[10] != parameter::none) o.agree = v[10] != 0;
+  if (v[11] != parameter::none) o.unrotate = v[11] != 0;
+  o.select = static_cast<selection>(v[12]);
+  o.chunk = count(v[13]), o.safeguard = v[14], o.pyramid = v[15];
   return o;
 }
 

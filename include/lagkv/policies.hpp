@@ -13,6 +13,7 @@
 #include <lagkv/score/key_diff.hpp>
 #include <lagkv/score/key_norm.hpp>
 #include <lagkv/score/manifold.hpp>
+#include <lagkv/score/novelty.hpp>
 #include <lagkv/score/paged_eviction.hpp>
 #include <lagkv/score/random.hpp>
 #include <lagkv/score/snapkv.hpp>
@@ -26,7 +27,8 @@ inline constexpr parameter lagkv_parameters[] = {
     {"lag", parameter::kind::count, 1024, accepts::positive, "tokens a partition"},
     {"ratio", parameter::kind::number, 0.5, accepts::share, "share kept of each partition; in the kvpress forms of all tokens"},
     {"value_weight", parameter::kind::number, 1, "must be from 0 to 1000000", "weight of the values' score; 0: keys only"},
-    {"form", parameter::kind::word, 0, "paper|local|kvpress|kvpress_cross", "variant"}};
+    {"form", parameter::kind::word, 0, "paper|local|kvpress|kvpress_cross", "variant"},
+    {"unrotate", parameter::kind::word, 0, accepts::yes_no, "judge keys as they were before RoPE"}};
 
 inline constexpr method lagkv_method{
     .name = "lagkv",
@@ -45,7 +47,8 @@ inline constexpr method lagkv_method{
                              .lag = static_cast<std::size_t>(v[1]),
                              .ratio = v[2],
                              .value_weight = v[3],
-                             .form = static_cast<lagkv_form>(v[4])});
+                             .form = static_cast<lagkv_form>(v[4]),
+                             .unrotate = v[5] != 0});
         },
 };
 
@@ -86,6 +89,7 @@ inline constexpr const method* plain_methods[] = {
     &value_norm_method,
     &cur_method,
     &manifold_method,
+    &novelty_method,
     &paged_eviction_method,
     &random_method};
 // clang-format on

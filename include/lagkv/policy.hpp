@@ -14,6 +14,7 @@
 #include <lagkv/retention.hpp>
 #include <lagkv/score/rank.hpp>
 #include <lagkv/select/top_k.hpp>
+#include <lagkv/unrotate.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv {
@@ -28,6 +29,7 @@ struct policy {
   transforms adjust;  ///< optional
   selector select;    ///< optional; default top_k
   lagkv::needs needs;
+  bool unrotated = false;  ///< `score` is shown keys as they were before RoPE
   /// The selector may keep different numbers of rows a head. Such plans are for judge() and compact(): see check().
   bool ragged = false;
   /// Further scorers: then the policy's scores are weighted sums of ranks, each within its partition (or the judged range).
@@ -57,6 +59,15 @@ inline status check(const policy& p, const layer& l, bool any_length = false) {
         "(layer.extra)"};
   if (p.needs.statistics && !(e != nullptr && (e->query_mean || e->queries)))
     return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
+  if (p.needs.rope) {
+    if (e == nullptr || e->rope == nullptr)
+      return error{
+          "rope: the policy judges keys without their positions; the layer does not tell which embedding they carry "
+          "(layer.extra)"};
+    if (status s = check(*e->rope, l.keys.channels()); !s) return error{"rope: " + s.message()};
+    if ((r.again || p.needs.all_rows) && !e->positions)
+      return error{"rope: the policy reads rows that have been judged before, so it needs extras.positions to turn them back"};
+  }
   if (e != nullptr && !e->protect.empty() && r.again && !e->positions)
     return error{"protect: the policy judges rows again, so it needs extras.positions to know them"};
   if (l.tokens > std::numeric_limits<std::uint32_t>::max())
@@ -81,11 +92,13 @@ inline due due_of(const policy& p, const layer& l, const cursor& at) {
   due d = p.retain.due(at, l.tokens);
   if (d.empty()) return d;
   if (!met(p.needs, l)) return {};
-  if (l.extra == nullptr || l.extra->protect.empty()) return d;
-  d.spared = {l.extra->protect, l.extra->positions, at.dropped};
+  if (l.extra == nullptr) return d;
+  d.positions.known = l.extra->positions;
+  if (l.extra->protect.empty()) return d;
+  d.protect = l.extra->protect;
   if (p.retain.oldest_first) {  // as many others go in place of those that must stay
-    for (std::size_t stay = d.spared.count(0, d.judged); stay > 0 && d.judged.end < l.tokens; ++d.judged.end)
-      if (!d.spared.contains(0, d.judged.end)) --stay;
+    for (std::size_t stay = d.count_spared(0, d.judged); stay > 0 && d.judged.end < l.tokens; ++d.judged.end)
+      if (!d.spares(0, d.judged.end)) --stay;
   }
   const std::size_t part = d.part();
   std::size_t keep = 0;  // protected positions are in all heads: the counts are those of the first
@@ -100,7 +113,7 @@ inline void spare(std::span<float> scores, std::size_t heads, const due& d) {
   for (std::size_t head = 0; head < heads; ++head)
     for (std::size_t i = 0; i < n; ++i) {
       float& score = scores[head * n + i];
-      if (d.spared.contains(head, d.judged.begin + i))
+      if (d.spares(head, d.judged.begin + i))
         score = std::numeric_limits<float>::infinity();
       else if (score > std::numeric_limits<float>::max())
         score = std::numeric_limits<float>::max();
@@ -116,6 +129,28 @@ inline std::size_t partitions_together(const layer& l, const due& d) {
   return fit > least ? fit : least;
 }
 
+/// A layer as a scorer is shown it.
+class shown {
+ public:
+  shown(const layer& l, const due& d, bool unrotated, workspace& ws) : seen_(&l) {
+    if (!unrotated) return;
+    rotated_ = {l.extra->rope, d.positions};
+    turned_ = l;
+    turned_.keys = l.keys.unrotated(rotated_);
+    seen_ = &turned_;
+    ws.turns.prepare(*l.extra->rope, l.keys.channels());
+  }
+  shown(const shown&) = delete;
+  shown& operator=(const shown&) = delete;
+
+  const layer& operator*() const { return *seen_; }
+
+ private:
+  const layer* seen_;
+  rotated rotated_;
+  layer turned_;
+};
+
 /// Judges the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the
 /// partitions of a block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
 template <class Done>
@@ -123,12 +158,13 @@ void judge_partitions(const policy& p, const layer& l, const due& d, std::size_t
                       const Done& done) {
   const std::size_t count = d.judged.size() / d.partition, together = partitions_together(l, d);
   const std::size_t blocks = (count + together - 1) / together;
+  const shown seen(l, d, p.unrotated, ws);
   for (std::size_t i = 0; i < blocks; ++i) {
     const std::size_t first = (direction == toward::front ? i : blocks - 1 - i) * together;
     const std::size_t end = first + together < count ? first + together : count;
     const token_range rows{d.judged.begin + first * d.partition, d.judged.begin + end * d.partition};
     const std::span<float> scores{ws.floats(workspace::scores, rows.size()), rows.size()};
-    p.score(l, head, rows, scores, ws);
+    p.score(*seen, head, rows, scores, ws);
     for (std::size_t j = first; j < end; ++j)
       top_k::pick(scores.data() + (j - first) * d.partition, d.partition, d.keep_each, d.judged.begin + j * d.partition,
                   out.row(head) + j * d.keep_each, ws);
@@ -141,7 +177,7 @@ inline bool needs_scores(const due& d) { return d.keep != 0 && d.keep != d.judge
 
 /// Whether each partition can be judged and moved by itself.
 inline bool by_partition(const policy& p, const due& d) {
-  return d.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && d.spared.empty();
+  return d.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && d.protect.empty();
 }
 
 /// Where no host gives threads: all heads one after the other.
@@ -156,13 +192,13 @@ struct one_by_one {
 };
 
 template <class EachHead>
-void score_all(const scorer& score, const transforms& adjust, const layer& l, const due& d, std::span<float> out, workspace& ws,
-               const EachHead& each_head) {
+void score_all(const scorer& score, bool unrotated, const transforms& adjust, const layer& l, const due& d, std::span<float> out,
+               workspace& ws, const EachHead& each_head) {
   const std::size_t n = d.judged.size(), heads = l.keys.heads();
   each_head(heads, [&](std::size_t head, workspace& own_ws) {
     const std::span<float> own = out.subspan(head * n, n);
     if (score)
-      score(l, head, d.judged, own, own_ws);
+      score(*shown(l, d, unrotated, own_ws), head, d.judged, own, own_ws);
     else
       for (float& s : own) s = 0;
   });
@@ -173,14 +209,14 @@ template <class EachHead>
 std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws, const EachHead& each_head) {
   const std::size_t heads = l.keys.heads(), all = heads * d.judged.size();
   const std::span<float> scores{ws.floats(workspace::scores, all), all};
-  score_all(p.score, p.adjust, l, d, scores, ws, each_head);
+  score_all(p.score, p.unrotated, p.adjust, l, d, scores, ws, each_head);
   if (p.fused_count > 0) {
     rank_each(scores, heads, d, ws);
     for (float& s : scores) s *= static_cast<float>(p.weight);
   }
   for (std::size_t i = 0; i < p.fused_count; ++i) {
     const std::span<float> more{ws.floats(workspace::fused, all), all};
-    score_all(p.fused[i].score, p.fused[i].adjust, l, d, more, ws, each_head);
+    score_all(p.fused[i].score, p.fused[i].unrotated, p.fused[i].adjust, l, d, more, ws, each_head);
     rank_each(more, heads, d, ws);
     for (std::size_t j = 0; j < all; ++j) scores[j] += static_cast<float>(p.fused[i].weight) * more[j];
   }
@@ -218,7 +254,7 @@ template <class EachHead>
 void judge_whole(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, const EachHead& each_head) {
   const std::size_t heads = l.keys.heads();
   const std::span<float> scores = score(p, l, d, ws, each_head);
-  if (!d.spared.empty()) spare(scores, heads, d);
+  if (!d.protect.empty()) spare(scores, heads, d);
   if (p.select)
     p.select(scores, heads, d, out, ws);
   else

@@ -38,6 +38,7 @@ struct lagkv_options {
   double ratio = 0.5;         ///< share kept: of each partition; in the kvpress forms of all tokens seen
   double value_weight = 1.0;  ///< score = keys + value_weight * values; 0: values are not read
   lagkv_form form = lagkv_form::paper;
+  bool unrotate = false;  ///< judge keys as they were before RoPE; reads extras.rope
 };
 
 /// StreamingLLM (arXiv 2309.17453): the first `sink` tokens and the most recent ones. Give one of the two budgets.
@@ -70,6 +71,12 @@ struct policy_options {
   /// The window is at least this share of the budget. Not given: the method's own, 0 for most, 0.5 for h2o.
   std::optional<double> recent_share{};
   std::size_t pool = 1;  ///< average scores over so many neighbours (odd)
+  /// Average scores over so many neighbours on each side, the nearer the more. Not given: the method's own, 0 for most.
+  std::optional<std::size_t> smooth{};
+  /// All heads of a layer keep the same tokens, by the mean of their scores. Not given: the method's own, no for most.
+  std::optional<bool> agree{};
+  /// Judge keys as they were before RoPE, which extras.rope tells. Not given: the method's own, no for most.
+  std::optional<bool> unrotate{};
   selection select = selection::top_k;
   std::size_t chunk = 20;  ///< tokens a chunk
   double safeguard = 0.2;  ///< share of its even part that each head keeps for sure
@@ -125,7 +132,7 @@ inline result<policy> make_lagkv(const lagkv_options& o = {}) {
                          .reference = o.form == lagkv_form::local ? lag_relative::against::own : lag_relative::against::next,
                          .key_weight = half};
   if (o.form == lagkv_form::kvpress) p.adjust = rank_in_partition{o.lag};
-  p.needs.values = o.value_weight > 0;
+  p.needs.values = o.value_weight > 0, p.needs.rope = p.unrotated = o.unrotate;
   return p;
 }
 
@@ -144,6 +151,25 @@ inline result<policy> make_streaming_llm(const streaming_llm_options& o) {
   }
   return p;
 }
+
+namespace detail {
+
+/// What a method's scores go through before tokens are picked, and how its scorer is shown the keys.
+inline status adjust(part& method, const policy_options& o) {
+  const std::size_t reach = o.smooth.value_or(method.smooth);
+  const bool agree = o.agree.value_or(method.agree);
+  if (status s = check_count("smooth", reach, 0); !s) return s;
+  method.unrotated = o.unrotate.value_or(method.unrotated);
+  if (method.unrotated && (method.needs.queries > 0 || method.needs.mass || method.needs.statistics))
+    return error{"unrotate: queries meet keys as they are: not with a method that reads attention"};
+  method.needs.rope = method.unrotated;
+  if (o.pool > 1) method.adjust.then(pool{o.pool});
+  if (agree) method.adjust.then(mean_of_heads{});
+  if (reach > 0) method.adjust.then(smooth{reach, agree});
+  return {};
+}
+
+}  // namespace detail
 
 /// A policy from a method's part. Where its scorer works in partitions their length must be o.lag.
 inline result<policy> make_policy(const part& method, const policy_options& o = {}) {
@@ -182,8 +208,10 @@ inline result<policy> make_policy(const part& method, const policy_options& o = 
     if (status s = detail::check_share("keep", keep); !s) return error{s.message()};
     p.retain.kind = o.lag != 0 ? budget::share_of_partition : budget::share_of_all, p.retain.amount = keep;
   }
-  p.score = method.score, p.adjust = method.adjust, p.needs = method.needs, p.weight = method.weight;
-  if (o.pool > 1) p.adjust.then(pool{o.pool});
+  part adjusted = method;
+  if (status s = detail::adjust(adjusted, o); !s) return error{s.message()};
+  p.score = adjusted.score, p.adjust = adjusted.adjust, p.needs = adjusted.needs, p.weight = adjusted.weight;
+  p.unrotated = adjusted.unrotated;
   if (o.select == selection::chunks) p.select = chunks{o.chunk};
   if (o.select == selection::adaptive) p.select = adaptive{o.safeguard}, p.ragged = true;
   return p;
@@ -203,10 +231,7 @@ inline result<policy> make_fusion(std::span<const part> parts, const policy_opti
   if (parts.size() < 2 || parts.size() > most)
     return error{"methods=" + std::to_string(parts.size()) + ": must be from 2 to " + std::to_string(most)};
   part first = parts[0];
-  for (const part& other : parts.subspan(1)) {
-    first.needs = first.needs | other.needs;
-    first.recent = first.recent > other.recent ? first.recent : other.recent;
-  }
+  for (const part& other : parts.subspan(1)) first.recent = first.recent > other.recent ? first.recent : other.recent;
   first.recent_share = 0;
   result<policy> made = make_policy(first, o);
   if (!made) return made;
@@ -217,7 +242,8 @@ inline result<policy> make_fusion(std::span<const part> parts, const policy_opti
   for (const part& other : parts.subspan(1)) {
     part& next = p.fused[p.fused_count++];
     next = other;
-    if (o.pool > 1) next.adjust.then(pool{o.pool});
+    if (status s = detail::adjust(next, o); !s) return error{s.message()};
+    p.needs = p.needs | next.needs;
   }
   return p;
 }

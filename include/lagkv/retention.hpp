@@ -24,35 +24,6 @@ struct cursor {
   friend bool operator==(const cursor&, const cursor&) = default;
 };
 
-/// Rows that are kept whatever their scores, by position.
-struct protected_rows {
-  std::span<const std::uint32_t> positions;  ///< ascending
-  side_array<std::uint32_t> of_row;          ///< position of each row; empty: row + dropped
-  std::size_t dropped = 0;
-
-  bool empty() const { return positions.empty(); }
-
-  bool contains(std::size_t head, std::size_t row) const {
-    const std::size_t p = of_row ? of_row.of(head)[row] : row + dropped;
-    std::size_t low = 0, high = positions.size();
-    while (low < high) {
-      const std::size_t middle = low + (high - low) / 2;
-      if (positions[middle] < p)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    return low < positions.size() && positions[low] == p;
-  }
-
-  std::size_t count(std::size_t head, token_range rows) const {
-    std::size_t n = 0;
-    if (!empty())
-      for (std::size_t row = rows.begin; row < rows.end; ++row) n += contains(head, row) ? 1U : 0U;
-    return n;
-  }
-};
-
 /// What is due now: each head keeps `keep` rows of `judged`; where `partition` is not 0, it keeps `keep_each` of each
 /// partition of that many tokens (more of one that holds more protected rows).
 struct due {
@@ -60,9 +31,30 @@ struct due {
   std::size_t keep = 0;
   std::size_t partition = 0;
   std::size_t keep_each = 0;
-  protected_rows spared{};  ///< rows that stay whatever their scores
+  row_positions positions{};
+  std::span<const std::uint32_t> protect{};  ///< positions that stay whatever their scores, ascending
 
   bool empty() const { return judged.empty(); }
+
+  bool spares(std::size_t head, std::size_t row) const {
+    const std::size_t p = positions.of(head, row);
+    std::size_t low = 0, high = protect.size();
+    while (low < high) {
+      const std::size_t middle = low + (high - low) / 2;
+      if (protect[middle] < p)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low < protect.size() && protect[low] == p;
+  }
+
+  std::size_t count_spared(std::size_t head, token_range rows) const {
+    std::size_t n = 0;
+    if (!protect.empty())
+      for (std::size_t row = rows.begin; row < rows.end; ++row) n += spares(head, row) ? 1U : 0U;
+    return n;
+  }
 
   /// Rows that compete with each other: those of a partition, or all.
   std::size_t part() const { return partition != 0 ? partition : judged.size(); }
@@ -70,8 +62,8 @@ struct due {
   /// Rows that a head keeps of a part of the judged range, which is a partition or all of it.
   std::size_t keep_of(std::size_t head, token_range part) const {
     const std::size_t least = partition != 0 ? keep_each : keep;
-    if (spared.empty()) return least;
-    const std::size_t n = spared.count(head, part);
+    if (protect.empty()) return least;
+    const std::size_t n = count_spared(head, part);
     return n > least ? n : least;
   }
 };
@@ -124,6 +116,16 @@ struct retention {
   /// A few comparisons; no loop. `tokens` are the rows in use. Where the host took tokens back (tokens < at.judged), the
   /// judged part ends with them.
   lagkv::due due(const cursor& at, std::size_t tokens) const {
+    lagkv::due d = due_rows(at, tokens);
+    d.positions.dropped = at.dropped;
+    return d;
+  }
+
+  /// int(amount * n) as Python computes it: in f64, so that 0.29 * 100 is 28.
+  static std::size_t share(double amount, std::size_t n) { return static_cast<std::size_t>(amount * static_cast<double>(n)); }
+
+ private:
+  lagkv::due due_rows(const cursor& at, std::size_t tokens) const {
     const std::size_t done = at.judged < tokens ? at.judged : tokens;
     const std::size_t begin = done > sink && !again ? done : sink;
     if (kind == budget::share_of_partition && !oldest_first) return due_partitions(begin, tokens);
@@ -146,10 +148,6 @@ struct retention {
     return {.judged = {begin, end}, .keep = n - least(excess, n)};
   }
 
-  /// int(amount * n) as Python computes it: in f64, so that 0.29 * 100 is 28.
-  static std::size_t share(double amount, std::size_t n) { return static_cast<std::size_t>(amount * static_cast<double>(n)); }
-
- private:
   static std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 
   lagkv::due due_partitions(std::size_t begin, std::size_t tokens) const {

@@ -41,6 +41,14 @@ concept kv_tensor = std::is_trivially_copyable_v<View> && requires(const View& v
   { view.check(n) } -> std::same_as<status>;
 };
 
+struct rope;
+
+/// The rotary embedding that keys carry, and by which positions.
+struct rotated {
+  const rope* by = nullptr;
+  row_positions positions;
+};
+
 /// What makes numbers of the elements of a row: (element - zero) * factor.
 struct row_scale {
   float factor = 1;
@@ -91,6 +99,16 @@ class tensor {
   /// Neighbouring channels that are stored under one Walsh-Hadamard transform (hadamard.hpp); 0: none are.
   std::size_t hadamard_block() const { return hadamard_block_; }
 
+  /// The same keys, shown to scorers as they were before their positions turned them; they move as they are. `how` must
+  /// outlive it.
+  tensor unrotated(const rotated& how) const {
+    tensor t = *this;
+    t.rotated_ = &how;
+    return t;
+  }
+  /// Null unless rows are shown turned back.
+  const lagkv::rotated* rotated() const { return rotated_; }
+
   status check(std::size_t tokens) const {
     if (at_ == nullptr) return error{"the tensor is empty"};
     if (heads_ == 0 || channels_ == 0)
@@ -117,6 +135,7 @@ class tensor {
   status (*check_)(const void*, std::size_t) = nullptr;
   row_scale (*scale_of_)(const void*, std::size_t, std::size_t) = nullptr;
   tensor (*scales_)(const void*) = nullptr;
+  const lagkv::rotated* rotated_ = nullptr;
   alignas(std::max_align_t) unsigned char view_[max_view_size] = {};
   dtype type_ = dtype::f32;
 };

@@ -7,6 +7,7 @@
 
 #include <lagkv/plan.hpp>
 #include <lagkv/simd/dispatch.hpp>
+#include <lagkv/unrotate.hpp>
 
 namespace lagkv {
 
@@ -23,6 +24,9 @@ class workspace {
   /// The plan of the last judge() or step().
   plan decision;
 
+  /// Cosines and sines for rows that are turned back.
+  detail::turn_tables turns;
+
   /// What the scratch is for. Each purpose has its own memory; `own` is for scorers, transforms and selectors of the host's.
   enum purpose : std::uint8_t {
     range_low,  // lag_relative: of the reference, a channel
@@ -32,6 +36,7 @@ class workspace {
     per_row,        // norms and the like, a row
     gathered_rows,  // rows.hpp
     wide_rows,
+    turned_rows,
     one_row,
     query_rows,  // attention.hpp: queries in f32, logits, weights of all rows
     logits,

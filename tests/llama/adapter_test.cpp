@@ -39,9 +39,11 @@ struct session {
     std::uint32_t cells = 1024;
     std::uint32_t sequences = 1;
     std::function<bool(ggml_tensor*, bool)> host = {};  // a callback that was there before the probe
+    std::function<void(llama_context_params&)> more = {};
+    int different_tokens = 0;  // 0: as many as there are
   };
 
-  explicit session(const options& o) : host(o.host) {
+  explicit session(const options& o) : host(o.host), different_tokens(o.different_tokens) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = o.cells;
     params.n_batch = params.n_ubatch = 128;
@@ -51,6 +53,7 @@ struct session {
     params.type_k = o.type;
     params.type_v = o.values == GGML_TYPE_COUNT ? o.type : o.values;
     params.flash_attn_type = o.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    if (o.more) o.more(params);
     if (host) {
       params.cb_eval = [](ggml_tensor* node, bool ask, void* self) { return static_cast<session*>(self)->host(node, ask); };
       params.cb_eval_user_data = this;
@@ -76,8 +79,8 @@ struct session {
       const llama_pos first = llama_memory_seq_pos_max(memory, sequence) + 1;
       llama_batch batch = llama_batch_init(here, 0, 1);
       for (int i = 0; i < here; ++i) {
-        const int p = first + i;
-        batch.token[i] = (p * 7919 + p / 13 * 104729 + 17) % (vocabulary - 100) + 50;
+        const int p = first + i, which = different_tokens != 0 ? p % different_tokens : p;
+        batch.token[i] = (which * 7919 + which / 13 * 104729 + 17) % (vocabulary - 100) + 50;
         batch.pos[i] = p;
         batch.n_seq_id[i] = 1;
         batch.seq_id[i][0] = sequence;
@@ -102,6 +105,7 @@ struct session {
     void operator()(llama_context* c) const { llama_free(c); }
   };
   std::function<bool(ggml_tensor*, bool)> host;
+  int different_tokens;
   std::pair<ggml_backend_sched_eval_callback, void*> probe_callback;
   int nodes_asked_for = 0;
   lagkv::llama::cache_probe probe;  // outlives the context
@@ -328,6 +332,112 @@ TEST(LlamaAdapter, QuantisedCachesAreSeenUnderTheirTransform) {
     size += std::pow(static_cast<double>(plain[i]), 2);
   }
   EXPECT_LT(std::sqrt(error / size), 0.01);
+}
+
+// ---- keys without their positions ----
+
+/// Largest difference between layer 0's keys of one token at different positions, over the size of a key. Before RoPE they are
+/// the same: nothing but the token has gone into them.
+double spread_over_positions(session& s, bool turned_back) {
+  constexpr std::size_t different = 7, tokens = 500;
+  EXPECT_TRUE(s.feed(tokens));
+  bytes state = s.state();
+  const auto saved = lagkv::llama::saved_sequence::parse(state);
+  EXPECT_TRUE(saved) << saved.message();
+  auto cached = saved->all_layers().at(0);
+  cached.keys.hadamard_block = s.probe.layers().at(0).keys.hadamard_block;
+  const auto l = lagkv::llama::view(cached, kv_heads, saved->cells());
+  EXPECT_TRUE(l) << l.message();
+  const lagkv::llama::embedding& e = s.probe.embeddings().at(0);
+  EXPECT_EQ(e.obstacle, "");
+  EXPECT_EQ(e.channels, head_size);
+  const lagkv::rope r = e.with_factors();
+  EXPECT_EQ(check(r, head_size).message(), "");
+  const lagkv::rotated how{&r, {}};
+  lagkv::workspace ws;
+  ws.turns.prepare(r, head_size);
+  double worst = 0;
+  for (std::size_t h = 0; h < kv_heads; ++h) {
+    std::vector<float> rows;
+    lagkv::for_each_row(turned_back ? l->keys.unrotated(how) : l->keys, h, {0, tokens}, ws,
+                        [&](std::size_t, std::span<const float> row) { rows.insert(rows.end(), row.begin(), row.end()); });
+    for (std::size_t t = different; t < tokens; ++t) {
+      double apart = 0, size = 0;
+      for (std::size_t c = 0; c < head_size; ++c) {
+        const double first = rows[t % different * head_size + c];
+        apart += std::pow(rows[t * head_size + c] - first, 2), size += first * first;
+      }
+      worst = std::max(worst, std::sqrt(apart / size));
+    }
+  }
+  return worst;
+}
+
+TEST(LlamaEmbedding, TurnedBackATokensKeyIsTheSameWhereverItStands) {
+  const auto linear = [](llama_context_params& p) {
+    p.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_LINEAR, p.rope_freq_scale = 0.25F;
+  };
+  const auto yarn = [](llama_context_params& p) {
+    p.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_YARN, p.rope_freq_scale = 0.125F, p.yarn_orig_ctx = 256;
+  };
+  const auto base = [](llama_context_params& p) { p.rope_freq_base = 3000; };
+  struct expected {
+    session::options how;
+    double most;
+  };
+  for (const auto& [how, most] : {expected{{.different_tokens = 7}, 0.003},
+                                  {{.type = GGML_TYPE_F32, .different_tokens = 7}, 1e-3},
+                                  {{.more = linear, .different_tokens = 7}, 0.003},
+                                  {{.more = yarn, .different_tokens = 7}, 0.003},
+                                  {{.more = base, .different_tokens = 7}, 0.003},
+                                  {{.type = GGML_TYPE_Q8_0, .different_tokens = 7}, 0.03}}) {
+    session s(how);
+    ASSERT_TRUE(s.context);
+    EXPECT_LT(spread_over_positions(s, true), most);
+  }
+  session s({.different_tokens = 7});
+  EXPECT_GT(spread_over_positions(s, false), 0.3) << "or the test would show nothing";
+}
+
+TEST(LlamaEmbedding, IsThatOfTheModel) {
+  session s({});
+  ASSERT_TRUE(s.feed(3));
+  ASSERT_EQ(s.probe.embeddings().size(), layers);
+  char base[32] = {};
+  ASSERT_GT(llama_model_meta_val_str(shared_model(), "llama.rope.freq_base", base, sizeof base), 0);
+  for (const auto& e : s.probe.embeddings()) {
+    EXPECT_EQ(e.obstacle, "");
+    EXPECT_EQ(e.turns.base, std::stod(base));
+    EXPECT_EQ(e.turns.dims, head_size);
+    EXPECT_EQ(e.turns.pairs, lagkv::rope::pairing::neighbours);
+    EXPECT_EQ(e.turns.position_scale, 1.0F);
+    EXPECT_TRUE(e.factors.empty());
+  }
+}
+
+TEST(LlamaEmbedding, WhatIsNotKnownIsNamedAndTheSequenceLeftAlone) {
+  session full({}), empty({});
+  const auto novelty = lagkv::parse("novelty:keep=0.5");
+  const auto no_probe = lagkv::llama::compressor::make(full.context.get(), *novelty);
+  ASSERT_FALSE(no_probe);
+  EXPECT_EQ(no_probe.message(),
+            "policy: judges keys without their positions: give the compressor a cache_probe, which sees their embedding");
+
+  ASSERT_TRUE(full.feed(100));
+  bytes state = full.state();
+  ASSERT_EQ(llama_state_seq_set_data(empty.context.get(), state.data(), state.size(), 0), state.size());
+  auto c = compressor_of(empty, "novelty:keep=0.5");
+  const auto r = c.compress(0);
+  ASSERT_FALSE(r);
+  EXPECT_EQ(r.message(),
+            "rope: the embeddings of 0 layers have been seen: must be those of 30 (decode a token, or give the "
+            "probe another's embeddings)");
+  EXPECT_EQ(empty.state(), state);
+  empty.probe.set_embeddings(full.probe.embeddings());
+  EXPECT_TRUE(must(c.compress(0)).compressed);
+  auto own = compressor_of(full, "novelty:keep=0.5");
+  EXPECT_TRUE(must(own.compress(0, way::repack)).compressed);
+  EXPECT_EQ(empty.state(), full.state());
 }
 
 TEST(LlamaAdapter, TypesThatCannotBeReadAreRefusedAndLeftAlone) {
@@ -560,7 +670,11 @@ TEST_P(EveryAttention, BothWaysGiveTheSameBytes) {
                 "fuse:lagkv+snapkv,lag=32,keep=0.5",
                 "snapkv:window=16,keep=0.5,select=chunks,chunk=8",
                 "key_diff:capacity=120",
-                "h2o:form=mean,capacity=120"};
+                "h2o:form=mean,capacity=120",
+                "novelty:keep=0.5",
+                "novelty:agree=no,capacity=120,every=8",
+                "key_diff:unrotate=yes,keep=0.5",
+                "fuse:key_diff+h2o,agree=yes,keep=0.5"};
   for (const char* policy : policies) expect_both_ways_the_same(GetParam().options(), policy);
 }
 

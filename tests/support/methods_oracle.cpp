@@ -108,6 +108,24 @@ std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head,
   return out;
 }
 
+std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range judged, row_range reference) {
+  MatrixXd k = matrix(keys, head, judged), r = matrix(keys, head, reference);
+  for (MatrixXd* x : {&k, &r})
+    for (Index t = 0; t < x->rows(); ++t)
+      if (x->row(t).norm() > 0) x->row(t) /= x->row(t).norm();
+  const RowVectorXd mean = r.colwise().mean(), square = r.cwiseAbs2().colwise().mean();
+  const RowVectorXd variance = (r.rowwise() - mean).cwiseAbs2().colwise().mean();
+  VectorXd sum = VectorXd::Zero(k.rows());
+  Index varying = 0;
+  for (Index c = 0; c < k.cols(); ++c) {
+    if (!(variance(c) > 1e-6 * square(c))) continue;
+    sum += (k.col(c).array() - mean(c)).square().matrix() / variance(c);
+    ++varying;
+  }
+  if (varying > 0) sum /= static_cast<double>(varying);
+  return list(sum.cwiseSqrt());
+}
+
 std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, double epsilon) {
   MatrixXd r = matrix(keys, head, reference);
   const RowVectorXd centre = r.colwise().mean();

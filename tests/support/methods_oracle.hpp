@@ -44,6 +44,10 @@ std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_rang
 /// The same from the mean of the row's own window: `window` rows from judged.begin on, the last may be shorter.
 std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range judged, std::size_t window);
 
+/// Novelty: sqrt(mean over channels of (u - mean)^2 / variance), u = k / |k|, moments of u over the reference. Channels whose
+/// variance is not above 1e-6 of their mean square are left out.
+std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range judged, row_range reference);
+
 /// Leverage (part of Compactor, arXiv 2507.08143): x^T (X^T X + epsilon I)^-1 x, X the reference minus its mean, x the row
 /// minus the same mean.
 std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range judged, row_range reference,

@@ -27,18 +27,19 @@ inline cube last_rows(const cube& x, std::size_t end, std::size_t n) {
   return out;
 }
 
-/// A cache with the queries of its last tokens.
+/// A cache with the queries of its last tokens, and an embedding that its keys may be taken to carry.
 struct asked_cache {
   cache kv;
   host queries;
   std::size_t count;
+  lagkv::rope rope{};
   lagkv::extras extras;
 
   asked_cache(layout l, lagkv::dtype type, const cube& k, const cube& v, const cube& q)
       : kv(l, type, k, v), queries(l, type, q), count(q.tokens) {}
 
   lagkv::layer layer(std::size_t tokens) {
-    extras.queries = queries.view(), extras.query_count = count;
+    extras.queries = queries.view(), extras.query_count = count, extras.rope = &rope;
     lagkv::layer l = kv.layer(tokens);
     l.extra = &extras;
     return l;

@@ -9,7 +9,8 @@
 //   auto done = compressor->compress(0);                   // cheap where nothing is due
 //
 // Policies that read queries or attention (snapkv, h2o, tova) have the probe record what they read, from the tokens on that
-// are decoded after the compressor is made; others slow nothing down.
+// are decoded after the compressor is made; others slow nothing down. Those that judge keys without their positions
+// (novelty, unrotate=yes) have it look at the graph for the rotary embedding of each layer.
 //
 // Taken: caches of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1 (keys and values may differ), with or without flash
 // attention, on any backend. Quantised rows move as they are. llama.cpp stores most of them under a Hadamard matrix: the
@@ -74,6 +75,8 @@ class compressor {
     if (p.ragged) return unequal();
     if (p.retain.slope.beta > 1)
       return error{"policy: layers keep different numbers of tokens (pyramid), which llama.cpp's cache cannot hold"};
+    if (p.needs.rope && probe == nullptr)
+      return error{"policy: judges keys without their positions: give the compressor a cache_probe, which sees their embedding"};
     compressor made(context, p, probe);
     if (status ok = made.record(wanted_by(p)); !ok) return error{ok.message()};
     return made;
@@ -334,6 +337,24 @@ class compressor {
     return {};
   }
 
+  /// The embeddings that the probe has seen, one a layer; their factors stay the probe's.
+  status take_ropes(std::size_t layers, std::size_t channels) {
+    ropes_.clear();
+    const std::vector<embedding>& seen = probe_->embeddings();
+    if (seen.size() != layers)
+      return error{"rope: the embeddings of " + std::to_string(seen.size()) + " layers have been seen: must be those of " +
+                   std::to_string(layers) + " (decode a token, or give the probe another's embeddings)"};
+    for (const embedding& e : seen) {
+      const std::string who = "rope: that of layer " + std::to_string(e.id) + " ";
+      if (!e.obstacle.empty()) return error{who + e.obstacle};
+      if (e.channels != channels)
+        return error{who + "turns rows of " + std::to_string(e.channels) + " channels: must be the " + std::to_string(channels) +
+                     " of a head"};
+      ropes_.push_back(e.with_factors());
+    }
+    return {};
+  }
+
   /// The rows that a plan has freed are gone.
   void forget_recorded(const plan& p, std::size_t freed) {
     if (probe_ != nullptr && freed > 0) probe_->recorded().erase(p.judged.begin, freed, p.tokens_before - p.judged.end);
@@ -366,6 +387,8 @@ class compressor {
       recorded->truncate(last + 1);
       if (status ok = recorded->check(last, cells.size(), cached.size()); !ok) return error{ok.message()};
     }
+    if (policy_.needs.rope)
+      if (status ok = take_ropes(cached.size(), cached[0].keys.width / heads_); !ok) return error{ok.message()};
     std::vector<layer> layers(cached.size());
     beside_.assign(cached.size(), extras{});
     for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -376,6 +399,7 @@ class compressor {
       layers[i] = *l;
       if (recorded != nullptr) beside_[i] = recorded->beside(i);
       beside_[i].protect = s.protect;
+      if (policy_.needs.rope) beside_[i].rope = &ropes_[i];
       layers[i].extra = &beside_[i];
     }
     if (status ok = check(policy_, layers[0]); !ok) return error{ok.message()};  // the others are of the same form
@@ -397,6 +421,7 @@ class compressor {
   cache_probe* probe_;
   lagkv::workspace workspace_;
   std::vector<extras> beside_;  // what the layers of a call point to
+  std::vector<rope> ropes_;
   std::map<llama_seq_id, state> sequences_;
 };
 

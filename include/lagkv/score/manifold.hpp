@@ -20,8 +20,9 @@ struct manifold {
     const auto score = [&](token_range part, token_range reference) {
       mean_of_rows(l.keys, head, reference, centre, ws, [](float) { return 1.0F; });
       float* scores = out.data() + (part.begin - judged.begin);
-      for_each_rows(l.keys, head, part, ws,
-                    [&](const simd::rows& rows, std::size_t offset) { ws.kernels().distances(rows, centre, scores + offset); });
+      for_each_rows(l.keys, head, part, ws, [&](const simd::rows& rows, std::size_t offset) {
+        ws.kernels().distances(rows, nullptr, centre, nullptr, scores + offset);
+      });
     };
     for_each_reference(l, judged, lag, [&](token_range part, token_range reference) {
       if (window == 0) return score(part, reference);

@@ -5,6 +5,7 @@
 #include <span>
 
 #include <lagkv/retention.hpp>
+#include <lagkv/score/rows.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv {
@@ -42,10 +43,51 @@ struct pool {
 struct mean_of_heads {
   void operator()(std::span<float> scores, std::size_t heads, const due&, workspace&) const {
     const std::size_t n = scores.size() / heads;
+    for (std::size_t head = 1; head < heads; ++head)
+      for (std::size_t i = 0; i < n; ++i) scores[i] += scores[head * n + i];
+    for (std::size_t i = 0; i < n; ++i) scores[i] /= static_cast<float>(heads);
+    copy_to_all(scores, heads);
+  }
+
+  /// The scores of the first head for all.
+  static void copy_to_all(std::span<float> scores, std::size_t heads) {
+    const std::size_t n = scores.size() / heads;
+    for (std::size_t head = 1; head < heads; ++head)
+      for (std::size_t i = 0; i < n; ++i) scores[head * n + i] = scores[i];
+  }
+};
+
+/// A transform: the average over the neighbours within `reach` in the judged range, or in the partition, that at distance d
+/// weighs reach + 1 - d: a triangle. Scores that are not finite stay as they are and weigh nothing for others. Two running
+/// sums, whatever the reach.
+struct smooth {
+  std::size_t reach = 8;
+  bool agreed = false;  ///< all heads have the same scores: those of the first are smoothed for all
+
+  void operator()(std::span<float> scores, std::size_t heads, const due& d, workspace& ws) const {
+    const std::size_t n = scores.size() / heads, part = d.partition != 0 ? d.partition : n;
+    const std::span<float> own = agreed ? scores.first(n) : scores;
+    for (std::size_t at = 0; at < own.size(); at += part) average(own.subspan(at, part), ws);
+    if (agreed) mean_of_heads::copy_to_all(scores, heads);
+  }
+
+ private:
+  /// A triangle is a box of reach + 1 that looks back, then one that looks ahead.
+  void average(std::span<float> scores, workspace& ws) const {
+    const std::size_t n = scores.size();
+    double* boxes = ws.doubles(2 * (n + reach));  // sum and count of finite scores i - reach .. i
+    double sum = 0, count = 0;
+    for (std::size_t i = 0; i < n + reach; ++i) {
+      if (i < n && detail::finite(scores[i])) sum += static_cast<double>(scores[i]), ++count;
+      if (i > reach && detail::finite(scores[i - reach - 1])) sum -= static_cast<double>(scores[i - reach - 1]), --count;
+      boxes[2 * i] = sum, boxes[2 * i + 1] = count;
+    }
+    double total = 0, weight = 0;
+    for (std::size_t i = 0; i < reach; ++i) total += boxes[2 * i], weight += boxes[2 * i + 1];
     for (std::size_t i = 0; i < n; ++i) {
-      float sum = 0;
-      for (std::size_t head = 0; head < heads; ++head) sum += scores[head * n + i];
-      for (std::size_t head = 0; head < heads; ++head) scores[head * n + i] = sum / static_cast<float>(heads);
+      total += boxes[2 * (i + reach)], weight += boxes[2 * (i + reach) + 1];
+      if (detail::finite(scores[i])) scores[i] = static_cast<float>(total / weight);
+      total -= boxes[2 * i], weight -= boxes[2 * i + 1];
     }
   }
 };

@@ -49,6 +49,9 @@ void turn_units(const tile& t, std::size_t n, std::size_t units, std::byte* out)
   return {out, n, static_cast<std::ptrdiff_t>(units), 1};
 }
 
+/// Whether the elements that lie there are numbers as they are.
+inline bool stored_plain(const tensor& x) { return is_float(x.type()) && !x.has_scale() && x.hadamard_block() == 0; }
+
 /// Row i of a tile becomes (x - zero) * factor, with the scales that its tensor has for it.
 inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, float* wide, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i, wide += x.channels()) {
@@ -57,20 +60,54 @@ inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, f
   }
 }
 
+/// Rows of f32, f16 or bf16, turned back by the positions from `token` on.
+inline void turn_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n, float* out,
+                      workspace& ws) {
+  const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
+  for (std::size_t i = 0; i < n; ++i)
+    ws.kernels().turn_back(t.data + static_cast<std::ptrdiff_t>(i) * step, type, x.channels(),
+                           ws.turns.of(x.rotated()->positions.of(head, token + i)), out + i * x.channels());
+}
+
 /// The first few rows of a tile, which begins at `token`, as numbers in f32.
 [[gnu::noinline]] inline simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
   const std::size_t channels = x.channels(), n = t.tokens < few_rows ? t.tokens : few_rows;
   float* wide = ws.floats(workspace::wide_rows, n * channels);
+  if (x.rotated() != nullptr && stored_plain(x)) {
+    turn_back(x, head, token, t, x.type(), n, wide, ws);
+    return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
+  }
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
   for (std::size_t i = 0; i < n; ++i)
     ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(i) * step, x.type(), channels, wide + i * channels);
   if (x.has_scale()) apply_scales(x, head, token, wide, n);
   if (x.hadamard_block() != 0) transform_blocks(wide, n * channels, x.hadamard_block());
+  if (x.rotated() != nullptr) {
+    float* turned = ws.floats(workspace::turned_rows, n * channels);
+    const tile dense{reinterpret_cast<std::byte*>(wide), n, static_cast<std::ptrdiff_t>(channels)};
+    turn_back(x, head, token, dense, dtype::f32, n, turned, ws);
+    wide = turned;
+  }
   return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
 }
 
-/// Whether elements are what they stand for.
-inline bool plain(const tensor& x) { return is_float(x.type()) && !x.has_scale() && x.hadamard_block() == 0; }
+/// Whether rows can be read where they lie.
+inline bool plain(const tensor& x) { return stored_plain(x) && x.rotated() == nullptr; }
+
+/// Calls use(run, squares of the run) for the runs of rows whose squares are finite numbers.
+template <class Use>
+void for_each_finite_run(const simd::rows& rows, float* squares, const Use& use) {
+  for (std::size_t i = 0, run = 0; i < rows.tokens; i += run + 1) {
+    for (run = 0; i + run < rows.tokens && finite(squares[i + run]);) ++run;
+    if (run == 0) continue;
+    simd::rows good = rows;
+    good.data = static_cast<const std::byte*>(rows.data) +
+                static_cast<std::ptrdiff_t>(i) * rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
+    good.tokens = run;
+    good.ahead = nullptr;
+    use(good, squares + i);
+  }
+}
 
 }  // namespace detail
 
@@ -159,17 +196,11 @@ void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* 
     for (std::size_t c = 0; c < channels; ++c) part[c] = 0.0F;
     for_each_rows(x, head, some, ws, [&](const simd::rows& rows, std::size_t) {
       ws.kernels().squares(rows, weights);
-      for (std::size_t i = 0; i < rows.tokens;) {  // runs of finite rows
-        std::size_t run = 0;
-        for (; i + run < rows.tokens && detail::finite(weights[i + run]); ++run) weights[i + run] = weight(weights[i + run]);
-        simd::rows good = rows;
-        good.data = static_cast<const std::byte*>(rows.data) +
-                    static_cast<std::ptrdiff_t>(i) * rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
-        good.tokens = run;
-        if (run > 0) ws.kernels().add_rows(good, weights + i, part);
-        used += run;
-        i += run + 1;
-      }
+      detail::for_each_finite_run(rows, weights, [&](const simd::rows& run, float* of_run) {
+        for (std::size_t i = 0; i < run.tokens; ++i) of_run[i] = weight(of_run[i]);
+        ws.kernels().add_rows(run, of_run, part);
+        used += run.tokens;
+      });
     });
     for (std::size_t c = 0; c < channels; ++c) mean[c] += part[c];
   }

@@ -44,8 +44,8 @@ struct chunks {
   void choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin, const due& d,
               workspace& ws) const {
     std::size_t left = d.keep_of(0, {begin, begin + n});
-    for (std::size_t i = 0; i < n && !d.spared.empty(); ++i)
-      if (d.spared.contains(0, begin + i)) {
+    for (std::size_t i = 0; i < n && !d.protect.empty(); ++i)
+      if (d.spares(0, begin + i)) {
         sum[i] = std::numeric_limits<float>::max();
         taken[i] = 1, --left;
       }

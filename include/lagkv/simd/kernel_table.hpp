@@ -36,6 +36,15 @@ enum class normal : std::uint8_t {
   fused        ///< z - 1/2 = x * inverse + shift: for rows of f16 and bf16
 };
 
+/// The turn of one row by its position p = far + near: for each of `dims` channels the cosine of its pair's angle, then for each
+/// the sine, negative for the second channel of a pair.
+struct turn {
+  std::size_t dims;
+  bool neighbours;    ///< channels (2j, 2j + 1) are a pair; else (j, j + dims / 2)
+  const float* far;   ///< [2][dims], of a part of the position
+  const float* near;  ///< [2][dims], of the rest
+};
+
 /// One entry a kernel. Every kernel treats a row alike wherever it stands among others, so that results do not depend on
 /// how the tokens are cut into runs.
 struct kernel_table {
@@ -75,8 +84,8 @@ struct kernel_table {
   /// out[t] = sum over channels of x[t][c]^2.
   void (*squares)(const rows& x, float* out);
 
-  /// out[t] = sum over channels of (x[t][c] - centre[c])^2.
-  void (*distances)(const rows& x, const float* centre, float* out);
+  /// out[t] = sum over channels of weights[c] * (x[t][c] * factors[t] - centre[c])^2; null factors or weights are 1.
+  void (*distances)(const rows& x, const float* factors, const float* centre, const float* weights, float* out);
 
   /// out[v * pitch + t] = sum over channels of x[t][c] * vectors[v][c], for `count` dense vectors of x.channels floats; pitch
   /// is at least x.tokens. Each product of a row and a vector is the same to the bit whatever others are in the call.
@@ -84,6 +93,12 @@ struct kernel_table {
 
   /// sum[c] += weights[t] * x[t][c], for one t after the other: the same to the bit however the rows are cut into calls.
   void (*add_rows)(const rows& x, const float* weights, float* sum);
+
+  /// sum[c] += weights[t] * x[t][c]^2, likewise.
+  void (*add_squared_rows)(const rows& x, const float* weights, float* sum);
+
+  /// out = one row of f32, f16 or bf16 as it was before it was turned; channels from by.dims on as they are. Apart from x.
+  void (*turn_back)(const void* x, dtype type, std::size_t channels, const turn& by, float* out);
 };
 
 }  // namespace lagkv::simd

@@ -609,36 +609,64 @@ LAGKV_INLINE void store_sums(const four& sum, float* out, std::size_t n) {
 
 // ---- squares, distances ---------------------------------------------------------------------------------------------
 
-LAGKV_INLINE void add_squares(four& sum, const four& x, vec from) {
-  const vec a = x.a - from, b = x.b - from, c = x.c - from, d = x.d - from;
-  sum.a = fma(a, a, sum.a), sum.b = fma(b, b, sum.b), sum.c = fma(c, c, sum.c), sum.d = fma(d, d, sum.d);
+LAGKV_INLINE void add_squares(four& sum, const four& x) {
+  sum.a = fma(x.a, x.a, sum.a), sum.b = fma(x.b, x.b, sum.b), sum.c = fma(x.c, x.c, sum.c), sum.d = fma(x.d, x.d, sum.d);
 }
 
-// From the origin where centre is null.
 template <class T>
-inline void distances_of(const T* x, const rows& r, const float* centre, float* out) {
+inline void squares_of(const T* x, const rows& r, float* out) {
   const std::size_t whole = r.channels / lanes * lanes, rest = r.channels - whole;
   for (std::size_t t = 0; t < r.tokens; t += 4) {
     const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
     four sum;
-    for (std::size_t c = 0; c < whole; c += lanes)
-      add_squares(sum, load(group, c), centre != nullptr ? load(centre + c) : fill(0.0F));
-    if (rest != 0)
-      add_squares(sum, load_part(group, whole, rest), centre != nullptr ? load_part(centre + whole, rest) : fill(0.0F));
+    for (std::size_t c = 0; c < whole; c += lanes) add_squares(sum, load(group, c));
+    if (rest != 0) add_squares(sum, load_part(group, whole, rest));
     store_sums(sum, out + t, group.size);
   }
 }
 
-inline void distances(const rows& r, const float* centre, float* out) {
+inline void squares(const rows& r, float* out) {
   switch (r.type) {
-    case dtype::f32: return distances_of(static_cast<const float*>(r.data), r, centre, out);
-    case dtype::f16: return distances_of(static_cast<const f16*>(r.data), r, centre, out);
-    case dtype::bf16: return distances_of(static_cast<const bf16*>(r.data), r, centre, out);
+    case dtype::f32: return squares_of(static_cast<const float*>(r.data), r, out);
+    case dtype::f16: return squares_of(static_cast<const f16*>(r.data), r, out);
+    case dtype::bf16: return squares_of(static_cast<const bf16*>(r.data), r, out);
     default: return;  // other types come widened
   }
 }
 
-inline void squares(const rows& r, float* out) { distances(r, nullptr, out); }
+LAGKV_INLINE void add_distances(four& sum, const four& x, const four& factor, vec centre, vec weight) {
+  const vec from = fill(0.0F) - centre;
+  const vec a = fma(x.a, factor.a, from), b = fma(x.b, factor.b, from), c = fma(x.c, factor.c, from), d = fma(x.d, factor.d, from);
+  sum.a = fma(a * weight, a, sum.a), sum.b = fma(b * weight, b, sum.b);
+  sum.c = fma(c * weight, c, sum.c), sum.d = fma(d * weight, d, sum.d);
+}
+
+template <class T>
+inline void distances_of(const T* x, const rows& r, const float* factors, const float* centre, const float* weights, float* out) {
+  const std::size_t whole = r.channels / lanes * lanes, rest = r.channels - whole;
+  for (std::size_t t = 0; t < r.tokens; t += 4) {
+    const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
+    float factor[4] = {1.0F, 1.0F, 1.0F, 1.0F};
+    for (std::size_t i = 0; factors != nullptr && i < 4; ++i) factor[i] = factors[t + (i < group.size ? i : group.size - 1)];
+    const four scale{fill(factor[0]), fill(factor[1]), fill(factor[2]), fill(factor[3])};
+    four sum;
+    for (std::size_t c = 0; c < whole; c += lanes)
+      add_distances(sum, load(group, c), scale, load(centre + c), weights != nullptr ? load(weights + c) : fill(1.0F));
+    if (rest != 0)
+      add_distances(sum, load_part(group, whole, rest), scale, load_part(centre + whole, rest),
+                    weights != nullptr ? load_part(weights + whole, rest) : fill(1.0F));
+    store_sums(sum, out + t, group.size);
+  }
+}
+
+inline void distances(const rows& r, const float* factors, const float* centre, const float* weights, float* out) {
+  switch (r.type) {
+    case dtype::f32: return distances_of(static_cast<const float*>(r.data), r, factors, centre, weights, out);
+    case dtype::f16: return distances_of(static_cast<const f16*>(r.data), r, factors, centre, weights, out);
+    case dtype::bf16: return distances_of(static_cast<const bf16*>(r.data), r, factors, centre, weights, out);
+    default: return;  // other types come widened
+  }
+}
 
 // ---- dots -----------------------------------------------------------------------------------------------------------
 
@@ -705,21 +733,26 @@ inline void dots(const rows& r, const float* vectors, std::size_t count, float* 
   }
 }
 
-// ---- add_rows -------------------------------------------------------------------------------------------------------
+// ---- add_rows, add_squared_rows -------------------------------------------------------------------------------------
 
 LAGKV_INLINE four load_four(const float* p) { return {load(p), load(p + lanes), load(p + 2 * lanes), load(p + 3 * lanes)}; }
 LAGKV_INLINE void store_four(const four& v, float* p) {
   store(p, v.a), store(p + lanes, v.b), store(p + 2 * lanes, v.c), store(p + 3 * lanes, v.d);
 }
 
-// Four vectors of one row.
-template <class T>
-LAGKV_INLINE void add_scaled(four& sum, vec weight, const T* x) {
-  sum.a = fma(weight, load(x), sum.a), sum.b = fma(weight, load(x + lanes), sum.b);
-  sum.c = fma(weight, load(x + 2 * lanes), sum.c), sum.d = fma(weight, load(x + 3 * lanes), sum.d);
+template <bool Squared>
+LAGKV_INLINE vec plus_scaled(vec sum, vec weight, vec x) {
+  return fma(Squared ? weight * x : weight, x, sum);
 }
 
-template <class T>
+// Four vectors of one row.
+template <bool Squared, class T>
+LAGKV_INLINE void add_scaled(four& sum, vec weight, const T* x) {
+  sum.a = plus_scaled<Squared>(sum.a, weight, load(x)), sum.b = plus_scaled<Squared>(sum.b, weight, load(x + lanes));
+  sum.c = plus_scaled<Squared>(sum.c, weight, load(x + 2 * lanes)), sum.d = plus_scaled<Squared>(sum.d, weight, load(x + 3 * lanes));
+}
+
+template <bool Squared, class T>
 inline void add_rows_of(const T* x, const rows& r, const float* weights, float* sum) {
   // The sums of a block of channels stay in registers over all rows. Each waits for the row before: the more, the better.
   std::size_t c = 0;
@@ -727,32 +760,86 @@ inline void add_rows_of(const T* x, const rows& r, const float* weights, float* 
     four low = load_four(sum + c), high = load_four(sum + c + 4 * lanes);
     const T* at = x + c;
     for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride)
-      add_scaled(low, fill(weights[t]), at), add_scaled(high, fill(weights[t]), at + 4 * lanes);
+      add_scaled<Squared>(low, fill(weights[t]), at), add_scaled<Squared>(high, fill(weights[t]), at + 4 * lanes);
     store_four(low, sum + c), store_four(high, sum + c + 4 * lanes);
   }
   for (; c + 4 * lanes <= r.channels; c += 4 * lanes) {
     four low = load_four(sum + c);
     const T* at = x + c;
-    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) add_scaled(low, fill(weights[t]), at);
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) add_scaled<Squared>(low, fill(weights[t]), at);
     store_four(low, sum + c);
   }
   for (; c < r.channels; c += lanes) {
     const std::size_t here = r.channels - c < lanes ? r.channels - c : lanes;
     vec total = load_part(sum + c, here);
     const T* at = x + c;
-    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) total = fma(fill(weights[t]), load_part(at, here), total);
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) total = plus_scaled<Squared>(total, fill(weights[t]), load_part(at, here));
     store_part(total, sum + c, here);
   }
 }
 
-inline void add_rows(const rows& r, const float* weights, float* sum) {
+template <bool Squared>
+LAGKV_INLINE void add_any_rows(const rows& r, const float* weights, float* sum) {
   switch (r.type) {
-    case dtype::f32: return add_rows_of(static_cast<const float*>(r.data), r, weights, sum);
-    case dtype::f16: return add_rows_of(static_cast<const f16*>(r.data), r, weights, sum);
-    case dtype::bf16: return add_rows_of(static_cast<const bf16*>(r.data), r, weights, sum);
+    case dtype::f32: return add_rows_of<Squared>(static_cast<const float*>(r.data), r, weights, sum);
+    case dtype::f16: return add_rows_of<Squared>(static_cast<const f16*>(r.data), r, weights, sum);
+    case dtype::bf16: return add_rows_of<Squared>(static_cast<const bf16*>(r.data), r, weights, sum);
     default: return;  // other types come widened
   }
 }
 
-inline constexpr kernel_table table{LAGKV_TARGET, range,  normalise, deviation, add_softmax, top_k,
-                                    widen,        narrow, squares,   distances, dots,        add_rows};
+inline void add_rows(const rows& r, const float* weights, float* sum) { add_any_rows<false>(r, weights, sum); }
+inline void add_squared_rows(const rows& r, const float* weights, float* sum) { add_any_rows<true>(r, weights, sum); }
+
+// ---- turn_back ------------------------------------------------------------------------------------------------------
+
+// Lanes 2j and 2j + 1 change places.
+#if LAGKV_LANES == 16
+LAGKV_INLINE vec swapped(vec v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14); }
+#elif LAGKV_LANES == 8
+LAGKV_INLINE vec swapped(vec v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6); }
+#elif LAGKV_LANES == 4
+LAGKV_INLINE vec swapped(vec v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
+#endif
+
+// What the channels from x[c] on are paired with.
+template <class T>
+LAGKV_INLINE vec partners(const T* x, std::size_t c, std::size_t n, vec own, const turn& by) {
+  const std::size_t half = by.dims / 2;
+  if (!by.neighbours) return load_part(x + (c < half ? c + half : c - half), n);
+#if LAGKV_LANES == 1
+  (void)own;
+  return load(x + (c ^ 1));
+#else
+  return swapped(own);
+#endif
+}
+
+template <class T>
+inline void turn_back_of(const T* x, std::size_t channels, const turn& by, float* out) {
+  const std::size_t half = by.dims / 2;
+  const float *far_sines = by.far + by.dims, *near_sines = by.near + by.dims;
+  for (std::size_t c = 0, n = 0; c < by.dims; c += n) {
+    const std::size_t end = !by.neighbours && c < half ? half : by.dims;
+    n = end - c < lanes ? end - c : lanes;
+    const vec own = load_part(x + c, n), other = partners(x, c, n, own, by);
+    const vec far_cosine = load_part(by.far + c, n), near_cosine = load_part(by.near + c, n);
+    const vec far_sine = load_part(far_sines + c, n), near_sine = load_part(near_sines + c, n);
+    const vec cosine = fma(far_cosine, near_cosine, fill(0.0F) - far_sine * near_sine);
+    const vec sine = fma(far_cosine, near_sine, far_sine * near_cosine);
+    store_part(fma(other, sine, own * cosine), out + c, n);
+  }
+  if (by.dims < channels) widen_of(x + by.dims, channels - by.dims, out + by.dims);
+}
+
+inline void turn_back(const void* x, dtype type, std::size_t channels, const turn& by, float* out) {
+  switch (type) {
+    case dtype::f32: return turn_back_of(static_cast<const float*>(x), channels, by, out);
+    case dtype::f16: return turn_back_of(static_cast<const f16*>(x), channels, by, out);
+    case dtype::bf16: return turn_back_of(static_cast<const bf16*>(x), channels, by, out);
+    default: return;  // other types come widened
+  }
+}
+
+inline constexpr kernel_table table{LAGKV_TARGET, range,     normalise, deviation, add_softmax,      top_k,    widen, narrow,
+                                    squares,      distances, dots,      add_rows,  add_squared_rows, turn_back};

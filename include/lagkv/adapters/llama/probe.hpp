@@ -13,6 +13,7 @@
 #include <ggml.h>
 #include <llama.h>
 
+#include <lagkv/adapters/llama/embedding.hpp>
 #include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/views.hpp>
@@ -60,6 +61,12 @@ class cache_probe {
   void record(const wanted& what) { recording_.keep(what); }
 
   recording& recorded() { return recording_; }
+
+  /// The rotary embedding of each layer's keys, from the first graph on, in the order of layers().
+  const std::vector<embedding>& embeddings() const { return embeddings_; }
+
+  /// Those of another context of this model with the same parameters, for one whose sequences are put in as saved states.
+  void set_embeddings(std::vector<embedding> all) { embeddings_ = std::move(all); }
 
   /// In place of what has been recorded, after the host has put back the state that `r` was taken beside.
   void set_recorded(recording r) {
@@ -112,7 +119,16 @@ class cache_probe {
     (key_layer >= 0 ? l.keys : l.values) = {cache->data, cache->type,
                                             width,       transposed ? cells : width,
                                             transposed,  key_layer >= 0 ? key_transform_ : value_transform_};
+    if (key_layer >= 0) see_embedding(key_layer, node->src[0]);
     if (key_layer >= 0 && key_layer == layers_.front().id) see_cells(node->src[1]);
+  }
+
+  /// The same in every graph: looked at once.
+  void see_embedding(int layer, const ggml_tensor* stored) {
+    embedding& e = detail::of_id(embeddings_, layer);
+    if (e.obstacle.empty()) return;
+    e = detail::embedding_of(stored);
+    e.id = layer;
   }
 
   void see_cells(const ggml_tensor* indices) {
@@ -198,6 +214,7 @@ class cache_probe {
   std::size_t key_transform_ = 0, value_transform_ = 0;  // channels of the Hadamard matrix, 0: none
   const ggml_tensor* positions_ = nullptr;
   std::string obstacle_;
+  std::vector<embedding> embeddings_;
 
   recording recording_;
   const ggml_tensor* multiplied_ = nullptr;  // the attention node whose queries are held

@@ -37,7 +37,8 @@ inline wanted wanted_by(const policy& p) {
   constexpr std::size_t for_statistics = 256;
   return {.queries = std::max(p.needs.queries, p.needs.statistics ? for_statistics : 0),
           .mass = p.needs.mass,
-          .positions = p.needs.mass && p.retain.again};  // a mean mass counts the queries from the row's own on
+          // A mean mass counts the queries from the row's own on; survivors are turned back by their own positions.
+          .positions = (p.needs.mass && p.retain.again) || (p.needs.rope && (p.retain.again || p.needs.all_rows))};
 }
 
 /// A number a row and head, [heads][rows].

@@ -1,0 +1,98 @@
+// Part of lagkv (MIT). Keys as they were before their position turned them: for scorers that ask what a token is, not where.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include <lagkv/rope.hpp>
+#include <lagkv/simd/kernel_table.hpp>
+
+namespace lagkv {
+
+namespace detail {
+
+/// The turns of positions: of all remainders by 64 a table, and of the multiple of 64 that was asked for last. Costs cosines
+/// and sines once an embedding, then two multiplications a channel every 64 rows. 64 KiB for 128 channels.
+class turn_tables {
+ public:
+  /// Keeps what is there for the same embedding.
+  void prepare(const rope& r, std::size_t channels) {
+    if (same(r, channels)) return;
+    channels_ = channels, by_ = r;
+    factors_.assign(r.factors.begin(), r.factors.end());
+    by_.factors = factors_;
+    const std::size_t pairs = dims() / 2;
+    pairs_.assign(pairs, {});
+    near_.resize(together * 2 * dims());
+    far_.resize(2 * dims());
+    for (std::size_t j = 0; j < pairs; ++j) {
+      pair& p = pairs_[j];
+      p.angle = r.angle(j, channels);
+      p.step = {__builtin_cos(p.angle * together), __builtin_sin(p.angle * together)};
+      for (std::size_t i = 0; i < together; ++i) {
+        const double angle = p.angle * static_cast<double>(i);
+        fill_in(near_.data() + i * 2 * dims(), j, {__builtin_cos(angle), __builtin_sin(angle)});
+      }
+    }
+    block_ = none;
+  }
+
+  simd::turn of(std::size_t position) {
+    const std::size_t block = position / together;
+    if (block != block_) turn_to(block);
+    return {dims(), by_.pairs == rope::pairing::neighbours, far_.data(), near_.data() + position % together * 2 * dims()};
+  }
+
+ private:
+  static constexpr std::size_t together = 64, none = ~std::size_t{0};
+
+  struct turned {
+    double cosine, sine;
+  };
+  struct pair {
+    double angle = 0;
+    turned step{}, now{};  // by `together` positions, and by those of block_
+  };
+
+  std::size_t dims() const { return by_.rotated(channels_); }
+
+  bool same(const rope& r, std::size_t channels) const {
+    if (channels != channels_ || r.base != by_.base || r.pairs != by_.pairs || r.dims != by_.dims ||
+        r.position_scale != by_.position_scale || r.factors.size() != factors_.size())
+      return false;
+    for (std::size_t j = 0; j < factors_.size(); ++j)
+      if (r.factors[j] != factors_[j]) return false;
+    return true;
+  }
+
+  void fill_in(float* row, std::size_t j, turned t) const {
+    const bool neighbours = by_.pairs == rope::pairing::neighbours;
+    const std::size_t first = neighbours ? 2 * j : j, second = neighbours ? 2 * j + 1 : j + dims() / 2;
+    row[first] = row[second] = static_cast<float>(t.cosine);
+    row[dims() + first] = static_cast<float>(t.sine), row[dims() + second] = -static_cast<float>(t.sine);
+  }
+
+  /// The block behind the last one takes products in place of cosines; in double that costs no digit of f32.
+  void turn_to(std::size_t block) {
+    const bool next = block_ != none && block == block_ + 1;
+    for (std::size_t j = 0; j < pairs_.size(); ++j) {
+      pair& p = pairs_[j];
+      const double angle = p.angle * static_cast<double>(block * together);
+      p.now = next ? turned{p.now.cosine * p.step.cosine - p.now.sine * p.step.sine,
+                            p.now.cosine * p.step.sine + p.now.sine * p.step.cosine}
+                   : turned{__builtin_cos(angle), __builtin_sin(angle)};
+      fill_in(far_.data(), j, p.now);
+    }
+    block_ = block;
+  }
+
+  std::size_t channels_ = 0, block_ = none;
+  rope by_;
+  std::vector<float> factors_, near_, far_;
+  std::vector<pair> pairs_;
+};
+
+}  // namespace detail
+
+}  // namespace lagkv

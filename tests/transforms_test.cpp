@@ -1,0 +1,130 @@
+// What scores go through before tokens are picked, against plain definitions in double.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <lagkv/lagkv.hpp>
+
+#include "support/host.hpp"
+
+namespace {
+
+using namespace support;
+
+std::vector<float> numbers(unsigned seed, std::size_t n) {
+  const cube x = make_cube(seed, 1, n, 1);
+  return x.x;
+}
+
+/// The triangle, with what is not finite left out.
+std::vector<double> triangle(const std::vector<float>& x, std::size_t begin, std::size_t end, std::size_t reach) {
+  std::vector<double> out;
+  for (std::size_t i = begin; i < end; ++i) {
+    double sum = 0, weight = 0;
+    for (std::size_t j = begin; j < end; ++j) {
+      const std::size_t d = i > j ? i - j : j - i;
+      if (d > reach || !std::isfinite(x[j])) continue;
+      sum += static_cast<double>(reach + 1 - d) * static_cast<double>(x[j]), weight += static_cast<double>(reach + 1 - d);
+    }
+    out.push_back(std::isfinite(x[i]) ? sum / weight : static_cast<double>(x[i]));
+  }
+  return out;
+}
+
+TEST(smooth, is_a_triangle_within_the_judged_range_or_the_partition) {
+  lagkv::workspace ws;
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  for (std::size_t reach : {0U, 1U, 2U, 8U, 50U})
+    for (std::size_t n : {1U, 2U, 7U, 30U, 60U})
+      for (std::size_t partition : {std::size_t{0}, n})
+        for (bool broken : {false, true}) {
+          const std::size_t heads = 3, ranges = partition != 0 ? 2 : 1, all = ranges * n;
+          std::vector<float> scores = numbers(11, heads * all);
+          if (broken) scores[all / 2] = nan, scores[all - 1] = -std::numeric_limits<float>::infinity();
+          const std::vector<float> before = scores;
+          const lagkv::due due{.judged = {4, 4 + all}, .keep = 1, .partition = partition};
+          lagkv::smooth{reach}(scores, heads, due, ws);
+          for (std::size_t at = 0; at < heads * all; at += n) {
+            const std::vector<double> exact = triangle(before, at, at + n, reach);
+            for (std::size_t i = 0; i < n; ++i) {
+              if (std::isfinite(exact[i]))
+                ASSERT_NEAR(scores[at + i], exact[i], 1e-5) << reach << " " << n << " " << at + i;
+              else
+                ASSERT_TRUE(same_bits(scores[at + i], before[at + i]));
+            }
+          }
+        }
+}
+
+TEST(smooth, of_heads_that_agree_is_that_of_each) {
+  lagkv::workspace ws;
+  std::vector<float> one = numbers(12, 3 * 40), other = one;
+  const lagkv::due due{.judged = {0, 40}, .keep = 1};
+  lagkv::mean_of_heads{}(one, 3, due, ws);
+  other = one;
+  lagkv::smooth{5}(one, 3, due, ws);
+  lagkv::smooth{5, true}(other, 3, due, ws);
+  EXPECT_EQ(one, other);
+}
+
+TEST(mean_of_heads, is_the_mean_and_the_same_for_all) {
+  lagkv::workspace ws;
+  std::vector<float> scores = numbers(13, 4 * 21);
+  const std::vector<float> before = scores;
+  lagkv::mean_of_heads{}(scores, 4, {.judged = {0, 21}, .keep = 1}, ws);
+  for (std::size_t i = 0; i < 21; ++i) {
+    double sum = 0;
+    for (std::size_t h = 0; h < 4; ++h) sum += static_cast<double>(before[h * 21 + i]);
+    for (std::size_t h = 0; h < 4; ++h) {
+      ASSERT_NEAR(scores[h * 21 + i], sum / 4, 1e-5);
+      ASSERT_EQ(scores[h * 21 + i], scores[i]);
+    }
+  }
+}
+
+// ---- as keys of a policy --------------------------------------------------------------------------------------------
+
+std::vector<float> scores_of(const std::string& text, const cube& k) {
+  cache c(layout::heads_first, lagkv::dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto s = lagkv::score(named(text), c.layer(k.tokens), {.judged = {0, k.tokens}, .keep = 1}, ws);
+  return {s.begin(), s.end()};
+}
+
+TEST(policy_keys, smooth_and_agree_are_the_transforms) {
+  const cube k = make_cube(14, 3, 50, 8);
+  const lagkv::due due{.judged = {0, 50}, .keep = 1};
+  lagkv::workspace ws;
+  std::vector<float> own = scores_of("key_diff", k), smoothed = own, agreed = own;
+  lagkv::smooth{3}(smoothed, 3, due, ws);
+  lagkv::mean_of_heads{}(agreed, 3, due, ws);
+  EXPECT_EQ(scores_of("key_diff:smooth=3", k), smoothed);
+  EXPECT_EQ(scores_of("key_diff:agree=yes", k), agreed);
+  lagkv::smooth{3}(agreed, 3, due, ws);
+  EXPECT_EQ(scores_of("key_diff:agree=yes,smooth=3", k), agreed);
+  EXPECT_EQ(scores_of("key_diff:agree=no,smooth=0", k), own);
+}
+
+TEST(policy_keys, a_method_has_its_own_where_none_are_given) {
+  const cube k = make_cube(15, 3, 50, 8);
+  EXPECT_EQ(scores_of("novelty:unrotate=no", k), scores_of("novelty:unrotate=no,agree=yes,smooth=8", k));
+  EXPECT_NE(scores_of("novelty:unrotate=no", k), scores_of("novelty:unrotate=no,agree=no", k));
+  EXPECT_NE(scores_of("novelty:unrotate=no", k), scores_of("novelty:unrotate=no,smooth=0", k));
+}
+
+TEST(policy_keys, each_scorer_of_a_fusion_is_smoothed_before_it_is_ranked) {
+  const cube k = make_cube(16, 1, 40, 8);
+  const lagkv::due due{.judged = {0, 40}, .keep = 1};
+  lagkv::workspace ws;
+  std::vector<float> sum(40);
+  for (const char* text : {"key_diff:smooth=2", "key_norm:smooth=2"}) {
+    std::vector<float> one = scores_of(text, k);
+    lagkv::detail::rank_each(one, 1, due, ws);
+    for (std::size_t i = 0; i < 40; ++i) sum[i] += one[i];
+  }
+  EXPECT_EQ(scores_of("fuse:key_diff+key_norm,smooth=2", k), sum);
+}
+
+}  // namespace

@@ -1,0 +1,277 @@
+// Keys shown without their positions: against complex arithmetic in double, and against keys that never were rotated.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include <lagkv/lagkv.hpp>
+
+#include "support/offer.hpp"
+#include "support/rotation.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+using lagkv::rope;
+
+/// Embeddings that differ in everything, for keys of at least 10 channels.
+std::vector<rope> ropes(std::size_t channels) {
+  static std::vector<float> factors;
+  factors.resize(channels / 2);
+  for (std::size_t j = 0; j < factors.size(); ++j) factors[j] = 1 + 0.37F * static_cast<float>(j % 9);
+  static const std::vector<float> three{2, 0.5F, 4};
+  std::vector<rope> out;
+  for (rope::pairing p : all_pairings) {
+    out.push_back({.pairs = p});
+    out.push_back({.base = 500000, .pairs = p, .factors = factors});
+    out.push_back({.pairs = p, .dims = 6, .factors = three, .position_scale = 0.25F});
+    out.push_back({.base = 100, .pairs = p, .dims = 10, .position_scale = 0.5F});
+  }
+  return out;
+}
+
+/// Positions of a few rows: neighbours, gaps, blocks skipped, back to the start, far away.
+std::vector<std::uint32_t> some_positions(std::size_t n) {
+  std::vector<std::uint32_t> out;
+  std::mt19937 random(3);
+  std::uint32_t p = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    out.push_back(p);
+    p += i % 11 == 10 ? static_cast<std::uint32_t>(random() % 200) : i % 5 == 4 ? 7U : 1U;
+    if (i == n / 2) p = 1000000;
+  }
+  out.back() = 3;
+  return out;
+}
+
+class unrotated : public testing::TestWithParam<lagkv::simd::target> {};
+
+TEST_P(unrotated, rows_of_every_view_type_and_embedding) {
+  lagkv::workspace ws(GetParam());
+  std::size_t which = 0;
+  for (std::size_t channels : {10U, 16U, 38U, 64U, 128U})
+    for (const rope& r : ropes(channels))
+      for (dtype type : all_types) {
+        const layout l = all_layouts[which++ % std::size(all_layouts)];
+        SCOPED_TRACE(std::string(name(l)) + " " + lagkv::name(type) + " " + std::to_string(channels));
+        const std::size_t heads = 2, tokens = 60;
+        host memory(l, type, make_cube(5, heads, tokens, channels));
+        std::vector<std::uint32_t> positions = some_positions(2 * tokens);
+        const lagkv::rotated how{&r, {{positions.data(), static_cast<std::ptrdiff_t>(tokens)}}};
+        const lagkv::tensor keys = memory.view().unrotated(how);
+        ws.turns.prepare(r, channels);
+        for (std::size_t h = 0; h < heads; ++h)
+          lagkv::for_each_row(keys, h, {1, tokens}, ws, [&](std::size_t i, std::span<const float> row) {
+            const std::vector<double> exact = turned(values_of(memory, h, i + 1), -1.0 * positions[h * tokens + i + 1], r);
+            double most = 0;
+            for (double x : exact) most = std::max(most, std::fabs(x));
+            for (std::size_t c = 0; c < channels; ++c) ASSERT_NEAR(row[c], exact[c], 4e-7 * most) << h << ", " << i << ", " << c;
+          });
+        ASSERT_TRUE(memory.intact());
+      }
+}
+
+TEST_P(unrotated, rows_without_known_positions_count_from_those_dropped) {
+  lagkv::workspace ws(GetParam());
+  const rope r{.base = 5000};
+  host memory(layout::blocks_of_7, dtype::f32, make_cube(6, 1, 150, 32));
+  const lagkv::rotated how{&r, {{}, 999}};
+  ws.turns.prepare(r, 32);
+  lagkv::for_each_row(memory.view().unrotated(how), 0, {0, 150}, ws, [&](std::size_t i, std::span<const float> row) {
+    const std::vector<double> exact = turned(values_of(memory, 0, i), -(999.0 + static_cast<double>(i)), r);
+    for (std::size_t c = 0; c < 32; ++c) ASSERT_NEAR(row[c], exact[c], 1e-5) << i;
+  });
+}
+
+TEST_P(unrotated, a_workspace_follows_its_embeddings) {
+  lagkv::workspace ws(GetParam());
+  std::vector<float> factors{1, 1, 1, 1};
+  const rope a{.base = 100, .factors = factors}, b{.base = 100};
+  host memory(layout::heads_first, dtype::f32, make_cube(7, 1, 3, 8));
+  const auto first_row = [&](const rope& r) {
+    const lagkv::rotated how{&r, {{}, 70}};
+    std::vector<float> out;
+    ws.turns.prepare(r, 8);
+    lagkv::for_each_row(memory.view().unrotated(how), 0, {2, 3}, ws,
+                        [&](std::size_t, std::span<const float> row) { out.assign(row.begin(), row.end()); });
+    return out;
+  };
+  const auto once = first_row(a);
+  EXPECT_EQ(once, first_row(b));
+  factors[2] = 3;  // in place: the same pointer
+  EXPECT_NE(once, first_row(a));
+  EXPECT_EQ(once, first_row(b));
+}
+
+INSTANTIATE_TEST_SUITE_P(all, unrotated, testing::ValuesIn(targets()), target_name());
+
+// ---- policies -------------------------------------------------------------------------------------------------------
+
+/// Keys before and after RoPE, [heads][tokens][channels].
+struct pair_of_cubes {
+  cube plain, rotated;
+};
+
+pair_of_cubes rotated_cubes(const rope& r, std::size_t heads, std::size_t tokens, std::size_t channels) {
+  pair_of_cubes out{make_cube(8, heads, tokens, channels), cube(heads, tokens, channels)};
+  for (std::size_t h = 0; h < heads; ++h)
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const float* row = out.plain.row(h, t);
+      const auto exact = turned({row, row + channels}, static_cast<double>(t), r);
+      for (std::size_t c = 0; c < channels; ++c) out.rotated.row(h, t)[c] = static_cast<float>(exact[c]);
+    }
+  return out;
+}
+
+/// Those that judge keys alone, or keys and values.
+const char* const policies[] = {"novelty:sink=3,recent=5,keep=0.4",
+                                "novelty:agree=no,smooth=0,sink=3,recent=5,keep=0.4",
+                                "novelty:sink=3,lag=20,keep=0.4",
+                                "key_diff:unrotate=yes,sink=3,recent=5,keep=0.4",
+                                "key_diff:unrotate=yes,lag=20,smooth=4,agree=yes,keep=0.4",
+                                "manifold:unrotate=yes,recent=5,keep=0.4",
+                                "lagkv:sink=3,lag=20,ratio=0.4,unrotate=yes",
+                                "lagkv:sink=3,lag=20,ratio=0.4,form=kvpress,unrotate=yes",
+                                "fuse:lagkv+key_diff,unrotate=yes,lag=20,keep=0.4"};
+
+std::string without(std::string text) {
+  const std::string key = "unrotate=yes";
+  const std::size_t at = text.find(key);
+  if (at != std::string::npos) return text.replace(at, key.size(), "unrotate=no");
+  return text.insert(text.find(':') + 1, "unrotate=no,");
+}
+
+class policies_without_positions : public testing::TestWithParam<const char*> {};
+
+TEST_P(policies_without_positions, see_what_they_would_see_without_rope) {
+  for (const rope& r : ropes(24))
+    for (auto target : targets()) {
+      SCOPED_TRACE(lagkv::simd::name(target));
+      const std::size_t heads = 3, tokens = 130;
+      const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
+      const cube v = make_cube(9, heads, tokens, 16);
+      cache before(layout::heads_first, dtype::f32, k.plain, v), after(layout::tokens_first, dtype::f32, k.rotated, v);
+      const lagkv::policy p = named(GetParam()), plain = named(without(GetParam()));
+      lagkv::extras e;
+      e.rope = &r;
+      std::vector<std::uint32_t> positions(tokens);  // one row of numbers for all heads
+      std::iota(positions.begin(), positions.end(), 0U);
+      if (p.needs.all_rows) e.positions = {positions.data(), 0};
+      lagkv::layer seen = after.layer(tokens);
+      seen.extra = &e;
+      ASSERT_EQ(check(p, seen).message(), "");
+      lagkv::workspace one(target), other(target);
+      const lagkv::due due = p.retain.due({}, tokens);
+      ASSERT_FALSE(due.empty());
+      const auto a = lagkv::score(p, seen, due, one), b = lagkv::score(plain, before.layer(tokens), due, other);
+      double most = 0;
+      for (float x : b) most = std::max(most, std::fabs(static_cast<double>(x)));
+      for (std::size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 2e-5 * most) << i;
+      // A position of the first key tells the two apart: all of these do read it.
+      const auto rotated = lagkv::score(plain, after.layer(tokens), due, other);
+      double differ = 0;
+      for (std::size_t i = 0; i < a.size(); ++i) differ = std::max(differ, std::fabs(static_cast<double>(a[i] - rotated[i])));
+      EXPECT_GT(differ, 1e-3 * most);
+    }
+}
+
+TEST_P(policies_without_positions, go_on_while_decoding) {
+  // The same tokens at once and in pieces; rows that are judged later have positions that their row numbers do not tell.
+  const rope r{.base = 1000, .pairs = rope::pairing::neighbours};
+  const std::size_t heads = 2, tokens = 130;
+  const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
+  const cube v = make_cube(9, heads, tokens, 16);
+  cache before(host(layout::heads_first, dtype::f32, heads, tokens, 24),
+               host(layout::heads_first, dtype::f32, heads, tokens, 16));
+  cache after(host(layout::padded, dtype::f32, heads, tokens, 24), host(layout::padded, dtype::f32, heads, tokens, 16));
+  lagkv::extras e;
+  e.rope = &r;
+  std::vector<std::uint32_t> positions(heads * tokens);
+  const lagkv::policy p = named(GetParam()), plain = named(without(GetParam()));
+  if (p.needs.all_rows) e.positions = {positions.data(), tokens};  // it reads survivors
+  lagkv::workspace one, other;
+  lagkv::cursor at, there;
+  std::size_t seen = 0;
+  for (std::size_t n : {70U, 1U, 1U, 30U, 28U}) {
+    for (std::size_t i = 0; i < n; ++i, ++seen) {
+      before.keys.put(k.plain, seen, there.tokens + i), before.values.put(v, seen, there.tokens + i);
+      after.keys.put(k.rotated, seen, at.tokens + i), after.values.put(v, seen, at.tokens + i);
+      for (std::size_t h = 0; h < heads; ++h) positions[h * tokens + at.tokens + i] = static_cast<std::uint32_t>(seen);
+    }
+    lagkv::layer l = after.layer(at.tokens + n), m = before.layer(there.tokens + n);
+    l.extra = &e;
+    ASSERT_EQ(check(p, l).message(), "");
+    lagkv::step(p, l, at, one);
+    lagkv::step(plain, m, there, other);
+    ASSERT_EQ(at, there);
+    ASSERT_EQ(one.decision.kept, other.decision.kept) << "after " << seen;
+  }
+  EXPECT_GT(at.dropped, 0U);
+  for (std::size_t h = 0; h < heads; ++h)
+    for (std::size_t row = 0; row < at.tokens; ++row) ASSERT_EQ(after.values.row(h, row), before.values.row(h, row));
+}
+
+INSTANTIATE_TEST_SUITE_P(all, policies_without_positions, testing::ValuesIn(policies),
+                         [](const auto& i) { return "policy" + std::to_string(i.index); });
+
+TEST(unrotate, survivors_are_judged_again_at_their_own_positions) {
+  const rope r{.base = 1000};
+  const std::size_t heads = 2, tokens = 160;
+  const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
+  cache before(host(layout::heads_first, dtype::f32, heads, tokens, 24), host(layout::heads_first, dtype::f32, heads, tokens, 4));
+  cache after(host(layout::heads_first, dtype::f32, heads, tokens, 24), host(layout::heads_first, dtype::f32, heads, tokens, 4));
+  const cube v = make_cube(9, heads, tokens, 4);
+  std::vector<std::uint32_t> positions(heads * tokens);
+  lagkv::extras e;
+  e.rope = &r, e.positions = {positions.data(), tokens};
+  const std::string text = "novelty:agree=no,sink=3,recent=5,capacity=40,every=4";
+  const lagkv::policy p = named(text), plain = named(without(text));
+  lagkv::workspace one, other;
+  lagkv::cursor at, there;
+  for (std::size_t seen = 0; seen < tokens; ++seen) {
+    before.keys.put(k.plain, seen, there.tokens), before.values.put(v, seen, there.tokens);
+    after.keys.put(k.rotated, seen, at.tokens), after.values.put(v, seen, at.tokens);
+    for (std::size_t h = 0; h < heads; ++h) positions[h * tokens + at.tokens] = static_cast<std::uint32_t>(seen);
+    lagkv::layer l = after.layer(at.tokens + 1), m = before.layer(there.tokens + 1);
+    l.extra = &e;
+    ASSERT_EQ(check(p, l).message(), "");
+    lagkv::step(p, l, at, one);
+    lagkv::step(plain, m, there, other);
+    ASSERT_EQ(one.decision.kept, other.decision.kept) << seen;
+    ASSERT_LE(at.tokens, 43U);
+  }
+}
+
+TEST(unrotate, what_is_missing_is_named) {
+  const rope odd{.dims = 7}, good;
+  host keys(layout::heads_first, dtype::f16, 1, 9, 16);
+  lagkv::extras e;
+  lagkv::layer l{keys.view(), {}, 9};
+  const std::string none =
+      "rope: the policy judges keys without their positions; the layer does not tell which embedding they "
+      "carry (layer.extra)";
+  EXPECT_EQ(check(named("novelty"), l).message(), none);
+  l.extra = &e;
+  EXPECT_EQ(check(named("novelty"), l).message(), none);
+  e.rope = &odd;
+  EXPECT_EQ(check(named("novelty"), l).message(), "rope: dims=7: must be even");
+  e.rope = &good;
+  EXPECT_EQ(check(named("novelty"), l).message(), "");
+  EXPECT_EQ(check(named("novelty:capacity=64"), l).message(),
+            "rope: the policy reads rows that have been judged before, so it needs extras.positions to turn them back");
+  EXPECT_NE(check(named("key_diff:unrotate=yes"), l).message(), "");
+  std::vector<std::uint32_t> positions(9);
+  e.positions = {positions.data(), 9};
+  EXPECT_EQ(check(named("novelty:capacity=64"), l).message(), "");
+  EXPECT_EQ(lagkv::parse("snapkv:unrotate=yes").message(),
+            "snapkv: unrotate: queries meet keys as they are: not with a method that reads attention");
+  EXPECT_EQ(lagkv::parse("fuse:key_diff+h2o,unrotate=yes").message(),
+            "fuse: unrotate: queries meet keys as they are: not with a method that reads attention");
+}
+
+}  // namespace
