@@ -449,15 +449,16 @@ TEST_P(kernels, turn_back) {
     if (x.channels < 2) return;
     const std::size_t dims = 2 + random() % (x.channels - 1) / 2 * 2, pairs = dims / 2;
     const bool neighbours = random() % 2 == 0;
-    // Any two turns: [far, near][cosines, sines][dims], and their sum in double.
-    std::vector<float> far(2 * dims), near(2 * dims);
+    // Any two turns, and their sum in double.
+    const std::size_t width = neighbours ? dims : pairs;
+    std::vector<float> far(2 * width), near(2 * width);
     std::vector<double> cosine(pairs), sine(pairs);
     for (std::size_t j = 0; j < pairs; ++j) {
-      const std::size_t a = neighbours ? 2 * j : j, b = neighbours ? 2 * j + 1 : j + pairs;
       const double one = static_cast<double>(random() % 1000), other = static_cast<double>(random() % 1000);
       for (auto [angle, row] : {std::pair{one, &far}, std::pair{other, &near}}) {
-        (*row)[a] = (*row)[b] = static_cast<float>(std::cos(angle));
-        (*row)[dims + a] = static_cast<float>(std::sin(angle)), (*row)[dims + b] = -static_cast<float>(std::sin(angle));
+        const std::size_t first = neighbours ? 2 * j : j;
+        (*row)[first] = static_cast<float>(std::cos(angle)), (*row)[width + first] = static_cast<float>(std::sin(angle));
+        if (neighbours) (*row)[first + 1] = (*row)[first], (*row)[width + first + 1] = -(*row)[width + first];
       }
       cosine[j] = std::cos(one + other), sine[j] = std::sin(one + other);
     }
@@ -545,27 +546,29 @@ TEST_P(kernels, add_rows_goes_row_by_row) {
   });
 }
 
-TEST_P(kernels, add_squared_rows) {
+TEST_P(kernels, add_moments) {
   for_each_size([&](const packed& x, std::mt19937& random) {
-    std::vector<float> weights = normal_values(x.tokens, random), start = normal_values(x.channels, random), sum = start;
-    sum.push_back(77.0F);
-    table.add_squared_rows(x.rows(), weights.data(), sum.data());
+    const std::vector<float> factors = normal_values(x.tokens, random), start = normal_values(2 * x.channels, random);
+    std::vector<float> found = start;
+    found.push_back(77.0F);
+    table.add_moments(x.rows(), factors.data(), found.data(), found.data() + x.channels);
     for (std::size_t c = 0; c < x.channels; ++c) {
-      double exact = start[c], size = std::fabs(start[c]);
+      double sum = start[c], square = start[x.channels + c], size = std::fabs(sum), squares = std::fabs(square);
       for (std::size_t t = 0; t < x.tokens; ++t) {
-        const double term = weights[t] * std::pow(static_cast<double>(x.value(t, c)), 2);
-        exact += term, size += std::fabs(term);
+        const double y = static_cast<double>(factors[t]) * x.value(t, c);
+        sum += y, size += std::fabs(y), square += y * y, squares += y * y;
       }
-      ASSERT_NEAR(sum[c], exact, 1e-6 * size) << "channel " << c;
+      ASSERT_NEAR(found[c], sum, 1e-6 * size) << "channel " << c;
+      ASSERT_NEAR(found[x.channels + c], square, 1e-6 * squares) << "channel " << c;
     }
-    ASSERT_EQ(sum[x.channels], 77.0F) << "writes behind the last channel";
+    ASSERT_EQ(found.back(), 77.0F) << "writes behind the last channel";
     std::vector<float> cut = start;
     for (std::size_t t = 0, n = 0; t < x.tokens; t += n) {
       n = 1 + random() % (x.tokens - t);
-      table.add_squared_rows(part(x, t, n), &weights[t], cut.data());
+      table.add_moments(part(x, t, n), &factors[t], cut.data(), cut.data() + x.channels);
     }
     cut.push_back(77.0F);
-    ASSERT_EQ(cut, sum);
+    ASSERT_EQ(cut, found);
   });
 }
 

@@ -398,6 +398,48 @@ TEST(attention, what_is_not_finite_gets_and_gives_nothing) {
 
 // ---- the rest -------------------------------------------------------------------------------------------------------
 
+TEST(novelty, of_many_rows_takes_its_moments_from_some_evenly_spread) {
+  const std::size_t tokens = 3 * lagkv::novelty::most_rows + 100, every = 3, together = 128;
+  const cube k = make_cube(52, 1, tokens, 24);
+  cube some(1, 0, 24);
+  for (std::size_t begin = 5; begin < tokens; begin += every * together) {
+    const std::size_t end = std::min(begin + together, tokens);
+    some.x.insert(some.x.end(), k.row(0, begin), k.row(0, end));
+    some.tokens += end - begin;
+  }
+  some.x.insert(some.x.end(), k.row(0, 5), k.row(0, tokens));  // those to judge, behind those to compare with
+  const std::size_t reference = some.tokens;
+  some.tokens += tokens - 5;
+  const auto exact = novelty_scores(some, 0, {reference, reference + 5000}, {0, reference});
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto scores =
+      lagkv::score(named_any("novelty:unrotate=no,agree=no,smooth=0"), c.layer(tokens), {.judged = {5, 5005}, .keep = 1}, ws);
+  for (std::size_t i = 0; i < 5000; ++i) ASSERT_LE(relative(scores[i], exact[i]), 1e-5) << i;
+}
+
+TEST(novelty, channels_that_do_not_vary_and_zero_keys_are_no_numbers_to_divide_by) {
+  cube k = make_cube(53, 1, 60, 6);
+  for (std::size_t t = 0; t < 60; ++t) {
+    float* row = k.row(0, t);
+    row[2] = 0;  // never varies
+    if (t == 7)
+      for (std::size_t c = 0; c < 6; ++c) row[c] = 0;
+  }
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto scores =
+      lagkv::score(named_any("novelty:unrotate=no,agree=no,smooth=0"), c.layer(60), {.judged = {4, 50}, .keep = 1}, ws);
+  const auto exact = novelty_scores(k, 0, {4, 50}, {4, 60});
+  for (std::size_t i = 0; i < 46; ++i) ASSERT_LE(relative(scores[i], exact[i]), 1e-5) << i;
+
+  cube same(1, 60, 6);
+  for (float& x : same.x) x = 2;
+  cache all_same(layout::heads_first, dtype::f32, same, same);
+  for (float s : lagkv::score(named_any("novelty:unrotate=no"), all_same.layer(60), {.judged = {4, 50}, .keep = 1}, ws))
+    ASSERT_EQ(s, 0.0F);
+}
+
 TEST(leverage, does_not_change_under_an_invertible_projection) {
   const cube k = make_cube(51, 2, 200, 12);
   cache c(layout::heads_first, dtype::f32, k, k);

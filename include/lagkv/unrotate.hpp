@@ -13,7 +13,7 @@ namespace lagkv {
 namespace detail {
 
 /// The turns of positions: of all remainders by 64 a table, and of the multiple of 64 that was asked for last. Costs cosines
-/// and sines once an embedding, then two multiplications a channel every 64 rows. 64 KiB for 128 channels.
+/// and sines once an embedding, then two multiplications a channel every 64 rows. 32 KiB for 128 channels (64 where pairs are neighbours).
 class turn_tables {
  public:
   /// Keeps what is there for the same embedding.
@@ -24,15 +24,15 @@ class turn_tables {
     by_.factors = factors_;
     const std::size_t pairs = dims() / 2;
     pairs_.assign(pairs, {});
-    near_.resize(together * 2 * dims());
-    far_.resize(2 * dims());
+    near_.resize(together * 2 * width());
+    far_.resize(2 * width());
     for (std::size_t j = 0; j < pairs; ++j) {
       pair& p = pairs_[j];
       p.angle = r.angle(j, channels);
       p.step = {__builtin_cos(p.angle * together), __builtin_sin(p.angle * together)};
       for (std::size_t i = 0; i < together; ++i) {
         const double angle = p.angle * static_cast<double>(i);
-        fill_in(near_.data() + i * 2 * dims(), j, {__builtin_cos(angle), __builtin_sin(angle)});
+        fill_in(near_.data() + i * 2 * width(), j, {__builtin_cos(angle), __builtin_sin(angle)});
       }
     }
     block_ = none;
@@ -41,7 +41,7 @@ class turn_tables {
   simd::turn of(std::size_t position) {
     const std::size_t block = position / together;
     if (block != block_) turn_to(block);
-    return {dims(), by_.pairs == rope::pairing::neighbours, far_.data(), near_.data() + position % together * 2 * dims()};
+    return {dims(), neighbours(), far_.data(), near_.data() + position % together * 2 * width()};
   }
 
  private:
@@ -56,6 +56,8 @@ class turn_tables {
   };
 
   std::size_t dims() const { return by_.rotated(channels_); }
+  bool neighbours() const { return by_.pairs == rope::pairing::neighbours; }
+  std::size_t width() const { return neighbours() ? dims() : dims() / 2; }  // of a row of cosines
 
   bool same(const rope& r, std::size_t channels) const {
     if (channels != channels_ || r.base != by_.base || r.pairs != by_.pairs || r.dims != by_.dims ||
@@ -67,10 +69,12 @@ class turn_tables {
   }
 
   void fill_in(float* row, std::size_t j, turned t) const {
-    const bool neighbours = by_.pairs == rope::pairing::neighbours;
-    const std::size_t first = neighbours ? 2 * j : j, second = neighbours ? 2 * j + 1 : j + dims() / 2;
-    row[first] = row[second] = static_cast<float>(t.cosine);
-    row[dims() + first] = static_cast<float>(t.sine), row[dims() + second] = -static_cast<float>(t.sine);
+    const auto cosine = static_cast<float>(t.cosine), sine = static_cast<float>(t.sine);
+    float* sines = row + width();
+    if (neighbours())
+      row[2 * j] = row[2 * j + 1] = cosine, sines[2 * j] = sine, sines[2 * j + 1] = -sine;
+    else
+      row[j] = cosine, sines[j] = sine;
   }
 
   /// The block behind the last one takes products in place of cosines; in double that costs no digit of f32.

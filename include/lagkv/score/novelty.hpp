@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <limits>
 #include <span>
 
 #include <lagkv/method.hpp>
@@ -11,12 +10,16 @@
 namespace lagkv {
 
 /// sqrt(mean over channels of (u - m)^2 / v), u = k / |k|; m and v are the mean and the variance of each channel of u over the
-/// judged rows and those behind them (so without the sinks), or over the next partition. A channel that hardly varies counts
-/// for nothing; a zero key is u = 0; a key that is not finite takes no part and gets NaN, so it goes first.
+/// judged rows and those behind them (so without the sinks), or over the next partition; of more than 8,192 rows, over 4,096
+/// to 8,192 of them, evenly spread. A channel that hardly varies counts for nothing; a zero key is u = 0; a key that is not
+/// finite takes no part and gets NaN, so it goes first.
 ///
-/// Reads each key twice, values never. The method's own adjustments: keys unrotated, the mean over the heads of a layer, and a
-/// triangle over 8 neighbours on each side; docs/methods.md says what each of them gives. Source: this project (docs/methods.md).
+/// Reads each key once, and up to 8,192 of a head twice; values never. The method's own adjustments: keys unrotated, the mean
+/// over the heads of a layer, and a triangle over 8 neighbours on each side; docs/research.md says what each of them gives.
+/// Source: this project.
 struct novelty {
+  static constexpr std::size_t most_rows = 4096;  ///< that moments are taken from, unless there are less than twice as many
+
   std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
@@ -27,10 +30,7 @@ struct novelty {
       const std::size_t varying = moments(l.keys, head, reference, mean, weights, ws);
       float* scores = out.data() + (part.begin - judged.begin);
       for_each_rows_and_next(l.keys, head, part, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
-        float* factors = ws.floats(workspace::per_row, rows.tokens);
-        ws.kernels().squares(rows, factors);
-        for (std::size_t i = 0; i < rows.tokens; ++i) factors[i] = inverse_norm(factors[i]);
-        ws.kernels().distances(rows, factors, mean, weights, scores + offset);
+        ws.kernels().distances(rows, inverse_norms(rows, ws), mean, weights, scores + offset);
       });
       const float share = varying > 0 ? 1.0F / static_cast<float>(varying) : 0.0F;
       for (std::size_t i = 0; i < part.size(); ++i) scores[i] = detail::norm(scores[i] * share);
@@ -40,32 +40,34 @@ struct novelty {
   }
 
  private:
-  static float inverse_norm(float square) {
-    if (!detail::finite(square)) return std::numeric_limits<float>::quiet_NaN();
-    return square > 0 ? 1 / __builtin_sqrtf(square) : 0.0F;
+  /// NaN where the norm is not finite. Valid until the next call.
+  static float* inverse_norms(const simd::rows& rows, workspace& ws) {
+    float* out = ws.floats(workspace::per_row, rows.tokens);
+    ws.kernels().squares(rows, out);
+    for (std::size_t i = 0; i < rows.tokens; ++i) {
+      const float norm = detail::norm(out[i]);
+      out[i] = norm == 0 ? 0.0F : 1 / norm;
+    }
+    return out;
   }
 
   /// Of u over the rows of `tokens`: the mean of each channel and the inverse of its variance, 0 where that is nothing beside
   /// the mean square. Returns how many are not 0.
   static std::size_t moments(const tensor& x, std::size_t head, token_range tokens, float* mean, float* inverse, workspace& ws) {
-    constexpr std::size_t together = 256;  // sums of f32 over so many rows, of double over all
+    constexpr std::size_t together = 128;  // sums of f32 over so many rows, of double over all
     constexpr double nothing = 1e-6;
     const std::size_t channels = x.channels();
+    const std::size_t every = tokens.size() >= 2 * most_rows ? tokens.size() / most_rows : 1;
     double* sums = ws.doubles(2 * channels);
     float* part = ws.floats(workspace::range_low, 2 * channels);
     std::size_t used = 0;
     for (std::size_t c = 0; c < 2 * channels; ++c) sums[c] = 0;
-    for (std::size_t begin = tokens.begin; begin < tokens.end; begin += together) {
+    for (std::size_t begin = tokens.begin; begin < tokens.end; begin += every * together) {
       const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
       for (std::size_t c = 0; c < 2 * channels; ++c) part[c] = 0.0F;
       for_each_rows_and_next(x, head, some, {}, ws, [&](const simd::rows& rows, std::size_t) {
-        float* factors = ws.floats(workspace::per_row, rows.tokens);
-        ws.kernels().squares(rows, factors);
-        detail::for_each_finite_run(rows, factors, [&](const simd::rows& run, float* of_run) {
-          for (std::size_t i = 0; i < run.tokens; ++i) of_run[i] = inverse_norm(of_run[i]);
-          ws.kernels().add_rows(run, of_run, part);
-          for (std::size_t i = 0; i < run.tokens; ++i) of_run[i] *= of_run[i];
-          ws.kernels().add_squared_rows(run, of_run, part + channels);
+        detail::for_each_finite_run(rows, inverse_norms(rows, ws), [&](const simd::rows& run, const float* factors) {
+          ws.kernels().add_moments(run, factors, part, part + channels);
           used += run.tokens;
         });
       });

@@ -64,9 +64,14 @@ inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, f
 inline void turn_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n, float* out,
                       workspace& ws) {
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
-  for (std::size_t i = 0; i < n; ++i)
-    ws.kernels().turn_back(t.data + static_cast<std::ptrdiff_t>(i) * step, type, x.channels(),
-                           ws.turns.of(x.rotated()->positions.of(head, token + i)), out + i * x.channels());
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * step;
+    if (i + n < t.tokens)  // the next rows, while these are worked on
+      for (std::size_t b = 0; b < x.channels() * size_of(type); b += 64)
+        __builtin_prefetch(row + static_cast<std::ptrdiff_t>(n) * step + b);
+    ws.kernels().turn_back(row, type, x.channels(), ws.turns.of(x.rotated()->positions.of(head, token + i)),
+                           out + i * x.channels());
+  }
 }
 
 /// The first few rows of a tile, which begins at `token`, as numbers in f32.
@@ -94,18 +99,18 @@ inline void turn_back(const tensor& x, std::size_t head, std::size_t token, cons
 /// Whether rows can be read where they lie.
 inline bool plain(const tensor& x) { return stored_plain(x) && x.rotated() == nullptr; }
 
-/// Calls use(run, squares of the run) for the runs of rows whose squares are finite numbers.
+/// Calls use(run, numbers of the run) for the runs of rows whose numbers are finite.
 template <class Use>
-void for_each_finite_run(const simd::rows& rows, float* squares, const Use& use) {
+void for_each_finite_run(const simd::rows& rows, float* numbers, const Use& use) {
   for (std::size_t i = 0, run = 0; i < rows.tokens; i += run + 1) {
-    for (run = 0; i + run < rows.tokens && finite(squares[i + run]);) ++run;
+    for (run = 0; i + run < rows.tokens && finite(numbers[i + run]);) ++run;
     if (run == 0) continue;
     simd::rows good = rows;
     good.data = static_cast<const std::byte*>(rows.data) +
                 static_cast<std::ptrdiff_t>(i) * rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
     good.tokens = run;
     good.ahead = nullptr;
-    use(good, squares + i);
+    use(good, numbers + i);
   }
 }
 

@@ -36,13 +36,13 @@ enum class normal : std::uint8_t {
   fused        ///< z - 1/2 = x * inverse + shift: for rows of f16 and bf16
 };
 
-/// The turn of one row by its position p = far + near: for each of `dims` channels the cosine of its pair's angle, then for each
-/// the sine, negative for the second channel of a pair.
+/// The turn of one row by its position p = far + near: cosines, then sines, of each pair's angle. Where the pairs are
+/// neighbours, each cosine stands twice, and each sine is followed by its negative.
 struct turn {
   std::size_t dims;
   bool neighbours;    ///< channels (2j, 2j + 1) are a pair; else (j, j + dims / 2)
-  const float* far;   ///< [2][dims], of a part of the position
-  const float* near;  ///< [2][dims], of the rest
+  const float* far;   ///< [2][dims / 2, neighbours: dims], of a part of the position
+  const float* near;  ///< likewise, of the rest
 };
 
 /// One entry a kernel. Every kernel treats a row alike wherever it stands among others, so that results do not depend on
@@ -94,8 +94,8 @@ struct kernel_table {
   /// sum[c] += weights[t] * x[t][c], for one t after the other: the same to the bit however the rows are cut into calls.
   void (*add_rows)(const rows& x, const float* weights, float* sum);
 
-  /// sum[c] += weights[t] * x[t][c]^2, likewise.
-  void (*add_squared_rows)(const rows& x, const float* weights, float* sum);
+  /// Of y = factors[t] * x[t][c]: sum[c] += y, square[c] += y^2, likewise.
+  void (*add_moments)(const rows& x, const float* factors, float* sum, float* square);
 
   /// out = one row of f32, f16 or bf16 as it was before it was turned; channels from by.dims on as they are. Apart from x.
   void (*turn_back)(const void* x, dtype type, std::size_t channels, const turn& by, float* out);

@@ -733,26 +733,21 @@ inline void dots(const rows& r, const float* vectors, std::size_t count, float* 
   }
 }
 
-// ---- add_rows, add_squared_rows -------------------------------------------------------------------------------------
+// ---- add_rows -------------------------------------------------------------------------------------------------------
 
 LAGKV_INLINE four load_four(const float* p) { return {load(p), load(p + lanes), load(p + 2 * lanes), load(p + 3 * lanes)}; }
 LAGKV_INLINE void store_four(const four& v, float* p) {
   store(p, v.a), store(p + lanes, v.b), store(p + 2 * lanes, v.c), store(p + 3 * lanes, v.d);
 }
 
-template <bool Squared>
-LAGKV_INLINE vec plus_scaled(vec sum, vec weight, vec x) {
-  return fma(Squared ? weight * x : weight, x, sum);
-}
-
 // Four vectors of one row.
-template <bool Squared, class T>
+template <class T>
 LAGKV_INLINE void add_scaled(four& sum, vec weight, const T* x) {
-  sum.a = plus_scaled<Squared>(sum.a, weight, load(x)), sum.b = plus_scaled<Squared>(sum.b, weight, load(x + lanes));
-  sum.c = plus_scaled<Squared>(sum.c, weight, load(x + 2 * lanes)), sum.d = plus_scaled<Squared>(sum.d, weight, load(x + 3 * lanes));
+  sum.a = fma(weight, load(x), sum.a), sum.b = fma(weight, load(x + lanes), sum.b);
+  sum.c = fma(weight, load(x + 2 * lanes), sum.c), sum.d = fma(weight, load(x + 3 * lanes), sum.d);
 }
 
-template <bool Squared, class T>
+template <class T>
 inline void add_rows_of(const T* x, const rows& r, const float* weights, float* sum) {
   // The sums of a block of channels stay in registers over all rows. Each waits for the row before: the more, the better.
   std::size_t c = 0;
@@ -760,74 +755,127 @@ inline void add_rows_of(const T* x, const rows& r, const float* weights, float* 
     four low = load_four(sum + c), high = load_four(sum + c + 4 * lanes);
     const T* at = x + c;
     for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride)
-      add_scaled<Squared>(low, fill(weights[t]), at), add_scaled<Squared>(high, fill(weights[t]), at + 4 * lanes);
+      add_scaled(low, fill(weights[t]), at), add_scaled(high, fill(weights[t]), at + 4 * lanes);
     store_four(low, sum + c), store_four(high, sum + c + 4 * lanes);
   }
   for (; c + 4 * lanes <= r.channels; c += 4 * lanes) {
     four low = load_four(sum + c);
     const T* at = x + c;
-    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) add_scaled<Squared>(low, fill(weights[t]), at);
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) add_scaled(low, fill(weights[t]), at);
     store_four(low, sum + c);
   }
   for (; c < r.channels; c += lanes) {
     const std::size_t here = r.channels - c < lanes ? r.channels - c : lanes;
     vec total = load_part(sum + c, here);
     const T* at = x + c;
-    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) total = plus_scaled<Squared>(total, fill(weights[t]), load_part(at, here));
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) total = fma(fill(weights[t]), load_part(at, here), total);
     store_part(total, sum + c, here);
   }
 }
 
-template <bool Squared>
-LAGKV_INLINE void add_any_rows(const rows& r, const float* weights, float* sum) {
+inline void add_rows(const rows& r, const float* weights, float* sum) {
   switch (r.type) {
-    case dtype::f32: return add_rows_of<Squared>(static_cast<const float*>(r.data), r, weights, sum);
-    case dtype::f16: return add_rows_of<Squared>(static_cast<const f16*>(r.data), r, weights, sum);
-    case dtype::bf16: return add_rows_of<Squared>(static_cast<const bf16*>(r.data), r, weights, sum);
+    case dtype::f32: return add_rows_of(static_cast<const float*>(r.data), r, weights, sum);
+    case dtype::f16: return add_rows_of(static_cast<const f16*>(r.data), r, weights, sum);
+    case dtype::bf16: return add_rows_of(static_cast<const bf16*>(r.data), r, weights, sum);
     default: return;  // other types come widened
   }
 }
 
-inline void add_rows(const rows& r, const float* weights, float* sum) { add_any_rows<false>(r, weights, sum); }
-inline void add_squared_rows(const rows& r, const float* weights, float* sum) { add_any_rows<true>(r, weights, sum); }
+// ---- add_moments ----------------------------------------------------------------------------------------------------
+
+LAGKV_INLINE void add_moment(vec& sum, vec& square, vec x) {
+  sum += x;
+  square = fma(x, x, square);
+}
+
+template <class T>
+inline void add_moments_of(const T* x, const rows& r, const float* factors, float* sum, float* square) {
+  std::size_t c = 0;
+  for (; c + 4 * lanes <= r.channels; c += 4 * lanes) {
+    four sums = load_four(sum + c), squares = load_four(square + c);
+    const T* at = x + c;
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) {
+      const vec factor = fill(factors[t]);
+      add_moment(sums.a, squares.a, load(at) * factor), add_moment(sums.b, squares.b, load(at + lanes) * factor);
+      add_moment(sums.c, squares.c, load(at + 2 * lanes) * factor), add_moment(sums.d, squares.d, load(at + 3 * lanes) * factor);
+    }
+    store_four(sums, sum + c), store_four(squares, square + c);
+  }
+  for (; c < r.channels; c += lanes) {
+    const std::size_t here = r.channels - c < lanes ? r.channels - c : lanes;
+    vec sums = load_part(sum + c, here), squares = load_part(square + c, here);
+    const T* at = x + c;
+    for (std::size_t t = 0; t < r.tokens; ++t, at += r.stride) add_moment(sums, squares, load_part(at, here) * fill(factors[t]));
+    store_part(sums, sum + c, here), store_part(squares, square + c, here);
+  }
+}
+
+inline void add_moments(const rows& r, const float* factors, float* sum, float* square) {
+  switch (r.type) {
+    case dtype::f32: return add_moments_of(static_cast<const float*>(r.data), r, factors, sum, square);
+    case dtype::f16: return add_moments_of(static_cast<const f16*>(r.data), r, factors, sum, square);
+    case dtype::bf16: return add_moments_of(static_cast<const bf16*>(r.data), r, factors, sum, square);
+    default: return;  // other types come widened
+  }
+}
 
 // ---- turn_back ------------------------------------------------------------------------------------------------------
 
-// Lanes 2j and 2j + 1 change places.
-#if LAGKV_LANES == 16
-LAGKV_INLINE vec swapped(vec v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14); }
-#elif LAGKV_LANES == 8
-LAGKV_INLINE vec swapped(vec v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6); }
-#elif LAGKV_LANES == 4
-LAGKV_INLINE vec swapped(vec v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
-#endif
+struct turned {
+  vec cosine, sine;
+};
 
-// What the channels from x[c] on are paired with.
+// From entry c of the tables on, each with `width` cosines before its sines.
+LAGKV_INLINE turned sum_of_turns(const turn& by, std::size_t width, std::size_t c, std::size_t n) {
+  const vec a = load_part(by.far + c, n), b = load_part(by.near + c, n);
+  const vec p = load_part(by.far + width + c, n), q = load_part(by.near + width + c, n);
+  return {fma(a, b, fill(0.0F) - p * q), fma(a, q, p * b)};
+}
+
 template <class T>
-LAGKV_INLINE vec partners(const T* x, std::size_t c, std::size_t n, vec own, const turn& by) {
+LAGKV_INLINE void turn_halves_back(const T* x, std::size_t c, std::size_t n, const turn& by, float* out) {
   const std::size_t half = by.dims / 2;
-  if (!by.neighbours) return load_part(x + (c < half ? c + half : c - half), n);
+  const turned t = sum_of_turns(by, half, c, n);
+  const vec a = load_part(x + c, n), b = load_part(x + half + c, n);
+  store_part(fma(b, t.sine, a * t.cosine), out + c, n);
+  store_part(fma(b, t.cosine, fill(0.0F) - a * t.sine), out + half + c, n);
+}
+
 #if LAGKV_LANES == 1
-  (void)own;
-  return load(x + (c ^ 1));
+template <class T>
+LAGKV_INLINE void turn_neighbours_back(const T* x, std::size_t c, std::size_t n, const turn& by, float* out) {
+  const turned t = sum_of_turns(by, by.dims, c, n);
+  out[c] = fma(load(x + (c ^ 1)), t.sine, load(x + c) * t.cosine);
+}
 #else
-  return swapped(own);
+LAGKV_INLINE vec swapped(vec v) {  // lanes 2j and 2j + 1 change places
+#if LAGKV_LANES == 16
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif LAGKV_LANES == 8
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+#else
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2);
 #endif
 }
 
 template <class T>
-inline void turn_back_of(const T* x, std::size_t channels, const turn& by, float* out) {
-  const std::size_t half = by.dims / 2;
-  const float *far_sines = by.far + by.dims, *near_sines = by.near + by.dims;
-  for (std::size_t c = 0, n = 0; c < by.dims; c += n) {
-    const std::size_t end = !by.neighbours && c < half ? half : by.dims;
-    n = end - c < lanes ? end - c : lanes;
-    const vec own = load_part(x + c, n), other = partners(x, c, n, own, by);
-    const vec far_cosine = load_part(by.far + c, n), near_cosine = load_part(by.near + c, n);
-    const vec far_sine = load_part(far_sines + c, n), near_sine = load_part(near_sines + c, n);
-    const vec cosine = fma(far_cosine, near_cosine, fill(0.0F) - far_sine * near_sine);
-    const vec sine = fma(far_cosine, near_sine, far_sine * near_cosine);
-    store_part(fma(other, sine, own * cosine), out + c, n);
+LAGKV_INLINE void turn_neighbours_back(const T* x, std::size_t c, std::size_t n, const turn& by, float* out) {
+  const turned t = sum_of_turns(by, by.dims, c, n);
+  const vec own = load_part(x + c, n);
+  store_part(fma(swapped(own), t.sine, own * t.cosine), out + c, n);
+}
+#endif
+
+template <class T>
+inline void turn_back_of(const T* x, std::size_t channels, turn by, float* out) {
+  const std::size_t end = by.neighbours ? by.dims : by.dims / 2, whole = end / lanes * lanes;
+  if (by.neighbours) {
+    for (std::size_t c = 0; c < whole; c += lanes) turn_neighbours_back(x, c, lanes, by, out);
+    if (whole < end) turn_neighbours_back(x, whole, end - whole, by, out);
+  } else {
+    for (std::size_t c = 0; c < whole; c += lanes) turn_halves_back(x, c, lanes, by, out);
+    if (whole < end) turn_halves_back(x, whole, end - whole, by, out);
   }
   if (by.dims < channels) widen_of(x + by.dims, channels - by.dims, out + by.dims);
 }
@@ -842,4 +890,4 @@ inline void turn_back(const void* x, dtype type, std::size_t channels, const tur
 }
 
 inline constexpr kernel_table table{LAGKV_TARGET, range,     normalise, deviation, add_softmax,      top_k,    widen, narrow,
-                                    squares,      distances, dots,      add_rows,  add_squared_rows, turn_back};
+                                    squares,      distances, dots,      add_rows,  add_moments, turn_back};
