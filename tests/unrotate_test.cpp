@@ -1,6 +1,7 @@
 // Keys shown without their positions: against complex arithmetic in double, and against keys that never were rotated.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -10,6 +11,7 @@
 
 #include <lagkv/lagkv.hpp>
 
+#include "support/methods_oracle.hpp"
 #include "support/offer.hpp"
 #include "support/rotation.hpp"
 
@@ -245,6 +247,105 @@ TEST(unrotate, survivors_are_judged_again_at_their_own_positions) {
     ASSERT_EQ(one.decision.kept, other.decision.kept) << seen;
     ASSERT_LE(at.tokens, 43U);
   }
+}
+
+TEST(key_moments, are_those_of_all_keys_whatever_was_dropped) {
+  const rope r{.base = 1000, .pairs = rope::pairing::neighbours};
+  const std::size_t heads = 2, tokens = 400, channels = 24, sink = 3;
+  const pair_of_cubes k = rotated_cubes(r, heads, tokens, channels);
+  const cube v = make_cube(9, heads, tokens, 4);
+  const lagkv::policy p = named("novelty:agree=no,smooth=0,sink=3,recent=5,capacity=60,every=4");
+  for (std::vector<std::size_t> pieces : {std::vector<std::size_t>{400}, {100, 200, 100}, std::vector<std::size_t>(400, 1)}) {
+    cache c(host(layout::heads_first, dtype::f32, heads, tokens, channels),
+            host(layout::heads_first, dtype::f32, heads, tokens, 4));
+    std::vector<std::uint32_t> positions(heads * tokens);
+    std::vector<double> moments(heads * lagkv::key_moments::size(channels));
+    lagkv::extras e;
+    e.rope = &r, e.positions = {positions.data(), tokens}, e.moments = {moments.data()};
+    lagkv::workspace ws;
+    lagkv::cursor at;
+    std::size_t seen = 0;
+    for (std::size_t n : pieces) {
+      for (std::size_t i = 0; i < n; ++i, ++seen) {
+        c.keys.put(k.rotated, seen, at.tokens + i), c.values.put(v, seen, at.tokens + i);
+        for (std::size_t h = 0; h < heads; ++h) positions[h * tokens + at.tokens + i] = static_cast<std::uint32_t>(seen);
+      }
+      lagkv::layer l = c.layer(at.tokens + n);
+      l.extra = &e;
+      ASSERT_EQ(check(p, l).message(), "");
+      lagkv::observe_keys(p, l, at, n, ws);
+      lagkv::step(p, l, at, ws);
+    }
+    ASSERT_LE(at.tokens, 63U);
+    // The sums, in double, over keys that never were rotated; without the sinks.
+    for (std::size_t h = 0; h < heads; ++h) {
+      const double* found = lagkv::key_moments{moments.data()}.of(h, channels);
+      std::vector<double> sum(channels), square(channels);
+      for (std::size_t t = sink; t < tokens; ++t) {
+        double length = 0;
+        for (std::size_t c0 = 0; c0 < channels; ++c0) length += std::pow(static_cast<double>(k.plain.row(h, t)[c0]), 2);
+        for (std::size_t c0 = 0; c0 < channels; ++c0) {
+          const double u = static_cast<double>(k.plain.row(h, t)[c0]) / std::sqrt(length);
+          sum[c0] += u, square[c0] += u * u;
+        }
+      }
+      for (std::size_t c0 = 0; c0 < channels; ++c0) {
+        ASSERT_NEAR(found[c0], sum[c0], 1e-4) << c0;
+        ASSERT_NEAR(found[channels + c0], square[c0], 1e-4) << c0;
+      }
+      ASSERT_EQ(found[2 * channels], static_cast<double>(tokens - sink));
+    }
+    // And they are what rows are compared with: the scores are those against all tokens, dropped ones too.
+    lagkv::layer l = c.layer(at.tokens);
+    l.extra = &e;
+    lagkv::due due{.judged = {sink, at.tokens - 5}, .keep = 1};
+    due.positions = {e.positions, at.dropped};
+    const auto scores = lagkv::score(p, l, due, ws);
+    for (std::size_t h = 0; h < heads; ++h) {
+      const auto exact = novelty_scores(k.plain, h, {sink, tokens}, {sink, tokens});
+      for (std::size_t i = 0; i < due.judged.size(); ++i) {
+        const double right = exact[positions[h * tokens + sink + i] - sink];
+        ASSERT_NEAR(scores[h * due.judged.size() + i], right, 1e-4 * right) << i;
+      }
+    }
+  }
+}
+
+TEST(key_moments, a_late_token_displaces_an_early_survivor) {
+  // Usual tokens, one unusual early and a more unusual one late; the best of both stay, whenever they came.
+  const std::size_t tokens = 300, channels = 16;
+  cube k(1, tokens, channels);
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (float& x : k.x) x = 1 + 0.1F * normal(random);
+  for (std::size_t t : {40U, 250U})
+    for (std::size_t c = 0; c < channels; c += t == 40 ? 4 : 2) k.row(0, t)[c] = -3;
+  cache c(host(layout::heads_first, dtype::f32, 1, tokens, channels), host(layout::heads_first, dtype::f32, 1, tokens, channels));
+  const lagkv::policy p = named("novelty:unrotate=no,smooth=0,sink=1,recent=8,capacity=11,every=1");
+  std::vector<double> moments(lagkv::key_moments::size(channels));
+  std::vector<std::uint32_t> positions(tokens);
+  lagkv::extras e;
+  e.moments = {moments.data()}, e.positions = {positions.data(), 0};
+  lagkv::workspace ws;
+  lagkv::cursor at;
+  bool early_stayed = false;
+  for (std::size_t seen = 0; seen < tokens; ++seen) {
+    c.keys.put(k, seen, at.tokens), c.values.put(k, seen, at.tokens);
+    positions[at.tokens] = static_cast<std::uint32_t>(seen);
+    lagkv::layer l = c.layer(at.tokens + 1);
+    l.extra = &e;
+    lagkv::observe_keys(p, l, at, 1, ws);
+    lagkv::step(p, l, at, ws);
+    const auto has = [&](std::uint32_t t) {
+      return std::find(positions.begin(), positions.begin() + 11, t) != positions.begin() + 11;
+    };
+    if (seen == 200) early_stayed = has(40);
+    if (seen == tokens - 1) {
+      EXPECT_TRUE(has(250));
+      EXPECT_TRUE(has(40)) << "two places are free of the window";
+    }
+  }
+  EXPECT_TRUE(early_stayed);
 }
 
 TEST(unrotate, what_is_missing_is_named) {

@@ -13,6 +13,17 @@ namespace lagkv {
 
 struct rope;
 
+/// Sums over all keys that a sequence has had, in the host's memory, 0 at its start: for each head 2 * channels + 1 doubles, the
+/// sum and the sum of squares of each channel of k / |k|, and of how many keys. observe_keys() adds to them; copy them with a
+/// forked sequence, save them with a saved one.
+struct key_moments {
+  double* data = nullptr;
+
+  explicit operator bool() const { return data != nullptr; }
+  static std::size_t size(std::size_t channels) { return 2 * channels + 1; }
+  double* of(std::size_t head, std::size_t channels) const { return data + head * size(channels); }
+};
+
 /// What some policies read beside keys and values; policy.needs says which. All of it is optional.
 ///
 /// Query head q belongs to KV head q / (query heads / KV heads). "The last n tokens" are the last n rows in use: a host that
@@ -26,6 +37,8 @@ struct extras {
   std::size_t query_count = 0;
   /// [heads][tokens]: attention that each row has received so far; see add_attention() in attention.hpp.
   side_array<float> mass;
+  /// What is usual in this sequence, dropped tokens included (novelty). Without it a policy takes it from the rows in use.
+  key_moments moments;
   /// Statistics of queries to come, after the mean RoPE of the positions to come: [query heads][1][channels], and
   /// [query heads][channels][channels].
   tensor query_mean, query_covariance;

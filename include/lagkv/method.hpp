@@ -63,6 +63,7 @@ struct needs {
   bool mass = false;        ///< attention of all tokens so far: extras.mass, or queries or weights of all tokens in use
   bool statistics = false;  ///< of queries: extras.query_mean, or extras.queries to take them from
   bool rope = false;        ///< the embedding of the keys: extras.rope
+  bool moments = false;     ///< extras.moments, where it is offered
 
   friend needs operator|(const needs& a, const needs& b) {
     return {.values = a.values || b.values,
@@ -70,7 +71,8 @@ struct needs {
             .queries = a.queries > b.queries ? a.queries : b.queries,
             .mass = a.mass || b.mass,
             .statistics = a.statistics || b.statistics,
-            .rope = a.rope || b.rope};
+            .rope = a.rope || b.rope,
+            .moments = a.moments || b.moments};
   }
 };
 

@@ -12,6 +12,7 @@
 #include <lagkv/method.hpp>
 #include <lagkv/plan.hpp>
 #include <lagkv/retention.hpp>
+#include <lagkv/score/moments.hpp>
 #include <lagkv/score/rank.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/unrotate.hpp>
@@ -132,9 +133,9 @@ inline std::size_t partitions_together(const layer& l, const due& d) {
 /// A layer as a scorer is shown it.
 class shown {
  public:
-  shown(const layer& l, const due& d, bool unrotated, workspace& ws) : seen_(&l) {
+  shown(const layer& l, const row_positions& positions, bool unrotated, workspace& ws) : seen_(&l) {
     if (!unrotated) return;
-    rotated_ = {l.extra->rope, d.positions};
+    rotated_ = {l.extra->rope, positions};
     turned_ = l;
     turned_.keys = l.keys.unrotated(rotated_);
     seen_ = &turned_;
@@ -158,7 +159,7 @@ void judge_partitions(const policy& p, const layer& l, const due& d, std::size_t
                       const Done& done) {
   const std::size_t count = d.judged.size() / d.partition, together = partitions_together(l, d);
   const std::size_t blocks = (count + together - 1) / together;
-  const shown seen(l, d, p.unrotated, ws);
+  const shown seen(l, d.positions, p.unrotated, ws);
   for (std::size_t i = 0; i < blocks; ++i) {
     const std::size_t first = (direction == toward::front ? i : blocks - 1 - i) * together;
     const std::size_t end = first + together < count ? first + together : count;
@@ -198,7 +199,7 @@ void score_all(const scorer& score, bool unrotated, const transforms& adjust, co
   each_head(heads, [&](std::size_t head, workspace& own_ws) {
     const std::span<float> own = out.subspan(head * n, n);
     if (score)
-      score(*shown(l, d, unrotated, own_ws), head, d.judged, own, own_ws);
+      score(*shown(l, d.positions, unrotated, own_ws), head, d.judged, own, own_ws);
     else
       for (float& s : own) s = 0;
   });
@@ -350,6 +351,16 @@ inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  
   }
   detail::judge_due(p, l, d, out, ws, detail::one_by_one{ws});
   return out;
+}
+
+/// Adds the last n rows, but the sinks, to extras.moments, as `p` reads keys: call it before step() with the tokens appended
+/// since the last time. Nothing where the layer has no moments. Tokens that the host takes back stay counted.
+inline void observe_keys(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
+  if (l.extra == nullptr || !l.extra->moments || n == 0) return;
+  const detail::shown seen(l, {l.extra->positions, at.dropped}, p.needs.rope, ws);
+  const std::size_t last = n < l.tokens ? l.tokens - n : 0, begin = last > p.retain.sink ? last : p.retain.sink;
+  for (std::size_t head = 0; head < l.keys.heads() && begin < l.tokens; ++head)
+    detail::add_moments((*seen).keys, head, {begin, l.tokens}, 1, l.extra->moments.of(head, l.keys.channels()), ws);
 }
 
 /// Judges what is due, moves the kept rows, advances the cursor; returns the rows now in use. Prefill, chunked prefill and

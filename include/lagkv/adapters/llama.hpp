@@ -149,8 +149,10 @@ class compressor {
  private:
   struct state {
     cursor at;
-    std::vector<llama_pos> positions;    ///< of the rows after the last compression in place, ascending
-    std::vector<std::uint32_t> protect;  ///< ascending
+    std::vector<llama_pos> positions;          ///< of the rows after the last compression in place, ascending
+    std::vector<std::uint32_t> protect;        ///< ascending
+    std::vector<std::vector<double>> moments;  ///< of each layer's keys, where the policy reads them
+    std::size_t observed = 0;                  ///< tokens of the sequence that they have
   };
 
   compressor(llama_context* context, const policy& p, cache_probe* probe)
@@ -380,7 +382,7 @@ class compressor {
   }
 
   /// All layers as the policy gets them, checked: judge() and step() cannot fail afterwards.
-  result<std::vector<layer>> offer(const state& s, const std::vector<cached_layer>& cached, std::span<const std::int32_t> cells,
+  result<std::vector<layer>> offer(state& s, const std::vector<cached_layer>& cached, std::span<const std::int32_t> cells,
                                    llama_pos last) {
     recording* recorded = probe_ != nullptr && probe_->recorded().what().any() ? &probe_->recorded() : nullptr;
     if (recorded != nullptr) {
@@ -403,7 +405,19 @@ class compressor {
       layers[i].extra = &beside_[i];
     }
     if (status ok = check(policy_, layers[0]); !ok) return error{ok.message()};  // the others are of the same form
+    if (policy_.needs.moments && policy_.retain.again) observe(s, layers, static_cast<std::size_t>(last) + 1);
     return layers;
+  }
+
+  /// Adds the keys since the last time to the moments of each layer.
+  void observe(state& s, const std::vector<layer>& layers, std::size_t seen) {
+    s.moments.resize(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      s.moments[i].resize(heads_ * key_moments::size(layers[i].keys.channels()));
+      beside_[i].moments = {s.moments[i].data()};
+      observe_keys(policy_, layers[i], s.at, seen > s.observed ? seen - s.observed : 0, workspace_);
+    }
+    s.observed = seen;
   }
 
   static error unequal() { return {"policy: keeps different numbers of tokens a head, which llama.cpp's cache cannot hold"}; }

@@ -1,0 +1,55 @@
+// Part of lagkv (MIT). Mean and variance of each channel of keys of unit length.
+#pragma once
+
+#include <cstddef>
+
+#include <lagkv/score/rows.hpp>
+
+namespace lagkv::detail {
+
+/// 1 / |x| of each row; NaN where the norm is not finite. Valid until the next call.
+inline float* inverse_norms(const simd::rows& rows, workspace& ws) {
+  float* out = ws.floats(workspace::per_row, rows.tokens);
+  ws.kernels().squares(rows, out);
+  for (std::size_t i = 0; i < rows.tokens; ++i) {
+    const float length = norm(out[i]);
+    out[i] = length == 0 ? 0.0F : 1 / length;
+  }
+  return out;
+}
+
+/// Adds the rows of `tokens` to `sums`, which are as key_moments has them: of 128 neighbours in `every` * 128 each. Rows that
+/// are not finite are passed over.
+inline void add_moments(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws) {
+  constexpr std::size_t together = 128;  // sums of f32 over so many rows, of double over all
+  const std::size_t channels = x.channels();
+  float* part = ws.floats(workspace::range_low, 2 * channels);
+  for (std::size_t begin = tokens.begin; begin < tokens.end; begin += every * together) {
+    const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
+    for (std::size_t c = 0; c < 2 * channels; ++c) part[c] = 0.0F;
+    for_each_rows_and_next(x, head, some, {}, ws, [&](const simd::rows& rows, std::size_t) {
+      for_each_finite_run(rows, inverse_norms(rows, ws), [&](const simd::rows& run, const float* factors) {
+        ws.kernels().add_moments(run, factors, part, part + channels);
+        sums[2 * channels] += static_cast<double>(run.tokens);
+      });
+    });
+    for (std::size_t c = 0; c < 2 * channels; ++c) sums[c] += static_cast<double>(part[c]);
+  }
+}
+
+/// Of sums the mean of each channel and the inverse of its variance, 0 where that is nothing beside the mean square. Returns how
+/// many are not 0.
+inline std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse) {
+  constexpr double nothing = 1e-6;
+  const double count = sums[2 * channels], n = count > 0 ? count : 1.0;
+  std::size_t varying = 0;
+  for (std::size_t c = 0; c < channels; ++c) {
+    const double m = sums[c] / n, square = sums[channels + c] / n, variance = square - m * m;
+    const bool varies = variance > nothing * square;
+    mean[c] = static_cast<float>(m), inverse[c] = varies ? static_cast<float>(1 / variance) : 0.0F;
+    varying += varies ? 1U : 0U;
+  }
+  return varying;
+}
+
+}  // namespace lagkv::detail
