@@ -28,18 +28,6 @@ void expect_near(const std::vector<double>& found, const std::vector<double>& ex
     ASSERT_NEAR(found[c], exact[c], half * std::fabs(exact[c]) + all) << "channel " << c;
 }
 
-/// Rotaries that differ in everything.
-std::vector<rope> ropes() {
-  static const std::vector<float> factors8{1, 1, 1.5F, 2, 4, 8, 8, 8}, factors3{2, 0.5F, 4};
-  std::vector<rope> out;
-  for (rope::pairing p : all_pairings) {
-    out.push_back({.pairs = p});
-    out.push_back({.base = 500000, .pairs = p, .factors = factors8});
-    out.push_back({.pairs = p, .dims = 6, .factors = factors3, .position_scale = 0.25F});
-    out.push_back({.base = 100, .pairs = p, .dims = 10, .position_scale = 0.5F});
-  }
-  return out;
-}
 constexpr std::size_t channels = 16;
 
 TEST(rope, angle_of_a_pair) {
@@ -78,7 +66,7 @@ struct rerotate : testing::TestWithParam<lagkv::simd::target> {
 TEST_P(rerotate, one_key) {
   const cube x = make_cube(1, 2, 5, channels);
   for (dtype type : all_types)
-    for (const rope& r : ropes())
+    for (const rope& r : ropes(channels))
       for (std::ptrdiff_t shift : {1, -1, 7, -16, -17, -300, 100000}) {
         SCOPED_TRACE(std::string(lagkv::name(type)) + " shift " + std::to_string(shift));
         host keys(layout::heads_first, type, x);
@@ -107,7 +95,7 @@ TEST_P(rerotate, a_shift_of_zero_leaves_every_bit) {
 TEST_P(rerotate, shifts_add_up) {
   const cube x = make_cube(3, 1, 2, channels);
   for (dtype type : all_types)
-    for (const rope& r : ropes()) {
+    for (const rope& r : ropes(channels)) {
       host twice(layout::heads_first, type, x), once(layout::heads_first, type, x);
       lagkv::rerotate(twice.view(), 0, 0, -1234, r, ws), lagkv::rerotate(twice.view(), 0, 0, 1000, r, ws);
       lagkv::rerotate(once.view(), 0, 0, -234, r, ws);
@@ -119,7 +107,7 @@ TEST_P(rerotate, from_one_position_to_another) {
   const cube raw = make_cube(4, 1, 1, channels);
   std::vector<double> key(raw.row(0, 0), raw.row(0, 0) + channels);
   for (dtype type : all_types)
-    for (const rope& r : ropes())
+    for (const rope& r : ropes(channels))
       for (auto [p, q] : {std::pair{5000, 12}, {0, 70000}, {31, 30}}) {
         host keys(layout::heads_first, type, 1, 1, channels);
         const auto at_p = turned(key, p, r);
@@ -147,7 +135,7 @@ lagkv::plan ragged() { return plan_of({4, 60}, 64, {{4, 5, 9, 44}, {}, {7, 8, 9,
 TEST_P(rerotate, by_a_plan) {
   for (const lagkv::plan& p : {rectangular(), ragged()})
     for (dtype type : all_types)
-      for (const rope& r : ropes()) {
+      for (const rope& r : ropes(channels)) {
         host keys(layout::heads_first, type, make_cube(5, p.heads(), 64, channels));
         lagkv::compact(keys.view(), p);
         const host before = keys;
@@ -171,7 +159,7 @@ TEST_P(rerotate, is_the_same_in_every_layout) {
   const lagkv::plan p = ragged();
   const cube x = make_cube(6, p.heads(), 64, channels);
   for (dtype type : all_types)
-    for (const rope& r : ropes()) {
+    for (const rope& r : ropes(channels)) {
       host expected(layout::heads_first, type, x);
       lagkv::rerotate(expected.view(), p, r, ws), lagkv::rerotate(expected.view(), 2, 1, 5, r, ws);
       for (layout l : all_layouts) {
@@ -199,7 +187,7 @@ TEST_P(rerotate, attention_sees_neighbours_where_tokens_lie_side_by_side) {
   const lagkv::plan p = ragged();
   const cube raw = make_cube(8, p.heads(), 64, channels), queries = make_cube(9, 1, 1, channels);
   const std::vector<double> query(queries.row(0, 0), queries.row(0, 0) + channels);
-  for (const rope& r : ropes()) {
+  for (const rope& r : ropes(channels)) {
     const auto key = [&](std::size_t h, std::size_t t) { return std::vector<double>(raw.row(h, t), raw.row(h, t) + channels); };
     host keys(layout::tokens_first, dtype::f32, p.heads(), 64, channels);
     for (std::size_t h = 0; h < p.heads(); ++h)

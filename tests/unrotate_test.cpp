@@ -21,22 +21,6 @@ using namespace support;
 using lagkv::dtype;
 using lagkv::rope;
 
-/// Embeddings that differ in everything, for keys of at least 10 channels.
-std::vector<rope> ropes(std::size_t channels) {
-  static std::vector<float> factors;
-  factors.resize(channels / 2);
-  for (std::size_t j = 0; j < factors.size(); ++j) factors[j] = 1 + 0.37F * static_cast<float>(j % 9);
-  static const std::vector<float> three{2, 0.5F, 4};
-  std::vector<rope> out;
-  for (rope::pairing p : all_pairings) {
-    out.push_back({.pairs = p});
-    out.push_back({.base = 500000, .pairs = p, .factors = factors});
-    out.push_back({.pairs = p, .dims = 6, .factors = three, .position_scale = 0.25F});
-    out.push_back({.base = 100, .pairs = p, .dims = 10, .position_scale = 0.5F});
-  }
-  return out;
-}
-
 /// Positions of a few rows: neighbours, gaps, blocks skipped, back to the start, far away.
 std::vector<std::uint32_t> some_positions(std::size_t n) {
   std::vector<std::uint32_t> out;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <complex>
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include <lagkv/rope.hpp>
@@ -26,6 +27,24 @@ inline std::vector<double> turned(const std::vector<double>& key, double positio
     const double angle = positions * frequency * static_cast<double>(r.position_scale);
     const std::complex<double> z = std::complex(key[a], key[b]) * std::polar(1.0, angle);
     out[a] = z.real(), out[b] = z.imag();
+  }
+  return out;
+}
+
+/// Embeddings that differ in everything, for keys of 10 to 128 channels.
+inline std::vector<lagkv::rope> ropes(std::size_t channels) {
+  static const std::vector<float> many = [] {
+    std::vector<float> x(64);
+    for (std::size_t j = 0; j < x.size(); ++j) x[j] = 1 + 0.37F * static_cast<float>(j % 9);
+    return x;
+  }();
+  static const std::vector<float> three{2, 0.5F, 4};
+  std::vector<lagkv::rope> out;
+  for (lagkv::rope::pairing p : all_pairings) {
+    out.push_back({.pairs = p});
+    out.push_back({.base = 500000, .pairs = p, .factors = std::span(many).first(channels / 2)});
+    out.push_back({.pairs = p, .dims = 6, .factors = three, .position_scale = 0.25F});
+    out.push_back({.base = 100, .pairs = p, .dims = 10, .position_scale = 0.5F});
   }
   return out;
 }

@@ -10,7 +10,7 @@
 //
 // Policies that read queries or attention (snapkv, h2o, tova) have the probe record what they read, from the tokens on that
 // are decoded after the compressor is made; others slow nothing down. Those that judge keys without their positions
-// (novelty, unrotate=yes) have it look at the graph for the rotary embedding of each layer.
+// (novelty, unrotate=yes) need it for the rotary embedding of each layer, which it takes from the first graph.
 //
 // Taken: caches of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1 (keys and values may differ), with or without flash
 // attention, on any backend. Quantised rows move as they are. llama.cpp stores most of them under a Hadamard matrix: the
@@ -139,6 +139,7 @@ class compressor {
     if (!saved) return error{saved.message()};
     state& s = sequences_[sequence];
     s.at = c;
+    s.moments.clear(), s.observed = 0;  // they begin again with the rows that are there
     adopt(s, *saved);
     if (probe_ != nullptr) probe_->set_recorded(r != nullptr ? *r : recording{});
     return {};

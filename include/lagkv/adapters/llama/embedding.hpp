@@ -21,7 +21,7 @@ namespace lagkv::llama {
 struct embedding {
   int id = -1;               ///< of the layer
   std::size_t channels = 0;  ///< of the rows that it turns: must be those of a head
-  std::string obstacle = "has not been seen";
+  std::string obstacle;
   rope turns;                  ///< without factors
   std::vector<float> factors;  ///< of the pairs; empty: 1
 
@@ -88,7 +88,6 @@ inline embedding embedding_of(const ggml_tensor* stored) {
   if (mode != GGML_ROPE_TYPE_NORMAL && mode != GGML_ROPE_TYPE_NEOX)
     return refused("is of mode " + std::to_string(mode) + ": must be 0 (neighbours) or 2 (halves)");
   if (offset != 0) return refused("begins at channel " + std::to_string(offset) + ": must be 0");
-  e.obstacle.clear();
   e.channels = static_cast<std::size_t>(turn->ne[0]);
   e.turns.base = static_cast<double>(base), e.turns.dims = static_cast<std::size_t>(dims);
   e.turns.pairs = mode == GGML_ROPE_TYPE_NEOX ? rope::pairing::halves : rope::pairing::neighbours;

@@ -123,10 +123,11 @@ class cache_probe {
     if (key_layer >= 0 && key_layer == layers_.front().id) see_cells(node->src[1]);
   }
 
-  /// The same in every graph: looked at once.
+  /// The same in every graph: looked at once, known or not.
   void see_embedding(int layer, const ggml_tensor* stored) {
+    const std::size_t before = embeddings_.size();
     embedding& e = detail::of_id(embeddings_, layer);
-    if (e.obstacle.empty()) return;
+    if (embeddings_.size() == before) return;
     e = detail::embedding_of(stored);
     e.id = layer;
   }
