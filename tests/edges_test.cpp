@@ -26,7 +26,8 @@ std::string names_of(bool fusable) {
 }
 const std::string names = "unknown policy '%': must be one of " + names_of(false);
 constexpr const char* shared =
-    "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, smooth, agree, unrotate, select, chunk, safeguard, pyramid";
+    "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, smooth, agree, unrotate, select, chunk, safeguard, "
+    "pyramid";
 
 std::string with(std::string text, const std::string& word) { return text.replace(text.find('%'), 1, word); }
 
@@ -115,6 +116,7 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"fuse:cur+key_diff,weights=1", "weights: must be as many numbers as methods, such as 1+0.5"},
       {"fuse:cur+key_diff,weights=1+2+3", "weights: must be as many numbers as methods, such as 1+0.5"},
       {"fuse:cur+key_diff,weights=1+-2", "weight=-2: must be from 0 to 1000000"},
+      {"fuse:cur+key_diff,by=first", "by=first: must be one of sum, best"},
       {"fuse:cur+key_diff+key_norm+random+tova", "of: must be two to four methods, such as lagkv+key_diff"}};
   for (const auto& [text, message] : table) {
     const auto p = lagkv::parse(text);

@@ -129,8 +129,8 @@ std::vector<std::string> scorers() {
     if (m->make != nullptr && m->name != "lagkv") out.push_back(std::string(m->name) + ":");
   for (std::string& s : out)
     if (s == "snapkv:") s += "window=6,";
-  out.insert(out.end(),
-             {"fuse:key_norm+value_norm,", "fuse:snapkv+cur+key_diff,window=6,weights=1+2+0.5,", "fuse:tova+h2o,pool=3,"});
+  out.insert(out.end(), {"fuse:key_norm+value_norm,", "fuse:snapkv+cur+key_diff,window=6,weights=1+2+0.5,",
+                         "fuse:tova+h2o,pool=3,", "fuse:key_diff+cur,by=best,weights=3+1,"});
   return out;
 }
 

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <random>
 
 #include <lagkv/all_methods.hpp>
@@ -135,6 +137,46 @@ TEST(fusion, adds_up_ranks_times_weights) {
         for (std::size_t i = 0; i < part; ++i) ASSERT_NEAR(found[h * n + at + i], exact[i], 1e-6) << lag;
       }
   }
+}
+
+// What each scorer ranks best, up to its share, stays; what stays was among the best of one: those that would have come in
+// last with any of them.
+TEST(fusion, by_best_gives_each_scorer_its_share_of_the_budget) {
+  const cube k = make_cube(74, 2, 200, 8), v = make_cube(75, 2, 200, 8);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  for (const double keep : {0.2, 0.5, 0.9})
+    for (const double weight : {0.0, 0.5, 3.0}) {
+      const lagkv::policy p = named_any("fuse:key_norm+value_norm,by=best,sink=0,recent=0,weights=1+" + std::to_string(weight) +
+                                        ",keep=" + std::to_string(keep));
+      lagkv::workspace ws;
+      const lagkv::plan& plan = lagkv::judge(p, c.layer(200), {.tokens = 200}, ws);
+      for (std::size_t h = 0; h < 2; ++h) {
+        const auto kept = plan.of(h);
+        const auto n = static_cast<double>(kept.size());
+        ASSERT_EQ(n, keep * 200);
+        // Of each scorer the tokens, its best first.
+        const auto order = [&](const std::vector<double>& scores) {
+          std::vector<std::uint32_t> tokens(200);
+          std::iota(tokens.begin(), tokens.end(), 0U);
+          std::stable_sort(tokens.begin(), tokens.end(), [&](auto a, auto b) { return scores[a] > scores[b]; });
+          return tokens;
+        };
+        const auto keys = order(key_norm_scores(k, h, {0, 200})), values = order(value_norm_scores(v, h, {0, 200}));
+        const auto from_the_top = [&](const std::vector<std::uint32_t>& of) {
+          std::size_t found = 0;
+          while (found < of.size() && std::count(kept.begin(), kept.end(), of[found]) == 1) ++found;
+          return found;
+        };
+        const std::size_t by_keys = from_the_top(keys), by_values = from_the_top(values);
+        EXPECT_GE(static_cast<double>(by_keys), std::floor(n / (1 + weight))) << keep << ' ' << weight;
+        EXPECT_GE(static_cast<double>(by_values), std::floor(n * weight / (1 + weight))) << keep << ' ' << weight;
+        std::vector<std::uint32_t> either(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(by_keys));
+        if (weight > 0) either.insert(either.end(), values.begin(), values.begin() + static_cast<std::ptrdiff_t>(by_values));
+        std::sort(either.begin(), either.end());
+        either.erase(std::unique(either.begin(), either.end()), either.end());
+        EXPECT_EQ(std::vector<std::uint32_t>(kept.begin(), kept.end()), either) << keep << ' ' << weight;
+      }
+    }
 }
 
 // ---- budgets --------------------------------------------------------------------------------------------------------

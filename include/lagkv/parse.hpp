@@ -52,7 +52,8 @@ inline constexpr parameter fuse_parameters[] = {
     {"of", parameter::kind::text, parameter::none, "must be two to four methods, such as lagkv+key_diff",
      "the methods; 'of=' may be left out where it comes first"},
     {"weights", parameter::kind::text, parameter::none, "must be as many numbers as methods, such as 1+0.5",
-     "what their ranks are multiplied with (default 1 each)"}};
+     "what their ranks are multiplied with; by=best: their shares of the budget, in proportion (default 1 each)"},
+    {"by", parameter::kind::word, 0, "sum|best", "a token is worth the sum of its ranks, or the best of them"}};
 
 namespace detail {
 
@@ -204,9 +205,9 @@ inline result<policy> parse_scored(const method& m, std::string_view text) {
   return made ? make_policy(*made, options) : error{made.message()};
 }
 
-/// What `of` and `weights` say, taken off the rest of the string.
+/// What `of`, `weights` and `by` say, taken off the rest of the string.
 struct fusion_text {
-  std::string_view of, weights;
+  std::string_view of, weights, by;
   std::string rest;
 };
 
@@ -222,6 +223,8 @@ inline fusion_text split_fusion(std::string_view text) {
       out.of = value;
     else if (key == "weights" && out.weights.empty())
       out.weights = value;
+    else if (key == "by" && out.by.empty())
+      out.by = value;
     else
       out.rest.append(out.rest.empty() ? "" : ",").append(item);
   }
@@ -259,7 +262,9 @@ inline result<policy> parse_fusion(std::string_view text, std::span<const method
     if (!weight || (i + 1 == count) != weights.empty()) return error{"weights: " + std::string(fuse_parameters[1].range)};
     parts[i].weight = *weight;
   }
-  return make_fusion({parts, count}, options);
+  if (given.by.empty()) return make_fusion({parts, count}, options);
+  const result<double> by = parse_value(fuse_parameters[2], given.by);
+  return by ? make_fusion({parts, count}, options, static_cast<fusion>(*by)) : error{by.message()};
 }
 
 inline result<policy> parse_whole(const method& m, std::string_view text) {
@@ -279,6 +284,7 @@ inline result<policy> parse_whole(const method& m, std::string_view text) {
 ///  snapkv:window=32,kernel=5,keep=0.25           shared keys: sink, recent, lag, keep, capacity, budget_mb ...
 ///  key_diff:lag=128,keep=0.25                    against the next partition, as LagKV
 ///  fuse:lagkv+key_diff,lag=128,weights=1+0.5     sum of ranks; each key goes to every method that has it
+///  fuse:novelty+cur,by=best,weights=3+1          three quarters of the budget by novelty, a quarter by cur
 inline result<policy> parse(std::string_view text, std::span<const method* const> known = methods()) {
   const bool has_colon = text.find(':') != std::string_view::npos;
   const std::string_view name = detail::take(text, ':');

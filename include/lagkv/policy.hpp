@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
@@ -20,6 +21,12 @@
 
 namespace lagkv {
 
+/// How several scorers decide together, each by its ranks within a partition (or the judged range of a head).
+enum class fusion : std::uint8_t {
+  sum,  ///< the weighted sum of the ranks: a token must please all
+  best  ///< the best of the ranks: a token must please one; each scorer has a share of the budget, in proportion to its weight
+};
+
 /// A method, as one value: copy it freely, share it among threads. make_policy() in recipes.hpp builds one from a scorer,
 /// parse() from a string.
 struct policy {
@@ -33,10 +40,11 @@ struct policy {
   bool unrotated = false;  ///< `score` is shown keys as they were before RoPE
   /// The selector may keep different numbers of rows a head. Such plans are for judge() and compact(): see check().
   bool ragged = false;
-  /// Further scorers: then the policy's scores are weighted sums of ranks, each within its partition (or the judged range).
+  /// Further scorers, fused with `score`.
   part fused[most_fused];
   std::size_t fused_count = 0;
   double weight = 1;  ///< of `score` in the fusion
+  lagkv::fusion by = lagkv::fusion::sum;
 };
 
 /// Whether `p` can work on this layer and finds what it needs. Call it where a cache is set up; afterwards step() cannot
@@ -206,20 +214,28 @@ void score_all(const scorer& score, bool unrotated, const transforms& adjust, co
   adjust(out, heads, d, ws);
 }
 
+/// Ranks, 0 to below 1, as one scorer of a fusion has them. For the best: minus the share of the budget at which a token
+/// would come in, were it this scorer's alone; a scorer without weight brings in none.
+inline void weigh(std::span<float> ranks, fusion by, double weight) {
+  const auto w = static_cast<float>(weight);
+  for (float& r : ranks) r = by == fusion::sum ? w * r : (r - 1) / w;
+}
+
 template <class EachHead>
 std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws, const EachHead& each_head) {
   const std::size_t heads = l.keys.heads(), all = heads * d.judged.size();
   const std::span<float> scores{ws.floats(workspace::scores, all), all};
   score_all(p.score, p.unrotated, p.adjust, l, d, scores, ws, each_head);
-  if (p.fused_count > 0) {
-    rank_each(scores, heads, d, ws);
-    for (float& s : scores) s *= static_cast<float>(p.weight);
-  }
+  if (p.fused_count == 0) return scores;
+  rank_each(scores, heads, d, ws);
+  weigh(scores, p.by, p.weight);
   for (std::size_t i = 0; i < p.fused_count; ++i) {
     const std::span<float> more{ws.floats(workspace::fused, all), all};
     score_all(p.fused[i].score, p.fused[i].unrotated, p.fused[i].adjust, l, d, more, ws, each_head);
     rank_each(more, heads, d, ws);
-    for (std::size_t j = 0; j < all; ++j) scores[j] += static_cast<float>(p.fused[i].weight) * more[j];
+    weigh(more, p.by, p.fused[i].weight);
+    for (std::size_t j = 0; j < all; ++j)
+      scores[j] = p.by == fusion::sum ? scores[j] + more[j] : scores[j] > more[j] ? scores[j] : more[j];
   }
   return scores;
 }

@@ -224,9 +224,10 @@ requires(!std::is_same_v<Scorer, part>) result<policy> make_policy(Scorer s, con
   return make_policy(part_of(s), o);
 }
 
-/// A policy from two to four methods, whose scorers work in partitions of o.lag: their scores become ranks, within each partition
-/// or the judged range of a head, and the ranks add up, each times its part's weight.
-inline result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}) {
+/// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
+/// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
+/// makes room for the next of both.
+inline result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}, fusion by = fusion::sum) {
   constexpr std::size_t most = policy::most_fused + 1;
   if (parts.size() < 2 || parts.size() > most)
     return error{"methods=" + std::to_string(parts.size()) + ": must be from 2 to " + std::to_string(most)};
@@ -239,6 +240,7 @@ inline result<policy> make_fusion(std::span<const part> parts, const policy_opti
     if (!(each.weight >= 0 && each.weight <= 1e6))
       return error{"weight=" + detail::text(each.weight) + ": must be from 0 to 1000000"};
   policy p = *made;
+  p.by = by;
   for (const part& other : parts.subspan(1)) {
     part& next = p.fused[p.fused_count++];
     next = other;
