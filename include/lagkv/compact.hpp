@@ -91,32 +91,56 @@ inline void copy_row(std::byte* to, const std::byte* from, std::size_t n) {
   if (i < n) std::memcpy(to + i, from + i, n - i);
 }
 
+/// Asks for the lines of a row that will be copied soon.
+inline void fetch_row(const std::byte* row, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+}
+
 /// Moves the rows `kept` of one head, all of them rows of `judged`, to one end of `place`, which lies within the rows that
-/// have been dealt with.
+/// have been dealt with. Rows that are `far` from the caches are asked for before they are copied: they lie scattered, and no
+/// processor foresees where.
 inline void move_kept(const tensor& x, std::size_t head, std::span<const std::uint32_t> kept, token_range judged,
-                      token_range place, toward direction) {
+                      token_range place, toward direction, bool far) {
   const std::size_t n = kept.size();
   if (n == 0) return;
+  const std::size_t ahead = far ? 12 : n;  // rows asked for and not copied yet
   const std::size_t first = direction == toward::front ? place.begin : place.end - n;
   const tile source = x.at(head, judged), target = x.at(head, {first, first + n});
   if (source.tokens < judged.size() || target.tokens < n || source.channel_stride != 1 || target.channel_stride != 1 ||
       x.has_scale()) {  // rows in pieces
-    for_each_move(kept, place, direction,
-                  [&](std::size_t from, std::size_t to, std::size_t run) { move_rows(x, head, from, to, run); });
+    const auto fetch = [&](std::size_t i) {
+      const tile row = x.at(head, {kept[i], kept[i] + std::size_t{1}});
+      if (row.channel_stride == 1) fetch_row(row.data, x.row_bytes());
+    };
+    for_each_move(kept, place, direction, [&](std::size_t from, std::size_t to, std::size_t run) {
+      for (std::size_t i = to - first; i < to - first + run; ++i) {
+        if (direction == toward::front && i + ahead < n) fetch(i + ahead);
+        if (direction == toward::window && i >= ahead) fetch(i - ahead);
+      }
+      move_rows(x, head, from, to, run);
+    });
     return;
   }
   const auto unit = static_cast<std::ptrdiff_t>(size_of(x.type()));
   const std::ptrdiff_t step = source.token_stride * unit;
   const std::size_t bytes = x.row_bytes();
+  const auto row = [&](std::size_t i) { return source.data + static_cast<std::ptrdiff_t>(kept[i] - judged.begin) * step; };
   const auto copy = [&](std::size_t i) {
-    const std::byte* from = source.data + static_cast<std::ptrdiff_t>(kept[i] - judged.begin) * step;
+    const std::byte* from = row(i);
     std::byte* to = target.data + static_cast<std::ptrdiff_t>(i) * step;
     if (to != from) copy_row(to, from, bytes);
   };
-  if (direction == toward::front)
-    for (std::size_t i = 0; i < n; ++i) copy(i);
-  else
-    for (std::size_t i = n; i-- > 0;) copy(i);
+  if (direction == toward::front) {
+    for (std::size_t i = 0; i < n; ++i) {
+      if (i + ahead < n) fetch_row(row(i + ahead), bytes);
+      copy(i);
+    }
+  } else {
+    for (std::size_t i = n; i-- > 0;) {
+      if (i >= ahead) fetch_row(row(i - ahead), bytes);
+      copy(i);
+    }
+  }
 }
 
 /// The window of one head, which follows the kept rows to the front.
@@ -138,7 +162,10 @@ void for_each_move(const plan& p, std::size_t head, toward direction, const Move
 /// Moves the rows of one head of `x` by `p`. Reads and writes each kept row once; allocates nothing. `x` has the heads of the
 /// plan and addresses p.tokens_before tokens. Heads may be moved at the same time by several threads.
 inline void compact(const tensor& x, std::size_t head, const plan& p, toward direction = toward::front) {
-  detail::for_each_move(p, head, direction,
+  if (p.empty()) return;
+  detail::move_kept(x, head, p.of(head), p.judged, p.judged, direction, true);
+  if (direction == toward::front)
+    detail::move_window(p, head,
                         [&](std::size_t from, std::size_t to, std::size_t n) { detail::move_rows(x, head, from, to, n); });
 }
 

@@ -300,7 +300,7 @@ inline void move_partition(const tensor& x, std::size_t head, std::size_t index,
   const std::size_t behind = d.keep - (index + 1) * d.keep_each;
   const std::size_t begin = d.judged.begin + index * d.partition;
   const token_range place{d.judged.begin + index * d.keep_each, d.judged.end - behind};
-  move_kept(x, head, kept, {begin, begin + d.partition}, place, direction);
+  move_kept(x, head, kept, {begin, begin + d.partition}, place, direction, false);
 }
 
 /// Judges one head by partition and moves the kept rows while they are in cache.
