@@ -16,8 +16,7 @@ constexpr int bad_input = 2;  // exit code for std::invalid_argument; what fails
 void declare_run(CLI::App& run, eval::run_options& o) {
   run.option_defaults()->always_capture_default();
   run.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
-  run.add_option("--tasks", o.tasks,
-                 "Tasks and groups: ruler, niah, passkey64, perplexity, generation, all, or names of RULER's");
+  run.add_option("--tasks", o.tasks, "Tasks, as docs/eval.md lists them, and groups of them: ruler, niah, beyond, all");
   run.add_option("--policies", o.policies, "Policy strings without a budget, parted by ';'; full and random are always there")
       ->delimiter(';');
   run.add_option("--removed", o.removed, "Shares of the cached tokens that are to go")->delimiter(',');

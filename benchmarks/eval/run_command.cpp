@@ -35,6 +35,7 @@ namespace {
 
 constexpr std::size_t picture_columns = 128;
 constexpr std::size_t spare_tokens = 8;  // pieces cut into tokens by themselves may take a token more than together
+constexpr std::size_t continuation_tokens = 256;  // a continuation of so many words has up to twice as many tokens
 
 host::named_policy parse(const std::string& policy) {
   return host::parse(policy.empty() ? "full" : policy, lagkv::all_methods());
@@ -139,7 +140,9 @@ void runner::check_settings() const {
 
 void runner::make_sessions() {
   host::session_options o;
-  o.cells = static_cast<std::uint32_t>(*std::max_element(options_.lengths.begin(), options_.lengths.end()) + 2 * spare_tokens);
+  const bool reads_on = std::any_of(tasks_.begin(), tasks_.end(), [](const task* t) { return t->how == kind::perplexity; });
+  o.cells = static_cast<std::uint32_t>(*std::max_element(options_.lengths.begin(), options_.lengths.end()) + 2 * spare_tokens +
+                                       (reads_on ? continuation_tokens : 0));
   o.types = host::parse_cache_types(options_.cache_type);
   o.threads = info_.threads;
   o.answer_threads = 1;

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
@@ -19,6 +20,7 @@
 #include "report/summary.hpp"
 #include "report/table.hpp"
 #include "report/text_table.hpp"
+#include "tasks/task.hpp"
 
 namespace {
 
@@ -143,6 +145,27 @@ TEST(Summary, GroupsAndOrders) {
   EXPECT_EQ(all.rows[4].key.length, 4096U);
 }
 
+TEST(Summary, ReadsTextsInTheirOrderWhicheverCameFirst) {
+  eval::results samples;
+  for (const char* task : {"generation", "perplexity_code", "niah_single_1", "perplexity"}) {
+    samples.samples.push_back(sample(task, 2048, 0, "full", 0, {}));  // without a score its name has to do
+    samples.samples.back().failure = "no room";
+  }
+  const eval::summary all = eval::summarize(samples);
+  EXPECT_EQ(all.writing_tasks, (std::vector<std::string>{"perplexity", "perplexity_code", "generation"}));
+  EXPECT_EQ(all.answer_tasks, (std::vector<std::string>{"niah_single_1"}));
+}
+
+TEST(Summary, HasShortNamesThatDiffer) {
+  std::set<std::string_view> briefs;
+  for (const eval::task& each : eval::all_tasks()) EXPECT_TRUE(briefs.insert(eval::short_name(each.name)).second) << each.name;
+  EXPECT_EQ(eval::short_name("needles_16"), "n16");
+  EXPECT_EQ(eval::short_name("perplexity_code"), "code");
+  EXPECT_EQ(eval::short_name("perplexity"), "perplexity");
+  EXPECT_FALSE(eval::in_ruler("needles_16")) << "no part of RULER's mean";
+  EXPECT_FALSE(eval::in_ruler("documents"));
+}
+
 TEST(Summary, MeansMacroMeanAndMedians) {
   eval::results samples;
   for (std::size_t i = 0; i < 4; ++i) {
@@ -229,6 +252,17 @@ eval::results small_file() {
         sample("perplexity", 2048, i, "lagkv:lag=128", 0.875, {{"nll", std::log(16)}, {"kl", 0.5}, {"same_token", 0.75}}));
   }
   return samples;
+}
+
+TEST(Table, TellsCodeFromProse) {
+  eval::results samples;
+  samples.samples.push_back(sample("perplexity_code", 2048, 0, "full", 0, {{"nll", std::log(4)}, {"kl", 0}, {"same_token", 1}}));
+  samples.samples.push_back(sample("perplexity", 2048, 0, "full", 0, {{"nll", std::log(8)}, {"kl", 0}, {"same_token", 1}}));
+  samples.samples.push_back(sample("needles_16", 2048, 0, "full", 0, {{"score", 1}, {"first_token", 1}}));
+  const std::string text = tables(samples);
+  EXPECT_NE(text.find("  perplexity     KL  same %  code perplexity  code KL  code same %  "), std::string::npos) << text;
+  EXPECT_NE(text.find("n16 needles_16"), std::string::npos) << text;
+  EXPECT_EQ(text.find("RULER mean: of"), std::string::npos) << text;
 }
 
 TEST(Table, HandMadeLines) {

@@ -7,7 +7,9 @@
 
 #include "tasks/book.hpp"
 #include "tasks/draws.hpp"
+#include "tasks/fables.hpp"
 #include "tasks/haystack.hpp"
+#include "tasks/scoring.hpp"
 #include "tasks/words.hpp"
 #include "tasks_support.hpp"
 
@@ -105,7 +107,8 @@ TEST(niah, has_as_many_needles_keys_and_answers_as_the_table_says) {
     std::size_t needles, keys, answers;
   };
   for (const row& r : {row{"niah_single_1", 1, 1, 1}, row{"niah_single_2", 1, 1, 1}, row{"niah_single_3", 1, 1, 1},
-                       row{"niah_multikey_1", 4, 4, 1}, row{"niah_multivalue", 4, 1, 4}, row{"niah_multiquery", 4, 4, 4}}) {
+                       row{"niah_multikey_1", 4, 4, 1}, row{"needles_16", 16, 16, 1}, row{"niah_multivalue", 4, 1, 4},
+                       row{"niah_multiquery", 4, 4, 4}}) {
     for (std::size_t sample = 0; sample < 10; ++sample) {
       const prompt p = made(r.name, 3000, sample);
       const auto found = needles_in(p.context);
@@ -139,6 +142,19 @@ TEST(niah, asks_for_the_values_of_the_keys_it_names) {
     }
   }
   EXPECT_EQ(places.size(), 4U);
+}
+
+TEST(needles_16, asks_for_one_of_sixteen_in_its_own_words) {
+  std::set<std::size_t> places;  // of the key asked for, among the sixteen
+  for (std::size_t sample = 0; sample < 100; ++sample) {
+    const prompt p = made("needles_16", 3000, sample);
+    const std::string key = between(p.question, "the special magic number for ", " mentioned in the provided text?");
+    EXPECT_EQ(p.answer_begins, "One of the special magic numbers for " + key + " is:");
+    const auto asked = std::ranges::find(p.needles, p.answer_begins + " " + p.references[0] + ".");
+    ASSERT_NE(asked, p.needles.end()) << p.answer_begins;
+    places.insert(static_cast<std::size_t>(asked - p.needles.begin()));
+  }
+  EXPECT_GT(places.size(), 12U);
 }
 
 TEST(niah, answers_in_the_order_of_the_query) {
@@ -487,6 +503,105 @@ TEST(passkey64, stands_at_the_depth_asked_for) {
   }
 }
 
+// A passage stands at its drawn place in running text of the book.
+TEST(prose_recall, asks_for_what_follows_the_given_words) {
+  const eval::book& book = eval::shipped_book();
+  std::set<std::size_t> passages;
+  std::set<std::size_t> tenths;
+  for (std::size_t sample = 0; sample < 60; ++sample) {
+    const prompt p = made("prose_recall", 2000, sample);
+    const std::size_t first = place_in_book(p.needles[0]);
+    passages.insert(first);
+    EXPECT_TRUE(std::ranges::binary_search(book.sentences, first));
+    EXPECT_EQ(p.needles[0], book.running_text(first, 36));
+    EXPECT_EQ(p.answer_begins, book.running_text(first, 12));
+    EXPECT_EQ(p.references, std::vector<std::string>{book.running_text(first + 12, 24)});
+    EXPECT_EQ(p.needles[0].find('\n'), std::string::npos) << "one paragraph";
+    EXPECT_EQ(times_in(eval::persuasion, p.answer_begins), 1U) << "no other passage begins so";
+
+    const std::size_t words = words_of(p.context).size();
+    EXPECT_EQ(p.context, book.running_text(place_in_book(p.context), words));
+    const std::size_t before = words_of(p.context.substr(0, p.context.find(p.needles[0]))).size();
+    ASSERT_LE(before, words - 36);
+    tenths.insert(before * 10 / (words - 35));
+  }
+  EXPECT_GT(passages.size(), 55U);
+  EXPECT_EQ(tenths.size(), 10U) << "anywhere";
+}
+
+TEST(prose_recall, stands_at_the_same_depth_for_all_lengths) {
+  for (std::size_t sample = 0; sample < 10; ++sample) {
+    const auto depth = [&](std::size_t length) {
+      const prompt p = made("prose_recall", length, sample);
+      const auto before = static_cast<double>(words_of(p.context.substr(0, p.context.find(p.needles[0]))).size());
+      return before / static_cast<double>(words_of(p.context).size() - 35);
+    };
+    EXPECT_NEAR(depth(1500), depth(9000), 0.005);
+  }
+  EXPECT_EQ(made("prose_recall", 48 + 90).context.find(made("prose_recall", 48 + 90).needles[0]) == std::string::npos, false);
+}
+
+TEST(documents, are_fables_with_titles) {
+  const std::vector<eval::fable>& fables = eval::shipped_fables();
+  ASSERT_EQ(fables.size(), 298U);
+  EXPECT_EQ(fables[0].title, "The Wolf and the Lamb");
+  EXPECT_TRUE(fables[0].text.starts_with("A Wolf, meeting with a Lamb astray from the fold, resolved not to lay violent hands"));
+  std::string all;
+  std::set<std::string_view> texts;
+  for (const eval::fable& each : fables) {
+    EXPECT_FALSE(each.title.empty() || each.title.ends_with('.')) << each.title;
+    EXPECT_GT(each.text.size(), 100U) << each.title;
+    EXPECT_LE(each.title.size() + each.text.size(), 1200U) << each.title;
+    EXPECT_TRUE(texts.insert(each.text).second) << each.title;
+    all.append(all.empty() ? "" : "\n\n").append(each.title).append("\n").append(each.text);
+  }
+  EXPECT_EQ(all + "\n", eval::fables_text);
+}
+
+TEST(documents, asks_each_question_of_its_fable_once_a_round) {
+  const std::vector<eval::fable>& fables = eval::shipped_fables();
+  constexpr std::size_t questions = 43;
+  std::set<std::string> asked, golden;
+  std::set<std::size_t> places;
+  std::vector<std::string> order;
+  for (std::size_t sample = 0; sample < questions; ++sample) {
+    const prompt p = made("documents", 4096, sample);
+    const std::string question = p.question.substr(p.question.find("Question: ") + 10);
+    order.push_back(question);
+    EXPECT_TRUE(asked.insert(question).second) << question;
+    ASSERT_EQ(p.references.size(), 1U);
+    ASSERT_EQ(p.needles.size(), 1U);
+    EXPECT_TRUE(golden.insert(p.needles[0]).second) << question;
+    const std::string title = p.needles[0].substr(0, p.needles[0].find('\n'));
+    EXPECT_EQ(std::ranges::count(fables, title, &eval::fable::title), 1) << title;
+    EXPECT_GE(times_in(p.needles[0].substr(title.size()), p.references[0]), 1U) << question << ": not in the fable's text";
+    EXPECT_FALSE(eval::contains(question + p.answer_begins, p.references[0])) << question << ": gives its answer away";
+    EXPECT_TRUE(p.answer_begins.starts_with("Answer: ") && p.answer_begins.size() > 20) << p.answer_begins;
+
+    // Fables and nothing else, numbered.
+    std::size_t shown = 0;
+    std::string rest = p.context;
+    for (const eval::fable& each : fables) shown += times_in(p.context, std::string(each.title) + "\n" + std::string(each.text));
+    const std::size_t documents = times_in(p.context, "Document ");
+    EXPECT_EQ(shown, documents);
+    EXPECT_GT(documents, 15U) << "more than a few, at 4,096 tokens";
+    for (std::size_t i = 1; i <= documents; ++i) EXPECT_EQ(times_in(p.context, "Document " + std::to_string(i) + ":\n"), 1U);
+    places.insert(times_in(p.context.substr(0, p.context.find(p.needles[0])), "Document "));
+    EXPECT_LT(times_in(made("documents", 2048, sample).context, "Document "), documents);
+  }
+  EXPECT_EQ(made("documents", 4096, questions).needles.size(), 1U);
+  EXPECT_TRUE(asked.contains([&] {
+    const std::string again = made("documents", 4096, questions).question;
+    return again.substr(again.find("Question: ") + 10);
+  }()))
+      << "then another round";
+  EXPECT_GT(places.size(), 10U) << "anywhere among the documents";
+  std::size_t moved = 0;
+  for (std::size_t sample = 0; sample < questions; ++sample)
+    moved += !task_named("documents").make(request_of(2048, sample, 43)).question.ends_with(order[sample]);
+  EXPECT_GT(moved, questions / 2) << "another seed has another order";
+}
+
 TEST(perplexity, slices_do_not_overlap) {
   const std::size_t book = eval::shipped_book().words.size();
   std::vector<std::size_t> uses(book);
@@ -542,6 +657,40 @@ TEST(continuations, slices_end_where_a_word_more_is_too_much) {
       }
     }
   }
+}
+
+// The code as it stands, spaces and empty lines too.
+TEST(perplexity_code, is_read_on_line_by_line) {
+  const eval::book& code = eval::shipped_code();
+  const std::string ring = std::string(eval::headers) + std::string(eval::headers);
+  std::vector<std::size_t> uses(eval::headers.size());
+  for (const std::size_t length : {400U, 4096U}) {
+    for (std::size_t sample = 0; sample < 10; ++sample) {
+      const prompt p = made("perplexity_code", length, sample);
+      const std::string all = p.context + p.continuation;
+      std::size_t at = ring.find(all);
+      ASSERT_NE(at, std::string::npos);
+      EXPECT_TRUE(at == 0 || ring[at - 1] == '\n') << "from a line's beginning";
+      EXPECT_TRUE(p.continuation.starts_with("\n"));
+      EXPECT_GE(bytes_counted(p.continuation), 256U);
+      EXPECT_LE(bytes_counted(p.continuation), 420U) << "not much more than is asked for";
+      EXPECT_TRUE(p.question.empty() && p.answer_begins.empty() && p.references.empty());
+      const std::string next = p.continuation.substr(1, p.continuation.find('\n', 1) - 1);
+      EXPECT_GT(bytes_counted(p.context + "\n" + next) + 256, length) << "a line more is too much";
+      if (length == 4096)
+        for (std::size_t i = 0; i < all.size(); ++i) ++uses[(at + i) % uses.size()];
+    }
+  }
+  EXPECT_EQ(*std::ranges::max_element(uses), 1U) << "ten slices lie side by side";
+  EXPECT_EQ(code.running_text(0, code.words.size()) + "\n", eval::headers);
+}
+
+TEST(book, is_cut_in_lines) {
+  const eval::book lines = eval::cut_in_lines("int f() {\n  return 1;\n\n}\n");
+  EXPECT_EQ(lines.words, (std::vector<std::string_view>{"int f() {", "  return 1;", "", "}"}));
+  EXPECT_EQ(lines.running_text(1, 2), "  return 1;\n");
+  EXPECT_EQ(lines.running_text(2, 4), "\n}\nint f() {\n  return 1;") << "a ring";
+  EXPECT_EQ(eval::cut_in_lines("a\nb").running_text(0, 2), "a\nb");
 }
 
 TEST(book, is_cut_in_words_and_sentences) {

@@ -82,12 +82,40 @@ TEST(key_recalled, tells_exact_from_partial_from_prefix) {
   EXPECT_EQ(of("I do not know", "prefix"), 0);
 }
 
+TEST(words_recalled, counts_words_in_their_order) {
+  const std::string text = "It was so, she said; \"very well-known\" to Anne's friends.";  // 11 words: well-known has two
+  const auto of = [&](const std::string& answer, const std::string& which = "score") {
+    return score(eval::words_recalled, answer, {text}, which);
+  };
+  EXPECT_EQ(of(text), 1);
+  EXPECT_EQ(of(text, "prefix"), 1);
+  EXPECT_EQ(of(" it WAS so she said very well known to anne's friends"), 1) << "neither case nor punctuation counts";
+  EXPECT_EQ(of(text + " And so on."), 1) << "what follows does not count";
+  EXPECT_EQ(of(""), 0);
+  EXPECT_EQ(of("...", "prefix"), 0);
+  EXPECT_EQ(of("Nobody asked him"), 0);
+
+  EXPECT_DOUBLE_EQ(of("It was so, she"), 4.0 / 11);
+  EXPECT_DOUBLE_EQ(of("It was so, she", "prefix"), 4.0 / 11);
+  // A word left out, and one put in: the rest is still there. The prefix ends at the first.
+  EXPECT_DOUBLE_EQ(of("It was so, said very well-known to Anne's friends"), 10.0 / 11);
+  EXPECT_DOUBLE_EQ(of("It was so, said very well-known to Anne's friends", "prefix"), 3.0 / 11);
+  EXPECT_DOUBLE_EQ(of("It was not so, she said; very well-known to Anne's friends"), 10.0 / 11) << "the 12th word is cut off";
+  EXPECT_DOUBLE_EQ(of("It was so, he said; very well-known to Anne's friends"), 10.0 / 11);
+  EXPECT_DOUBLE_EQ(of("friends Anne's to known well very said she so was It"), 1.0 / 11) << "all, but in another order";
+  EXPECT_DOUBLE_EQ(of("It It It It It It It It It It It"), 1.0 / 11) << "a word counts once";
+  EXPECT_DOUBLE_EQ(of("a b c d e f g h i j k It was so, she said"), 0) << "too late";
+  EXPECT_DOUBLE_EQ(of("Item wash"), 0) << "whole words";
+}
+
 TEST(scoring, is_each_tasks_own) {
   for (const eval::task& each : eval::all_tasks()) {
     if (each.how != eval::kind::answer) continue;
-    const auto expected = each.name == "passkey64"       ? eval::key_recalled
-                          : each.name.starts_with("qa_") ? eval::any_contained
-                                                         : eval::share_contained;
+    const bool qa = each.name.starts_with("qa_") || each.name == "documents";
+    const auto expected = each.name == "passkey64"      ? eval::key_recalled
+                          : each.name == "prose_recall" ? eval::words_recalled
+                          : qa                          ? eval::any_contained
+                                                        : eval::share_contained;
     EXPECT_EQ(each.score, expected) << each.name;
   }
 }

@@ -40,7 +40,7 @@ json tasks_json(const summary& all) {
   for (const std::string& task : all.answer_tasks)
     tasks.push_back({{"name", task}, {"brief", short_name(task)}, {"kind", "answer"}, {"ruler", in_ruler(task)}});
   for (const std::string& task : all.writing_tasks)
-    tasks.push_back({{"name", task}, {"brief", task}, {"kind", "writing"}, {"ruler", false}});
+    tasks.push_back({{"name", task}, {"brief", short_name(task)}, {"kind", "writing"}, {"ruler", false}});
   return tasks;
 }
 

@@ -52,7 +52,7 @@ const hundred = v => v * 100;
 function writingSpecs(length) {
   const specs = [];
   for (const task of data.tasks.filter(one => one.kind === "writing")) {
-    const generation = task.name === "generation", of = generation ? "Written text" : task.name === "perplexity" ? "Read text" : task.name;
+    const generation = task.name === "generation", of = generation ? "Written text" : task.name === "perplexity" ? "Read text" : task.name === "perplexity_code" ? "Read code" : task.name;
     const add = (score, title, rest, turn) => specs.push(chartSpec(length, "writing", scoreOf(task.name, score), { title: `${of}: ${title}`, ...rest }, turn));
     add("nll", generation ? "perplexity of its second half" : "perplexity", { yTitle: "perplexity", logarithmic: true }, Math.exp);
     add("kl", "divergence from the full cache", { yTitle: "KL, nats a token", logarithmic: true, fromZero: true });

@@ -32,7 +32,7 @@ function figureColumns(data) {
   columns.push(estimated("pk part", "passkey64: share of the digits, of 100", row => score(row, "passkey64", "partial"), () => false));
   columns.push(figure("first token %", "answers whose first token is the full cache's", row => row.first_token[0] === null ? null : row.first_token[0] * 100, 0));
   for (const task of data.tasks.filter(one => one.kind === "writing")) {
-    const generation = task.name === "generation", of = generation ? "gen. " : task.name === "perplexity" ? "" : task.name + " ";
+    const generation = task.name === "generation", of = generation ? "gen. " : task.name === "perplexity" ? "" : task.brief + " ";
     const mean = (name, turn) => row => { const v = score(row, task.name, name)[0]; return v === null ? null : turn ? turn(v) : v; };
     columns.push(figure(generation ? "tail ppl" : of + "ppl", task.name + ": perplexity", mean("nll", Math.exp), 2),
                  figure(of + "KL", task.name + ": nats a token", mean("kl"), 3),

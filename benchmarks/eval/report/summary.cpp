@@ -27,6 +27,9 @@ constexpr std::array ruler_names{names{"niah_single_1", "s1"},
                                  names{"fwe", "fwe"},
                                  names{"qa_1", "qa1"},
                                  names{"qa_2", "qa2"}};
+constexpr std::array other_names{names{"passkey64", "pk64"}, names{"needles_16", "n16"}, names{"prose_recall", "prose"},
+                                 names{"documents", "docs"}, names{"perplexity_code", "code"}};
+constexpr std::array<std::string_view, 3> writing_order{"perplexity", "perplexity_code", "generation"};
 
 std::size_t ruler_place(std::string_view task) {
   return static_cast<std::size_t>(std::ranges::find(ruler_names, task, &names::task) - ruler_names.begin());
@@ -50,7 +53,7 @@ void add_new(std::vector<T>& list, const T& value) {
 
 // Where all samples of a task failed, its name has to do.
 std::set<std::string> tasks_without_score(const results& all) {
-  std::set<std::string> without{"perplexity", "generation"};
+  std::set<std::string> without(writing_order.begin(), writing_order.end());
   for (const sample_result& s : all.samples)
     if (s.scores.contains("nll") && !s.scores.contains("score")) without.insert(s.key.task);
   return without;
@@ -159,8 +162,9 @@ void add_depths(const row_key& key, const row_samples& mine, const std::function
 bool in_ruler(std::string_view task) { return ruler_place(task) < ruler_names.size(); }
 
 std::string_view short_name(std::string_view task) {
-  if (task == "passkey64") return "pk64";
-  return in_ruler(task) ? ruler_names[ruler_place(task)].brief : task;
+  if (in_ruler(task)) return ruler_names[ruler_place(task)].brief;
+  const auto found = std::ranges::find(other_names, task, &names::task);
+  return found == other_names.end() ? task : found->brief;
 }
 
 bool several_models(const summary& all) {
@@ -190,8 +194,9 @@ summary summarize(const results& all) {
   std::ranges::sort(sum.lengths);
   std::ranges::stable_sort(sum.policies, {}, [](const std::string& policy) { return policy != "full"; });
   std::ranges::stable_sort(sum.answer_tasks, {}, ruler_place);
-  std::ranges::stable_sort(sum.writing_tasks, std::ranges::greater{},
-                           [](const std::string& task) { return task == "perplexity"; });
+  std::ranges::stable_sort(sum.writing_tasks, {}, [](const std::string& task) {
+    return std::ranges::find(writing_order, task) - writing_order.begin();
+  });
 
   std::vector<row_key> order;
   for (const auto& row : rows) order.push_back(row.first);

@@ -46,7 +46,7 @@ struct summary_row {
   estimate ruler;        ///< mean of the RULER tasks' scores; only where the row has all that its length has
   estimate first_token;  ///< share of samples whose first token is the full cache's
   cost_figures answers;  ///< of the tasks that are answered
-  cost_figures writing;  ///< of perplexity and generation
+  cost_figures writing;  ///< of the writing tasks
 };
 
 /// Pass keys at one depth.
@@ -72,7 +72,7 @@ struct summary {
   std::vector<std::size_t> lengths;
   std::vector<std::string> policies;
   std::vector<std::string> answer_tasks;   ///< that have a score: RULER's in its order, then others as they came
-  std::vector<std::string> writing_tasks;  ///< perplexity and generation
+  std::vector<std::string> writing_tasks;  ///< perplexity, of code too, and generation, in this order; then others as they came
   std::vector<summary_row> rows;
   std::vector<depth_figures> depths;
   std::vector<failure_note> failures;

@@ -235,7 +235,7 @@ class printer {
     };
     for (const std::string& task : all_.writing_tasks) {
       const bool written = task == "generation";
-      const std::string of = written ? "tail " : task == "perplexity" ? "" : one_line(task) + " ";
+      const std::string of = written ? "tail " : task == "perplexity" ? "" : one_line(short_name(task)) + " ";
       columns.push_back(score_column(of + "perplexity", task, "nll", perplexity));
       columns.push_back(score_column(of + "KL", task, "kl", [](const estimate& e) { return number(e.mean, 3); }));
       columns.push_back(score_column((written ? "written " : of) + "same %", task, "same_token",

@@ -1,4 +1,4 @@
-// Cuts a book in words and sentences.
+// Cuts a book in words and sentences, and code in lines.
 #include "tasks/book.hpp"
 
 #include <algorithm>
@@ -76,8 +76,25 @@ book cut(std::string_view text) {
   return made;
 }
 
+book cut_in_lines(std::string_view text) {
+  book made;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    made.words.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  made.separators.assign(made.words.size(), '\n');
+  made.ends_sentence.assign(made.words.size(), false);
+  return made;
+}
+
 const book& shipped_book() {
   static const book shipped = cut(persuasion);
+  return shipped;
+}
+
+const book& shipped_code() {
+  static const book shipped = cut_in_lines(headers);
   return shipped;
 }
 

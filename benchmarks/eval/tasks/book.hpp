@@ -1,4 +1,4 @@
-// The shipped book (Jane Austen, Persuasion, 1818) as a ring of words: after the last comes the first.
+// The shipped texts as rings of words, after the last of which comes the first: a book (Jane Austen, Persuasion, 1818) and code.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +10,10 @@ namespace eval {
 
 /// text/persuasion.txt, compiled in: one paragraph a line.
 extern const std::string_view persuasion;
+
+/// text/headers.txt, compiled in: this library's own headers as they were in November 2026, one after another. A copy that does
+/// not change with them, so that results made at different times can be compared.
+extern const std::string_view headers;
 
 /// A text cut in words. Views into the text.
 struct book {
@@ -27,7 +31,14 @@ struct book {
 /// is the full stop of Mr. Mrs. Dr. St. or Esq.; a paragraph's end always ends it.
 [[nodiscard]] book cut(std::string_view text);
 
+/// The same for code, where every space counts: a word is a line, with its indentation, and '\n' follows each. It has no
+/// sentences and no distinct words.
+[[nodiscard]] book cut_in_lines(std::string_view text);
+
 /// `persuasion`, cut once.
 [[nodiscard]] const book& shipped_book();
+
+/// `headers`, cut in lines, once.
+[[nodiscard]] const book& shipped_code();
 
 }  // namespace eval

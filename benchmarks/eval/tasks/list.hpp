@@ -8,11 +8,14 @@
 namespace eval {
 
 [[nodiscard]] std::vector<task> needle_tasks();  // niah.cpp
+[[nodiscard]] task needle_among_needles();       // niah.cpp
 [[nodiscard]] task variable_tracking();
 [[nodiscard]] task common_words();
 [[nodiscard]] task coded_words();
 [[nodiscard]] std::vector<task> question_answering();
 [[nodiscard]] task passkey64();
+[[nodiscard]] task prose_recall();
+[[nodiscard]] task documents();
 [[nodiscard]] std::vector<task> continuation_tasks();
 
 }  // namespace eval

@@ -1,4 +1,4 @@
-// RULER's eight needles in a haystack: values under keys, among distractors.
+// RULER's eight needles in a haystack: values under keys, among distractors; and one of its kind that RULER does not have.
 #include "tasks/book.hpp"
 #include "tasks/draws.hpp"
 #include "tasks/haystack.hpp"
@@ -13,8 +13,6 @@
 namespace eval {
 namespace {
 
-constexpr std::size_t new_tokens = 128;
-
 enum class haystack : std::uint8_t { noise, essay, needles };
 enum class form : std::uint8_t { word, number, uuid };
 
@@ -27,9 +25,15 @@ struct recipe {
   std::size_t keys = 1;
   std::size_t values = 1;  // of each key
   std::size_t queries = 1;
+  // The reply begins word for word as the needle does. A small model that finds a value under a paraphrase takes that of any
+  // key: SmolLM2-135M-Instruct has a third of niah_multikey_1 right.
+  bool as_said = false;
+  std::size_t new_tokens = 128;
 };
 
-constexpr std::array<recipe, 8> recipes = {{
+constexpr std::size_t ruler_recipes = 8;
+
+constexpr std::array<recipe, ruler_recipes + 1> recipes = {{
     {"niah_single_1", "a number under a key, in noise", haystack::noise},
     {"niah_single_2", "a number under a key, in a book"},
     {"niah_single_3", "a UUID under a key, in a book", haystack::essay, form::word, form::uuid},
@@ -38,6 +42,8 @@ constexpr std::array<recipe, 8> recipes = {{
     {"niah_multikey_3", "a UUID under a UUID, all lines have such keys", haystack::needles, form::uuid, form::uuid},
     {"niah_multivalue", "four numbers under a key, in a book", haystack::essay, form::word, form::number, 1, 4},
     {"niah_multiquery", "four keys, a number under each, in a book", haystack::essay, form::word, form::number, 4, 1, 4},
+    {"needles_16", "a number under a key, 15 other keys, in a book", haystack::essay, form::word, form::number, 16, 1, 1, true,
+     10},  // room for one number: a model that says one after another finds any
 }};
 
 std::string draw(form of, draws& random) {
@@ -54,8 +60,12 @@ std::string draw_other_than(const std::vector<std::string>& taken, form of, draw
 
 std::string_view plural(form of) { return of == form::uuid ? "uuids" : "numbers"; }
 
+std::string needle_begins(const recipe& how, const std::string& key) {
+  return "One of the special magic " + std::string(plural(how.value)) + " for " + key + " is:";
+}
+
 std::string needle(const recipe& how, const std::string& key, const std::string& value) {
-  return "One of the special magic " + std::string(plural(how.value)) + " for " + key + " is: " + value + ".";
+  return needle_begins(how, key) + " " + value + ".";
 }
 
 // "a", or "a, b, and c".
@@ -144,12 +154,13 @@ prompt make_prompt(const recipe& how, const request& asked) {
   prompt frame;
   frame.question = "\nWhat" + std::string(one ? " is" : " are all") + " the " + asked_for + "?";
   frame.answer_begins = "The " + asked_for + (one ? " is" : " are");
+  if (how.as_said) frame.answer_begins = needle_begins(how, hidden.queries.front());
   frame.references = hidden.answers;
   frame.needles = hidden.needles;
   const std::string intro = (one ? "A special magic " : "Some special magic ") + type + to_be +
                             "hidden within the following text. Make sure to memorize it. I will quiz you about the " + type +
                             " afterwards.\n";
-  return fit(asked, how.name, new_tokens, {}, [&](std::size_t units) {
+  return fit(asked, how.name, how.new_tokens, {}, [&](std::size_t units) {
     prompt made = frame;
     made.context = intro + text(units);
     return made;
@@ -161,18 +172,25 @@ prompt make(const request& asked) {
   return make_prompt(recipes[i], asked);
 }
 
+template <std::size_t i>
+task task_of_recipe() {
+  return {.name = recipes[i].name,
+          .meaning = recipes[i].meaning,
+          .how = kind::answer,
+          .new_tokens = recipes[i].new_tokens,
+          .make = make<i>,
+          .score = share_contained};
+}
+
 template <std::size_t... i>
 std::vector<task> tasks_of_recipes(std::index_sequence<i...>) {
-  return {task{.name = recipes[i].name,
-               .meaning = recipes[i].meaning,
-               .how = kind::answer,
-               .new_tokens = new_tokens,
-               .make = make<i>,
-               .score = share_contained}...};
+  return {task_of_recipe<i>()...};
 }
 
 }  // namespace
 
-std::vector<task> needle_tasks() { return tasks_of_recipes(std::make_index_sequence<recipes.size()>()); }
+std::vector<task> needle_tasks() { return tasks_of_recipes(std::make_index_sequence<ruler_recipes>()); }
+
+task needle_among_needles() { return task_of_recipe<ruler_recipes>(); }
 
 }  // namespace eval

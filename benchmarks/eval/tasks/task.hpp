@@ -49,7 +49,7 @@ using scores = std::map<std::string, double>;
 
 /// One task.
 struct task {
-  std::string_view name;     ///< as in RULER
+  std::string_view name;     ///< as in RULER, for its tasks
   std::string_view meaning;  ///< one line
   kind how = kind::answer;
   std::size_t new_tokens = 0;  ///< of the answer or generation at most; of the continuation at least, for perplexity
@@ -65,7 +65,8 @@ struct task {
 [[nodiscard]] std::span<const task> all_tasks();
 
 /// Tasks of a list such as "ruler,passkey64": names of tasks and groups (ruler: its 11 tasks that need no file, and qa where a
-/// file is named; niah; all). Throws std::invalid_argument for unknown names, which names those that exist.
+/// file is named; niah; beyond: what RULER does not ask; all). Throws std::invalid_argument for unknown names, which names those
+/// that exist.
 [[nodiscard]] std::vector<const task*> tasks_of(std::string_view list, const std::map<std::string, std::string>& files);
 
 }  // namespace eval

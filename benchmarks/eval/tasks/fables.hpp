@@ -1,0 +1,21 @@
+// The shipped fables (Aesop, in George Fyler Townsend's translation of 1867): short documents that stand by themselves.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+namespace eval {
+
+/// text/fables.txt, compiled in: a title, then paragraphs, each on a line of its own; an empty line between fables.
+extern const std::string_view fables_text;
+
+/// One of them. Views into the text.
+struct fable {
+  std::string_view title;
+  std::string_view text;  ///< paragraphs, '\n' between them
+};
+
+/// `fables_text`, cut once. A title may stand twice, a text does not.
+[[nodiscard]] const std::vector<fable>& shipped_fables();
+
+}  // namespace eval
