@@ -34,7 +34,7 @@ namespace eval {
 namespace {
 
 constexpr std::size_t picture_columns = 128;
-constexpr std::size_t spare_tokens = 8;  // pieces cut into tokens by themselves may take a token more than together
+constexpr std::size_t spare_tokens = 8;           // pieces cut into tokens by themselves may take a token more than together
 constexpr std::size_t continuation_tokens = 256;  // a continuation of so many words has up to twice as many tokens
 
 host::named_policy parse(const std::string& policy) {

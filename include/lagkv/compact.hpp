@@ -106,41 +106,39 @@ inline void move_kept(const tensor& x, std::size_t head, std::span<const std::ui
   const std::size_t ahead = far ? 12 : n;  // rows asked for and not copied yet
   const std::size_t first = direction == toward::front ? place.begin : place.end - n;
   const tile source = x.at(head, judged), target = x.at(head, {first, first + n});
-  if (source.tokens < judged.size() || target.tokens < n || source.channel_stride != 1 || target.channel_stride != 1 ||
-      x.has_scale()) {  // rows in pieces
-    const auto fetch = [&](std::size_t i) {
-      const tile row = x.at(head, {kept[i], kept[i] + std::size_t{1}});
-      if (row.channel_stride == 1) fetch_row(row.data, x.row_bytes());
-    };
-    for_each_move(kept, place, direction, [&](std::size_t from, std::size_t to, std::size_t run) {
-      for (std::size_t i = to - first; i < to - first + run; ++i) {
-        if (direction == toward::front && i + ahead < n) fetch(i + ahead);
-        if (direction == toward::window && i >= ahead) fetch(i - ahead);
-      }
-      move_rows(x, head, from, to, run);
-    });
+  if (source.channel_stride != 1 || target.channel_stride != 1 || x.has_scale()) {  // rows in pieces
+    for_each_move(kept, place, direction,
+                  [&](std::size_t from, std::size_t to, std::size_t run) { move_rows(x, head, from, to, run); });
     return;
   }
-  const auto unit = static_cast<std::ptrdiff_t>(size_of(x.type()));
-  const std::ptrdiff_t step = source.token_stride * unit;
   const std::size_t bytes = x.row_bytes();
-  const auto row = [&](std::size_t i) { return source.data + static_cast<std::ptrdiff_t>(kept[i] - judged.begin) * step; };
-  const auto copy = [&](std::size_t i) {
-    const std::byte* from = row(i);
-    std::byte* to = target.data + static_cast<std::ptrdiff_t>(i) * step;
-    if (to != from) copy_row(to, from, bytes);
+  const auto move_each = [&](const auto& source_of, const auto& move) {
+    if (direction == toward::front) {
+      for (std::size_t i = 0; i < n; ++i) {
+        if (i + ahead < n) fetch_row(source_of(i + ahead), bytes);
+        move(i);
+      }
+    } else {
+      for (std::size_t i = n; i-- > 0;) {
+        if (i >= ahead) fetch_row(source_of(i - ahead), bytes);
+        move(i);
+      }
+    }
   };
-  if (direction == toward::front) {
-    for (std::size_t i = 0; i < n; ++i) {
-      if (i + ahead < n) fetch_row(row(i + ahead), bytes);
-      copy(i);
-    }
-  } else {
-    for (std::size_t i = n; i-- > 0;) {
-      if (i >= ahead) fetch_row(row(i - ahead), bytes);
-      copy(i);
-    }
+  if (source.tokens < judged.size() || target.tokens < n) {  // in blocks
+    const auto row = [&](std::size_t token) { return x.at(head, {token, token + 1}); };
+    return move_each([&](std::size_t i) { return row(kept[i]).data; },
+                     [&](std::size_t i) {
+                       if (kept[i] != first + i) move_row(x, row(kept[i]), row(first + i), 0);
+                     });
   }
+  const std::ptrdiff_t step = source.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
+  const auto begin = static_cast<std::ptrdiff_t>(judged.begin);
+  const auto from = [&](std::size_t i) { return source.data + (static_cast<std::ptrdiff_t>(kept[i]) - begin) * step; };
+  move_each(from, [&](std::size_t i) {
+    std::byte* to = target.data + static_cast<std::ptrdiff_t>(i) * step;
+    if (to != from(i)) copy_row(to, from(i), bytes);
+  });
 }
 
 /// The window of one head, which follows the kept rows to the front.
