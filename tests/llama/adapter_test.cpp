@@ -515,6 +515,31 @@ TEST(LlamaAdapter, ARestoredSequenceGoesOnWithItsCursor) {
   EXPECT_EQ(cb.at(0).judged, 16U + 8 * ((300 - 16) / 32 - 1));
 }
 
+TEST(LlamaAdapter, ARestoredSequenceIsJudgedByItsOwnMoments) {
+  constexpr const char* again = "novelty:sink=4,recent=16,capacity=64";
+  session a({});
+  auto ca = compressor_of(a, again);
+  ASSERT_TRUE(a.feed(150));
+  ASSERT_TRUE(must(ca.compress(0)).compressed);
+  const bytes saved = a.state();
+  const lagkv::llama::recording positions = a.probe.recorded();
+  const auto go_on = [&](session& s, lagkv::llama::compressor& c) {
+    llama_memory_clear(llama_get_memory(s.context.get()), true);
+    EXPECT_EQ(llama_state_seq_set_data(s.context.get(), saved.data(), saved.size(), 0), saved.size());
+    EXPECT_TRUE(c.restore(0, saved, ca.at(0), &positions));
+    EXPECT_TRUE(s.feed(40));
+    EXPECT_TRUE(must(c.compress(0, way::in_place)).compressed);
+    return s.state();
+  };
+  session fresh({}), busy({.different_tokens = 5});
+  auto cf = compressor_of(fresh, again), cb = compressor_of(busy, again);
+  ASSERT_TRUE(fresh.feed(8));  // so that its cache has been seen
+  ASSERT_TRUE(busy.feed(120));
+  ASSERT_TRUE(must(cb.compress(0)).compressed);
+  busy.different_tokens = 0;
+  EXPECT_EQ(go_on(busy, cb), go_on(fresh, cf));
+}
+
 TEST(LlamaAdapter, TokensTakenBackAreNotMissed) {
   session s({});
   auto c = compressor_of(s, small_lag);
