@@ -41,6 +41,7 @@ void declare_report(CLI::App& report, eval::report_options& o) {
   report.add_option("results", o.results, "File that run has written")->required();
   report.add_option("--html", o.html, "Write a page with curves and tables to this file");
   report.add_option("--json", o.json, "Write the figures of the tables to this file");
+  report.add_option("--against", o.against, "Print gains and losses: differences from this policy on the same prompts");
   report.add_flag("--markdown", o.markdown, "Print the tables as markdown");
 }
 

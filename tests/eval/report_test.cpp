@@ -13,6 +13,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "report/differences.hpp"
 #include "report/figures.hpp"
 #include "report/page.hpp"
 #include "report/report_command.hpp"
@@ -354,6 +355,39 @@ TEST(Table, TextsAreMadeHarmless) {
 }
 
 TEST(Table, NoSamples) { EXPECT_EQ(tables({}), "no samples\n"); }
+
+TEST(Differences, PairPromptsAndShares) {
+  const eval::results all{{},
+                          {sample("vt", 100, 0, "full", 0, {{"score", 1}}), sample("vt", 100, 0, "a", 0.5, {{"score", 0.5}}),
+                           sample("vt", 100, 0, "b", 0.5, {{"score", 0.75}}), sample("vt", 100, 0, "b", 0.25, {{"score", 1}}),
+                           sample("vt", 100, 1, "a", 0.5, {{"score", 1}, {"more", 1}}),
+                           sample("vt", 100, 1, "b", 0.5, {{"score", 0}}), sample("vt", 200, 0, "b", 0.5, {{"score", 1}})}};
+  const eval::results from_a = eval::differences(all, "a");
+  ASSERT_EQ(from_a.samples.size(), 2U) << "another share, another length and the policy itself have no partner";
+  EXPECT_EQ(from_a.samples[0].scores, (std::map<std::string, double>{{"score", 0.25}}));
+  EXPECT_EQ(from_a.samples[1].scores, (std::map<std::string, double>{{"score", -1}}));
+  EXPECT_EQ(from_a.samples[1].key.policy, "b");
+  EXPECT_NEAR(row_of(eval::summarize(from_a), "b", 0.5).ruler.mean, -0.375, 1e-15);
+  const eval::results from_full = eval::differences(all, "full");
+  ASSERT_EQ(from_full.samples.size(), 3U) << "every share, but only the prompt that the full cache has";
+  EXPECT_EQ(from_full.samples[0].scores.at("score"), -0.5);
+
+  std::ostringstream out;
+  eval::print_tables(out, eval::summarize(from_a), false, "a");
+  EXPECT_NE(out.str().find("differences from a on the same prompts"), std::string::npos);
+  EXPECT_NE(out.str().find("-37.5"), std::string::npos);
+}
+
+TEST(Differences, LeaveOutWhatHasNoResultAndNameWhatThereIs) {
+  eval::results all{{}, {sample("vt", 100, 0, "a", 0.5, {{"score", 1}}), sample("vt", 100, 0, "b", 0.5, {{"score", 1}})}};
+  all.samples[1].failure = "a budget that cannot be met";
+  for (const char* policy : {"a", "b", "c"}) try {
+      static_cast<void>(eval::differences(all, policy));
+      ADD_FAILURE() << policy;
+    } catch (const std::invalid_argument& e) {
+      EXPECT_EQ(e.what(), std::string("--against ") + policy + ": no prompt has it and another policy: must be one of a; b");
+    }
+}
 
 TEST(Page, HoldsTheFigures) {
   eval::results samples = small_file();

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <stdexcept>
 
+#include "differences.hpp"
 #include "figures.hpp"
 #include "page.hpp"
 #include "summary.hpp"
@@ -33,7 +34,8 @@ int report_command(const report_options& options) {
   const results samples = read_results(options.results);
   if (samples.samples.empty()) throw std::invalid_argument(options.results + ": holds no samples");
   const summary all = summarize(samples);
-  print_tables(std::cout, all, options.markdown);
+  print_tables(std::cout, options.against.empty() ? all : summarize(differences(samples, options.against)), options.markdown,
+               options.against);
   std::cout << std::flush;
   if (options.html.empty() && options.json.empty()) return 0;
   const std::string figures = figures_json(all, samples);

@@ -94,11 +94,14 @@ void add_costs(std::vector<column>& columns, cost_figures summary_row::*cost, bo
 
 class printer {
  public:
-  printer(std::ostream& out, const summary& all, bool markdown)
-      : out_(out), all_(all), markdown_(markdown), labels_(all.policies) {}
+  printer(std::ostream& out, const summary& all, bool markdown, const std::string& against)
+      : out_(out), all_(all), markdown_(markdown), against_(against), labels_(all.policies) {}
 
   void print_all() {
     facts();
+    if (!against_.empty())
+      note(fmt::format("Scores are differences from {} on the same prompts; a perplexity is how many times as high",
+                       quoted(against_)));
     for (const std::size_t length : all_.lengths) {
       answers(length);
       pass_keys(length);
@@ -286,17 +289,18 @@ class printer {
   std::ostream& out_;
   const summary& all_;
   bool markdown_;
+  const std::string& against_;
   policy_labels labels_;
 };
 
 }  // namespace
 
-void print_tables(std::ostream& out, const summary& all, bool markdown) {
+void print_tables(std::ostream& out, const summary& all, bool markdown, const std::string& against) {
   if (all.rows.empty()) {
     out << "no samples\n";
     return;
   }
-  printer(out, all, markdown).print_all();
+  printer(out, all, markdown, against).print_all();
 }
 
 }  // namespace eval
