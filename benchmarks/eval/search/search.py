@@ -45,8 +45,9 @@ def read(path):
 
 
 def complete(rows, tasks, samples):
-    """Rows with all samples of all tasks; the others would be compared on other prompts."""
-    return {k: r for k, r in rows.items() if all(len(r.get(t, {})) >= samples for t in tasks)}
+    """The first so many samples of the rows that have them all; others would be compared on other prompts."""
+    return {k: {t: {s: r[t][s] for s in range(samples)} for t in tasks}
+            for k, r in rows.items() if all(s in r.get(t, {}) for t in tasks for s in range(samples))}
 
 
 def mean(row, tasks):
