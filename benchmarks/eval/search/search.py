@@ -145,8 +145,8 @@ def main():
     about = (f"{o.samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "
              f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws).")
     lines = [f"Choosing half (seed {o.seeds[0]}): {about}", "", *table(o, rows, [*o.baselines, *candidates, "random"], why)]
-    if halves[1].exists():
-        rows = complete(read(halves[1]), tasks, o.samples)
+    rows = complete(read(halves[1]), tasks, o.samples) if halves[1].exists() else {}
+    if rows:
         lines += ["", f"Reporting half (seed {o.seeds[1]}), the best {o.finalists}:", "",
                   *table(o, rows, [*o.baselines, *best, "random"], {})]
     if o.table:
