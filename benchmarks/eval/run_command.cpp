@@ -34,8 +34,7 @@ namespace eval {
 namespace {
 
 constexpr std::size_t picture_columns = 128;
-constexpr std::size_t spare_tokens = 8;           // pieces cut into tokens by themselves may take a token more than together
-constexpr std::size_t continuation_tokens = 256;  // a continuation of so many words has up to twice as many tokens
+constexpr std::size_t spare_tokens = 8;  // pieces cut into tokens by themselves may take a token more than together
 
 host::named_policy parse(const std::string& policy) {
   return host::parse(policy.empty() ? "full" : policy, lagkv::all_methods());
@@ -140,9 +139,11 @@ void runner::check_settings() const {
 
 void runner::make_sessions() {
   host::session_options o;
-  const bool reads_on = std::any_of(tasks_.begin(), tasks_.end(), [](const task* t) { return t->how == kind::perplexity; });
-  o.cells = static_cast<std::uint32_t>(*std::max_element(options_.lengths.begin(), options_.lengths.end()) + 2 * spare_tokens +
-                                       (reads_on ? continuation_tokens : 0));
+  std::size_t more = 0;  // a continuation is cut in words: it may have up to twice as many tokens as are asked for
+  for (const task* t : tasks_)
+    if (t->how == kind::perplexity) more = std::max(more, t->new_tokens);
+  o.cells =
+      static_cast<std::uint32_t>(*std::max_element(options_.lengths.begin(), options_.lengths.end()) + 2 * spare_tokens + more);
   o.types = host::parse_cache_types(options_.cache_type);
   o.threads = info_.threads;
   o.answer_threads = 1;

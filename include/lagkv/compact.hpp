@@ -91,11 +91,6 @@ inline void copy_row(std::byte* to, const std::byte* from, std::size_t n) {
   if (i < n) std::memcpy(to + i, from + i, n - i);
 }
 
-/// Asks for the lines of a row that will be copied soon.
-inline void fetch_row(const std::byte* row, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
-}
-
 /// Moves the rows `kept` of one head, all of them rows of `judged`, to one end of `place`, which lies within the rows that
 /// have been dealt with. Rows that are `far` from the caches are asked for before they are copied: they lie scattered, and no
 /// processor foresees where.

@@ -73,6 +73,7 @@ prompt make(const request& asked) {
 task coded_words() {
   return {.name = name,
           .meaning = "the three most frequent words of a coded text",
+          .group = ruler,
           .how = kind::answer,
           .new_tokens = new_tokens,
           .make = make,

@@ -71,6 +71,7 @@ prompt make(const request& asked) {
 task common_words() {
   return {.name = name,
           .meaning = "the ten words that a list repeats most",
+          .group = ruler,
           .how = kind::answer,
           .new_tokens = new_tokens,
           .make = make,

@@ -87,6 +87,7 @@ std::vector<task> continuation_tasks() {
            .make = make_perplexity},
           {.name = "perplexity_code",
            .meaning = "the probabilities of the lines that follow a slice of C++ code",
+           .group = beyond,
            .how = kind::perplexity,
            .new_tokens = new_tokens,
            .make = make_perplexity_code},

@@ -140,6 +140,7 @@ prompt make(const request& asked) {
 task documents() {
   return {.name = name,
           .meaning = "a question about a fable, among other fables",
+          .group = beyond,
           .how = kind::answer,
           .new_tokens = new_tokens,
           .make = make,

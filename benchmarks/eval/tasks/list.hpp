@@ -3,9 +3,14 @@
 
 #include "tasks/task.hpp"
 
+#include <string_view>
 #include <vector>
 
 namespace eval {
+
+// Groups, which each task names itself.
+inline constexpr std::string_view ruler = "ruler";
+inline constexpr std::string_view beyond = "beyond";
 
 [[nodiscard]] std::vector<task> needle_tasks();  // niah.cpp
 [[nodiscard]] task needle_among_needles();       // niah.cpp

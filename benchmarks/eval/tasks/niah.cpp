@@ -176,6 +176,7 @@ template <std::size_t i>
 task task_of_recipe() {
   return {.name = recipes[i].name,
           .meaning = recipes[i].meaning,
+          .group = i < ruler_recipes ? ruler : beyond,
           .how = kind::answer,
           .new_tokens = recipes[i].new_tokens,
           .make = make<i>,

@@ -55,6 +55,7 @@ prompt make(const request& asked) {
 task prose_recall() {
   return {.name = name,
           .meaning = "24 words of a book that follow the 12 that are given, word for word",
+          .group = beyond,
           .how = kind::answer,
           .new_tokens = new_tokens,
           .make = make,

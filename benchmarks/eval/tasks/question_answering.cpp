@@ -66,6 +66,7 @@ template <const source& from>
 task entry(std::string_view meaning) {
   return {.name = from.task,
           .meaning = meaning,
+          .group = ruler,
           .how = kind::answer,
           .new_tokens = new_tokens,
           .file = from.option,

@@ -20,25 +20,20 @@ std::vector<task> list_tasks() {
 }
 
 constexpr std::string_view niah = "niah";
-constexpr std::string_view ruler = "ruler";
-constexpr std::string_view beyond = "beyond";
 constexpr std::string_view everything = "all";
-
-// What RULER does not ask: more needles than its own, and texts in which nothing is odd.
-constexpr std::array<std::string_view, 4> beyond_ruler = {"needles_16", "prose_recall", "documents", "perplexity_code"};
+constexpr std::array groups = {niah, ruler, beyond, everything};
 
 bool in_group(const task& each, std::string_view group) {
   if (group == niah) return each.name.starts_with("niah_");
-  const bool other = std::ranges::find(beyond_ruler, each.name) != beyond_ruler.end();
-  if (group == beyond) return other;
-  if (group == ruler) return each.how == kind::answer && each.name != "passkey64" && !other;
-  return group == everything;
+  return group == everything || each.group == group;
 }
 
 std::string names() {
   std::string text;
   for (const task& each : all_tasks()) text.append(each.name).append(", ");
-  return text.append("and the groups niah, ruler, beyond, all");
+  text.append("and the groups");
+  for (const std::string_view group : groups) text.append(group == niah ? " " : ", ").append(group);
+  return text;
 }
 
 std::string_view trimmed(std::string_view text) {
@@ -63,7 +58,7 @@ std::vector<const task*> tasks_of(std::string_view list, const std::map<std::str
   for (;;) {
     const std::size_t comma = std::min(list.find(','), list.size());
     const std::string_view name = trimmed(list.substr(0, comma));
-    if (name == niah || name == ruler || name == beyond || name == everything) {
+    if (std::ranges::find(groups, name) != groups.end()) {
       for (const task& each : all_tasks())
         if (in_group(each, name) && has_its_file(each)) choose(each);
     } else {

@@ -51,6 +51,7 @@ using scores = std::map<std::string, double>;
 struct task {
   std::string_view name;     ///< as in RULER, for its tasks
   std::string_view meaning;  ///< one line
+  std::string_view group{};  ///< "ruler", or "beyond": what RULER does not ask; empty where it belongs to neither
   kind how = kind::answer;
   std::size_t new_tokens = 0;  ///< of the answer or generation at most; of the continuation at least, for perplexity
   std::string_view file{};     ///< option that names its data set; empty where it needs none

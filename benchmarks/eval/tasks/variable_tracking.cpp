@@ -87,6 +87,7 @@ prompt make(const request& asked) {
 task variable_tracking() {
   return {.name = name,
           .meaning = "the five variables of a chain of assignments, in noise",
+          .group = ruler,
           .how = kind::answer,
           .new_tokens = new_tokens,
           .make = make,

@@ -67,8 +67,7 @@ inline void turn_back(const tensor& x, std::size_t head, std::size_t token, cons
   for (std::size_t i = 0; i < n; ++i) {
     const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * step;
     if (i + n < t.tokens)  // the next rows, while these are worked on
-      for (std::size_t b = 0; b < x.channels() * size_of(type); b += 64)
-        __builtin_prefetch(row + static_cast<std::ptrdiff_t>(n) * step + b);
+      fetch_row(row + static_cast<std::ptrdiff_t>(n) * step, x.channels() * size_of(type));
     ws.kernels().turn_back(row, type, x.channels(), ws.turns.of(x.rotated()->positions.of(head, token + i)),
                            out + i * x.channels());
   }
