@@ -32,6 +32,7 @@ void declare_run(CLI::App& run, eval::run_options& o) {
   run.add_option("--chunk", o.chunk, "Compress after each so many tokens of the prompt; 0: once, after all")
       ->check(CLI::Range(0, 1 << 20));
   run.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
+  run.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
   run.add_option("--squad", o.files["qa_1"], "SQuAD 2.0 file, for qa_1");
   run.add_option("--hotpotqa", o.files["qa_2"], "HotpotQA file (distractor setting), for qa_2");
   run.add_option("--out", o.out, "Results, a JSON line each; a run that was interrupted goes on with them");

@@ -37,6 +37,7 @@ void run_fields(Run& r, Visit visit) {
   visit("question_seen", r.question_seen);
   visit("chunk", r.chunk);
   visit("cache_type", r.cache_type);
+  visit("transposed", r.transposed);
 }
 
 template <class Key, class Visit>

@@ -24,7 +24,8 @@ struct run_info {
   int threads = 0;
   bool question_seen = false;
   std::size_t chunk = 0;   ///< tokens of a chunk, where the cache was compressed chunk by chunk; 0: after the prefill
-  std::string cache_type;  ///< f16, ...
+  std::string cache_type;   ///< f16, ...
+  bool transposed = false;  ///< values, in llama.cpp without flash attention
 };
 
 /// Which sample under which policy: unique in a file.

@@ -117,6 +117,7 @@ runner::runner(const run_options& o)
   info_.question_seen = o.question_seen;
   info_.chunk = o.chunk;
   info_.cache_type = o.cache_type;
+  info_.transposed = o.transposed;
   check_settings();
   make_sessions();
 }
@@ -134,6 +135,7 @@ void runner::check_settings() const {
     same("question seen", was.question_seen, info_.question_seen);
     same("chunk", was.chunk, info_.chunk);
     same("cache type", was.cache_type, info_.cache_type);
+    same("transposed values", was.transposed, info_.transposed);
   }
 }
 
@@ -145,6 +147,7 @@ void runner::make_sessions() {
   o.cells =
       static_cast<std::uint32_t>(*std::max_element(options_.lengths.begin(), options_.lengths.end()) + 2 * spare_tokens + more);
   o.types = host::parse_cache_types(options_.cache_type);
+  o.flash_attention = !options_.transposed;
   o.threads = info_.threads;
   o.answer_threads = 1;
   prefill_ = std::make_unique<host::session>(model_, o);

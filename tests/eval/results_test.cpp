@@ -60,6 +60,7 @@ TEST_F(ResultsFile, RoundTrip) {
   run.question_seen = true;
   run.chunk = 512;
   run.cache_type = "f16";
+  run.transposed = true;
   eval::sample_result full;
   full.key = {"niah_single_1", 4096, 3, "full", 0};
   full.answer = "line\nline \"quoted\" \\ \t </script> \x01 \xE2\x82\xAC";
@@ -92,8 +93,9 @@ TEST_F(ResultsFile, RoundTrip) {
   const eval::run_info& r = all.runs[0];
   EXPECT_EQ(std::tie(r.command, r.date, r.model, r.model_sha256, r.model_name, r.lagkv, r.llama),
             std::tie(run.command, run.date, run.model, run.model_sha256, run.model_name, run.lagkv, run.llama));
-  EXPECT_EQ(std::tie(r.compiler, r.machine, r.seed, r.threads, r.question_seen, r.chunk, r.cache_type),
-            std::tie(run.compiler, run.machine, run.seed, run.threads, run.question_seen, run.chunk, run.cache_type));
+  EXPECT_EQ(
+      std::tie(r.compiler, r.machine, r.seed, r.threads, r.question_seen, r.chunk, r.cache_type, r.transposed),
+      std::tie(run.compiler, run.machine, run.seed, run.threads, run.question_seen, run.chunk, run.cache_type, run.transposed));
   ASSERT_EQ(all.samples.size(), 2U);
   EXPECT_EQ(all.samples[0].key, full.key);
   EXPECT_EQ(all.samples[0].answer, full.answer);

@@ -32,7 +32,8 @@ json run_json(const run_info& run) {
           {"llama", run.llama},           {"compiler", run.compiler},
           {"machine", run.machine},       {"seed", run.seed},
           {"threads", run.threads},       {"question_seen", run.question_seen},
-          {"chunk", run.chunk},           {"cache_type", run.cache_type}};
+          {"chunk", run.chunk},           {"cache_type", run.cache_type},
+          {"transposed", run.transposed}};
 }
 
 json tasks_json(const summary& all) {

@@ -124,6 +124,7 @@ function drawRuns(section, data) {
   data.runs.forEach((run, i) => {
     if (data.runs.length > 1) body.append(make("tr", {}, make("th", { scope: "row", colspan: "2" }, `Run ${i + 1} of ${data.runs.length}`)));
     for (const [name, field] of facts) if (run[field] !== "") add(name, String(run[field]));
+    add("Values", run.transposed ? "transposed: without flash attention" : "as the keys");
     add("Question", run.question_seen ? "seen when the cache is compressed" : "not seen when the cache is compressed");
     add("Compressed", run.chunk ? `chunk by chunk of ${run.chunk} tokens` : "once, after the prefill");
   });

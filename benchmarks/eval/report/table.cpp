@@ -127,7 +127,8 @@ class printer {
     if (all_.runs.empty()) return;
     const run_info& run = all_.runs.back();
     note(fmt::format("Model {} ({}), cache {}; lagkv {}, llama.cpp {}; {}", quoted(run.model), quoted(run.model_name),
-                     quoted(run.cache_type), quoted(run.lagkv), quoted(run.llama), quoted(run.machine)));
+                     quoted(run.cache_type + (run.transposed ? ", values transposed" : "")), quoted(run.lagkv), quoted(run.llama),
+                     quoted(run.machine)));
     note(fmt::format("Seed {}; the question is {} when the cache is compressed{}", run.seed,
                      run.question_seen ? "seen" : "not seen",
                      run.chunk > 0 ? fmt::format("; chunk by chunk of {} tokens", run.chunk) : ""));
