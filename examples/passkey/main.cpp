@@ -69,6 +69,7 @@ std::vector<std::string> of_equal_sizes(std::size_t tokens) {
     policies.push_back(fmt::format("lagkv:lag=1024,ratio={}", ratio));
     policies.push_back(fmt::format("streaming_llm:capacity={}", kept));
     const double share = (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens);
+    policies.push_back(fmt::format("novelty:keep={:.5f}", share));
     policies.push_back(fmt::format("random:keep={:.5f}", share));
     policies.push_back(fmt::format("snapkv:keep={:.5f}", share));
     policies.push_back(fmt::format("h2o:keep={:.5f}", share));

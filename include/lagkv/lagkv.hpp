@@ -23,6 +23,7 @@
 #include <lagkv/scaled.hpp>
 #include <lagkv/score/rows.hpp>
 #include <lagkv/simd/dispatch.hpp>
+#include <lagkv/stacked.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
 #include <lagkv/unrotate.hpp>
