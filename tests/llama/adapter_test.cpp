@@ -507,7 +507,7 @@ TEST(LlamaAdapter, ARestoredSequenceGoesOnWithItsCursor) {
   ASSERT_TRUE(b.feed(8));  // so that its cache has been seen
   llama_memory_clear(llama_get_memory(b.context.get()), true);
   ASSERT_EQ(llama_state_seq_set_data(b.context.get(), saved.data(), saved.size(), 0), saved.size());
-  ASSERT_TRUE(cb.restore(0, saved, cursor));
+  ASSERT_TRUE(cb.restore(0, saved, ca.save(0)));
   ASSERT_TRUE(b.feed(100));
   const auto r = must(cb.compress(0, way::in_place));
   EXPECT_TRUE(r.compressed);
@@ -515,18 +515,21 @@ TEST(LlamaAdapter, ARestoredSequenceGoesOnWithItsCursor) {
   EXPECT_EQ(cb.at(0).judged, 16U + 8 * ((300 - 16) / 32 - 1));
 }
 
-TEST(LlamaAdapter, ARestoredSequenceIsJudgedByItsOwnMoments) {
+TEST(LlamaAdapter, ARestoredSequenceIsJudgedByTheMomentsOfAllItsTokens) {
   constexpr const char* again = "novelty:sink=4,recent=16,capacity=64";
   session a({});
   auto ca = compressor_of(a, again);
   ASSERT_TRUE(a.feed(150));
-  ASSERT_TRUE(must(ca.compress(0)).compressed);
+  ASSERT_TRUE(must(ca.compress(0, way::repack)).compressed);
   const bytes saved = a.state();
+  const lagkv::llama::checkpoint beside = ca.save(0);
   const lagkv::llama::recording positions = a.probe.recorded();
-  const auto go_on = [&](session& s, lagkv::llama::compressor& c) {
-    llama_memory_clear(llama_get_memory(s.context.get()), true);
-    EXPECT_EQ(llama_state_seq_set_data(s.context.get(), saved.data(), saved.size(), 0), saved.size());
-    EXPECT_TRUE(c.restore(0, saved, ca.at(0), &positions));
+  const auto go_on = [&](session& s, lagkv::llama::compressor& c, const lagkv::llama::checkpoint* restored) {
+    if (restored != nullptr) {
+      llama_memory_clear(llama_get_memory(s.context.get()), true);
+      EXPECT_EQ(llama_state_seq_set_data(s.context.get(), saved.data(), saved.size(), 0), saved.size());
+      EXPECT_TRUE(c.restore(0, saved, *restored, &positions));
+    }
     EXPECT_TRUE(s.feed(40));
     EXPECT_TRUE(must(c.compress(0, way::in_place)).compressed);
     return s.state();
@@ -537,7 +540,28 @@ TEST(LlamaAdapter, ARestoredSequenceIsJudgedByItsOwnMoments) {
   ASSERT_TRUE(busy.feed(120));
   ASSERT_TRUE(must(cb.compress(0)).compressed);
   busy.different_tokens = 0;
-  EXPECT_EQ(go_on(busy, cb), go_on(fresh, cf));
+  const bytes uninterrupted = go_on(a, ca, nullptr);
+  EXPECT_EQ(go_on(fresh, cf, &beside), uninterrupted);
+  EXPECT_EQ(go_on(busy, cb, &beside), uninterrupted);
+  lagkv::llama::checkpoint without = beside;
+  without.moments.clear(), without.observed = 0;
+  EXPECT_NE(go_on(fresh, cf, &without), uninterrupted) << "or the moments do not count here";
+}
+
+TEST(LlamaAdapter, MomentsOfAnotherModelAreRefused) {
+  session s({});
+  auto c = compressor_of(s, "novelty:sink=4,recent=16,capacity=64");
+  ASSERT_TRUE(s.feed(100));
+  const bytes before = s.state();
+  const lagkv::llama::recording positions = s.probe.recorded();
+  lagkv::llama::checkpoint other;
+  other.moments.resize(7);
+  ASSERT_TRUE(c.restore(0, before, other, &positions));
+  EXPECT_EQ(c.compress(0).message(), "moments of 7 layers: must be those of 30");
+  other.moments.assign(30, std::vector<double>(5));
+  ASSERT_TRUE(c.restore(0, before, other, &positions));
+  EXPECT_EQ(c.compress(0).message(), "moments of 5 numbers a layer: must be 387");
+  EXPECT_EQ(s.state(), before);
 }
 
 TEST(LlamaAdapter, TokensTakenBackAreNotMissed) {

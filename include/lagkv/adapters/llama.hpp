@@ -58,6 +58,14 @@ struct report {
   bool in_place = false;
 };
 
+/// What compression knows of a sequence, to be saved beside its state: plain data.
+struct checkpoint {
+  cursor at{};                                 ///< how far it has been compressed
+  std::vector<std::vector<double>> moments{};  ///< of each layer's keys, dropped ones too (extras.moments), where the policy
+                                               ///< reads them
+  std::size_t observed = 0;                    ///< tokens of the sequence that they have
+};
+
 /// Compresses the sequences of one context. All layers and heads keep the same number of tokens, each its own choice.
 /// Use it from the thread that decodes.
 class compressor {
@@ -118,10 +126,16 @@ class compressor {
     return compress(sequence, how, [](std::size_t, const plan&) {});
   }
 
-  /// How far a sequence has been compressed: save it beside a saved sequence, or copy it for a forked one.
+  /// How far a sequence has been compressed.
   cursor at(llama_seq_id sequence) const {
     const auto found = sequences_.find(sequence);
     return found == sequences_.end() ? cursor{} : found->second.at;
+  }
+
+  /// Save it beside llama_state_seq_get_data(sequence), for restore().
+  checkpoint save(llama_seq_id sequence) const {
+    const auto found = sequences_.find(sequence);
+    return found == sequences_.end() ? checkpoint{} : checkpoint(found->second);
   }
 
   /// Call it when a sequence is cleared or its tokens are replaced.
@@ -130,16 +144,16 @@ class compressor {
   /// Call it after llama_memory_seq_cp(from, to) of a whole sequence.
   void copy(llama_seq_id from, llama_seq_id to) { sequences_[to] = sequences_[from]; }
 
-  /// Call it after llama_state_seq_set_data(sequence, bytes), with the cursor that was saved beside the bytes, and where the
-  /// policy reads it, with the probe's recording of then. Compression goes on from there; in place only where the sequence is
-  /// found to lie in cells 0, 1, 2, ... of an otherwise empty cache.
-  status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const cursor& c, const recording* r = nullptr) {
+  /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
+  /// been compressed), and where the policy reads it, with the probe's recording of then. Compression goes on from there; in
+  /// place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache. Moments of other layers,
+  /// heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
+  status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c, const recording* r = nullptr) {
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()});  // only read
     if (!saved) return error{saved.message()};
     state& s = sequences_[sequence];
-    s.at = c;
-    s.moments.clear(), s.observed = 0;  // they begin again with the rows that are there
+    static_cast<checkpoint&>(s) = c;
     adopt(s, *saved);
     if (probe_ != nullptr) probe_->set_recorded(r != nullptr ? *r : recording{});
     return {};
@@ -148,12 +162,9 @@ class compressor {
   lagkv::workspace& workspace() { return workspace_; }
 
  private:
-  struct state {
-    cursor at;
-    std::vector<llama_pos> positions;          ///< of the rows after the last compression in place, ascending
-    std::vector<std::uint32_t> protect;        ///< ascending
-    std::vector<std::vector<double>> moments;  ///< of each layer's keys, where the policy reads them
-    std::size_t observed = 0;                  ///< tokens of the sequence that they have
+  struct state : checkpoint {
+    std::vector<llama_pos> positions;    ///< of the rows after the last compression in place, ascending
+    std::vector<std::uint32_t> protect;  ///< ascending
   };
 
   compressor(llama_context* context, const policy& p, cache_probe* probe)
@@ -406,19 +417,27 @@ class compressor {
       layers[i].extra = &beside_[i];
     }
     if (status ok = check(policy_, layers[0]); !ok) return error{ok.message()};  // the others are of the same form
-    if (policy_.needs.moments && policy_.retain.again) observe(s, layers, static_cast<std::size_t>(last) + 1);
+    if (policy_.needs.moments && policy_.retain.again)
+      if (status ok = observe(s, layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     return layers;
   }
 
   /// Adds the keys since the last time to the moments of each layer.
-  void observe(state& s, const std::vector<layer>& layers, std::size_t seen) {
-    s.moments.resize(layers.size());
+  status observe(state& s, const std::vector<layer>& layers, std::size_t seen) {
+    const std::size_t each = heads_ * key_moments::size(layers[0].keys.channels());
+    if (s.moments.empty()) s.moments.assign(layers.size(), std::vector<double>(each));
+    if (s.moments.size() != layers.size())
+      return error{"moments of " + std::to_string(s.moments.size()) + " layers: must be those of " +
+                   std::to_string(layers.size())};
+    for (const auto& of_layer : s.moments)
+      if (of_layer.size() != each)
+        return error{"moments of " + std::to_string(of_layer.size()) + " numbers a layer: must be " + std::to_string(each)};
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      s.moments[i].resize(heads_ * key_moments::size(layers[i].keys.channels()));
       beside_[i].moments = {s.moments[i].data()};
       observe_keys(policy_, layers[i], s.at, seen > s.observed ? seen - s.observed : 0, workspace_);
     }
     s.observed = seen;
+    return {};
   }
 
   static error unequal() { return {"policy: keeps different numbers of tokens a head, which llama.cpp's cache cannot hold"}; }
