@@ -74,6 +74,12 @@ lagkv::result<layer_of_model> parse_layer(std::string_view text) {
   return l;
 }
 
+lagkv::result<lagkv::rope::pairing> parse_pairs(std::string_view text) {
+  if (text == "halves") return lagkv::rope::pairing::halves;
+  if (text == "neighbours") return lagkv::rope::pairing::neighbours;
+  return lagkv::error{"rope-pairs=" + std::string(text) + ": must be halves or neighbours"};
+}
+
 lagkv::result<lagkv::simd::target> parse_target(std::string_view text) {
   using lagkv::simd::target;
   std::string here;

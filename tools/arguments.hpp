@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <lagkv/core.hpp>
+#include <lagkv/rope.hpp>
 #include <lagkv/simd/dispatch.hpp>
 
 namespace tool {
@@ -23,6 +24,9 @@ struct layer_of_model {
 
 /// "2/30": the third of 30.
 lagkv::result<layer_of_model> parse_layer(std::string_view text);
+
+/// "halves" or "neighbours".
+lagkv::result<lagkv::rope::pairing> parse_pairs(std::string_view text);
 
 /// An instruction set that this machine has.
 lagkv::result<lagkv::simd::target> parse_target(std::string_view text);

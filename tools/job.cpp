@@ -75,9 +75,28 @@ lagkv::status load_queries(const options& o, job& j) {
   return add(o.query_covariance, j.query_covariance, {any, dim, dim}, "[query_heads, " + dim_text + ", " + dim_text + "]");
 }
 
+lagkv::status load_rope(const options& o, job& j) {
+  if (!o.rope_base) return {};
+  const lagkv::result<lagkv::rope::pairing> pairs = parse_pairs(o.rope_pairs);
+  if (!pairs) return lagkv::error{pairs.message()};
+  const std::size_t dim = j.keys.shape[2];
+  j.rope = lagkv::rope{.base = *o.rope_base, .pairs = *pairs, .dims = o.rope_dims, .position_scale = o.rope_scale};
+  if (!o.rope_factors.empty()) {
+    const std::size_t n = j.rope->rotated(dim) / 2;
+    lagkv::result<npy::array> loaded = load(o.rope_factors, {n}, "[" + std::to_string(n) + "], one a pair");
+    if (!loaded) return lagkv::error{loaded.message()};
+    if (loaded->type != "<f4") return lagkv::error{o.rope_factors + ": type " + loaded->type + ": must be float32"};
+    j.rope_factors = std::move(*loaded);
+    j.rope->factors = j.rope_factors.as<float>();
+  }
+  if (lagkv::status s = lagkv::check(*j.rope, dim); !s) return lagkv::error{"rope: " + s.message()};
+  return {};
+}
+
 /// Which options bring what the policy lacks.
 std::string hint(const job& j) {
   const lagkv::needs& n = j.policy.needs;
+  if (n.rope && !j.rope) return ": give --rope-base, or unrotate=no for keys as they are";
   if (!j.queries.data.empty()) return "";
   if (n.queries > 0 || n.mass) return ": give --queries";
   return n.statistics && j.query_mean.data.empty() ? ": give --query-mean and --query-covariance, or --queries" : "";
@@ -116,6 +135,7 @@ lagkv::extras extras_of(job& j) {
   offer(j.query_mean, e.query_mean);
   offer(j.query_covariance, e.query_covariance);
   e.positions = {j.positions.data(), 0};
+  if (j.rope) e.rope = &*j.rope;
   e.protect = j.protect;
   return e;
 }
@@ -143,6 +163,7 @@ lagkv::result<job> prepare(const options& o) {
     j.protect = std::move(*protect);
   }
   if (lagkv::status s = load_queries(o, j); !s) return lagkv::error{s.message()};
+  if (lagkv::status s = load_rope(o, j); !s) return lagkv::error{s.message()};
   if (lagkv::status s = check_policy(o, j); !s) return lagkv::error{s.message()};
   return j;
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,10 @@ namespace tool {
 /// The command line, as given.
 struct options {
   std::string policy, keys, values, queries, query_mean, query_covariance, protect, layer, steps, target, out;
+  std::string rope_factors, rope_pairs = "halves";
+  std::optional<double> rope_base;
+  std::size_t rope_dims = 0;
+  float rope_scale = 1;
   bool scores = false, list = false;
 };
 
@@ -25,6 +30,8 @@ struct job {
   npy::array keys, values;                  ///< [heads, tokens, dim]
   npy::array queries;                       ///< [query heads, tokens, dim]
   npy::array query_mean, query_covariance;  ///< [query heads, 1, dim], [query heads, dim, dim]
+  npy::array rope_factors;                  ///< float32 [pairs]
+  std::optional<lagkv::rope> rope;          ///< that the keys carry, where the user says it; its factors: extras_of()
   std::vector<std::uint32_t> protect;
   std::vector<std::uint32_t> positions;  ///< 0, 1, 2, ...: one for each token
   std::vector<std::size_t> steps;        ///< empty: all tokens at once

@@ -48,6 +48,12 @@ int main(int argc, char** argv) {
   app.add_option("--queries", o.queries, "[query_heads, tokens, dim]: queries as they meet the keys (after RoPE), one a token");
   app.add_option("--query-mean", o.query_mean, "[query_heads, dim]: mean of the queries to come, for expected_attention");
   app.add_option("--query-covariance", o.query_covariance, "[query_heads, dim, dim]: their covariance");
+  auto* base = app.add_option("--rope-base", o.rope_base, "the keys carry RoPE of this base (theta), positions 0, 1, 2, ...");
+  app.add_option("--rope-pairs", o.rope_pairs, "its pairs: halves (Hugging Face, NeoX) or neighbours; default: halves")
+      ->needs(base);
+  app.add_option("--rope-dims", o.rope_dims, "the first so many channels are rotated (default: all)")->needs(base);
+  app.add_option("--rope-scale", o.rope_scale, "multiplies positions: 0.25 for linear scaling by 4 (default: 1)")->needs(base);
+  app.add_option("--rope-factors", o.rope_factors, "[pairs]: frequency divisors (Llama 3, YaRN)")->needs(base);
   app.add_option("--protect", o.protect, "positions that are never dropped: 3,17,40-63");
   app.add_option("--layer", o.layer,
                  "the arrays are layer I of N, counted from 0: 2/30; for pyramid and budget_mb (default: 0/1)");

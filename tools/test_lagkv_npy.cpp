@@ -209,7 +209,8 @@ TEST_F(lagkv_npy, lists_policies_and_helps) {
   for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 100U) << line;
   const run_result help = run("--help");
   EXPECT_EQ(help.code, 0);
-  for (const char* option : {"--policy", "--queries", "--query-mean", "--query-covariance", "--protect", "--layer"})
+  for (const char* option : {"--policy", "--queries", "--query-mean", "--query-covariance", "--protect", "--layer", "--rope-base",
+                             "--rope-pairs", "--rope-dims", "--rope-scale", "--rope-factors"})
     EXPECT_NE(help.output.find(option), std::string::npos) << option;
 }
 

@@ -350,6 +350,40 @@ TEST_F(decoding, snapkv_sees_the_last_queries) {
   }
 }
 
+TEST_F(decoding, novelty_is_told_from_all_keys_dropped_ones_too) {
+  constexpr std::size_t sink = 4;
+  const auto unit = [&](std::size_t h, std::size_t p) {
+    std::vector<double> u(dim);
+    double squares = 0;
+    for (std::size_t c = 0; c < dim; ++c) {
+      u[c] = static_cast<double>(keys_.as<float>()[(h * tokens + p) * dim + c]);
+      squares += u[c] * u[c];
+    }
+    for (double& x : u) x /= std::sqrt(squares);
+    return u;
+  };
+  const auto score = [&](std::size_t h, const row_list& rows, std::size_t begin, std::size_t end, std::size_t) {
+    std::vector<double> mean(dim), variance(dim), s;
+    const double n = static_cast<double>(rows.back() + 1 - sink);
+    for (std::size_t p = sink; p <= rows.back(); ++p) {
+      const std::vector<double> u = unit(h, p);
+      for (std::size_t c = 0; c < dim; ++c) mean[c] += u[c] / n, variance[c] += u[c] * u[c] / n;
+    }
+    for (std::size_t c = 0; c < dim; ++c) variance[c] -= mean[c] * mean[c];
+    for (std::size_t r = begin; r < end; ++r) {
+      const std::vector<double> u = unit(h, rows[r]);
+      double sum = 0;
+      for (std::size_t c = 0; c < dim; ++c) sum += (u[c] - mean[c]) * (u[c] - mean[c]) / variance[c];
+      s.push_back(std::sqrt(sum / static_cast<double>(dim)));
+    }
+    return s;
+  };
+  const auto nothing = [](std::size_t, const row_list&, std::size_t) {};
+  const auto expected = decode(steps(), {.capacity = 64, .sink = sink, .recent = 16, .every = 4}, nothing, score);
+  expect_fine(compress("novelty:unrotate=no,agree=no,smooth=0,sink=4,recent=16,capacity=64,every=4", input(), steps_option));
+  expect_kept(expected);
+}
+
 TEST_F(decoding, every_method_goes_step_by_step) {
   const std::string statistics = "--query-mean " + (golden("expected_T300_D64_cov1_vn1") / "query_mean.npy").string();
   for (const char* policy : {"snapkv:window=8,recent=0,capacity=60", "tova:capacity=60", "expected_attention:capacity=60",
@@ -363,6 +397,102 @@ TEST_F(decoding, every_method_goes_step_by_step) {
   }
   expect_fine(compress("expected_attention:capacity=60", golden("expected_T300_D64_cov1_vn1"), statistics + " --steps 20x15"));
   EXPECT_EQ(rows(), 60U);
+}
+
+/// Keys that are rotated here, in double, are judged as they were before.
+class rotated : public presses {
+ protected:
+  struct embedding {
+    double base;
+    bool neighbours;
+    std::size_t dims;
+    double scale;
+    std::vector<float> factors;
+  };
+
+  void SetUp() override {
+    presses::SetUp();
+    if (testing::Test::IsSkipped()) return;
+    fs::create_directories(folder_ / "in");
+    fs::copy_file(input() / "values.npy", folder_ / "in" / "values.npy", fs::copy_options::overwrite_existing);
+  }
+
+  void save_rotated(const embedding& e) const {
+    const npy::array plain = load(input() / "keys.npy");
+    std::vector<float> turned(plain.as<float>().begin(), plain.as<float>().end());
+    for (std::size_t row = 0; row < heads * tokens; ++row)
+      for (std::size_t j = 0; j < e.dims / 2; ++j) {
+        float* k = turned.data() + row * dim;
+        float& a = k[e.neighbours ? 2 * j : j];
+        float& b = k[e.neighbours ? 2 * j + 1 : j + e.dims / 2];
+        const double factor = e.factors.empty() ? 1 : static_cast<double>(e.factors[j]);
+        const double angle = static_cast<double>(row % tokens) * e.scale / factor *
+                             std::pow(e.base, -2.0 * static_cast<double>(j) / static_cast<double>(e.dims));
+        const double x = static_cast<double>(a), y = static_cast<double>(b);
+        a = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
+        b = static_cast<float>(x * std::sin(angle) + y * std::cos(angle));
+      }
+    ASSERT_TRUE(npy::save(folder_ / "in" / "keys.npy", "<f4", plain.shape, turned));
+    if (!e.factors.empty()) {
+      ASSERT_TRUE(npy::save(folder_ / "factors.npy", "<f4", {e.factors.size()}, e.factors));
+    }
+  }
+};
+
+TEST_F(rotated, keys_are_judged_as_they_were_before) {
+  std::vector<float> factors(24);
+  for (std::size_t j = 0; j < factors.size(); ++j) factors[j] = 1 + 0.25F * static_cast<float>(j);
+  const std::pair<embedding, std::string> cases[] = {
+      {{10000, false, dim, 1, {}}, "--rope-base 10000"},
+      {{5000, true, dim, 0.25, {}}, "--rope-base 5000 --rope-pairs neighbours --rope-scale 0.25"},
+      {{1e5, false, 48, 1, factors}, "--rope-base 1e5 --rope-dims 48 --rope-factors " + (folder_ / "factors.npy").string()}};
+  for (const char* policy : {"novelty:keep=0.25", "key_diff:unrotate=yes,keep=0.25",
+                             "lagkv:unrotate=yes,sink=4,lag=32,ratio=0.25", "novelty:capacity=70,every=9"}) {
+    std::string unrotated(policy);
+    const std::size_t at = unrotated.find("unrotate=yes,");
+    if (at == std::string::npos)
+      unrotated += ",unrotate=no";
+    else
+      unrotated.replace(at, 13, "unrotate=no,");
+    const std::string steps = unrotated.find("capacity") != std::string::npos ? " --steps 100,1x200" : " --scores";
+    expect_fine(compress(unrotated, input(), steps));
+    const npy::array expected = load(out() / "kept.npy");
+    const npy::array scores = steps == " --scores" ? load(out() / "scores.npy") : npy::array{};
+    for (const auto& [e, options] : cases) {
+      SCOPED_TRACE(std::string(policy) + " " + options);
+      save_rotated(e);
+      expect_fine(compress(policy, folder_ / "in", options + steps));
+      EXPECT_TRUE(load(out() / "kept.npy").data == expected.data);
+      expect_gathered(folder_ / "in", "keys.npy");
+      if (scores.shape.empty()) continue;
+      const npy::array found = load(out() / "scores.npy");
+      ASSERT_EQ(found.shape, scores.shape);
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        const float x = found.as<float>()[i], y = scores.as<float>()[i];
+        ASSERT_TRUE(std::isnan(y) ? std::isnan(x) : std::abs(x - y) <= 1e-4F * std::abs(y)) << i << ": " << x << ", " << y;
+      }
+      if (std::string(policy) == "novelty:keep=0.25") {
+        expect_fine(compress("novelty:keep=0.25,unrotate=no", folder_ / "in"));
+        EXPECT_FALSE(load(out() / "kept.npy").data == expected.data) << "or this shows nothing";
+      }
+    }
+  }
+}
+
+TEST_F(rotated, refuses_embeddings_that_cannot_be) {
+  expect_refused(compress("novelty", input()), ": give --rope-base, or unrotate=no for keys as they are");
+  expect_refused(compress("novelty", input(), "--rope-base 0"), "rope: base=0.000000: must be above 0 and finite");
+  expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-dims 65"), "rope: dims=65: must be at most the 64");
+  expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-dims 7"), "rope: dims=7: must be even");
+  expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-pairs thirds"), "rope-pairs=thirds: must be halves or");
+  expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-scale=-1"), "rope: position_scale=");
+  expect_refused(compress("novelty", input(), "--rope-dims 64"), "--rope-base");
+  ASSERT_TRUE(npy::save(folder_ / "bad.npy", "<f4", {31}, std::vector<float>(31, 1.0F)));
+  expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-factors " + (folder_ / "bad.npy").string()),
+                 "shape [31]: must be [32], one a pair");
+  ASSERT_TRUE(npy::save(folder_ / "bad.npy", "<f4", {32}, std::vector<float>(32)));
+  expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-factors " + (folder_ / "bad.npy").string()),
+                 "rope: factors[0]=0.000000: must be above 0");
 }
 
 TEST_F(presses, takes_queries_of_f16) {

@@ -60,11 +60,14 @@ outcome compress(job& j) {
   std::vector<std::byte> key_memory(j.keys.data.size()), value_memory(j.values.data.size());
   std::vector<std::uint32_t> positions(j.heads * j.tokens);  // of the rows
   std::vector<float> mass(j.policy.needs.mass ? positions.size() : 0);
+  const bool again = j.policy.needs.moments && j.policy.retain.again;
+  std::vector<double> moments(again ? j.heads * lagkv::key_moments::size(j.keys.shape[2]) : 0);
   const auto stride = static_cast<std::ptrdiff_t>(j.tokens);
 
   lagkv::extras extras = extras_of(j);
   extras.positions = {positions.data(), stride};
   if (!mass.empty()) extras.mass = {mass.data(), stride};
+  if (again) extras.moments = {moments.data()};
   lagkv::layer cache{npy::view(key_memory.data(), j.keys, j.tokens), npy::view(value_memory.data(), j.values, j.tokens), 0,
                      &extras};
   lagkv::workspace workspace(j.target);
@@ -83,6 +86,7 @@ outcome compress(job& j) {
       extras.queries = npy::view(j.queries, seen - n, n);
       lagkv::observe(cache, n, workspace);
     }
+    lagkv::observe_keys(j.policy, cache, cursor, n, workspace);
     const std::size_t offered = wanted_queries(j, unbroken);
     extras.queries = offered == 0 ? lagkv::tensor() : npy::view(j.queries, seen - offered, offered);
     cache.tokens = lagkv::step(j.policy, cache, cursor, workspace);

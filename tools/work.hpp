@@ -22,7 +22,7 @@ struct outcome {
 
 /// Appends the tokens step by step, as prefill and decode would, and lets the policy drop some after each step. At each the
 /// policy is offered as many queries as it reads, of the last tokens, as far back as all heads still hold every token; the
-/// attention that tokens have received so far is kept here.
+/// attention that tokens have received so far is kept here, and so are the moments of keys.
 outcome compress(job& j);
 
 struct score_array {
