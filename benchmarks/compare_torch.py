@@ -9,8 +9,8 @@ Rows:
             of the LagKV repository (lag_kv.py), else the same formula written here.
   kvpress   LagKVPress.compress of the installed kvpress, else its formula written here.
   compiled  torch.compile of the scoring alone, the best case for PyTorch.
-ours runs on one thread and cold (its arrays are put out of the CPU's caches before each run); PyTorch's arrays are as the
-copy that restores them leaves them. On a machine that others use too, --clock cpu counts only the time that each side had
+ours runs on as many threads as the row beside it, and cold (its arrays are put out of the CPU's caches before each run);
+PyTorch's arrays are as the copy that restores them leaves them. On a machine that others use too, --clock cpu counts only the time that each side had
 the processor (sensible for one thread); else wall time.
 """
 import argparse
@@ -116,8 +116,8 @@ def timed(work, keys, values, repeats, clock):
     return times
 
 
-def ours(program, policy, folder, repeats):
-    command = [program, policy, f"{folder}/keys.npy", f"{folder}/values.npy", str(repeats)]
+def ours(program, policy, folder, repeats, threads):
+    command = [program, policy, f"{folder}/keys.npy", f"{folder}/values.npy", str(repeats), str(threads)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -176,7 +176,7 @@ def main():
         keys, values = torch.from_numpy(k), torch.from_numpy(v)
         with tempfile.TemporaryDirectory() as folder:
             np.save(f"{folder}/keys.npy", k), np.save(f"{folder}/values.npy", v)
-            mine = ours(o.lagkv_time, policy, folder, o.repeats)
+            mine = ours(o.lagkv_time, policy, folder, o.repeats, 1)
 
             # The same tokens? In f32, where rounding is not the question; near ties may go either way.
             kept = official_step(keys.float(), values.float(), lag, keep)[2].flatten(1).sort(-1).values.numpy()
@@ -188,9 +188,7 @@ def main():
                 half = f" (PyTorch calculating in f16: {share:.2%})"
             agreed = agreed and same >= 1 - max(1e-4, 1 / kept.size)
             print(f"\n{dtype}: ours keeps {same:.4%} of the tokens that the formula keeps in f32{half}")
-            name = f"ours, {mine['target']}, 1 thread"
-            rows = report[dtype] = {name: mine[seconds]}
-            print(f"  {name:34} {spread(mine[seconds])}")
+            rows = report[dtype] = {}
 
             def official(k, v):
                 if LagKV is None:
@@ -211,15 +209,19 @@ def main():
 
             for threads in map(int, o.threads.split(",")):
                 torch.set_num_threads(threads)
+                words = f"{threads} thread{'s' if threads > 1 else ''}"
+                name = f"ours, {mine['target']}, {words}"
+                rows[name] = ours(o.lagkv_time, policy, folder, o.repeats, threads)[seconds]
+                print(f"  {name:34} {spread(rows[name])}")
                 torch._dynamo.reset()  # compiled code is made for a number of threads
                 for label, work in (("official", official), ("kvpress", kvpress), ("scoring alone, compiled", compiled)):
                     if work is compiled and scoring is None:
                         continue
-                    label = f"{label}, {threads} thread{'s' if threads > 1 else ''}"
+                    label = f"{label}, {words}"
                     # Ours again before and after each row: on a shared machine speed changes within a minute.
-                    beside = ours(o.lagkv_time, policy, folder, o.repeats)[seconds]
+                    beside = ours(o.lagkv_time, policy, folder, o.repeats, threads)[seconds]
                     rows[label] = timed(work, keys, values, o.repeats, clock)
-                    beside += ours(o.lagkv_time, policy, folder, o.repeats)[seconds]
+                    beside += ours(o.lagkv_time, policy, folder, o.repeats, threads)[seconds]
                     times = statistics.median(rows[label]) / statistics.median(beside)
                     print(f"  {label:34} {spread(rows[label])}  {times:6.1f} x ours", flush=True)
     if o.json:

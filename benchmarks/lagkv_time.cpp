@@ -1,11 +1,14 @@
-// lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [TARGET]: times step() on the arrays, cold, and prints JSON. For
+// lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [TARGET]]: times step() on the arrays, cold, and prints JSON. For
 // compare_torch.py, which puts the same arrays through PyTorch.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
+#include <examples/thread_pool.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "memory.hpp"
@@ -27,7 +30,7 @@ void print(const char* name, const std::vector<double>& times) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 5) return complain("usage: lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [TARGET]");
+  if (argc < 5) return complain("usage: lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [TARGET]]");
   const lagkv::result<lagkv::policy> policy = lagkv::parse(argv[1]);
   if (!policy) return complain(policy.message());
   const lagkv::result<npy::array> keys = npy::load(argv[2]), values = npy::load(argv[3]);
@@ -38,13 +41,16 @@ int main(int argc, char** argv) {
   }
   lagkv::simd::target target = lagkv::simd::best();
   for (auto t : lagkv::simd::all_targets)
-    if (argc > 5 && std::string(argv[5]) == lagkv::simd::name(t)) target = t;
+    if (argc > 6 && std::string(argv[6]) == lagkv::simd::name(t)) target = t;
+  const int threads = argc > 5 ? std::atoi(argv[5]) : 1;
+  if (threads < 1) return complain(std::string("threads=") + argv[5] + ": must be 1 or more");
 
   const bench::memory k(keys->data.size()), v(values->data.size());
   const lagkv::layer layer{npy::view(k.data(), *keys, keys->shape[1]), npy::view(v.data(), *values, values->shape[1]),
                            keys->shape[1]};
   if (const lagkv::status s = check(*policy, layer); !s) return complain(s.message());
-  lagkv::workspace workspace(target);
+  const thread_pool pool(static_cast<std::size_t>(threads));
+  std::vector<lagkv::workspace> workers(pool.workers(), lagkv::workspace(target));
   std::vector<double> wall_times, cpu_times;
   std::size_t rows = 0;
   for (int i = 0; i <= std::atoi(argv[4]); ++i) {
@@ -54,15 +60,16 @@ int main(int argc, char** argv) {
     lagkv::cursor cursor;
     const double cpu = bench::cpu_seconds();
     const auto start = std::chrono::steady_clock::now();
-    rows = lagkv::step(*policy, layer, cursor, workspace);
+    rows = threads == 1 ? lagkv::step(*policy, layer, cursor, workers[0])
+                        : lagkv::step(*policy, layer, cursor, std::span(workers), pool);
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
     if (i == 0) continue;  // it grows the workspace
     wall_times.push_back(time.count());
     cpu_times.push_back(bench::cpu_seconds() - cpu);
   }
 
-  const lagkv::plan& plan = workspace.decision;
-  std::printf("{\"target\": \"%s\", \"rows\": %zu", lagkv::simd::name(workspace.target()), rows);
+  const lagkv::plan& plan = workers[0].decision;
+  std::printf("{\"target\": \"%s\", \"rows\": %zu", lagkv::simd::name(target), rows);
   print("seconds", wall_times);
   print("cpu_seconds", cpu_times);
   std::printf(",\n \"kept\": [");
