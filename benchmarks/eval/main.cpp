@@ -43,6 +43,8 @@ void declare_report(CLI::App& report, eval::report_options& o) {
   report.add_option("--html", o.html, "Write a page with curves and tables to this file");
   report.add_option("--json", o.json, "Write the figures of the tables to this file");
   report.add_option("--against", o.against, "Print gains and losses: differences from this policy on the same prompts");
+  report.add_option("--reach", o.reach, "Leave out tasks in which the full cache has less than this, of 100")
+      ->check(CLI::Range(0.0, 100.0));
   report.add_flag("--markdown", o.markdown, "Print the tables as markdown");
 }
 

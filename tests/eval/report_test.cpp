@@ -21,6 +21,7 @@
 #include "report/summary.hpp"
 #include "report/table.hpp"
 #include "report/text_table.hpp"
+#include "report/within_reach.hpp"
 #include "tasks/task.hpp"
 
 namespace {
@@ -387,6 +388,32 @@ TEST(Differences, LeaveOutWhatHasNoResultAndNameWhatThereIs) {
     } catch (const std::invalid_argument& e) {
       EXPECT_EQ(e.what(), std::string("--against ") + policy + ": no prompt has it and another policy: must be one of a; b");
     }
+}
+
+TEST(WithinReach, LeavesOutWhatTheFullCacheCannotDo) {
+  const eval::results all{{},
+                          {sample("vt", 100, 0, "full", 0, {{"score", 0.25}}), sample("vt", 100, 1, "full", 0, {{"score", 0.5}}),
+                           sample("cwe", 100, 0, "full", 0, {{"score", 0.25}}), sample("cwe", 200, 0, "full", 0, {{"score", 1}}),
+                           sample("vt", 100, 0, "a", 0.5, {{"score", 0}}), sample("cwe", 100, 0, "a", 0.5, {{"score", 1}}),
+                           sample("cwe", 200, 0, "a", 0.5, {{"score", 1}}), sample("fwe", 100, 0, "a", 0.5, {{"score", 1}}),
+                           sample("perplexity", 100, 0, "a", 0.5, {{"kl", 0.1}})}};
+  const auto left = [&](double least) {
+    std::set<std::pair<std::string, std::size_t>> of_a;
+    for (const eval::sample_result& s : eval::within_reach(all, least).samples)
+      if (s.key.policy == "a") of_a.insert({s.key.task, s.key.length});
+    return of_a;
+  };
+  using tasks = std::set<std::pair<std::string, std::size_t>>;
+  EXPECT_EQ(left(0.3), (tasks{{"vt", 100}, {"cwe", 200}, {"perplexity", 100}})) << "cwe has 25 at 100 tokens, fwe no full cache";
+  EXPECT_EQ(left(0.375), left(0.3)) << "the mean itself is within reach";
+  EXPECT_EQ(left(0.38), (tasks{{"cwe", 200}, {"perplexity", 100}}));
+  EXPECT_EQ(row_of(eval::summarize(eval::within_reach(all, 0.3)), "a", 0.5).ruler.mean, 0) << "of vt alone";
+  try {
+    static_cast<void>(eval::within_reach({{}, {all.samples[0], all.samples[4]}}, 0.3));
+    ADD_FAILURE();
+  } catch (const std::invalid_argument& e) {
+    EXPECT_STREQ(e.what(), "--reach 30: no task of the full cache has it: must be at most 25");
+  }
 }
 
 TEST(Page, HoldsTheFigures) {

@@ -13,6 +13,7 @@
 #include "summary.hpp"
 #include "table.hpp"
 #include "text_table.hpp"
+#include "within_reach.hpp"
 
 namespace eval {
 namespace {
@@ -31,8 +32,9 @@ std::string title_of(const summary& all) {
 }  // namespace
 
 int report_command(const report_options& options) {
-  const results samples = read_results(options.results);
+  results samples = read_results(options.results);
   if (samples.samples.empty()) throw std::invalid_argument(options.results + ": holds no samples");
+  if (options.reach > 0) samples = within_reach(samples, options.reach / 100);
   const summary all = summarize(samples);
   print_tables(std::cout, options.against.empty() ? all : summarize(differences(samples, options.against)), options.markdown,
                options.against);

@@ -10,6 +10,7 @@ struct report_options {
   std::string html;       ///< where the page goes; empty: none is written
   std::string json;       ///< where the figures go; empty: they are not written
   bool markdown = false;  ///< tables in markdown, not for a terminal
+  double reach = 0;       ///< of 100: tasks in which the full cache has less are left out
   std::string against{};  ///< a policy: tables of the differences from it on the same prompts; empty: of the figures
 };
 
