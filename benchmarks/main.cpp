@@ -366,6 +366,7 @@ void register_all() {
                              "cur:sink=16,keep=0.25",
                              "manifold:sink=16,keep=0.25",
                              "novelty:sink=16,keep=0.25",
+                             "distinct:sink=16,keep=0.25",
                              "novelty:sink=16,keep=0.25,unrotate=no",
                              "manifold:sink=16,keep=0.25,lag=128",
                              "leverage:sink=16,keep=0.25",

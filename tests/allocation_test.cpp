@@ -70,8 +70,8 @@ TEST(allocation, none_once_warm) {
             "streaming_llm:sink=4,capacity=500", "random:sink=4,recent=64,keep=0.5", "key_diff:recent=64,keep=0.5",
             "key_diff:lag=64,keep=0.25", "cur:lag=64,keep=0.25,pool=3", "manifold:capacity=500,every=40",
             "key_norm:recent=64,keep=0.5,select=chunks", "value_norm:capacity=500,every=40,select=chunks", "snapkv:keep=0.5",
-            "h2o:capacity=500,every=40,recent_share=0.5", "tova:capacity=500,every=40",
-            "fuse:lagkv+key_diff+snapkv,lag=64,keep=0.25"}) {
+            "h2o:capacity=500,every=40,recent_share=0.5", "tova:capacity=500,every=40", "distinct:unrotate=no,keep=0.5",
+            "distinct:unrotate=no,lag=64,keep=0.25", "fuse:lagkv+key_diff+snapkv,lag=64,keep=0.25"}) {
         SCOPED_TRACE(std::string(text) + " " + name(l) + " " + lagkv::name(type));
         lagkv::workspace ws;
         lagkv::layer view = c.layer(0);

@@ -105,6 +105,8 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"key_norm:select=adaptive,safeguard=1.5", "safeguard=1.5: must be from 0 to 1"},
       {"key_norm:recent_share=-0.5", "recent_share=-0.5: must be from 0 to 1"},
       {"key_norm:window=3", "unknown key 'window': must be one of " + std::string(shared)},
+      {"distinct:bits=0", "bits=0: must be from 1 to 16"},
+      {"distinct:bits=17", "bits=17: must be from 1 to 16"},
       {"snapkv:window=0", "window=0: must be a whole number, 1 or more"},
       {"snapkv:kernel=4", "kernel=4: must be an odd number"},
       {"cur:window=0", "window=0: must be a whole number, 1 or more"},

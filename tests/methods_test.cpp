@@ -231,6 +231,10 @@ const formula formulas[] = {
      [](const inputs& x, auto h, auto j, auto r) {
        return novelty_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end});  // not the sinks
      }},
+    {"distinct", "distinct:unrotate=no,bits=5",
+     [](const inputs& x, auto h, auto j, auto r) {
+       return distinct_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end}, 5);  // not the sinks
+     }},
     {"paged_eviction", "paged_eviction",
      [](const inputs& x, auto h, auto j, auto) {
        std::vector<double> s = value_norm_scores(x.values, h, j);
@@ -399,7 +403,7 @@ TEST(attention, what_is_not_finite_gets_and_gives_nothing) {
 // ---- the rest -------------------------------------------------------------------------------------------------------
 
 TEST(novelty, of_many_rows_takes_its_moments_from_some_evenly_spread) {
-  const std::size_t tokens = 3 * lagkv::novelty::most_rows + 100, every = 3, together = 128;
+  const std::size_t tokens = 3 * lagkv::detail::usual_rows + 100, every = 3, together = 128;
   const cube k = make_cube(52, 1, tokens, 24);
   cube some(1, 0, 24);
   for (std::size_t begin = 5; begin < tokens; begin += every * together) {
@@ -438,6 +442,41 @@ TEST(novelty, channels_that_do_not_vary_and_zero_keys_are_no_numbers_to_divide_b
   cache all_same(layout::heads_first, dtype::f32, same, same);
   for (float s : lagkv::score(named_any("novelty:unrotate=no"), all_same.layer(60), {.judged = {4, 50}, .keep = 1}, ws))
     ASSERT_EQ(s, 0.0F);
+}
+
+TEST(distinct, of_a_text_that_repeats_itself_the_last_copy_stays) {
+  constexpr std::size_t copies = 4, n = 60;
+  const cube once = make_cube(55, 2, n, 32);
+  cube k(2, copies * n, 32);
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::size_t t = 0; t < copies * n; ++t) std::copy_n(once.row(h, t % n), 32, k.row(h, t));
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const lagkv::policy p = named_any("distinct:unrotate=no,bits=16,sink=0,recent=0,keep=0.25");
+  const lagkv::plan plan = lagkv::judge(p, c.layer(copies * n), {}, ws);
+  for (std::size_t h = 0; h < 2; ++h) {
+    ASSERT_EQ(plan.of(h).size(), n);
+    for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(plan.of(h)[i], (copies - 1) * n + i);
+  }
+}
+
+TEST(distinct, keys_that_are_all_alike_go_by_age_and_broken_ones_first) {
+  cube k(1, 40, 8);
+  for (float& x : k.x) x = 3;
+  k.row(0, 17)[2] = NAN;
+  k.row(0, 23)[5] = INFINITY;
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto scores = lagkv::score(named_any("distinct:unrotate=no"), c.layer(40), {.judged = {2, 38}, .keep = 1}, ws);
+  std::size_t later = 40 - 2 - 2;  // but the broken ones
+  for (std::size_t t = 2; t < 38; ++t) {
+    if (t == 17 || t == 23) {
+      ASSERT_TRUE(std::isnan(scores[t - 2])) << t;
+      continue;
+    }
+    --later;
+    ASSERT_NEAR(scores[t - 2], 0.5 * static_cast<double>(t - 2) / 38 - static_cast<double>(later), 1e-5) << t;
+  }
 }
 
 TEST(leverage, does_not_change_under_an_invertible_projection) {

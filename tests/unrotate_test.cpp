@@ -118,6 +118,7 @@ pair_of_cubes rotated_cubes(const rope& r, std::size_t heads, std::size_t tokens
 const char* const policies[] = {"novelty:sink=3,recent=5,keep=0.4",
                                 "novelty:agree=no,smooth=0,sink=3,recent=5,keep=0.4",
                                 "novelty:sink=3,lag=20,keep=0.4",
+                                "distinct:sink=3,recent=5,keep=0.4",
                                 "key_diff:unrotate=yes,sink=3,recent=5,keep=0.4",
                                 "key_diff:unrotate=yes,lag=20,smooth=4,agree=yes,keep=0.4",
                                 "manifold:unrotate=yes,recent=5,keep=0.4",

@@ -9,6 +9,7 @@
 #include <lagkv/method.hpp>
 #include <lagkv/recipes.hpp>
 #include <lagkv/score/cur.hpp>
+#include <lagkv/score/distinct.hpp>
 #include <lagkv/score/h2o.hpp>
 #include <lagkv/score/key_diff.hpp>
 #include <lagkv/score/key_norm.hpp>
@@ -90,6 +91,7 @@ inline constexpr const method* plain_methods[] = {
     &cur_method,
     &manifold_method,
     &novelty_method,
+    &distinct_method,
     &paged_eviction_method,
     &random_method};
 // clang-format on

@@ -126,6 +126,35 @@ std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range
   return list(sum.cwiseSqrt());
 }
 
+std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, std::size_t bits) {
+  const auto odd = [](std::uint64_t seed) {
+    std::uint64_t z = seed + 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return ((z ^ z >> 31) & 1) == 1;
+  };
+  MatrixXd u = matrix(keys, head, {judged.begin, reference.end}), r = matrix(keys, head, reference);
+  for (MatrixXd* x : {&u, &r})
+    for (Index t = 0; t < x->rows(); ++t)
+      if (x->row(t).norm() > 0) x->row(t) /= x->row(t).norm();
+  const RowVectorXd mean = r.colwise().mean(), square = r.cwiseAbs2().colwise().mean();
+  const RowVectorXd variance = (r.rowwise() - mean).cwiseAbs2().colwise().mean();
+  MatrixXd planes = MatrixXd::Zero(u.cols(), static_cast<Index>(bits));
+  for (Index c = 0; c < u.cols(); ++c)
+    for (Index b = 0; b < planes.cols() && variance(c) > 1e-6 * square(c); ++b)
+      planes(c, b) =
+          (odd((static_cast<std::uint64_t>(b) << 32) + static_cast<std::uint64_t>(c)) ? 1 : -1) / std::sqrt(variance(c));
+  const MatrixXd sides = (u.rowwise() - mean) * planes;
+  std::vector<double> out;
+  for (Index t = 0; t < static_cast<Index>(judged.end - judged.begin); ++t) {
+    double score = 0.5 * static_cast<double>(t) / static_cast<double>(u.rows());
+    for (Index later = t + 1; later < u.rows(); ++later)
+      if (((sides.row(t).array() > 0) == (sides.row(later).array() > 0)).all()) score -= 1;
+    out.push_back(score);
+  }
+  return out;
+}
+
 std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, double epsilon) {
   MatrixXd r = matrix(keys, head, reference);
   const RowVectorXd centre = r.colwise().mean();

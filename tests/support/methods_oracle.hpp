@@ -48,6 +48,11 @@ std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head,
 /// variance is not above 1e-6 of their mean square are left out.
 std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range judged, row_range reference);
 
+/// Distinct: minus the rows behind with the same code, plus 1/2 times the share of the rows that lie before. Codes are the signs
+/// of sum of s (u - mean) / deviation, u and the moments (of the reference) as in novelty; s is 1 where SplitMix64 seeded with
+/// 2^32 * bit + channel draws an odd number, else -1. Rows from judged.begin to the end of the reference count.
+std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, std::size_t bits);
+
 /// Leverage (part of Compactor, arXiv 2507.08143): x^T (X^T X + epsilon I)^-1 x, X the reference minus its mean, x the row
 /// minus the same mean.
 std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range judged, row_range reference,

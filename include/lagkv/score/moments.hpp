@@ -52,4 +52,20 @@ inline std::size_t mean_and_inverse_variance(const double* sums, std::size_t cha
   return varying;
 }
 
+/// Of more rows than twice as many, so many or up to twice as many tell what is usual.
+inline constexpr std::size_t usual_rows = 4096;
+
+/// What keys usually are: of u = k / |k| the mean of each channel and the inverse of its variance, over the rows of `reference`,
+/// evenly spread where they are more than 8,192; with extras.moments over all keys that the sequence has had. Returns how many
+/// channels vary.
+inline std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws) {
+  const std::size_t channels = l.keys.channels(), n = reference.size();
+  if (l.extra != nullptr && l.extra->moments)
+    return mean_and_inverse_variance(l.extra->moments.of(head, channels), channels, mean, inverse);
+  double* sums = ws.doubles(key_moments::size(channels));
+  for (std::size_t i = 0; i < key_moments::size(channels); ++i) sums[i] = 0;
+  add_moments(l.keys, head, reference, n >= 2 * usual_rows ? n / usual_rows : 1, sums, ws);
+  return mean_and_inverse_variance(sums, channels, mean, inverse);
+}
+
 }  // namespace lagkv::detail

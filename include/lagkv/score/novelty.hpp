@@ -10,17 +10,13 @@
 
 namespace lagkv {
 
-/// sqrt(mean over channels of (u - m)^2 / v), u = k / |k|; m and v are the mean and the variance of each channel of u over the
-/// judged rows and those behind them (so without the sinks), or over the next partition; of more than 8,192 rows, over 4,096
-/// to 8,192 of them, evenly spread; with extras.moments over all keys that the sequence has had. A channel that hardly varies
-/// counts for nothing; a zero key is u = 0; a key that is not finite takes no part and gets NaN, so it goes first.
+/// sqrt(mean over channels of (u - m)^2 / v), u = k / |k|; m and v are what detail::usual() says of the judged rows and those
+/// behind them (so without the sinks), or of the next partition. A channel that hardly varies counts for nothing; a zero key is u = 0; a key that is not finite takes no part and gets NaN, so it goes first.
 ///
 /// Reads each key once, and up to 8,192 of a head twice; values never. The method's own adjustments: keys unrotated, the mean
 /// over the heads of a layer, and a triangle over 8 neighbours on each side; docs/research.md says what each of them gives.
 /// Source: this project.
 struct novelty {
-  static constexpr std::size_t most_rows = 4096;  ///< that moments are taken from, unless there are less than twice as many
-
   std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
@@ -28,7 +24,7 @@ struct novelty {
     float* mean = ws.floats(workspace::reference, 2 * channels);
     float* weights = mean + channels;
     const auto score = [&](token_range part, token_range reference) {
-      const std::size_t varying = usual(l, head, reference, mean, weights, ws);
+      const std::size_t varying = detail::usual(l, head, reference, mean, weights, ws);
       float* scores = out.data() + (part.begin - judged.begin);
       for_each_rows_and_next(l.keys, head, part, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
         ws.kernels().distances(rows, detail::inverse_norms(rows, ws), mean, weights, scores + offset);
@@ -38,18 +34,6 @@ struct novelty {
     };
     if (lag == 0) return score(judged, {judged.begin, l.tokens});
     for_each_reference(l, judged, lag, score);
-  }
-
- private:
-  /// Of u: the mean of each channel and the inverse of its variance.
-  static std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* weights, workspace& ws) {
-    const std::size_t channels = l.keys.channels(), n = reference.size();
-    if (l.extra != nullptr && l.extra->moments)
-      return detail::mean_and_inverse_variance(l.extra->moments.of(head, channels), channels, mean, weights);
-    double* sums = ws.doubles(key_moments::size(channels));
-    for (std::size_t i = 0; i < key_moments::size(channels); ++i) sums[i] = 0;
-    detail::add_moments(l.keys, head, reference, n >= 2 * most_rows ? n / most_rows : 1, sums, ws);
-    return detail::mean_and_inverse_variance(sums, channels, mean, weights);
   }
 };
 
