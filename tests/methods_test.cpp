@@ -403,7 +403,7 @@ TEST(attention, what_is_not_finite_gets_and_gives_nothing) {
 // ---- the rest -------------------------------------------------------------------------------------------------------
 
 TEST(novelty, of_many_rows_takes_its_moments_from_some_evenly_spread) {
-  const std::size_t tokens = 3 * lagkv::detail::usual_rows + 100, every = 3, together = 128;
+  const std::size_t tokens = 5 * lagkv::detail::usual_rows + 100, every = 5, together = 64;
   const cube k = make_cube(52, 1, tokens, 24);
   cube some(1, 0, 24);
   for (std::size_t begin = 5; begin < tokens; begin += every * together) {

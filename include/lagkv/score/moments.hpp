@@ -18,10 +18,10 @@ inline float* inverse_norms(const simd::rows& rows, workspace& ws) {
   return out;
 }
 
-/// Adds the rows of `tokens` to `sums`, which are as key_moments has them: of 128 neighbours in `every` * 128 each. Rows that
+/// Adds the rows of `tokens` to `sums`, which are as key_moments has them: of 64 neighbours in `every` * 64 each. Rows that
 /// are not finite are passed over.
 inline void add_moments(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws) {
-  constexpr std::size_t together = 128;  // sums of f32 over so many rows, of double over all
+  constexpr std::size_t together = 64;  // sums of f32 over so many rows, of double over all
   const std::size_t channels = x.channels();
   float* part = ws.floats(workspace::range_low, 2 * channels);
   for (std::size_t begin = tokens.begin; begin < tokens.end; begin += every * together) {
@@ -52,19 +52,19 @@ inline std::size_t mean_and_inverse_variance(const double* sums, std::size_t cha
   return varying;
 }
 
-/// Of more rows than twice as many, so many or up to twice as many tell what is usual.
-inline constexpr std::size_t usual_rows = 4096;
+/// So many rows, or a few more, tell what is usual, where there are four times as many.
+inline constexpr std::size_t usual_rows = 2048;
 
 /// What keys usually are: of u = k / |k| the mean of each channel and the inverse of its variance, over the rows of `reference`,
-/// evenly spread where they are more than 8,192; with extras.moments over all keys that the sequence has had. Returns how many
-/// channels vary.
+/// about 2,048 evenly spread ones where they are 8,192 or more; with extras.moments over all keys that the sequence has had.
+/// Returns how many channels vary.
 inline std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws) {
   const std::size_t channels = l.keys.channels(), n = reference.size();
   if (l.extra != nullptr && l.extra->moments)
     return mean_and_inverse_variance(l.extra->moments.of(head, channels), channels, mean, inverse);
   double* sums = ws.doubles(key_moments::size(channels));
   for (std::size_t i = 0; i < key_moments::size(channels); ++i) sums[i] = 0;
-  add_moments(l.keys, head, reference, n >= 2 * usual_rows ? n / usual_rows : 1, sums, ws);
+  add_moments(l.keys, head, reference, n >= 4 * usual_rows ? n / usual_rows : 1, sums, ws);
   return mean_and_inverse_variance(sums, channels, mean, inverse);
 }
 

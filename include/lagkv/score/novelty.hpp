@@ -13,7 +13,7 @@ namespace lagkv {
 /// sqrt(mean over channels of (u - m)^2 / v), u = k / |k|; m and v are what detail::usual() says of the judged rows and those
 /// behind them (so without the sinks), or of the next partition. A channel that hardly varies counts for nothing; a zero key is u = 0; a key that is not finite takes no part and gets NaN, so it goes first.
 ///
-/// Reads each key once, and up to 8,192 of a head twice; values never. The method's own adjustments: keys unrotated, the mean
+/// Reads each key once, and up to 8,191 of a head twice; values never. The method's own adjustments: keys unrotated, the mean
 /// over the heads of a layer, and a triangle over 8 neighbours on each side; docs/research.md says what each of them gives.
 /// Source: this project.
 struct novelty {
