@@ -1018,6 +1018,36 @@ TEST(ring, a_stream_goes_round) {
   }
 }
 
+TEST(stacked, layers_keep_the_same_tokens) {
+  constexpr std::size_t layers = 3, all = 200;
+  std::vector<std::vector<std::uint16_t>> memory(2 * layers, std::vector<std::uint16_t>(heads * all * d));
+  std::vector<lagkv::strided<lagkv::f16>> keys, values;
+  for (std::size_t i = 0; i < 2 * layers; ++i) {
+    const cube x = make_cube(70 + static_cast<unsigned>(i), heads, all, d);
+    std::transform(x.x.begin(), x.x.end(), memory[i].begin(),
+                   [](float number) { return static_cast<std::uint16_t>(encoded(dtype::f16, number)); });
+    (i < layers ? keys : values).emplace_back(memory[i].data(), lagkv::shape{heads, d}, lagkv::strides{all * d, d}, all);
+  }
+  const auto before = memory;
+  std::size_t used = all;
+  lagkv::cursor cursor;
+  lagkv::workspace workspace;
+
+  // keys, values: a std::vector<lagkv::strided<lagkv::f16>> each, a view for each layer, of the same heads and channels
+  const lagkv::stacked<lagkv::strided<lagkv::f16>> all_keys(keys), all_values(values);
+  used = step(*lagkv::parse("key_diff:agree=yes,keep=0.25"), {all_keys, all_values, used}, cursor, workspace);
+
+  const lagkv::plan& plan = workspace.decision;
+  ASSERT_LT(used, all);
+  for (std::size_t h = 0; h < layers * heads; ++h)
+    for (std::size_t t = 0; t < used; ++t) {
+      ASSERT_EQ(plan.source(h, t), plan.source(0, t)) << "all heads of all layers";
+      const std::size_t row = (h % heads * all + t) * d, from = (h % heads * all + plan.source(0, t)) * d;
+      for (const std::size_t i : {h / heads, layers + h / heads})
+        ASSERT_EQ(std::memcmp(&memory[i][row], &before[i][from], d * sizeof(std::uint16_t)), 0) << i << " " << h << " " << t;
+    }
+}
+
 // ---- The page -------------------------------------------------------------------------------------------------------
 
 std::vector<std::string> lines_of(const std::string& path) {
