@@ -10,8 +10,8 @@ Rows:
   kvpress   LagKVPress.compress of the installed kvpress, else its formula written here.
   compiled  torch.compile of the scoring alone, the best case for PyTorch.
 ours runs on as many threads as the row beside it, and cold (its arrays are put out of the CPU's caches before each run);
-PyTorch's arrays are as the copy that restores them leaves them. On a machine that others use too, --clock cpu counts only the time that each side had
-the processor (sensible for one thread); else wall time.
+PyTorch's arrays are as the copy that restores them leaves them. On a machine that others use too, --clock cpu counts only
+the time that each side had the processor (sensible for one thread); else wall time.
 """
 import argparse
 import importlib.util
@@ -176,7 +176,7 @@ def main():
         keys, values = torch.from_numpy(k), torch.from_numpy(v)
         with tempfile.TemporaryDirectory() as folder:
             np.save(f"{folder}/keys.npy", k), np.save(f"{folder}/values.npy", v)
-            mine = ours(o.lagkv_time, policy, folder, o.repeats, 1)
+            mine = ours(o.lagkv_time, policy, folder, 1, 1)  # for what it keeps
 
             # The same tokens? In f32, where rounding is not the question; near ties may go either way.
             kept = official_step(keys.float(), values.float(), lag, keep)[2].flatten(1).sort(-1).values.numpy()

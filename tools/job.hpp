@@ -31,7 +31,7 @@ struct job {
   npy::array queries;                       ///< [query heads, tokens, dim]
   npy::array query_mean, query_covariance;  ///< [query heads, 1, dim], [query heads, dim, dim]
   npy::array rope_factors;                  ///< float32 [pairs]
-  std::optional<lagkv::rope> rope;          ///< that the keys carry, where the user says it; its factors: extras_of()
+  std::optional<lagkv::rope> rope;          ///< that the keys carry, where the user says it; points into rope_factors
   std::vector<std::uint32_t> protect;
   std::vector<std::uint32_t> positions;  ///< 0, 1, 2, ...: one for each token
   std::vector<std::size_t> steps;        ///< empty: all tokens at once

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include <tests/support/rotation.hpp>
+
 #include "test_lagkv_npy.hpp"
 
 namespace {
@@ -399,17 +401,9 @@ TEST_F(decoding, every_method_goes_step_by_step) {
   EXPECT_EQ(rows(), 60U);
 }
 
-/// Keys that are rotated here, in double, are judged as they were before.
+/// Keys that are rotated in double are judged as they were before.
 class rotated : public presses {
  protected:
-  struct embedding {
-    double base;
-    bool neighbours;
-    std::size_t dims;
-    double scale;
-    std::vector<float> factors;
-  };
-
   void SetUp() override {
     presses::SetUp();
     if (testing::Test::IsSkipped()) return;
@@ -417,35 +411,27 @@ class rotated : public presses {
     fs::copy_file(input() / "values.npy", folder_ / "in" / "values.npy", fs::copy_options::overwrite_existing);
   }
 
-  void save_rotated(const embedding& e) const {
-    const npy::array plain = load(input() / "keys.npy");
-    std::vector<float> turned(plain.as<float>().begin(), plain.as<float>().end());
-    for (std::size_t row = 0; row < heads * tokens; ++row)
-      for (std::size_t j = 0; j < e.dims / 2; ++j) {
-        float* k = turned.data() + row * dim;
-        float& a = k[e.neighbours ? 2 * j : j];
-        float& b = k[e.neighbours ? 2 * j + 1 : j + e.dims / 2];
-        const double factor = e.factors.empty() ? 1 : static_cast<double>(e.factors[j]);
-        const double angle = static_cast<double>(row % tokens) * e.scale / factor *
-                             std::pow(e.base, -2.0 * static_cast<double>(j) / static_cast<double>(e.dims));
-        const double x = static_cast<double>(a), y = static_cast<double>(b);
-        a = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
-        b = static_cast<float>(x * std::sin(angle) + y * std::cos(angle));
-      }
-    ASSERT_TRUE(npy::save(folder_ / "in" / "keys.npy", "<f4", plain.shape, turned));
-    if (!e.factors.empty()) {
-      ASSERT_TRUE(npy::save(folder_ / "factors.npy", "<f4", {e.factors.size()}, e.factors));
+  void save_rotated(const lagkv::rope& r) const {
+    const npy::array keys = load(input() / "keys.npy");
+    std::vector<float> all;
+    for (std::size_t row = 0; row < heads * tokens; ++row) {
+      const float* k = keys.as<float>().data() + row * dim;
+      for (double x : support::turned({k, k + dim}, static_cast<double>(row % tokens), r)) all.push_back(static_cast<float>(x));
     }
+    ASSERT_TRUE(npy::save(folder_ / "in" / "keys.npy", "<f4", keys.shape, all));
   }
 };
 
 TEST_F(rotated, keys_are_judged_as_they_were_before) {
   std::vector<float> factors(24);
   for (std::size_t j = 0; j < factors.size(); ++j) factors[j] = 1 + 0.25F * static_cast<float>(j);
-  const std::pair<embedding, std::string> cases[] = {
-      {{10000, false, dim, 1, {}}, "--rope-base 10000"},
-      {{5000, true, dim, 0.25, {}}, "--rope-base 5000 --rope-pairs neighbours --rope-scale 0.25"},
-      {{1e5, false, 48, 1, factors}, "--rope-base 1e5 --rope-dims 48 --rope-factors " + (folder_ / "factors.npy").string()}};
+  const fs::path factors_file = folder_ / "factors.npy";
+  ASSERT_TRUE(npy::save(factors_file, "<f4", {factors.size()}, factors));
+  const std::pair<lagkv::rope, std::string> cases[] = {
+      {{.base = 10000}, "--rope-base 10000"},
+      {{.base = 5000, .pairs = lagkv::rope::pairing::neighbours, .position_scale = 0.25F},
+       "--rope-base 5000 --rope-pairs neighbours --rope-scale 0.25"},
+      {{.base = 1e5, .dims = 48, .factors = factors}, "--rope-base 1e5 --rope-dims 48 --rope-factors " + factors_file.string()}};
   for (const char* policy : {"novelty:keep=0.25", "key_diff:unrotate=yes,keep=0.25",
                              "lagkv:unrotate=yes,sink=4,lag=32,ratio=0.25", "novelty:capacity=70,every=9"}) {
     std::string unrotated(policy);
@@ -458,9 +444,9 @@ TEST_F(rotated, keys_are_judged_as_they_were_before) {
     expect_fine(compress(unrotated, input(), steps));
     const npy::array expected = load(out() / "kept.npy");
     const npy::array scores = steps == " --scores" ? load(out() / "scores.npy") : npy::array{};
-    for (const auto& [e, options] : cases) {
+    for (const auto& [rope, options] : cases) {
       SCOPED_TRACE(std::string(policy) + " " + options);
-      save_rotated(e);
+      save_rotated(rope);
       expect_fine(compress(policy, folder_ / "in", options + steps));
       EXPECT_TRUE(load(out() / "kept.npy").data == expected.data);
       expect_gathered(folder_ / "in", "keys.npy");

@@ -21,10 +21,8 @@ namespace lagkv {
 ///                  hosts whose slots are position % slots.
 template <kv_tensor View>
 class ring {
-  static_assert(
-      !requires(const View& v) { v.scale_of(std::size_t{}, std::size_t{}); }, "put the ring inside scaled");
-  static_assert(
-      !requires(const View& v) { v.hadamard_block(); }, "put the ring inside hadamard");
+  static_assert(!has_row_scales<View>, "put the ring inside scaled");
+  static_assert(!has_transform<View>, "put the ring inside hadamard");
 
  public:
   ring() = default;

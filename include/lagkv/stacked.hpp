@@ -11,16 +11,14 @@
 namespace lagkv {
 
 /// Head h is head h % heads of layer h / heads: with `agree=yes` all layers keep the same tokens, by the mean of all scores; with
-/// `select=adaptive` they share one budget. All that goes by head (queries, weights, mass, positions, protected tokens, moments,
-/// the plan) goes by these; the layers share one cursor. `layers` is the host's and must outlive the view; they have the same
+/// `select=adaptive` they share one budget. All that goes by head (queries, weights, mass, positions, moments, the
+/// plan) goes by these; the layers share one cursor. `layers` is the host's and must outlive the view; they have the same
 /// type, heads and channels. Scales go around it: scaled(stacked(bytes), stacked(scales)), likewise hadamard(stacked(rows), n).
 /// Whether layers lie apart from each other is not checked.
 template <kv_tensor View>
 class stacked {
-  static_assert(
-      !requires(const View& v) { v.scale_of(std::size_t{}, std::size_t{}); }, "put the layers inside scaled");
-  static_assert(
-      !requires(const View& v) { v.hadamard_block(); }, "put the layers inside hadamard");
+  static_assert(!has_row_scales<View>, "put the layers inside scaled");
+  static_assert(!has_transform<View>, "put the layers inside hadamard");
 
  public:
   stacked() = default;

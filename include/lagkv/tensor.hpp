@@ -41,6 +41,18 @@ concept kv_tensor = std::is_trivially_copyable_v<View> && requires(const View& v
   { view.check(n) } -> std::same_as<status>;
 };
 
+/// A view whose rows have scales of their own beside them (scaled.hpp).
+template <class View>
+concept has_row_scales = requires(const View& view, std::size_t n) {
+  view.scale_of(n, n);
+};
+
+/// A view whose rows are stored under a transform (hadamard.hpp).
+template <class View>
+concept has_transform = requires(const View& view) {
+  view.hadamard_block();
+};
+
 struct rope;
 
 /// The rotary embedding that keys carry, and by which positions.
@@ -69,9 +81,9 @@ class tensor {
     ::new (static_cast<void*>(view_)) View(view);
     at_ = [](const void* v, std::size_t head, token_range tokens) { return as<View>(v).at(head, tokens); };
     check_ = [](const void* v, std::size_t tokens) { return as<View>(v).check(tokens); };
-    if constexpr (requires { view.scale_of(heads_, heads_); })
+    if constexpr (has_row_scales<View>)
       scale_of_ = [](const void* v, std::size_t head, std::size_t token) { return as<View>(v).scale_of(head, token); };
-    if constexpr (requires { view.hadamard_block(); }) hadamard_block_ = view.hadamard_block();
+    if constexpr (has_transform<View>) hadamard_block_ = view.hadamard_block();
     if constexpr (requires { view.scales(); }) scales_ = [](const void* v) { return tensor(as<View>(v).scales()); };
   }
 

@@ -4,41 +4,34 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
+#include <iterator>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "summary.hpp"
+
 namespace eval {
-namespace {
-
-struct tally {
-  double sum = 0;
-  std::size_t samples = 0;
-  double mean() const { return samples == 0 ? 0 : sum / static_cast<double>(samples); }
-};
-
-bool answers(const sample_result& s) { return s.scores.count("score") > 0; }
-
-}  // namespace
 
 results within_reach(const results& all, double least) {
-  std::map<std::pair<std::size_t, std::string>, tally> full;
-  for (const sample_result& s : all.samples)
-    if (s.key.policy == "full" && answers(s)) {
-      tally& t = full[{s.key.length, s.key.task}];
-      t.sum += s.scores.at("score"), ++t.samples;
-    }
+  results full{all.runs, {}};
+  std::ranges::copy_if(all.samples, std::back_inserter(full.samples), [](const auto& s) { return s.key.policy == "full"; });
+  std::set<std::pair<std::size_t, std::string>> reached;  // lengths and tasks
   double best = 0;
-  for (const auto& [task, t] : full) best = std::max(best, t.mean());
-  if (full.empty() || best < least)
+  for (const summary_row& row : summarize(full).rows)
+    for (const auto& [task, figures] : row.tasks)
+      if (const auto score = figures.scores.find("score"); score != figures.scores.end()) {
+        best = std::max(best, score->second.mean);
+        if (score->second.mean >= least) reached.insert({row.key.length, task});
+      }
+  if (reached.empty())
     throw std::invalid_argument(
         fmt::format("--reach {:g}: no task of the full cache has it: must be at most {:g}", 100 * least, 100 * best));
   results made{all.runs, {}};
   for (const sample_result& s : all.samples) {
-    const auto t = full.find({s.key.length, s.key.task});
-    const bool writes = !answers(s) && s.failure.empty();
-    if (writes || (t != full.end() && t->second.mean() >= least)) made.samples.push_back(s);
+    const bool writes = !s.scores.contains("score") && s.failure.empty();
+    if (writes || reached.contains({s.key.length, s.key.task})) made.samples.push_back(s);
   }
   return made;
 }
