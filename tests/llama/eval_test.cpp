@@ -50,25 +50,32 @@ class plain {
     context_.reset(llama_init_from_model(model().get(), params));
   }
 
+  void read_silently(const tokens& text) { decode(text, false); }
+
   // Logits after each token.
   std::vector<std::vector<float>> read(const tokens& text) {
+    decode(text, true);
     const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(model().get())));
-    llama_batch batch = llama_batch_init(static_cast<std::int32_t>(text.size()), 0, 1);
-    batch.n_tokens = static_cast<std::int32_t>(text.size());
-    for (std::size_t i = 0; i < text.size(); ++i) {
-      batch.token[i] = text[i], batch.pos[i] = position_++, batch.n_seq_id[i] = 1, batch.seq_id[i][0] = 0, batch.logits[i] = 1;
-    }
-    EXPECT_EQ(llama_decode(context_.get(), batch), 0);
     std::vector<std::vector<float>> made;
-    for (std::int32_t i = 0; i < batch.n_tokens; ++i) {
-      const float* logits = llama_get_logits_ith(context_.get(), i);
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const float* logits = llama_get_logits_ith(context_.get(), static_cast<std::int32_t>(i));
       made.emplace_back(logits, logits + vocabulary);
     }
-    llama_batch_free(batch);
     return made;
   }
 
  private:
+  void decode(const tokens& text, bool logits) {
+    llama_batch batch = llama_batch_init(static_cast<std::int32_t>(text.size()), 0, 1);
+    batch.n_tokens = static_cast<std::int32_t>(text.size());
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      batch.token[i] = text[i], batch.pos[i] = position_++, batch.n_seq_id[i] = 1, batch.seq_id[i][0] = 0;
+      batch.logits[i] = logits ? 1 : 0;
+    }
+    EXPECT_EQ(llama_decode(context_.get(), batch), 0);
+    llama_batch_free(batch);
+  }
+
   struct deleter {
     void operator()(llama_context* c) const { llama_free(c); }
   };
@@ -127,7 +134,7 @@ TEST_F(Trial, FullCacheAnswersAsLlamaCppWithoutUs) {
   EXPECT_DOUBLE_EQ(full.kept_mb, full.full_mb);
 
   plain alone;
-  alone.read(tokens_.before);
+  alone.read_silently(tokens_.before);
   tokens fed = tokens_.after, written;
   while (written.size() < said_.tokens.size()) {
     written.push_back(host::likeliest(alone.read(fed).back()));
@@ -141,7 +148,7 @@ TEST_F(Trial, PerplexityIsLlamaCppsAndPositionsAreRight) {
   prepare("perplexity", 700, {});
   const eval::sample_result full = run("full");
   plain alone;
-  alone.read(tokens_.before);
+  alone.read_silently(tokens_.before);
   tokens fed = tokens_.after;
   fed.insert(fed.end(), tokens_.continuation.begin(), tokens_.continuation.end() - 1);
   const auto logits = alone.read(fed);
