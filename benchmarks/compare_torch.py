@@ -10,7 +10,8 @@ Rows:
   kvpress   LagKVPress.compress of the installed kvpress, else its formula written here.
   compiled  torch.compile of the scoring alone, the best case for PyTorch.
 ours runs on as many threads as the row beside it, and cold (its arrays are put out of the CPU's caches before each run);
-PyTorch's arrays are as the copy that restores them leaves them. On a machine that others use too, --clock cpu counts only
+PyTorch's arrays are as the copy that restores them leaves them. With --warm ours are, too: where they fit the last cache, that is
+like beside like. On a machine that others use too, --clock cpu counts only
 the time that each side had the processor (sensible for one thread); else wall time.
 """
 import argparse
@@ -116,8 +117,9 @@ def timed(work, keys, values, repeats, clock):
     return times
 
 
-def ours(program, policy, folder, repeats, threads):
-    command = [program, policy, f"{folder}/keys.npy", f"{folder}/values.npy", str(repeats), str(threads)]
+def ours(o, policy, folder, repeats, threads):
+    command = [o.lagkv_time, policy, f"{folder}/keys.npy", f"{folder}/values.npy", str(repeats), str(threads),
+               "warm" if o.warm else "cold"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -154,6 +156,7 @@ def main():
     a.add_argument("--types", default="f16,f32")
     a.add_argument("--threads", default="1,2")
     a.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    a.add_argument("--warm", action="store_true", help="ours, too, finds its arrays as their copy leaves them")
     a.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     a.add_argument("--json", help="write the times, in seconds, to this file")
     o = a.parse_args()
@@ -165,7 +168,7 @@ def main():
     LagKVPress = load_kvpress()
     policy = f"lagkv:sink={SINK},lag={lag},ratio={o.ratio}"
     print(f"{cpu_name()}, {os.cpu_count()} cores; PyTorch {torch.__version__}; {o.heads} heads x {o.tokens} tokens x {o.dim} "
-          f"channels, lag {lag}, ratio {o.ratio}; {o.repeats} repeats, {o.clock} time: median (least .. greatest)")
+          f"channels, lag {lag}, ratio {o.ratio}; {o.repeats} repeats, {o.clock} time, ours {'warm' if o.warm else 'cold'}: median (least .. greatest)")
     print("official: " + (o.official or "the same formula, written in this file") + "; kvpress: " +
           ("the installed package" if LagKVPress else "the same formula, written in this file"))
     arrays = make_cache(o.heads, o.tokens, o.dim)
@@ -176,7 +179,7 @@ def main():
         keys, values = torch.from_numpy(k), torch.from_numpy(v)
         with tempfile.TemporaryDirectory() as folder:
             np.save(f"{folder}/keys.npy", k), np.save(f"{folder}/values.npy", v)
-            mine = ours(o.lagkv_time, policy, folder, 1, 1)  # for what it keeps
+            mine = ours(o, policy, folder, 1, 1)  # for what it keeps
 
             # The same tokens? In f32, where rounding is not the question; near ties may go either way.
             kept = official_step(keys.float(), values.float(), lag, keep)[2].flatten(1).sort(-1).values.numpy()
@@ -211,7 +214,7 @@ def main():
                 torch.set_num_threads(threads)
                 words = f"{threads} thread{'s' if threads > 1 else ''}"
                 name = f"ours, {mine['target']}, {words}"
-                rows[name] = ours(o.lagkv_time, policy, folder, o.repeats, threads)[seconds]
+                rows[name] = ours(o, policy, folder, o.repeats, threads)[seconds]
                 print(f"  {name:34} {spread(rows[name])}")
                 torch._dynamo.reset()  # compiled code is made for a number of threads
                 for label, work in (("official", official), ("kvpress", kvpress), ("scoring alone, compiled", compiled)):
@@ -219,9 +222,9 @@ def main():
                         continue
                     label = f"{label}, {words}"
                     # Ours again before and after each row: on a shared machine speed changes within a minute.
-                    beside = ours(o.lagkv_time, policy, folder, o.repeats, threads)[seconds]
+                    beside = ours(o, policy, folder, o.repeats, threads)[seconds]
                     rows[label] = timed(work, keys, values, o.repeats, clock)
-                    beside += ours(o.lagkv_time, policy, folder, o.repeats, threads)[seconds]
+                    beside += ours(o, policy, folder, o.repeats, threads)[seconds]
                     times = statistics.median(rows[label]) / statistics.median(beside)
                     print(f"  {label:34} {spread(rows[label])}  {times:6.1f} x ours", flush=True)
     if o.json:

@@ -1,5 +1,6 @@
-// lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [TARGET]]: times step() on the arrays, cold, and prints JSON. For
-// compare_torch.py, which puts the same arrays through PyTorch.
+// lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [cold|warm]]: times step() on the arrays, which lie out of the CPU's
+// caches (cold) or as the copy that restores them leaves them (warm), and prints JSON. For compare_torch.py, which puts the same
+// arrays through PyTorch.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -30,7 +31,7 @@ void print(const char* name, const std::vector<double>& times) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 5) return complain("usage: lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [TARGET]]");
+  if (argc < 5) return complain("usage: lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [cold|warm]]");
   const lagkv::result<lagkv::policy> policy = lagkv::parse(argv[1]);
   if (!policy) return complain(policy.message());
   const lagkv::result<npy::array> keys = npy::load(argv[2]), values = npy::load(argv[3]);
@@ -39,24 +40,23 @@ int main(int argc, char** argv) {
     if ((*a)->shape.size() != 3 || ((*a)->type != "<f4" && (*a)->type != "<f2"))
       return complain("keys, values: must be [heads, tokens, dim], float32 or float16");
   }
-  lagkv::simd::target target = lagkv::simd::best();
-  for (auto t : lagkv::simd::all_targets)
-    if (argc > 6 && std::string(argv[6]) == lagkv::simd::name(t)) target = t;
   const int threads = argc > 5 ? std::atoi(argv[5]) : 1;
   if (threads < 1) return complain(std::string("threads=") + argv[5] + ": must be 1 or more");
+  const std::string state = argc > 6 ? argv[6] : "cold";
+  if (state != "cold" && state != "warm") return complain(state + ": must be cold or warm");
 
   const bench::memory k(keys->data.size()), v(values->data.size());
   const lagkv::layer layer{npy::view(k.data(), *keys, keys->shape[1]), npy::view(v.data(), *values, values->shape[1]),
                            keys->shape[1]};
   if (const lagkv::status s = check(*policy, layer); !s) return complain(s.message());
   const thread_pool pool(static_cast<std::size_t>(threads));
-  std::vector<lagkv::workspace> workers(pool.workers(), lagkv::workspace(target));
+  std::vector<lagkv::workspace> workers(pool.workers(), lagkv::workspace{});
   std::vector<double> wall_times, cpu_times;
   std::size_t rows = 0;
   for (int i = 0; i <= std::atoi(argv[4]); ++i) {
     std::memcpy(k.data(), keys->data.data(), k.size());
     std::memcpy(v.data(), values->data.data(), v.size());
-    bench::evict(k), bench::evict(v);
+    if (state == "cold") bench::evict(k), bench::evict(v);
     lagkv::cursor cursor;
     const double cpu = bench::cpu_seconds();
     const auto start = std::chrono::steady_clock::now();
@@ -69,7 +69,7 @@ int main(int argc, char** argv) {
   }
 
   const lagkv::plan& plan = workers[0].decision;
-  std::printf("{\"target\": \"%s\", \"rows\": %zu", lagkv::simd::name(target), rows);
+  std::printf("{\"target\": \"%s\", \"rows\": %zu", lagkv::simd::name(lagkv::simd::best()), rows);
   print("seconds", wall_times);
   print("cpu_seconds", cpu_times);
   std::printf(",\n \"kept\": [");
