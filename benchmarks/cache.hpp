@@ -32,7 +32,7 @@ class cache {
         dim_(dim),
         tokens_(tokens),
         capacity_(capacity),
-        keys_(heads * capacity * dim * size_of(type)),
+        keys_(heads * capacity * (dim / elements_of(type)) * size_of(type)),
         values_(keys_.size()),
         saved_keys_(keys_.size()),
         saved_values_(keys_.size()) {
@@ -53,7 +53,7 @@ class cache {
   const memory& values() const { return values_; }
   /// Elements of keys and values in use.
   std::size_t elements() const { return 2 * heads * tokens_ * dim_; }
-  std::size_t bytes() const { return elements() * size_of(type_); }
+  std::size_t bytes() const { return elements() / elements_of(type_) * size_of(type_); }
 
   void restore() {
     std::memcpy(keys_.data(), saved_keys_.data(), keys_.size());
@@ -73,6 +73,14 @@ class cache {
         return view_as<float>(how);
       case lagkv::dtype::f16:
         return view_as<lagkv::f16>(how);
+      case lagkv::dtype::int8:
+        return view_as<std::int8_t>(how);
+      case lagkv::dtype::fp8_e4m3:
+        return view_as<lagkv::fp8_e4m3>(how);
+      case lagkv::dtype::q8_0:
+        return view_as<lagkv::q8_0>(how);
+      case lagkv::dtype::q4_0:
+        return view_as<lagkv::q4_0>(how);
       default:
         return view_as<lagkv::bf16>(how);
     }
@@ -82,7 +90,7 @@ class cache {
   template <class T>
   lagkv::layer view_as(layout how) const {
     const lagkv::shape shape{heads, dim_};
-    const auto dim = static_cast<std::ptrdiff_t>(dim_), capacity = static_cast<std::ptrdiff_t>(capacity_);
+    const auto dim = static_cast<std::ptrdiff_t>(dim_ / elements_of(type_)), capacity = static_cast<std::ptrdiff_t>(capacity_);
     T* k = reinterpret_cast<T*>(keys_.data());
     T* v = reinterpret_cast<T*>(values_.data());
     if (how == layout::paged) {
@@ -97,9 +105,13 @@ class cache {
             lagkv::strided<T>(v, shape, how == layout::transposed ? columns : rows, capacity_), tokens_};
   }
 
-  /// Channels differ in scale and offset, as real keys do.
+  /// Channels differ in scale and offset, as real keys do. Bytes and blocks are any that mean finite numbers.
   void fill(const memory& m, std::uint64_t seed) const {
     std::mt19937_64 random(seed);
+    if (size_of(type_) == 1 || elements_of(type_) > 1) {
+      for (std::size_t i = 0; i < m.size(); ++i) m.data()[i] = static_cast<std::byte>(random() & 0x3f);
+      return;
+    }
     std::vector<float> scale(dim_), offset(dim_);
     for (std::size_t c = 0; c < dim_; ++c) {
       scale[c] = 0.25F + static_cast<float>(random() % 1024) / 512.0F;

@@ -341,6 +341,12 @@ void register_all() {
   for (std::size_t tokens : {262144U, 1048576U})  // how it grows: the smaller sizes are above
     add(name_of("step", {.type = dtype::f16, .dim = 64, .tokens = tokens}), step, {dtype::f16, 64, tokens});
 
+  for (dtype type : {dtype::int8, dtype::fp8_e4m3, dtype::q8_0, dtype::q4_0}) {
+    const setup s{.type = type, .dim = 128, .tokens = 16384};
+    add(name_of("step", s), step, s);
+    add(name_of("score", s), score, s);
+  }
+
   const setup usual{.type = dtype::f16, .dim = 128, .tokens = 16384};
   for (target t : lagkv::simd::all_targets) {
     if (!lagkv::simd::supported(t)) continue;

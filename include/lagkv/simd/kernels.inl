@@ -470,8 +470,8 @@ inline void widen_of(const T* x, std::size_t n, float* out) {
 // Blocks of 32 with f16 scales: i is the first of `lanes` bytes, which hold elements i and i + 16.
 
 LAGKV_INLINE vec widen_one(f16 h) {
-  f16 padded[lanes] = {h};
-  return fill(first_of(load(padded)));
+  const halves padded = {h.bits};
+  return fill(first_of(widen_halves(padded)));
 }
 
 LAGKV_INLINE void widen_block(const q8_0& b, float* out) {

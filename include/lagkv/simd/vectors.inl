@@ -21,17 +21,28 @@ typedef std::int8_t signed_octets __attribute__((vector_size(LAGKV_LANES)));
 LAGKV_INLINE ivec yes(ivec condition) { return condition; }
 LAGKV_INLINE ivec to_int(vec v) { return __builtin_convertvector(v, ivec); }
 LAGKV_INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
-#if LAGKV_X86 && LAGKV_LANES == 16 && !defined(__clang__)  // what GCC makes of the other takes four instructions
-typedef short signed_words __attribute__((vector_size(32)));
-LAGKV_INLINE ivec widen_integers(halves h) {
-  return (ivec)__builtin_ia32_pmovzxwd512_mask((signed_words)h, ivec{}, 0xffff);
-}
+#if LAGKV_X86 && LAGKV_LANES >= 8 && !defined(__clang__)  // of the others GCC makes four instructions and more
+typedef short signed_words __attribute__((vector_size(2 * LAGKV_LANES)));
+typedef char bytes16 __attribute__((vector_size(16)));
+#if LAGKV_LANES == 8
+typedef long long words64 __attribute__((vector_size(16)));
+LAGKV_INLINE bytes16 in_bytes16(octets b) { return (bytes16)words64{__builtin_bit_cast(long long, b), 0}; }
+LAGKV_INLINE ivec widen_integers(halves h) { return (ivec)__builtin_ia32_pmovzxwd256((signed_words)h); }
+LAGKV_INLINE ivec widen_integers(octets b) { return (ivec)__builtin_ia32_pmovzxbd256(in_bytes16(b)); }
+LAGKV_INLINE ivec widen_signed(octets b) { return (ivec)__builtin_ia32_pmovsxbd256(in_bytes16(b)); }
+LAGKV_INLINE halves widen_octets(octets b) { return (halves)__builtin_ia32_pmovzxbw128(in_bytes16(b)); }
+#else
+LAGKV_INLINE ivec widen_integers(halves h) { return (ivec)__builtin_ia32_pmovzxwd512_mask((signed_words)h, ivec{}, 0xffff); }
+LAGKV_INLINE ivec widen_integers(octets b) { return (ivec)__builtin_ia32_pmovzxbd512_mask((bytes16)b, ivec{}, 0xffff); }
+LAGKV_INLINE ivec widen_signed(octets b) { return (ivec)__builtin_ia32_pmovsxbd512_mask((bytes16)b, ivec{}, 0xffff); }
+LAGKV_INLINE halves widen_octets(octets b) { return (halves)__builtin_ia32_pmovzxbw256((bytes16)b); }
+#endif
 #else
 LAGKV_INLINE ivec widen_integers(halves h) { return __builtin_convertvector(h, ivec); }
-#endif
 LAGKV_INLINE ivec widen_integers(octets b) { return __builtin_convertvector(b, ivec); }
 LAGKV_INLINE ivec widen_signed(octets b) { return __builtin_convertvector((signed_octets)b, ivec); }
 LAGKV_INLINE halves widen_octets(octets b) { return __builtin_convertvector(b, halves); }
+#endif
 #endif
 
 // min(a, b) and max(a, b); b where either is NaN. GCC makes a comparison and a choice of the plain form.
