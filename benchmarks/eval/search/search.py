@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Which attention-free policy loses least: runs lagkv-eval over candidates.json and writes the table of docs/research.md.
+"""Which attention-free policy loses least: runs lagkv-eval over candidates.json and writes the tables of docs/research.md.
 
     cmake --workflow --preset eval
     python3 benchmarks/eval/search/search.py --samples 20 --out build/search --table docs/research.md
 
 All candidates meet on the prompts of one seed (choosing). The best of them, and the baselines, meet again on those of another
-(reporting): a figure that chose its policy says too much for it. Goes on where it was interrupted. Needs Python 3.9 and nothing
-else; a sample of all tasks at 2,048 tokens takes about an hour on one core.
+(reporting): a figure that chose its policy says too much for it. Goes on where it was interrupted, and from the results that the
+repository has. Needs Python 3.9 and nothing else; a prompt of each task at 2,048 tokens takes 12 minutes of one core in the
+choosing half, 10 in the reporting half.
 """
 import argparse
+import concurrent.futures
+import gzip
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -19,21 +23,42 @@ HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 DRAWS = 2000  # of the bootstrap
 LOWER_IS_BETTER = ("KL",)  # groups whose names begin so
+TOGETHER = 4  # prompts of a task in one run of the program
+RESULTS = HERE.parent / "results"
 
 
-def run(o, seed, policies, path):
-    command = [o.eval, "run", "--tasks", ",".join(t for tasks in o.groups.values() for t in tasks), "--policies",
-               ";".join(policies), "--removed", o.removed, "--length", str(o.length), "--samples", str(o.samples), "--seed",
-               str(seed), "--threads", str(o.threads), "--out", str(path)]
-    if o.model:
-        command += ["--model", o.model]
-    subprocess.run(command, check=True)
+def part(o, half, task):
+    """The results of one task; at first those that the repository has."""
+    path = o.out / f"{half}-{task}.jsonl"
+    if not path.exists():
+        known = RESULTS / f"search-{half}.jsonl.gz"
+        lines = gzip.open(known, "rt").read().splitlines() if known.exists() and not o.model else []
+        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get("task", task) == task))
+    return path
 
 
-def read(path):
+def run(o, half, seed, policies, removed):
+    """Tasks in parallel, a few prompts of each in turn, so that an interrupted search has prompts of all."""
+    def one(task, samples):
+        path = part(o, half, task)
+        command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed, "--length", str(o.length),
+                   "--samples", str(samples), "--seed", str(seed), "--threads", "1", "--out", str(path)]
+        if o.model:
+            command += ["--model", o.model]
+        with open(path.with_suffix(".log"), "w") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
+
+    for samples in [*range(TOGETHER, o.samples, TOGETHER), o.samples]:
+        with concurrent.futures.ThreadPoolExecutor(o.jobs) as pool:
+            for done in [pool.submit(one, task, samples) for task in o.tasks]:
+                done.result()
+        print(f"{half}: {samples} prompts of each task", file=sys.stderr, flush=True)
+
+
+def read(o, half):
     """{(policy, removed): {task: {sample: figure}}}; a KL is that of perplexity tasks, else the score."""
     found = {}
-    for line in path.read_text().splitlines():
+    for line in (line for task in o.tasks for line in part(o, half, task).read_text().splitlines()):
         line = json.loads(line)
         if line["type"] != "sample" or "failure" in line:
             continue
@@ -44,10 +69,17 @@ def read(path):
     return found
 
 
-def complete(rows, tasks, samples):
-    """The first so many samples of the rows that have them all; others would be compared on other prompts."""
-    return {k: {t: {s: r[t][s] for s in range(samples)} for t in tasks}
-            for k, r in rows.items() if all(s in r.get(t, {}) for t in tasks for s in range(samples))}
+def complete(o, rows):
+    """The first prompts of each task that `random`, which comes last, has at all shares; and how many. Rows with fewer are left
+    out: they would be compared on other prompts."""
+    last = [r for (policy, _), r in rows.items() if policy == "random"]
+    samples = min([o.samples, *(len(r.get(t, {})) for r in last for t in o.tasks)]) if last else 0
+    return {k: {t: {s: r[t][s] for s in range(samples)} for t in o.tasks}
+            for k, r in rows.items() if samples and all(s in r.get(t, {}) for t in o.tasks for s in range(samples))}, samples
+
+
+def shares_of(rows):
+    return sorted({removed for _, removed in rows if removed > 0})
 
 
 def mean(row, tasks):
@@ -73,34 +105,33 @@ def mark(rows, key, group, tasks, baselines):
     return " +" if low > 0 else " -" if high < 0 else ""
 
 
-def table(o, rows, policies, why):
-    shares = sorted({removed for _, removed in rows if removed > 0})
-    columns = [(group, share) for share in shares for group in o.groups]
+def table(o, rows, share, policies, why):
     head = ["policy"] + (["why it might work"] if why else [])
-    lines = ["| " + " | ".join(head + [f"{g}, {100 * s:g} %" for g, s in columns]) + " |", "|" + "---|" * (len(head) + len(columns))]
+    lines = ["| " + " | ".join([*head, *o.groups]) + " |", "|" + "---|" * (len(head) + len(o.groups))]
     for policy in ["full", *policies]:
+        key = (policy, 0 if policy == "full" else share)
         cells = [f"`{policy}`"] + ([why.get(policy, "")] if why else [])
-        for group, share in columns:
-            key = (policy, 0 if policy == "full" else share)
-            if key not in rows:
-                cells.append("")
-                continue
-            figure = mean(rows[key], o.groups[group])
-            text = f"{figure:.3f}" if group.startswith(LOWER_IS_BETTER) else f"{figure:.1f}"
-            cells.append("" if key[1] == 0 and group.startswith(LOWER_IS_BETTER)
-                         else text + (mark(rows, key, group, o.groups[group], o.baselines) if key[1] else ""))
+        for group, tasks in o.groups.items():
+            text = ""
+            if key in rows and not (policy == "full" and group.startswith(LOWER_IS_BETTER)):
+                figure = mean(rows[key], tasks)
+                text = f"{figure:.3f}" if group.startswith(LOWER_IS_BETTER) else f"{figure:.1f}"
+                text += mark(rows, key, group, tasks, o.baselines) if key[1] else ""
+            cells.append(text)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def finalists(o, rows, policies):
-    """Best first by the mean of what is scored from 0 to 100, each group once, over all shares."""
+    """By turns the best by the mean of what is scored from 0 to 100, and by the mean KL; each group once, over all shares."""
+    shares = shares_of(rows)
+    policies = [p for p in policies if all((p, s) in rows for s in shares)]
     scored = [g for g in o.groups if not g.startswith(LOWER_IS_BETTER)]
-    shares = sorted({removed for _, removed in rows if removed > 0})
-
-    def worth(policy):
-        return sum(mean(rows[policy, s], o.groups[g]) for g in scored for s in shares if (policy, s) in rows)
-    return sorted((p for p in policies if (p, shares[0]) in rows), key=worth, reverse=True)[:o.finalists]
+    apart = [g for g in o.groups if g.startswith(LOWER_IS_BETTER)]
+    orders = [sorted(policies, key=lambda p: sign * sum(mean(rows[p, s], o.groups[g]) for g in groups for s in shares))
+              for groups, sign in ((scored, -1), (apart, 1))]
+    best = dict.fromkeys(p for pair in zip(*orders) for p in pair)
+    return list(best)[:o.finalists]
 
 
 def write(path, lines):
@@ -116,39 +147,50 @@ def main():
     p.add_argument("--eval", default="build/eval/benchmarks/eval/lagkv-eval", help="the program")
     p.add_argument("--model", default="", help="GGUF model; default the one that the build fetches")
     p.add_argument("--candidates", type=pathlib.Path, default=HERE / "candidates.json")
-    p.add_argument("--removed", default="0.5,0.75", help="shares of the tokens that go")
+    p.add_argument("--choose-removed", default="0.75", help="shares of the tokens that go, in the choosing half")
+    p.add_argument("--removed", default="0.5,0.75,0.875", help="the same in the reporting half")
     p.add_argument("--length", type=int, default=2048, help="tokens of a prompt and its answer")
     p.add_argument("--samples", type=int, default=20, help="prompts a task, in each half")
     p.add_argument("--seeds", type=int, nargs=2, default=(1000, 2000), help="of the choosing and the reporting half")
-    p.add_argument("--finalists", type=int, default=5, help="candidates that are reported")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--finalists", type=int, default=6, help="candidates that are reported")
+    p.add_argument("--jobs", type=int, default=2, help="programs of one thread beside each other")
     p.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
-    p.add_argument("--table", type=pathlib.Path, help="document whose table is written anew; else it is printed")
+    p.add_argument("--table", type=pathlib.Path, help="document whose tables are written anew; else they are printed")
     p.add_argument("--no-run", action="store_true", help="only what is in --out already")
+    p.add_argument("--keep", action="store_true", help="packs the results into the repository")
     o = p.parse_args()
 
     listed = json.loads(o.candidates.read_text())
     o.groups, o.baselines = listed["tasks"], listed["baselines"]
-    tasks = [t for group in o.groups.values() for t in group]
+    o.tasks = [t for group in o.groups.values() for t in group]
     candidates = [c["policy"] for c in listed["candidates"]]
     why = {c["policy"]: c["why"] for c in listed["candidates"]}
     o.out.mkdir(parents=True, exist_ok=True)
-    halves = [o.out / "choosing.jsonl", o.out / "reporting.jsonl"]
+
+    def about(samples):
+        return (f"{samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "
+                f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws).")
 
     if not o.no_run:
-        run(o, o.seeds[0], [*o.baselines, *candidates], halves[0])
-    rows = complete(read(halves[0]), tasks, o.samples)
+        run(o, "choosing", o.seeds[0], [*o.baselines, *candidates], o.choose_removed)
+    rows, samples = complete(o, read(o, "choosing"))
     best = finalists(o, rows, candidates)
-    if not o.no_run:
-        run(o, o.seeds[1], [*o.baselines, *best], halves[1])
+    lines = []
+    for share in shares_of(rows):
+        lines += ["", f"Choosing half (seed {o.seeds[0]}), {100 * share:g} % removed: {about(samples)}", "",
+                  *table(o, rows, share, [*o.baselines, *candidates, "random"], why)]
 
-    about = (f"{o.samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "
-             f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws).")
-    lines = [f"Choosing half (seed {o.seeds[0]}): {about}", "", *table(o, rows, [*o.baselines, *candidates, "random"], why)]
-    rows = complete(read(halves[1]), tasks, o.samples) if halves[1].exists() else {}
-    if rows:
-        lines += ["", f"Reporting half (seed {o.seeds[1]}), the best {o.finalists}:", "",
-                  *table(o, rows, [*o.baselines, *best, "random"], {})]
+    if not o.no_run:
+        run(o, "reporting", o.seeds[1], [*o.baselines, *best], o.removed)
+    rows, samples = complete(o, read(o, "reporting"))
+    for share in shares_of(rows):
+        lines += ["", f"Reporting half (seed {o.seeds[1]}), {100 * share:g} % removed: {about(samples)}", "",
+                  *table(o, rows, share, [*o.baselines, *best, "random"], {})]
+    if o.keep:
+        for half in ("choosing", "reporting"):
+            text = "".join(part(o, half, task).read_text() for task in o.tasks)
+            (RESULTS / f"search-{half}.jsonl.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    lines = lines[1:]
     if o.table:
         write(o.table, lines)
     else:
