@@ -449,31 +449,52 @@ TEST_P(kernels, turn_back) {
     if (x.channels < 2) return;
     const std::size_t dims = 2 + random() % (x.channels - 1) / 2 * 2, pairs = dims / 2;
     const bool neighbours = random() % 2 == 0;
-    // Any two turns, and their sum in double.
+    // Turns of one far table and of one near table a row, and their sums in double.
     const std::size_t width = neighbours ? dims : pairs;
-    std::vector<float> far(2 * width), near(2 * width);
-    std::vector<double> cosine(pairs), sine(pairs);
-    for (std::size_t j = 0; j < pairs; ++j) {
-      const double one = static_cast<double>(random() % 1000), other = static_cast<double>(random() % 1000);
-      for (auto [angle, row] : {std::pair{one, &far}, std::pair{other, &near}}) {
+    const auto fill_in = [&](std::vector<double>& angles, std::vector<float>& table_row) {
+      angles.resize(pairs), table_row.resize(2 * width);
+      for (std::size_t j = 0; j < pairs; ++j) {
+        angles[j] = static_cast<double>(random() % 1000);
         const std::size_t first = neighbours ? 2 * j : j;
-        (*row)[first] = static_cast<float>(std::cos(angle)), (*row)[width + first] = static_cast<float>(std::sin(angle));
-        if (neighbours) (*row)[first + 1] = (*row)[first], (*row)[width + first + 1] = -(*row)[width + first];
+        const auto cosine = static_cast<float>(std::cos(angles[j])), sine = static_cast<float>(std::sin(angles[j]));
+        table_row[first] = cosine, table_row[width + first] = sine;
+        if (neighbours) table_row[first + 1] = cosine, table_row[width + first + 1] = -sine;
       }
-      cosine[j] = std::cos(one + other), sine[j] = std::sin(one + other);
-    }
+    };
+    std::vector<double> far_angles;
+    std::vector<float> far;
+    fill_in(far_angles, far);
+    std::vector<std::vector<double>> angles(x.tokens);
+    std::vector<std::vector<float>> tables(x.tokens);
+    std::vector<const float*> near(x.tokens);
+    for (std::size_t t = 0; t < x.tokens; ++t) fill_in(angles[t], tables[t]), near[t] = tables[t].data();
+
+    std::vector<float> all(x.tokens * x.channels + 1, 77.0F), squares(x.tokens + 1, 77.0F);
+    table.turn_back(x.rows(), {dims, neighbours, far.data(), near.data()}, all.data(), squares.data());
     for (std::size_t t = 0; t < x.tokens; ++t) {
-      std::vector<float> out(x.channels + 1, 77.0F);
-      table.turn_back(x.bytes.data() + x.at(t, 0), x.type, x.channels, {dims, neighbours, far.data(), near.data()}, out.data());
+      const float* out = all.data() + t * x.channels;
+      double sum = 0;
       for (std::size_t j = 0; j < pairs; ++j) {
         const std::size_t a = neighbours ? 2 * j : j, b = neighbours ? 2 * j + 1 : j + pairs;
-        const double p = x.value(t, a), q = x.value(t, b), size = std::hypot(p, q);
-        ASSERT_NEAR(out[a], p * cosine[j] + q * sine[j], 5e-7 * size) << "token " << t << " pair " << j;
-        ASSERT_NEAR(out[b], q * cosine[j] - p * sine[j], 5e-7 * size) << "token " << t << " pair " << j;
+        const double p = x.value(t, a), q = x.value(t, b), size = std::hypot(p, q), angle = far_angles[j] + angles[t][j];
+        ASSERT_NEAR(out[a], p * std::cos(angle) + q * std::sin(angle), 5e-7 * size) << "token " << t << " pair " << j;
+        ASSERT_NEAR(out[b], q * std::cos(angle) - p * std::sin(angle), 5e-7 * size) << "token " << t << " pair " << j;
+        sum += p * p + q * q;
       }
-      for (std::size_t c = dims; c < x.channels; ++c) ASSERT_EQ(out[c], x.value(t, c));
-      ASSERT_EQ(out[x.channels], 77.0F) << "writes behind the last channel";
+      for (std::size_t c = dims; c < x.channels; ++c) {
+        ASSERT_EQ(out[c], x.value(t, c));
+        sum += std::pow(static_cast<double>(x.value(t, c)), 2);
+      }
+      ASSERT_NEAR(squares[t], sum, 2e-6 * sum) << "token " << t;
+
+      std::vector<float> alone(x.channels);
+      float square = 0;
+      table.turn_back(part(x, t, 1), {dims, neighbours, far.data(), &near[t]}, alone.data(), &square);
+      ASSERT_TRUE(same_bits(square, squares[t])) << "token " << t << " alone";
+      for (std::size_t c = 0; c < x.channels; ++c) ASSERT_TRUE(same_bits(alone[c], out[c])) << "token " << t << " alone";
     }
+    ASSERT_EQ(all.back(), 77.0F) << "writes behind the last row";
+    ASSERT_EQ(squares.back(), 77.0F) << "writes behind the last token";
   });
 }
 

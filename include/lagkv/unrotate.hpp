@@ -13,7 +13,8 @@ namespace lagkv {
 namespace detail {
 
 /// The turns of positions: of all remainders by 64 a table, and of the multiple of 64 that was asked for last. Costs cosines
-/// and sines once an embedding, then two multiplications a channel every 64 rows. 32 KiB for 128 channels (64 where pairs are neighbours).
+/// and sines once an embedding, then two multiplications a channel every 64 rows. 32 KiB for 128 channels (64 where pairs are
+/// neighbours).
 class turn_tables {
  public:
   /// Keeps what is there for the same embedding.
@@ -38,10 +39,22 @@ class turn_tables {
     block_ = none;
   }
 
-  simd::turn of(std::size_t position) {
-    const std::size_t block = position / together;
-    if (block != block_) turn_to(block);
-    return {dims(), neighbours(), far_.data(), near_.data() + position % together * 2 * width()};
+  /// Calls use(i, rows, turns) for runs of the n positions position(0), position(1), ... that share a multiple of 64.
+  template <class Position, class Use>
+  void for_each_run(std::size_t n, const Position& position, const Use& use) {
+    const float* near[together];
+    for (std::size_t begin = 0; begin < n;) {
+      const std::size_t block = position(begin) / together;
+      if (block != block_) turn_to(block);
+      std::size_t run = 0;
+      for (; run < together && begin + run < n; ++run) {
+        const std::size_t at = position(begin + run);
+        if (at / together != block) break;
+        near[run] = near_.data() + at % together * 2 * width();
+      }
+      use(begin, run, simd::turn{dims(), neighbours(), far_.data(), near});
+      begin += run;
+    }
   }
 
  private:

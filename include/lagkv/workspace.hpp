@@ -37,6 +37,7 @@ class workspace {
     gathered_rows,  // rows.hpp
     wide_rows,
     turned_rows,
+    turned_squares,
     one_row,
     query_rows,  // attention.hpp: queries in f32, logits, weights of all rows
     logits,

@@ -25,7 +25,7 @@ struct key_diff {
       float* scores = out.data() + (part.begin - judged.begin);
       float* norms = ws.floats(workspace::deviation, part.size());
       for_each_rows(l.keys, head, part, ws, [&](const simd::rows& rows, std::size_t offset) {
-        ws.kernels().squares(rows, norms + offset);
+        detail::squares(rows, norms + offset, ws);
         ws.kernels().dots(rows, anchor, 1, scores + offset, part.size());
       });
       for (std::size_t i = 0; i < part.size(); ++i) {

@@ -10,7 +10,7 @@ namespace lagkv::detail {
 /// 1 / |x| of each row; NaN where the norm is not finite. Valid until the next call.
 inline float* inverse_norms(const simd::rows& rows, workspace& ws) {
   float* out = ws.floats(workspace::per_row, rows.tokens);
-  ws.kernels().squares(rows, out);
+  squares(rows, out, ws);
   for (std::size_t i = 0; i < rows.tokens; ++i) {
     const float length = norm(out[i]);
     out[i] = length == 0 ? 0.0F : 1 / length;

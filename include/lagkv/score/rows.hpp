@@ -60,39 +60,44 @@ inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, f
   }
 }
 
-/// Rows of f32, f16 or bf16, turned back by the positions from `token` on.
-inline void turn_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n, float* out,
-                      workspace& ws) {
+/// The first n rows of f32, f16 or bf16 of a tile, turned back by the positions from `token` on.
+inline simd::rows turned_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
+                              workspace& ws) {
+  const std::size_t channels = x.channels();
+  float* out = ws.floats(workspace::turned_rows, n * channels);
+  float* squares = ws.floats(workspace::turned_squares, n);
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::byte* row = t.data + static_cast<std::ptrdiff_t>(i) * step;
-    if (i + n < t.tokens)  // the next rows, while these are worked on
-      fetch_row(row + static_cast<std::ptrdiff_t>(n) * step, x.channels() * size_of(type));
-    ws.kernels().turn_back(row, type, x.channels(), ws.turns.of(x.rotated()->positions.of(head, token + i)),
-                           out + i * x.channels());
-  }
+  const auto row = [&](std::size_t i) { return t.data + static_cast<std::ptrdiff_t>(i) * step; };
+  const auto position = [&](std::size_t i) { return x.rotated()->positions.of(head, token + i); };
+  ws.turns.for_each_run(n, position, [&](std::size_t i, std::size_t run, const simd::turn& by) {
+    const bool more = i + n + run <= t.tokens;  // the next rows, while these are worked on
+    ws.kernels().turn_back({row(i), type, run, channels, t.token_stride, more ? row(i + n) : nullptr}, by, out + i * channels,
+                           squares + i);
+  });
+  return {out, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels), nullptr, squares};
 }
 
 /// The first few rows of a tile, which begins at `token`, as numbers in f32.
 [[gnu::noinline]] inline simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
   const std::size_t channels = x.channels(), n = t.tokens < few_rows ? t.tokens : few_rows;
+  if (x.rotated() != nullptr && stored_plain(x)) return turned_back(x, head, token, t, x.type(), n, ws);
   float* wide = ws.floats(workspace::wide_rows, n * channels);
-  if (x.rotated() != nullptr && stored_plain(x)) {
-    turn_back(x, head, token, t, x.type(), n, wide, ws);
-    return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
-  }
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
   for (std::size_t i = 0; i < n; ++i)
     ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(i) * step, x.type(), channels, wide + i * channels);
   if (x.has_scale()) apply_scales(x, head, token, wide, n);
   if (x.hadamard_block() != 0) transform_blocks(wide, n * channels, x.hadamard_block());
   if (x.rotated() != nullptr) {
-    float* turned = ws.floats(workspace::turned_rows, n * channels);
     const tile dense{reinterpret_cast<std::byte*>(wide), n, static_cast<std::ptrdiff_t>(channels)};
-    turn_back(x, head, token, dense, dtype::f32, n, turned, ws);
-    wide = turned;
+    return turned_back(x, head, token, dense, dtype::f32, n, ws);
   }
   return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
+}
+
+/// out[i] = sum of the squares of row i.
+inline void squares(const simd::rows& rows, float* out, workspace& ws) {
+  if (rows.squares == nullptr) return ws.kernels().squares(rows, out);
+  std::memcpy(out, rows.squares, rows.tokens * sizeof(float));
 }
 
 /// Whether rows can be read where they lie.
@@ -108,7 +113,7 @@ void for_each_finite_run(const simd::rows& rows, float* numbers, const Use& use)
     good.data = static_cast<const std::byte*>(rows.data) +
                 static_cast<std::ptrdiff_t>(i) * rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
     good.tokens = run;
-    good.ahead = nullptr;
+    good.ahead = nullptr, good.squares = nullptr;
     use(good, numbers + i);
   }
 }
@@ -145,6 +150,7 @@ void for_each_rows_and_next(const tensor& x, std::size_t head, token_range token
       piece.data = static_cast<const std::byte*>(run.data) + static_cast<std::ptrdiff_t>(at) * step;
       piece.tokens = run.tokens - at < few ? run.tokens - at : few;
       piece.ahead = nullptr;
+      piece.squares = run.squares != nullptr ? run.squares + at : nullptr;
       const std::size_t behind = tokens.begin + offset + at + piece.tokens;
       const token_range after = behind < tokens.end ? token_range{behind, tokens.end} : next;
       if (in_place && !after.empty()) {
@@ -173,7 +179,7 @@ void for_each_row(const tensor& x, std::size_t head, token_range tokens, workspa
 /// out[i] = sum of the squares of row tokens.begin + i.
 inline void squares_of_rows(const tensor& x, std::size_t head, token_range tokens, float* out, workspace& ws) {
   for_each_rows(x, head, tokens, ws,
-                [&](const simd::rows& rows, std::size_t offset) { ws.kernels().squares(rows, out + offset); });
+                [&](const simd::rows& rows, std::size_t offset) { detail::squares(rows, out + offset, ws); });
 }
 
 /// Calls use(part, reference) for what is judged together and the rows that it is compared with: with `lag` 0 the whole
@@ -199,7 +205,7 @@ void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* 
     const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
     for (std::size_t c = 0; c < channels; ++c) part[c] = 0.0F;
     for_each_rows(x, head, some, ws, [&](const simd::rows& rows, std::size_t) {
-      ws.kernels().squares(rows, weights);
+      detail::squares(rows, weights, ws);
       detail::for_each_finite_run(rows, weights, [&](const simd::rows& run, float* of_run) {
         for (std::size_t i = 0; i < run.tokens; ++i) of_run[i] = weight(of_run[i]);
         ws.kernels().add_rows(run, of_run, part);

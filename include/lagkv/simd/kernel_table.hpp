@@ -27,6 +27,7 @@ struct rows {
   std::size_t channels;
   std::ptrdiff_t stride;
   const void* ahead = nullptr;  ///< as many rows at the same stride that will be read next, to be prefetched; null: not known
+  const float* squares = nullptr;  ///< of each row the sum of its squares, which no kernel looks at; null: not known
 };
 
 /// What normalise() has made.
@@ -36,13 +37,13 @@ enum class normal : std::uint8_t {
   fused        ///< z - 1/2 = x * inverse + shift: for rows of f16 and bf16
 };
 
-/// The turn of one row by its position p = far + near: cosines, then sines, of each pair's angle. Where the pairs are
+/// The turns of rows by their positions p = far + near: cosines, then sines, of each pair's angle. Where the pairs are
 /// neighbours, each cosine stands twice, and each sine is followed by its negative.
 struct turn {
   std::size_t dims;
-  bool neighbours;    ///< channels (2j, 2j + 1) are a pair; else (j, j + dims / 2)
-  const float* far;   ///< [2][dims / 2, neighbours: dims], of a part of the position
-  const float* near;  ///< likewise, of the rest
+  bool neighbours;           ///< channels (2j, 2j + 1) are a pair; else (j, j + dims / 2)
+  const float* far;          ///< [2][dims / 2, neighbours: dims], of a part of the positions that all rows have
+  const float* const* near;  ///< one a row, likewise, of the rest
 };
 
 /// One entry a kernel. Every kernel treats a row alike wherever it stands among others, so that results do not depend on
@@ -97,8 +98,9 @@ struct kernel_table {
   /// Of y = factors[t] * x[t][c]: sum[c] += y, square[c] += y^2, likewise.
   void (*add_moments)(const rows& x, const float* factors, float* sum, float* square);
 
-  /// out = one row of f32, f16 or bf16 as it was before it was turned; channels from by.dims on as they are. Apart from x.
-  void (*turn_back)(const void* x, dtype type, std::size_t channels, const turn& by, float* out);
+  /// out[t] = row t as it was before it was turned, dense; channels from by.dims on as they are. Apart from x. squares[t] = the
+  /// sum of its squares.
+  void (*turn_back)(const rows& x, const turn& by, float* out, float* squares);
 };
 
 }  // namespace lagkv::simd

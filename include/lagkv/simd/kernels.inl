@@ -826,65 +826,107 @@ struct turned {
   vec cosine, sine;
 };
 
-// From entry c of the tables on, each with `width` cosines before its sines.
-LAGKV_INLINE turned sum_of_turns(const turn& by, std::size_t width, std::size_t c, std::size_t n) {
-  const vec a = load_part(by.far + c, n), b = load_part(by.near + c, n);
-  const vec p = load_part(by.far + width + c, n), q = load_part(by.near + width + c, n);
-  return {fma(a, b, fill(0.0F) - p * q), fma(a, q, p * b)};
+// Entries of a table from c on, its `width` cosines before its sines.
+LAGKV_INLINE turned load_turned(const float* table, std::size_t width, std::size_t c, std::size_t n) {
+  return {load_part(table + c, n), load_part(table + width + c, n)};
 }
 
-template <class T>
-LAGKV_INLINE void turn_halves_back(const T* x, std::size_t c, std::size_t n, const turn& by, float* out) {
-  const std::size_t half = by.dims / 2;
-  const turned t = sum_of_turns(by, half, c, n);
-  const vec a = load_part(x + c, n), b = load_part(x + half + c, n);
-  store_part(fma(b, t.sine, a * t.cosine), out + c, n);
-  store_part(fma(b, t.cosine, fill(0.0F) - a * t.sine), out + half + c, n);
+LAGKV_INLINE turned sum_of_turns(turned a, turned b) {
+  return {fma(a.cosine, b.cosine, fill(0.0F) - a.sine * b.sine), fma(a.cosine, b.sine, a.sine * b.cosine)};
 }
 
-#if LAGKV_LANES == 1
+// `v` was loaded from x + c: lanes 2j and 2j + 1 change places.
 template <class T>
-LAGKV_INLINE void turn_neighbours_back(const T* x, std::size_t c, std::size_t n, const turn& by, float* out) {
-  const turned t = sum_of_turns(by, by.dims, c, n);
-  out[c] = fma(load(x + (c ^ 1)), t.sine, load(x + c) * t.cosine);
-}
-#else
-LAGKV_INLINE vec swapped(vec v) {  // lanes 2j and 2j + 1 change places
+LAGKV_INLINE vec swapped([[maybe_unused]] const T* x, [[maybe_unused]] std::size_t c, [[maybe_unused]] vec v) {
 #if LAGKV_LANES == 16
   return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 #elif LAGKV_LANES == 8
   return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
-#else
+#elif LAGKV_LANES == 4
   return __builtin_shufflevector(v, v, 1, 0, 3, 2);
+#else
+  return load(x + (c ^ 1));
 #endif
 }
 
-template <class T>
-LAGKV_INLINE void turn_neighbours_back(const T* x, std::size_t c, std::size_t n, const turn& by, float* out) {
-  const turned t = sum_of_turns(by, by.dims, c, n);
-  const vec own = load_part(x + c, n);
-  store_part(fma(swapped(own), t.sine, own * t.cosine), out + c, n);
-}
-#endif
-
-template <class T>
-inline void turn_back_of(const T* x, std::size_t channels, turn by, float* out) {
-  const std::size_t end = by.neighbours ? by.dims : by.dims / 2, whole = end / lanes * lanes;
-  if (by.neighbours) {
-    for (std::size_t c = 0; c < whole; c += lanes) turn_neighbours_back(x, c, lanes, by, out);
-    if (whole < end) turn_neighbours_back(x, whole, end - whole, by, out);
+// n entries of the tables from c on.
+template <bool Neighbours, class T>
+LAGKV_INLINE void turn_row_back(const T* x, turned far, const float* near, std::size_t width, std::size_t c, std::size_t n,
+                                float* out, vec& square) {
+  const turned t = sum_of_turns(far, load_turned(near, width, c, n));
+  const vec a = load_part(x + c, n);
+  if constexpr (Neighbours) {
+    const vec p = fma(swapped(x, c, a), t.sine, a * t.cosine);
+    store_part(p, out + c, n);
+    square = fma(p, p, square);
   } else {
-    for (std::size_t c = 0; c < whole; c += lanes) turn_halves_back(x, c, lanes, by, out);
-    if (whole < end) turn_halves_back(x, whole, end - whole, by, out);
+    const vec b = load_part(x + width + c, n);
+    const vec p = fma(b, t.sine, a * t.cosine), q = fma(b, t.cosine, fill(0.0F) - a * t.sine);
+    store_part(p, out + c, n), store_part(q, out + width + c, n);
+    square = fma(q, q, fma(p, p, square));
   }
-  if (by.dims < channels) widen_of(x + by.dims, channels - by.dims, out + by.dims);
 }
 
-inline void turn_back(const void* x, dtype type, std::size_t channels, const turn& by, float* out) {
-  switch (type) {
-    case dtype::f32: return turn_back_of(static_cast<const float*>(x), channels, by, out);
-    case dtype::f16: return turn_back_of(static_cast<const f16*>(x), channels, by, out);
-    case dtype::bf16: return turn_back_of(static_cast<const bf16*>(x), channels, by, out);
+// Four rows of the tables, or of what is written.
+template <class T>
+struct four_pointers {
+  T *a, *b, *c, *d;
+};
+
+template <bool Neighbours, class T>
+LAGKV_INLINE void turn_four_back(const four_rows<T>& x, const turn& by, const four_pointers<const float>& near, std::size_t width,
+                                 std::size_t c, std::size_t n, const four_pointers<float>& out, four& square) {
+  const turned far = load_turned(by.far, width, c, n);
+  turn_row_back<Neighbours>(x.a, far, near.a, width, c, n, out.a, square.a);
+  turn_row_back<Neighbours>(x.b, far, near.b, width, c, n, out.b, square.b);
+  turn_row_back<Neighbours>(x.c, far, near.c, width, c, n, out.c, square.c);
+  turn_row_back<Neighbours>(x.d, far, near.d, width, c, n, out.d, square.d);
+}
+
+template <class T>
+LAGKV_INLINE void copy_turned(const T* x, std::size_t n, float* out, vec& square) {
+  const vec v = load_part(x, n);
+  store_part(v, out, n);
+  square = fma(v, v, square);
+}
+
+template <bool Neighbours, class T>
+inline void turn_back_by(const T* x, const rows& r, const turn& by, float* out, float* squares) {
+  const std::size_t width = Neighbours ? by.dims : by.dims / 2, whole = width / lanes * lanes;
+  for (std::size_t t = 0; t < r.tokens; t += 4) {
+    const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
+    if (r.ahead != nullptr) {
+      const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(sizeof(T));
+      prefetch_rows(static_cast<const std::byte*>(r.ahead) + static_cast<std::ptrdiff_t>(t) * step, step, group.size,
+                    r.channels * sizeof(T));
+    }
+    // As in rows_from, the last row stands for those that are missing.
+    const std::size_t last = r.tokens - 1, i = t, j = t + 1 < last ? t + 1 : last, k = t + 2 < last ? t + 2 : last,
+                      l = t + 3 < last ? t + 3 : last;
+    const four_pointers<const float> near{by.near[i], by.near[j], by.near[k], by.near[l]};
+    const four_pointers<float> to{out + i * r.channels, out + j * r.channels, out + k * r.channels, out + l * r.channels};
+    four square;
+    for (std::size_t c = 0; c < whole; c += lanes) turn_four_back<Neighbours>(group, by, near, width, c, lanes, to, square);
+    if (whole < width) turn_four_back<Neighbours>(group, by, near, width, whole, width - whole, to, square);
+    for (std::size_t c = by.dims; c < r.channels; c += lanes) {
+      const std::size_t n = r.channels - c < lanes ? r.channels - c : lanes;
+      copy_turned(group.a + c, n, to.a + c, square.a), copy_turned(group.b + c, n, to.b + c, square.b);
+      copy_turned(group.c + c, n, to.c + c, square.c), copy_turned(group.d + c, n, to.d + c, square.d);
+    }
+    store_sums(square, squares + t, group.size);
+  }
+}
+
+template <class T>
+inline void turn_back_of(const T* x, const rows& r, const turn& by, float* out, float* squares) {
+  return by.neighbours ? turn_back_by<true>(x, r, by, out, squares) : turn_back_by<false>(x, r, by, out, squares);
+}
+
+inline void turn_back(const rows& r, const turn& by, float* out, float* squares) {
+  switch (r.type) {
+    case dtype::f32: return turn_back_of(static_cast<const float*>(r.data), r, by, out, squares);
+    case dtype::f16: return turn_back_of(static_cast<const f16*>(r.data), r, by, out, squares);
+    case dtype::bf16: return turn_back_of(static_cast<const bf16*>(r.data), r, by, out, squares);
     default: return;  // other types come widened
   }
 }
