@@ -7,7 +7,7 @@
 #include <functional>
 #include <set>
 
-#include <lagkv/query_statistics.hpp>
+#include <lagkv/estimate_queries.hpp>
 
 #include "support/golden.hpp"
 #include "support/methods_oracle.hpp"
@@ -492,6 +492,72 @@ TEST(leverage, does_not_change_under_an_invertible_projection) {
   double sum = 0;
   for (float x : narrow) sum += static_cast<double>(x);
   EXPECT_NEAR(sum, 12, 0.5) << "leverage adds up to the rank: 6 columns in each of 2 heads";
+}
+
+TEST(query_statistics, are_moved_by_the_mean_of_the_rotations_to_come) {
+  struct turned_case {
+    lagkv::rope by;
+    std::size_t first, future;
+  };
+  lagkv::rope neighbours{.base = 100}, partial, slow;
+  neighbours.pairs = lagkv::rope::pairing::neighbours;
+  partial.dims = 6, partial.position_scale = 0.25F;
+  slow.base = 1e30;
+  constexpr std::size_t d = 10;
+  const cube q = make_cube(61, 2, 40, d);
+  const support::query_statistics still = plain_statistics(q);
+  host view(layout::heads_first, dtype::f32, q);
+  lagkv::workspace ws;
+  lagkv::query_moments all(2, d);
+  all.add(view.view(), {0, 25}, ws), all.add(view.view(), {25, 40}, ws);  // in parts, as of several texts
+  for (const auto& [by, first, future] :
+       {turned_case{{}, 0, 1}, {{}, 90, 512}, {neighbours, 7, 33}, {partial, 1000, 100}, {slow, 5, 512}}) {
+    SCOPED_TRACE(std::to_string(first) + " " + std::to_string(future));
+    // R by adding up the rotations, position by position.
+    std::vector<double> rotation(d * d);
+    const std::size_t dims = by.rotated(d);
+    for (std::size_t c = dims; c < d; ++c) rotation[c * d + c] = 1;
+    for (std::size_t j = 0; j < dims / 2; ++j) {
+      const bool halves = by.pairs == lagkv::rope::pairing::halves;
+      const std::size_t a = halves ? j : 2 * j, b = halves ? j + dims / 2 : 2 * j + 1;
+      for (std::size_t p = first; p < first + future; ++p) {
+        const double angle = by.angle(j, d) * static_cast<double>(p), share = 1.0 / static_cast<double>(future);
+        rotation[a * d + a] += std::cos(angle) * share, rotation[b * d + b] += std::cos(angle) * share;
+        rotation[b * d + a] += std::sin(angle) * share, rotation[a * d + b] -= std::sin(angle) * share;
+      }
+    }
+    const lagkv::query_statistics s = moved(all.statistics(), by, first, future);
+    for (std::size_t h = 0; h < 2; ++h)
+      for (std::size_t a = 0; a < d; ++a) {
+        double mean = 0;
+        for (std::size_t i = 0; i < d; ++i) mean += rotation[a * d + i] * still.mean[h * d + i];
+        ASSERT_NEAR(s.mean[h * d + a], mean, 1e-6);
+        for (std::size_t b = 0; b < d; ++b) {
+          double spread = 0;
+          for (std::size_t i = 0; i < d; ++i)
+            for (std::size_t j = 0; j < d; ++j)
+              spread += rotation[a * d + i] * still.covariance[(h * d + i) * d + j] * rotation[b * d + j];
+          ASSERT_NEAR(s.covariance[(h * d + a) * d + b], spread, 3e-6);
+        }
+      }
+  }
+}
+
+TEST(query_statistics, pass_over_rows_that_are_not_finite_and_views_of_another_form) {
+  cube q = make_cube(62, 1, 30, 4);
+  q.row(0, 7)[2] = NAN, q.row(0, 11)[0] = INFINITY;
+  cube good(1, 28, 4);
+  for (std::size_t t = 0, to = 0; t < 30; ++t)
+    if (t != 7 && t != 11) std::copy_n(q.row(0, t), 4, good.row(0, to++));
+  host view(layout::heads_first, dtype::f32, q), other(layout::heads_first, dtype::f32, make_cube(63, 2, 30, 4));
+  lagkv::workspace ws;
+  lagkv::query_moments all(1, 4);
+  EXPECT_EQ(all.statistics().mean, std::vector<float>(4)) << "of nothing";
+  all.add(view.view(), {0, 30}, ws), all.add(other.view(), {0, 30}, ws);
+  const support::query_statistics exact = plain_statistics(good);
+  const lagkv::query_statistics s = all.statistics();
+  for (std::size_t c = 0; c < 4; ++c) EXPECT_NEAR(s.mean[c], exact.mean[c], 1e-6);
+  for (std::size_t c = 0; c < 16; ++c) EXPECT_NEAR(s.covariance[c], exact.covariance[c], 2e-6);
 }
 
 TEST(expected_attention, takes_statistics_from_the_queries_that_are_offered) {

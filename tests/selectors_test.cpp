@@ -325,6 +325,8 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
             "(layer.extra)");
   EXPECT_EQ(check(named_any("expected_attention"), bare).message(),
             "query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)");
+  EXPECT_EQ(check(named_any("expected_attention:calibrated=yes"), asked).message(),
+            "query_mean: the policy reads statistics of the model's queries; the layer has none (layer.extra)");
   for (const char* text : {"snapkv", "h2o", "tova", "expected_attention", "fuse:snapkv+cur"})
     EXPECT_EQ(check(named_any(text), asked).message(), "") << text;
 

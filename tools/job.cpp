@@ -97,6 +97,7 @@ lagkv::status load_rope(const options& o, job& j) {
 std::string hint(const job& j) {
   const lagkv::needs& n = j.policy.needs;
   if (n.rope && !j.rope) return ": give --rope-base, or unrotate=no for keys as they are";
+  if (n.calibrated && j.query_mean.data.empty()) return ": give --query-mean and --query-covariance";
   if (!j.queries.data.empty()) return "";
   if (n.queries > 0 || n.mass) return ": give --queries";
   return n.statistics && j.query_mean.data.empty() ? ": give --query-mean and --query-covariance, or --queries" : "";

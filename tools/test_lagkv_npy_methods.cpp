@@ -515,6 +515,8 @@ TEST_F(presses, refuses_what_does_not_fit) {
   for (const char* policy : {"snapkv", "tova", "h2o", "fuse:key_norm+tova"})
     expect_refused(compress(policy, input()), ": give --queries");
   expect_refused(compress("expected_attention", input()), ": give --query-mean and --query-covariance, or --queries");
+  expect_refused(compress("expected_attention:calibrated=yes", input(), with_queries()),
+                 "none (layer.extra): give --query-mean and --query-covariance");
   save({6, 299, 64});
   expect_refused(with("snapkv", "--queries"), bad.string() + ": shape [6, 299, 64]: must be [query_heads, 300, 64]");
   save({5, 300, 64});

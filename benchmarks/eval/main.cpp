@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "calibrate_command.hpp"
 #include "report/report_command.hpp"
 #include "run_command.hpp"
 
@@ -33,9 +34,20 @@ void declare_run(CLI::App& run, eval::run_options& o) {
       ->check(CLI::Range(0, 1 << 20));
   run.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
   run.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
+  run.add_option("--queries", o.queries, "Query statistics that calibrate has written, for policies with calibrated=yes");
   run.add_option("--squad", o.files["qa_1"], "SQuAD 2.0 file, for qa_1");
   run.add_option("--hotpotqa", o.files["qa_2"], "HotpotQA file (distractor setting), for qa_2");
   run.add_option("--out", o.out, "Results, a JSON line each; a run that was interrupted goes on with them");
+}
+
+void declare_calibrate(CLI::App& calibrate, eval::calibrate_options& o) {
+  calibrate.option_defaults()->always_capture_default();
+  calibrate.add_option("texts", o.texts, "Text files that the model reads; none: chapters of a book, which no task uses");
+  calibrate.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
+  calibrate.add_option("--tokens", o.tokens, "Tokens in all")->check(CLI::Range(64, 1 << 24));
+  calibrate.add_option("--length", o.length, "Tokens that are read as one text")->check(CLI::Range(64, 1 << 20));
+  calibrate.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
+  calibrate.add_option("--out", o.out, "The statistics, a NumPy file");
 }
 
 void declare_report(CLI::App& report, eval::report_options& o) {
@@ -68,12 +80,17 @@ int main(int argc, char** argv) {
   eval::report_options report_options;
   CLI::App& run = *app.add_subcommand("run", "Run tasks under policies and write the results");
   declare_run(run, run_options);
+  eval::calibrate_options calibrate_options;
+  calibrate_options.model = LAGKV_EVAL_MODEL;
+  CLI::App& calibrate = *app.add_subcommand("calibrate", "Count what the model's queries usually are");
+  declare_calibrate(calibrate, calibrate_options);
   CLI::App& report = *app.add_subcommand("report", "Print and draw results");
   declare_report(report, report_options);
   try {
     app.parse(argc, argv);
     for (auto file = run_options.files.begin(); file != run_options.files.end();)
       file = file->second.empty() ? run_options.files.erase(file) : std::next(file);
+    if (calibrate.parsed()) return eval::calibrate_command(calibrate_options);
     return run.parsed() ? eval::run_command(run_options) : eval::report_command(report_options);
   } catch (const CLI::Success& asked_for_help) {
     return app.exit(asked_for_help);

@@ -24,6 +24,7 @@
 #include "facts.hpp"
 #include "host/compressor.hpp"
 #include "host/model.hpp"
+#include "host/query_file.hpp"
 #include "host/stopwatch.hpp"
 #include "progress.hpp"
 #include "results.hpp"
@@ -118,6 +119,7 @@ runner::runner(const run_options& o)
   info_.chunk = o.chunk;
   info_.cache_type = o.cache_type;
   info_.transposed = o.transposed;
+  if (!o.queries.empty()) info_.queries_sha256 = sha256(o.queries);
   check_settings();
   make_sessions();
 }
@@ -136,6 +138,8 @@ void runner::check_settings() const {
     same("chunk", was.chunk, info_.chunk);
     same("cache type", was.cache_type, info_.cache_type);
     same("transposed values", was.transposed, info_.transposed);
+    if (!was.queries_sha256.empty() && !info_.queries_sha256.empty())
+      same("query statistics of SHA-256", was.queries_sha256, info_.queries_sha256);
   }
 }
 
@@ -150,6 +154,7 @@ void runner::make_sessions() {
   o.flash_attention = !options_.transposed;
   o.threads = info_.threads;
   o.answer_threads = 1;
+  if (!options_.queries.empty()) o.queries = host::read_queries(options_.queries);
   prefill_ = std::make_unique<host::session>(model_, o);
   o.threads = 1;
   for (int i = 0; i < info_.threads; ++i) {

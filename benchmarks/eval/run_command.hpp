@@ -22,7 +22,8 @@ struct run_options {
   bool question_seen = false;  ///< compress context and question, not the context alone
   std::size_t chunk = 0;       ///< compress after each so many tokens of the prompt; 0: once, after all
   std::string cache_type = "f16";
-  bool transposed = false;  ///< values: llama.cpp without flash attention
+  bool transposed = false;                   ///< values: llama.cpp without flash attention
+  std::string queries;                       ///< file of calibrate_command, for policies that are calibrated; empty: none
   std::map<std::string, std::string> files;  ///< by task: paths of the data sets of qa_1 and qa_2
   std::string out = "results.jsonl";
   std::string command;  ///< as it was called, for the record

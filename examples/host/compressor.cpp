@@ -8,7 +8,10 @@ namespace host {
 namespace {
 
 lagkv::llama::compressor make(session& s, const named_policy& policy) {
-  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe());
+  // Those that are not calibrated take the statistics of the prompt's own queries.
+  const bool calibrated = policy.rules.needs.calibrated;
+  auto made =
+      lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), calibrated ? s.queries() : decltype(s.queries()){});
   if (!made) throw std::invalid_argument(policy.name + ": " + made.message());
   return *made;
 }

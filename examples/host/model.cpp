@@ -106,7 +106,7 @@ cache_types parse_cache_types(const std::string& text) {
   return {type_of(text.substr(0, slash)), type_of(slash == std::string::npos ? text : text.substr(slash + 1))};
 }
 
-session::session(const model& m, const session_options& options) {
+session::session(const model& m, const session_options& options) : queries_(options.queries) {
   llama_context_params params = llama_context_default_params();
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   params.n_ctx = options.cells;

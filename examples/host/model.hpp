@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <lagkv/adapters/llama/probe.hpp>
+#include <lagkv/query_statistics.hpp>
 
 namespace host {
 
@@ -62,11 +63,12 @@ struct cache_types {
 
 /// What a session is made with.
 struct session_options {
-  std::uint32_t cells = 0;      ///< tokens the cache has room for
-  int threads = 0;              ///< for a prompt; 0: as many as there are cores
-  int answer_threads = 0;       ///< for a token of an answer; 0: as many as for a prompt
-  cache_types types{};          ///< of a cache
-  bool flash_attention = true;  ///< off: the values lie transposed
+  std::uint32_t cells = 0;                         ///< tokens the cache has room for
+  int threads = 0;                                 ///< for a prompt; 0: as many as there are cores
+  int answer_threads = 0;                          ///< for a token of an answer; 0: as many as for a prompt
+  cache_types types{};                             ///< of a cache
+  bool flash_attention = true;                     ///< off: the values lie transposed
+  std::vector<lagkv::query_statistics> queries{};  ///< of the model, a layer each, for policies that are calibrated
 };
 
 /// A sequence to be restored later.
@@ -90,6 +92,9 @@ class session {
 
   /// Lets the cache be compressed in place, and attention be recorded.
   [[nodiscard]] lagkv::llama::cache_probe& probe() { return probe_; }
+
+  /// What the model's queries usually are; empty where it was made without.
+  [[nodiscard]] const std::vector<lagkv::query_statistics>& queries() const { return queries_; }
 
   /// Decodes tokens after those already there. False when the cache has no room for them.
   [[nodiscard]] bool feed(std::span<const llama_token> tokens, const progress& report = {});
@@ -122,6 +127,7 @@ class session {
   [[nodiscard]] std::span<const float> logits_after(std::int32_t index) const;
 
   lagkv::llama::cache_probe probe_;  // outlives the context
+  std::vector<lagkv::query_statistics> queries_;
   std::unique_ptr<llama_context, deleter> context_;
 };
 

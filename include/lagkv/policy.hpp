@@ -68,6 +68,8 @@ inline status check(const policy& p, const layer& l, bool any_length = false) {
         "(layer.extra)"};
   if (p.needs.statistics && !(e != nullptr && (e->query_mean || e->queries)))
     return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
+  if (p.needs.calibrated && !(e != nullptr && e->query_mean))
+    return error{"query_mean: the policy reads statistics of the model's queries; the layer has none (layer.extra)"};
   if (p.needs.rope) {
     if (e == nullptr || e->rope == nullptr)
       return error{
@@ -88,12 +90,12 @@ namespace detail {
 
 /// Where what a policy needs is not there at this call, nothing is judged.
 inline bool met(const needs& n, const layer& l) {
-  if (n.queries == 0 && !n.mass && !n.statistics) return true;
+  if (n.queries == 0 && !n.mass && !n.statistics && !n.calibrated) return true;
   const extras* e = l.extra;
   if (e == nullptr) return false;
   const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
   return (n.queries == 0 || offered > 0) && (!n.mass || e->mass || offered >= l.tokens) &&
-         (!n.statistics || e->query_mean || (e->queries && offered > 0));
+         (!n.statistics || e->query_mean || (e->queries && offered > 0)) && (!n.calibrated || e->query_mean);
 }
 
 /// What is due of this layer, protected rows counted.

@@ -1,27 +1,29 @@
-// Part of lagkv (MIT). Statistics of the queries to come, from queries that there have been: once a model, or once a prompt.
-// Needs Eigen.
+// Part of lagkv (MIT). What the queries of a model usually are, for policies that expect their attention.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <vector>
 
-#include <Eigen/Core>
-
 #include <lagkv/rope.hpp>
-#include <lagkv/score/matrix.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
-#include <lagkv/workspace.hpp>
 
 namespace lagkv {
 
-/// Mean and covariance of the queries at positions to come: extras.query_mean and extras.query_covariance are views of them.
+/// Mean and covariance of the queries of a layer. After moved() extras.query_mean and extras.query_covariance are views of them.
+/// estimate_queries.hpp makes them.
 struct query_statistics {
   std::size_t heads = 0;  ///< query heads
   std::size_t channels = 0;
   std::vector<float> mean;        ///< [heads][channels]
-  std::vector<float> covariance;  ///< [heads][channels][channels]
+  std::vector<float> covariance;  ///< [heads][channels][channels], symmetric
+
+  /// Those of queries that are `by` times as large.
+  void multiply(float by) {
+    for (float& x : mean) x *= by;
+    for (float& x : covariance) x *= by * by;
+  }
 
   tensor mean_view() const { return view(mean, 1); }
   tensor covariance_view() const { return view(covariance, channels); }
@@ -33,46 +35,52 @@ struct query_statistics {
   }
 };
 
-/// From queries before RoPE [query heads][n][channels], of which `used` count (the first few tokens of a prompt are unlike
-/// the rest: kvpress leaves out 4): their mean and population covariance, moved by the mean rotation of the positions
-/// [first, first + future). Source: ExpectedAttention (arXiv 2510.00636); kvpress 0.5.5, whose future is 512. In doubles;
-/// cost n d^2 + d^3 for each query head.
-inline query_statistics estimate_queries(const tensor& queries, token_range used, const rope& r, std::size_t first,
-                                         std::size_t future, workspace& ws) {
-  const std::size_t channels = queries.channels();
-  const auto d = static_cast<Eigen::Index>(channels);
-  query_statistics out{queries.heads(), channels, {}, {}};
-  out.mean.resize(out.heads * channels);
-  out.covariance.resize(out.heads * channels * channels);
+namespace detail {
 
-  Eigen::MatrixXd rotation = Eigen::MatrixXd::Identity(d, d);
-  const std::size_t dims = r.rotated(channels);
-  for (std::size_t pair = 0; pair < dims / 2; ++pair) {
-    const bool halves = r.pairs == rope::pairing::halves;
-    const auto a = static_cast<Eigen::Index>(halves ? pair : 2 * pair);
-    const auto b = static_cast<Eigen::Index>(halves ? pair + dims / 2 : 2 * pair + 1);
-    const double step = r.angle(pair, channels);
-    double cosine = 0, sine = 0;
-    for (std::size_t p = first; p < first + future; ++p) {
-      const double angle = static_cast<double>(p) * step;
-      cosine += std::cos(angle), sine += std::sin(angle);
-    }
-    rotation(a, a) = rotation(b, b) = cosine / static_cast<double>(future);
-    rotation(b, a) = sine / static_cast<double>(future);
-    rotation(a, b) = -rotation(b, a);
+/// Mean over the positions [first, first + n) of the cosine and sine of position * angle.
+struct mean_turn {
+  double cosine, sine;
+
+  mean_turn(double angle, std::size_t first, std::size_t n) {
+    const double middle = (static_cast<double>(first) + (static_cast<double>(n) - 1) / 2) * angle;
+    const double one = std::sin(angle / 2), all = std::sin(static_cast<double>(n) * angle / 2);
+    const double length =
+        std::abs(one) < 1e-9 ? 1 : all / (static_cast<double>(n) * one);  // below that it is 1 - 1e-12 for n = 4096
+    cosine = length * std::cos(middle), sine = length * std::sin(middle);
   }
 
-  Eigen::VectorXd mean(d);
-  Eigen::MatrixXd covariance(d, d);
-  std::vector<double> rows(detail::matrix_rows * channels);
-  for (std::size_t head = 0; head < out.heads; ++head) {
-    detail::moments_of(queries, head, used, mean, &covariance, rows.data(), ws);
-    mean = rotation * mean;
-    covariance = rotation * covariance * rotation.transpose();
-    for (std::size_t i = 0; i < channels; ++i)
-      out.mean[head * channels + i] = static_cast<float>(mean(static_cast<Eigen::Index>(i)));
-    for (std::size_t i = 0; i < channels * channels; ++i)
-      out.covariance[head * channels * channels + i] = static_cast<float>(covariance.data()[i]);
+  /// Turns n pairs of numbers that lie `step` apart.
+  void turn(double* a, double* b, std::size_t n, std::size_t step) const {
+    for (std::size_t i = 0; i < n * step; i += step) {
+      const double x = a[i], y = b[i];
+      a[i] = cosine * x - sine * y, b[i] = sine * x + cosine * y;
+    }
+  }
+};
+
+}  // namespace detail
+
+/// Statistics of queries before RoPE, moved by the mean rotation of the positions [first, first + future): what queries to come
+/// will be like. Source: ExpectedAttention (arXiv 2510.00636); kvpress 0.5.5, whose future is 512. In doubles; cost d^2 for each
+/// query head.
+inline query_statistics moved(const query_statistics& s, const rope& r, std::size_t first, std::size_t future) {
+  const std::size_t d = s.channels, pairs = r.rotated(d) / 2;
+  query_statistics out = s;
+  std::vector<double> x(d * (d + 1));  // the mean, then the covariance
+  for (std::size_t head = 0; head < s.heads; ++head) {
+    float *mean = out.mean.data() + head * d, *covariance = out.covariance.data() + head * d * d;
+    for (std::size_t i = 0; i < d; ++i) x[i] = static_cast<double>(mean[i]);
+    for (std::size_t i = 0; i < d * d; ++i) x[d + i] = static_cast<double>(covariance[i]);
+    for (std::size_t j = 0; j < pairs; ++j) {
+      const bool halves = r.pairs == rope::pairing::halves;
+      const std::size_t a = halves ? j : 2 * j, b = halves ? j + pairs : 2 * j + 1;
+      const detail::mean_turn t(r.angle(j, d), first, future);
+      t.turn(&x[a], &x[b], 1, 1);
+      t.turn(&x[d + a * d], &x[d + b * d], d, 1);  // rows, then columns
+      t.turn(&x[d + a], &x[d + b], d, d);
+    }
+    for (std::size_t i = 0; i < d; ++i) mean[i] = static_cast<float>(x[i]);
+    for (std::size_t i = 0; i < d * d; ++i) covariance[i] = static_cast<float>(x[d + i]);
   }
   return out;
 }

@@ -942,6 +942,72 @@ TEST(LlamaRecording, StatisticsAreServedByTheRecentQueries) {
   EXPECT_EQ(must(c->compress(0)).tokens_after, 150U);
 }
 
+/// The same for all layers.
+std::vector<lagkv::query_statistics> made_up_statistics(std::size_t n) {
+  lagkv::query_statistics s{query_heads, head_size, {}, {}};
+  for (std::size_t i = 0; i < query_heads * head_size; ++i) s.mean.push_back(static_cast<float>(i % 17) / 8 - 1);
+  for (std::size_t i = 0; i < query_heads * head_size * head_size; ++i)
+    s.covariance.push_back(i % head_size == i / head_size % head_size ? 1.0F + static_cast<float>(i % 5) : 0.0F);
+  return std::vector<lagkv::query_statistics>(n, s);
+}
+
+TEST(LlamaRecording, CalibratedStatisticsAreThoseOfThePositionsToCome) {
+  session s({});
+  auto policy = *lagkv::parse("key_diff:keep=0.5");
+  policy.needs.statistics = policy.needs.calibrated = true;
+  std::vector<lagkv::query_statistics> found;
+  policy.score = [&found](const lagkv::layer& l, std::size_t, lagkv::token_range, std::span<float> out, lagkv::workspace& ws) {
+    lagkv::query_statistics seen{l.extra->query_mean.heads(), l.extra->query_mean.channels(), {}, {}};
+    for (std::size_t q = 0; q < seen.heads; ++q) {
+      lagkv::for_each_row(l.extra->query_mean, q, {0, 1}, ws,
+                          [&](std::size_t, auto row) { seen.mean.insert(seen.mean.end(), row.begin(), row.end()); });
+      lagkv::for_each_row(l.extra->query_covariance, q, {0, seen.channels}, ws,
+                          [&](std::size_t, auto row) { seen.covariance.insert(seen.covariance.end(), row.begin(), row.end()); });
+    }
+    found.push_back(seen);
+    for (float& score : out) score = 0;
+  };
+  const auto statistics = made_up_statistics(layers);
+  auto c = lagkv::llama::compressor::make(s.context.get(), policy, &s.probe, statistics);
+  ASSERT_TRUE(c && s.feed(150));
+  EXPECT_EQ(must(c->compress(0)).tokens_after, 75U);
+  EXPECT_EQ(s.nodes_asked_for, 0) << "nothing is recorded";
+  const auto expected = moved(statistics[0], s.probe.embeddings()[0].with_factors(), 150, 512);
+  ASSERT_EQ(found.size(), layers * kv_heads);
+  for (const auto& f : found) {
+    EXPECT_EQ(f.mean, expected.mean);
+    EXPECT_EQ(f.covariance, expected.covariance);
+  }
+  EXPECT_NE(expected.mean, statistics[0].mean);
+}
+
+TEST(LlamaRecording, StatisticsThatAreNotTheModelsAreRefusedAndTheSequenceLeftAlone) {
+  session s({});
+  auto policy = *lagkv::parse("key_diff:keep=0.5");
+  policy.needs.statistics = policy.needs.calibrated = true;
+  const auto none = lagkv::llama::compressor::make(s.context.get(), policy, &s.probe);
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.message(), "policy: reads statistics of the model's queries: give them to make() (calibration.hpp)");
+  const auto blind = lagkv::llama::compressor::make(s.context.get(), policy, nullptr, made_up_statistics(layers));
+  ASSERT_FALSE(blind);
+  EXPECT_EQ(blind.message(),
+            "policy: reads statistics of queries: give the compressor a cache_probe, which sees their embedding");
+
+  ASSERT_TRUE(s.feed(100));
+  const bytes before = s.state();
+  auto narrow = made_up_statistics(layers), uneven = narrow;
+  narrow[3].channels = 32, uneven[5].covariance.pop_back();
+  for (auto& [given, why] :
+       {std::pair{made_up_statistics(29), "query statistics of 29 layers: must be those of 30"},
+        {narrow, "query statistics of layer 3: channels=32, 576 means, 36864 covariances: must be those of 64 channels"},
+        {uneven, "query statistics of layer 5: channels=64, 576 means, 36863 covariances: must be those of 64 channels"}}) {
+    auto c = lagkv::llama::compressor::make(s.context.get(), policy, &s.probe, given);
+    ASSERT_TRUE(c) << c.message();
+    for (way how : {way::in_place, way::repack}) EXPECT_EQ(c->compress(0, how).message(), why);
+    EXPECT_EQ(s.state(), before);
+  }
+}
+
 TEST(LlamaRecording, WhatWasNotRecordedIsNamed) {
   session s({});
   ASSERT_TRUE(s.feed(150));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <complex>
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
@@ -12,8 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "calibrate_command.hpp"
 #include "host/compressor.hpp"
 #include "host/model.hpp"
+#include "host/query_file.hpp"
 #include "report/report_command.hpp"
 #include "results.hpp"
 #include "run_command.hpp"
@@ -264,6 +267,100 @@ TEST_F(Run, GoesOnWhereItWasInterrupted) {
   const std::string page = (folder_ / "page.html").string();
   EXPECT_EQ(eval::report_command({o.out, page, "", false}), 0);
   EXPECT_GT(std::filesystem::file_size(page), 20000U);
+}
+
+// Queries of 120 tokens at a time, turned back by complex arithmetic in double.
+TEST_F(Run, CalibratesOnceAndRunsWithThat) {
+  constexpr std::size_t length = 120, skipped = 4, channels = 64, heads = 9;
+  const std::string text = prompt_of(task("niah_single_2"), 400).context;
+  std::ofstream(folder_ / "text.txt") << text;
+  eval::calibrate_options c;
+  c.model = LAGKV_LLAMA_MODEL, c.texts = {(folder_ / "text.txt").string()}, c.tokens = 2 * length, c.length = length;
+  c.threads = 1, c.out = (folder_ / "queries.npy").string();
+  EXPECT_EQ(eval::calibrate_command(c), 0);
+  const auto counted = host::read_queries(c.out);
+  ASSERT_EQ(counted.size(), 30U);
+
+  host::session session(model(), {.cells = length, .threads = 1});
+  session.probe().record({.queries = length});
+  const tokens all = model().tokenize(text);
+  std::vector<std::vector<double>> sums(counted.size()), products(counted.size());
+  for (std::size_t begin = 0; begin < 2 * length; begin += length) {
+    session.clear();
+    ASSERT_TRUE(session.feed(std::span(all).subspan(begin, length)));
+    for (const std::size_t l : {std::size_t{0}, std::size_t{17}}) {
+      sums[l].resize(heads * channels), products[l].resize(heads * channels * channels);
+      const lagkv::rope by = session.probe().embeddings()[l].with_factors();
+      const lagkv::tensor queries = session.probe().recorded().beside(l).queries;
+      lagkv::workspace ws;
+      for (std::size_t h = 0; h < heads; ++h)
+        lagkv::for_each_row(queries, h, {skipped, length}, ws, [&](std::size_t i, std::span<const float> row) {
+          std::vector<double> q(channels);
+          for (std::size_t j = 0; j < channels / 2; ++j) {  // neighbours are pairs
+            const std::complex<double> turned(row[2 * j], row[2 * j + 1]);
+            const auto back = turned * std::polar(1.0, -by.angle(j, channels) * static_cast<double>(skipped + i));
+            q[2 * j] = back.real(), q[2 * j + 1] = back.imag();
+          }
+          for (std::size_t a = 0; a < channels; ++a) {
+            sums[l][h * channels + a] += q[a];
+            for (std::size_t b = 0; b < channels; ++b) products[l][(h * channels + a) * channels + b] += q[a] * q[b];
+          }
+        });
+    }
+  }
+  constexpr double n = 2 * (length - skipped);
+  for (const std::size_t l : {std::size_t{0}, std::size_t{17}})
+    for (std::size_t h = 0; h < heads; ++h)
+      for (std::size_t a = 0; a < channels; ++a) {
+        const double mean = sums[l][h * channels + a] / n;
+        ASSERT_NEAR(counted[l].mean[h * channels + a], mean, 1e-4) << "layer " << l << " head " << h;
+        for (std::size_t b = 0; b < channels; ++b) {
+          const std::size_t at = (h * channels + a) * channels + b;
+          ASSERT_NEAR(counted[l].covariance[at], products[l][at] / n - mean * sums[l][h * channels + b] / n, 1e-3);
+        }
+      }
+
+  eval::run_options o = options();
+  o.tasks = "niah_single_1", o.samples = 1, o.policies = {"lagkv:lag=32", "expected_attention:calibrated=yes"};
+  EXPECT_THROW(eval::run_command(o), std::invalid_argument) << "it has no statistics";
+  o.queries = c.out;
+  EXPECT_EQ(eval::run_command(o), 0);
+  const eval::results done = eval::read_results(o.out);
+  EXPECT_EQ(done.runs.back().queries_sha256.size(), 64U);
+  std::size_t calibrated = 0;
+  for (const eval::sample_result& r : done.samples) {
+    EXPECT_EQ(r.failure, "");
+    if (r.key.policy != "full") {
+      EXPECT_NEAR(static_cast<double>(r.kept_tokens), static_cast<double>(r.judged_tokens) / 2, 8);
+    }
+    if (r.key.policy == o.policies[1]) ++calibrated;
+  }
+  EXPECT_EQ(calibrated, 1U);
+}
+
+TEST_F(Run, FilesThatHoldNoQueryStatisticsAreRefused) {
+  const auto message = [](const std::string& path) {
+    try {
+      static_cast<void>(host::read_queries(path));
+    } catch (const std::invalid_argument& wrong) {
+      return std::string(wrong.what());
+    }
+    return std::string();
+  };
+  EXPECT_NE(message("no such file").find("no such file"), std::string::npos);
+  const std::string path = (folder_ / "some.npy").string();
+  std::ofstream(path) << "text";
+  EXPECT_NE(message(path).find("is not a .npy file"), std::string::npos);
+  host::write_queries(path, {});
+  EXPECT_NE(message(path).find("must be float32 [layers, query heads, 1 + channels, channels]"), std::string::npos);
+  const std::vector<lagkv::query_statistics> one{{1, 2, {1, 2}, {3, 4, 4, 5}}};
+  host::write_queries(path, one);
+  const auto read = host::read_queries(path);
+  ASSERT_EQ(read.size(), 1U);
+  EXPECT_EQ(read[0].heads, 1U);
+  EXPECT_EQ(read[0].channels, 2U);
+  EXPECT_EQ(read[0].mean, one[0].mean);
+  EXPECT_EQ(read[0].covariance, one[0].covariance);
 }
 
 TEST_F(Run, RefusesBeforeItWorks) {

@@ -42,9 +42,8 @@ def run(o, half, seed, policies, removed):
     def one(task, samples):
         path = part(o, half, task)
         command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed, "--length", str(o.length),
-                   "--samples", str(samples), "--seed", str(seed), "--threads", "1", "--out", str(path)]
-        if o.model:
-            command += ["--model", o.model]
+                   "--samples", str(samples), "--seed", str(seed), "--threads", "1", "--queries", str(o.out / "queries.npy"),
+                   "--out", str(path), *o.named_model]
         with open(path.with_suffix(".log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
 
@@ -166,6 +165,10 @@ def main():
     candidates = [c["policy"] for c in listed["candidates"]]
     why = {c["policy"]: c["why"] for c in listed["candidates"]}
     o.out.mkdir(parents=True, exist_ok=True)
+    o.named_model = ["--model", o.model] if o.model else []
+    queries = o.out / "queries.npy"
+    if not o.no_run and not queries.exists():
+        subprocess.run([o.eval, "calibrate", "--threads", "1", "--out", str(queries), *o.named_model], check=True)
 
     def about(samples):
         return (f"{samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "

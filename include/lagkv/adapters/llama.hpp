@@ -10,7 +10,8 @@
 //
 // Policies that read queries or attention (snapkv, h2o, tova) have the probe record what they read, from the tokens on that
 // are decoded after the compressor is made; others slow nothing down. Those that judge keys without their positions
-// (novelty, unrotate=yes) need it for the rotary embedding of each layer, which it takes from the first graph.
+// (novelty, unrotate=yes) need it for the rotary embedding of each layer, which it takes from the first graph. Those that read
+// statistics of the model's queries (calibrated=yes) get them with make(); calibration.hpp counts them.
 //
 // Taken: caches of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1 (keys and values may differ), with or without flash
 // attention, on any backend. Quantised rows move as they are. llama.cpp stores most of them under a Hadamard matrix: the
@@ -20,6 +21,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -36,6 +38,7 @@
 #include <lagkv/adapters/llama/state.hpp>
 #include <lagkv/adapters/llama/views.hpp>
 #include <lagkv/policy.hpp>
+#include <lagkv/query_statistics.hpp>
 
 namespace lagkv::llama {
 
@@ -72,8 +75,10 @@ class compressor {
  public:
   /// Fails where the model's memory is of a kind that is not taken, or cannot hold what the policy keeps, or the policy reads
   /// what cannot be recorded. `context` and `probe` must outlive it. The probe records what this policy reads, and no more
-  /// what an earlier one did.
-  static result<compressor> make(llama_context* context, const policy& p, cache_probe* probe = nullptr) {
+  /// what an earlier one did. `queries`: of each layer what its queries usually are, before RoPE; policies that read
+  /// statistics then take these, moved to the 512 positions that come next, and nothing is recorded for them.
+  static result<compressor> make(llama_context* context, const policy& p, cache_probe* probe = nullptr,
+                                 std::vector<query_statistics> queries = {}) {
     const llama_model* model = llama_get_model(context);
     if (llama_model_is_recurrent(model)) return error{"model: has recurrent memory, no cache of keys and values"};
     if (llama_model_is_hybrid(model)) return error{"model: has hybrid memory: not taken"};
@@ -85,15 +90,20 @@ class compressor {
       return error{"policy: layers keep different numbers of tokens (pyramid), which llama.cpp's cache cannot hold"};
     if (p.needs.rope && probe == nullptr)
       return error{"policy: judges keys without their positions: give the compressor a cache_probe, which sees their embedding"};
-    compressor made(context, p, probe);
-    if (status ok = made.record(wanted_by(p)); !ok) return error{ok.message()};
+    if (p.needs.calibrated && queries.empty())
+      return error{"policy: reads statistics of the model's queries: give them to make() (calibration.hpp)"};
+    if (!p.needs.statistics) queries.clear();
+    if (!queries.empty() && probe == nullptr)
+      return error{"policy: reads statistics of queries: give the compressor a cache_probe, which sees their embedding"};
+    compressor made(context, p, probe, std::move(queries));
+    if (status ok = made.record(made.reads()); !ok) return error{ok.message()};
     return made;
   }
 
   /// Positions of `sequence` that are never dropped, in place of those given before. Where the policy judges rows again
   /// (capacity=, budget_mb=), give them before the first token: their places are then recorded.
   status protect(llama_seq_id sequence, std::vector<std::uint32_t> positions) {
-    wanted w = wanted_by(policy_);
+    wanted w = reads();
     w.positions = w.positions || (policy_.retain.again && !positions.empty());
     if (status ok = record(w); !ok) return ok;
     std::sort(positions.begin(), positions.end());
@@ -167,12 +177,15 @@ class compressor {
     std::vector<std::uint32_t> protect;  ///< ascending
   };
 
-  compressor(llama_context* context, const policy& p, cache_probe* probe)
+  compressor(llama_context* context, const policy& p, cache_probe* probe, std::vector<query_statistics> queries)
       : context_(context),
         memory_(llama_get_memory(context)),
         heads_(static_cast<std::size_t>(llama_model_n_head_kv(llama_get_model(context)))),
         policy_(p),
-        probe_(probe) {}
+        probe_(probe),
+        queries_(std::move(queries)) {}
+
+  wanted reads() const { return wanted_by(policy_, !queries_.empty()); }
 
   /// Rows in use, if positions run on from the dropped ones as they do unless the host renumbers them.
   static std::size_t expected_tokens(const state& s, llama_pos last) {
@@ -401,7 +414,7 @@ class compressor {
       recorded->truncate(last + 1);
       if (status ok = recorded->check(last, cells.size(), cached.size()); !ok) return error{ok.message()};
     }
-    if (policy_.needs.rope)
+    if (policy_.needs.rope || !queries_.empty())
       if (status ok = take_ropes(cached.size(), cached[0].keys.width / heads_); !ok) return error{ok.message()};
     std::vector<layer> layers(cached.size());
     beside_.assign(cached.size(), extras{});
@@ -416,10 +429,34 @@ class compressor {
       if (policy_.needs.rope) beside_[i].rope = &ropes_[i];
       layers[i].extra = &beside_[i];
     }
+    if (!queries_.empty())
+      if (status ok = expect_queries(layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     if (status ok = check(policy_, layers[0]); !ok) return error{ok.message()};  // the others are of the same form
     if (policy_.needs.moments && policy_.retain.again)
       if (status ok = observe(s, layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     return layers;
+  }
+
+  /// What the queries at the next positions will be like.
+  status expect_queries(const std::vector<layer>& layers, std::size_t next) {
+    constexpr std::size_t future = 512;  // kvpress's
+    if (queries_.size() != layers.size())
+      return error{"query statistics of " + std::to_string(queries_.size()) + " layers: must be those of " +
+                   std::to_string(layers.size())};
+    expected_.resize(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const query_statistics& s = queries_[i];
+      if (s.channels != layers[i].keys.channels() || s.mean.size() != s.heads * s.channels ||
+          s.covariance.size() != s.mean.size() * s.channels)
+        return error{"query statistics of layer " + std::to_string(i) + ": channels=" + std::to_string(s.channels) + ", " +
+                     std::to_string(s.mean.size()) + " means, " + std::to_string(s.covariance.size()) +
+                     " covariances: must be those of " + std::to_string(layers[i].keys.channels()) + " channels"};
+      expected_[i] = moved(s, ropes_[i], next, future);
+      if (const float scale = beside_[i].scale; scale > 0)
+        expected_[i].multiply(1 / (scale * std::sqrt(static_cast<float>(s.channels))));
+      beside_[i].query_mean = expected_[i].mean_view(), beside_[i].query_covariance = expected_[i].covariance_view();
+    }
+    return {};
   }
 
   /// Adds the keys since the last time to the moments of each layer.
@@ -456,6 +493,7 @@ class compressor {
   lagkv::workspace workspace_;
   std::vector<extras> beside_;  // what the layers of a call point to
   std::vector<rope> ropes_;
+  std::vector<query_statistics> queries_, expected_;  // before RoPE; at the positions to come
   std::map<llama_seq_id, state> sequences_;
 };
 

@@ -15,15 +15,16 @@ namespace lagkv {
 /// Were the queries to come normal with mean m and covariance S, a key would have the mean weight exp(s m.k + s^2 k^T S k / 2)
 /// with s = 1 / sqrt(d) (or extras.scale): its softmax over what is judged, mean over the query heads of the group, times the
 /// norm of the value.
-/// m and S are extras.query_mean and query_covariance (query_statistics.hpp makes them); without a covariance it counts as 0.
-/// Where the host gives no mean they are those of the queries that it offers, as they are.
+/// m and S are extras.query_mean and query_covariance (estimate_queries.hpp makes them); without a covariance it counts as 0.
+/// Where the host gives no mean they are those of the queries that it offers, as they are; not where they must be `calibrated`.
 /// Cost: n d^2 for each query head, n d without covariance. Source: the paper; kvpress 0.5.5, ExpectedAttentionPress. Eigen
 /// may allocate.
 struct expected_attention {
   std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
   bool covariance = true;
   bool values = true;
-  double epsilon = 0;  ///< added to the weight before it is multiplied by the norm of the value
+  double epsilon = 0;       ///< added to the weight before it is multiplied by the norm of the value
+  bool calibrated = false;  ///< only by the mean that the host gives
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
     constexpr std::size_t together = detail::matrix_rows;
@@ -82,12 +83,15 @@ struct expected_attention {
   }
 };
 
-inline part part_of(const expected_attention& s) { return {.score = s, .needs = {.values = s.values, .statistics = true}}; }
+inline part part_of(const expected_attention& s) {
+  return {.score = s, .needs = {.values = s.values, .statistics = true, .calibrated = s.calibrated}};
+}
 
 inline constexpr parameter expected_attention_parameters[] = {
     {"covariance", parameter::kind::word, 1, accepts::yes_no, "use the covariance of the queries"},
     {"values", parameter::kind::word, 1, accepts::yes_no, "times the norm of the value"},
-    {"epsilon", parameter::kind::number, 0, "must be from 0 to 1000000", "added to the weight before that"}};
+    {"epsilon", parameter::kind::number, 0, "must be from 0 to 1000000", "added to the weight before that"},
+    {"calibrated", parameter::kind::word, 0, accepts::yes_no, "only by statistics that the host has of the model's queries"}};
 
 inline constexpr method expected_attention_method{
     .name = "expected_attention",
@@ -98,7 +102,7 @@ inline constexpr method expected_attention_method{
     .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
       if (!(v[2] >= 0 && v[2] <= 1e6))
         return error{"epsilon=" + std::to_string(v[2]) + ": " + std::string(expected_attention_parameters[2].range)};
-      return part_of(expected_attention{lag, v[0] != 0, v[1] != 0, v[2]});
+      return part_of(expected_attention{lag, v[0] != 0, v[1] != 0, v[2], v[3] != 0});
     },
 };
 

@@ -32,10 +32,10 @@ struct wanted {
   }
 };
 
-/// What a policy reads of it. Statistics of queries are taken from the last 256 tokens'.
-inline wanted wanted_by(const policy& p) {
+/// What a policy reads of it. Statistics of queries, where they are not `calibrated`, are taken from the last 256 tokens'.
+inline wanted wanted_by(const policy& p, bool calibrated) {
   constexpr std::size_t for_statistics = 256;
-  return {.queries = std::max(p.needs.queries, p.needs.statistics ? for_statistics : 0),
+  return {.queries = std::max(p.needs.queries, p.needs.statistics && !calibrated ? for_statistics : 0),
           .mass = p.needs.mass,
           // A mean mass counts the queries from the row's own on; survivors are turned back by their own positions.
           .positions = (p.needs.mass && p.retain.again) || (p.needs.rope && (p.retain.again || p.needs.all_rows))};

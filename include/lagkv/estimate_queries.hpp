@@ -1,0 +1,76 @@
+// Part of lagkv (MIT). Statistics of queries from queries that there have been: once a model, or once a prompt. Needs Eigen.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include <Eigen/Core>
+
+#include <lagkv/query_statistics.hpp>
+#include <lagkv/score/matrix.hpp>
+#include <lagkv/tensor.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv {
+
+/// Adds up the queries of a layer: those of a prompt, or over any number of texts those of a model.
+class query_moments {
+ public:
+  query_moments(std::size_t heads, std::size_t channels)
+      : heads_(heads), channels_(channels), counts_(heads), sums_(heads * (channels + 1) * channels) {}
+
+  /// Queries before RoPE [query heads][n][channels], of which `used` count (the first few tokens of a text are unlike the rest:
+  /// kvpress leaves out 4). Rows that are not finite are passed over. In doubles; cost n d^2 for each query head. Views of other
+  /// heads or channels change nothing.
+  void add(const tensor& queries, token_range used, workspace& ws) {
+    if (queries.heads() != heads_ || queries.channels() != channels_) return;
+    const auto d = static_cast<Eigen::Index>(channels_);
+    double* rows = ws.doubles(detail::matrix_rows * channels_);
+    for (std::size_t head = 0; head < heads_; ++head) {
+      Eigen::Map<Eigen::VectorXd> sum(sums_.data() + head * (channels_ + 1) * channels_, d);
+      Eigen::Map<Eigen::MatrixXd> products(sum.data() + channels_, d, d);
+      detail::for_each_matrix(queries, head, used, nullptr, ws, rows, [&](Eigen::Map<detail::matrix>& m, std::size_t) {
+        for (Eigen::Index i = 0; i < m.rows(); ++i) {
+          if (m.row(i).allFinite())
+            ++counts_[head];
+          else
+            m.row(i).setZero();
+        }
+        sum += m.colwise().sum().transpose();
+        products.noalias() += m.transpose() * m;
+      });
+    }
+  }
+
+  /// Mean and population covariance of all that has been added; 0 where nothing has.
+  query_statistics statistics() const {
+    query_statistics out{heads_, channels_, {}, {}};
+    out.mean.resize(heads_ * channels_), out.covariance.resize(heads_ * channels_ * channels_);
+    for (std::size_t head = 0; head < heads_; ++head) {
+      const double *sum = sums_.data() + head * (channels_ + 1) * channels_, *products = sum + channels_;
+      const double n = counts_[head] > 0 ? static_cast<double>(counts_[head]) : 1.0;
+      for (std::size_t i = 0; i < channels_; ++i) {
+        out.mean[head * channels_ + i] = static_cast<float>(sum[i] / n);
+        for (std::size_t j = 0; j < channels_; ++j)
+          out.covariance[(head * channels_ + i) * channels_ + j] =
+              static_cast<float>(products[i * channels_ + j] / n - sum[i] / n * (sum[j] / n));
+      }
+    }
+    return out;
+  }
+
+ private:
+  std::size_t heads_, channels_;
+  std::vector<std::size_t> counts_;
+  std::vector<double> sums_;  // [heads][1 + channels][channels]: of the queries, of their products
+};
+
+/// Of one prompt's queries, moved to the positions [first, first + future): as query_moments and moved() have them.
+inline query_statistics estimate_queries(const tensor& queries, token_range used, const rope& r, std::size_t first,
+                                         std::size_t future, workspace& ws) {
+  query_moments all(queries.heads(), queries.channels());
+  all.add(queries, used, ws);
+  return moved(all.statistics(), r, first, future);
+}
+
+}  // namespace lagkv
