@@ -22,7 +22,7 @@ std::string names_of(bool fusable) {
   std::string out = fusable ? "" : "fuse";
   for (const lagkv::method* m : lagkv::methods())
     if (!fusable || m->make != nullptr) out.append(out.empty() ? "" : ", ").append(m->name);
-  return out + " (leverage and expected_attention: include lagkv/all_methods.hpp)";
+  return out + " (leverage: include lagkv/all_methods.hpp)";
 }
 const std::string names = "unknown policy '%': must be one of " + names_of(false);
 constexpr const char* shared =

@@ -7,6 +7,8 @@
 #include <functional>
 #include <set>
 
+#include <Eigen/Eigenvalues>
+
 #include <lagkv/estimate_queries.hpp>
 
 #include "support/golden.hpp"
@@ -540,6 +542,70 @@ TEST(query_statistics, are_moved_by_the_mean_of_the_rotations_to_come) {
           ASSERT_NEAR(s.covariance[(h * d + a) * d + b], spread, 3e-6);
         }
       }
+  }
+}
+
+// What is left of the covariance is what no other vectors, as few, could take away.
+TEST(query_statistics, a_few_factors_stand_for_most_of_the_covariance) {
+  constexpr std::size_t d = 12, future = 64, first = 300;
+  host view(layout::heads_first, dtype::f32, make_cube(64, 2, 80, d));
+  lagkv::workspace ws;
+  lagkv::query_moments all(2, d);
+  all.add(view.view(), {0, 80}, ws);
+  lagkv::rope by{.base = 50};
+  const lagkv::query_statistics exact = moved(all.statistics(), by, first, future);
+  for (const std::size_t rank : {std::size_t{0}, std::size_t{1}, std::size_t{3}, std::size_t{7}, d, d + 5}) {
+    const lagkv::query_statistics few = moved(factored(all.statistics(), by, future, rank), by, first, future);
+    EXPECT_EQ(few.rank(), std::min(rank, d));
+    EXPECT_EQ(few.mean, exact.mean);
+    EXPECT_FALSE(few.covariance_view());
+    for (std::size_t h = 0; h < 2; ++h) {
+      const auto whole = Eigen::Map<const Eigen::MatrixXf>(exact.covariance.data() + h * d * d, d, d).cast<double>().eval();
+      Eigen::MatrixXd left = whole;
+      for (std::size_t f = 0; f < few.rank(); ++f) {
+        const auto vector =
+            Eigen::Map<const Eigen::VectorXf>(few.factors.data() + (h * few.rank() + f) * d, d).cast<double>().eval();
+        left -= vector * vector.transpose();
+      }
+      const Eigen::VectorXd sizes = Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(whole).eigenvalues();
+      double least = 0;
+      for (std::size_t i = 0; i + few.rank() < d; ++i) least += std::max(0.0, sizes(static_cast<Eigen::Index>(i)));
+      EXPECT_NEAR(left.trace(), least, 1e-5 * whole.trace()) << "rank " << rank;
+      EXPECT_GT(Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(left).eigenvalues()(0), -1e-5 * whole.trace());
+    }
+  }
+}
+
+TEST(expected_attention, scores_by_factors_are_those_by_the_covariance) {
+  const cube k = make_cube(65, 2, 90, 16), v = make_cube(66, 2, 90, 16);
+  for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16}) {
+    host keys(layout::heads_first, type, k), values(layout::heads_first, type, v);
+    host queries(layout::heads_first, dtype::f32, make_cube(67, 6, 50, 16));
+    lagkv::workspace ws;
+    const lagkv::rope by;
+    lagkv::query_moments all(6, 16);
+    all.add(queries.view(), {0, 50}, ws);
+    const lagkv::query_statistics s = moved(all.statistics(), by, 90, 32),
+                                  f = moved(factored(all.statistics(), by, 32, 16), by, 90, 32);
+    lagkv::extras by_covariance, by_factors;
+    by_covariance.query_mean = s.mean_view(), by_covariance.query_covariance = s.covariance_view();
+    by_factors.query_mean = f.mean_view(), by_factors.query_factors = f.factors_view();
+    const lagkv::due due{.judged = {4, 60}, .keep = 1};
+    const lagkv::policy p = named_any("expected_attention:calibrated=yes");
+    const auto scores = [&](const lagkv::extras& e) {
+      const lagkv::layer l{keys.view(), values.view(), 90, &e};
+      EXPECT_EQ(check(p, l).message(), "");
+      const auto found = lagkv::score(p, l, due, ws);
+      return std::vector<float>(found.begin(), found.end());
+    };
+    const std::vector<float> one = scores(by_covariance), other = scores(by_factors);
+    const float most = *std::max_element(one.begin(), one.end());
+    for (std::size_t i = 0; i < one.size(); ++i) ASSERT_NEAR(one[i], other[i], 1e-4F * most);
+
+    lagkv::extras alone;
+    alone.query_factors = f.factors_view();
+    EXPECT_EQ(check(lagkv::layer{keys.view(), values.view(), 90, &alone}).message(),
+              "query_factors: heads=6: must be those of query_mean");
   }
 }
 

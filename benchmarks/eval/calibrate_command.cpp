@@ -18,14 +18,14 @@
 
 namespace eval {
 
-extern const std::string_view alice;  // tasks/text/alice.txt, compiled in: one paragraph a line
+extern const std::string_view calibration_text;  // tasks/text/calibration.txt, compiled in
 
 namespace {
 
 constexpr std::size_t skipped = 4;  // tokens at a text's start, as kvpress does
 
 std::vector<llama_token> tokens_of(const calibrate_options& o, const host::model& m) {
-  std::string text(o.texts.empty() ? alice : "");
+  std::string text(o.texts.empty() ? calibration_text : "");
   for (const std::string& path : o.texts) {
     std::ifstream file(path, std::ios::binary);
     if (!file) throw std::invalid_argument(path + ": cannot be read");
@@ -53,7 +53,7 @@ int calibrate_command(const calibrate_options& o) {
     if (const lagkv::status added = counted.add(skipped); !added) throw std::runtime_error(added.message());
     std::cerr << fmt::format("{} of {} tokens\n", begin + part.size(), tokens.size());
   }
-  host::write_queries(o.out, counted.statistics());
+  host::write_queries(o.out, counted.statistics(o.rank));
   return 0;
 }
 

@@ -9,9 +9,10 @@ namespace eval {
 
 struct calibrate_options {
   std::string model;               ///< GGUF file
-  std::vector<std::string> texts;  ///< files; none: the first chapters of Alice in Wonderland, which no task uses
-  std::size_t tokens = 8192;       ///< of all texts together, the first ones
+  std::vector<std::string> texts;  ///< files; none: the shipped one, which no task uses
+  std::size_t tokens = 16384;      ///< of all texts together, the first ones
   std::size_t length = 2048;       ///< tokens that are read as one text
+  std::size_t rank = 16;           ///< factors of the covariance
   int threads = 0;                 ///< 0: all cores
   std::string out = "queries.npy";
 };

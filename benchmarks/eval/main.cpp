@@ -42,10 +42,12 @@ void declare_run(CLI::App& run, eval::run_options& o) {
 
 void declare_calibrate(CLI::App& calibrate, eval::calibrate_options& o) {
   calibrate.option_defaults()->always_capture_default();
-  calibrate.add_option("texts", o.texts, "Text files that the model reads; none: chapters of a book, which no task uses");
+  calibrate.add_option("texts", o.texts,
+                       "Text files that the model reads; none: prose, documentation and code, which no task uses");
   calibrate.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
   calibrate.add_option("--tokens", o.tokens, "Tokens in all")->check(CLI::Range(64, 1 << 24));
   calibrate.add_option("--length", o.length, "Tokens that are read as one text")->check(CLI::Range(64, 1 << 20));
+  calibrate.add_option("--rank", o.rank, "Vectors that stand for the covariance of a head's queries")->check(CLI::Range(0, 1024));
   calibrate.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
   calibrate.add_option("--out", o.out, "The statistics, a NumPy file");
 }

@@ -8,7 +8,7 @@
 
 namespace host {
 
-/// One array of f32, [layers][query heads][1 + channels][channels]: the mean, then the covariance. Throws std::runtime_error
+/// One array of f32, [layers][query heads][1 + rank][channels]: the mean, then the factors. Throws std::runtime_error
 /// where the file cannot be written.
 void write_queries(const std::string& path, const std::vector<lagkv::query_statistics>& layers);
 

@@ -10,14 +10,13 @@
 
 #include <lagkv/parse.hpp>
 #include <lagkv/policies.hpp>
-#include <lagkv/score/expected_attention.hpp>
 #include <lagkv/score/leverage.hpp>
 
 namespace lagkv {
 
 namespace detail {
 
-inline constexpr const method* eigen_methods[] = {&leverage_method, &expected_attention_method};
+inline constexpr const method* eigen_methods[] = {&leverage_method};
 
 /// Both lists in one.
 inline constexpr auto with_eigen = [] {
@@ -30,7 +29,7 @@ inline constexpr auto with_eigen = [] {
 
 }  // namespace detail
 
-/// The methods of methods(), and leverage and expected_attention.
+/// The methods of methods(), and leverage.
 inline std::span<const method* const> all_methods() { return detail::with_eigen; }
 
 }  // namespace lagkv

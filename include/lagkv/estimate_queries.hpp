@@ -1,10 +1,12 @@
 // Part of lagkv (MIT). Statistics of queries from queries that there have been: once a model, or once a prompt. Needs Eigen.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
 #include <Eigen/Core>
+#include <Eigen/Eigenvalues>
 
 #include <lagkv/query_statistics.hpp>
 #include <lagkv/score/matrix.hpp>
@@ -44,7 +46,7 @@ class query_moments {
 
   /// Mean and population covariance of all that has been added; 0 where nothing has.
   query_statistics statistics() const {
-    query_statistics out{heads_, channels_, {}, {}};
+    query_statistics out{heads_, channels_, {}, {}, {}};
     out.mean.resize(heads_ * channels_), out.covariance.resize(heads_ * channels_ * channels_);
     for (std::size_t head = 0; head < heads_; ++head) {
       const double *sum = sums_.data() + head * (channels_ + 1) * channels_, *products = sum + channels_;
@@ -64,6 +66,36 @@ class query_moments {
   std::vector<std::size_t> counts_;
   std::vector<double> sums_;  // [heads][1 + channels][channels]: of the queries, of their products
 };
+
+/// With `rank` factors in place of the covariance: those that add up to the most of it after moved() to `future` positions, which
+/// averages quick pairs away, and so to about the same scores at rank / channels of the cost (docs/research.md has figures). They
+/// are for moved() with the same rope and future. In doubles; cost d^3 for each query head.
+inline query_statistics factored(const query_statistics& s, const rope& r, std::size_t future, std::size_t rank) {
+  constexpr double gone = 1e-3;  // a pair that keeps less of its length counts for nothing
+  const std::size_t channels = s.channels, dims = r.rotated(channels);
+  const auto d = static_cast<Eigen::Index>(channels);
+  Eigen::VectorXd length = Eigen::VectorXd::Ones(d);
+  for (std::size_t j = 0; j < dims / 2; ++j) {
+    const bool halves = r.pairs == rope::pairing::halves;
+    const double of_pair = std::abs(detail::mean_turn(r.angle(j, channels), 0, future).length);
+    length(static_cast<Eigen::Index>(halves ? j : 2 * j)) = of_pair;
+    length(static_cast<Eigen::Index>(halves ? j + dims / 2 : 2 * j + 1)) = of_pair;
+  }
+  query_statistics out{s.heads, channels, s.mean, {}, {}};
+  rank = rank < channels ? rank : channels;
+  for (std::size_t head = 0; head < s.heads; ++head) {
+    const Eigen::MatrixXd covariance =
+        Eigen::Map<const Eigen::MatrixXf>(s.covariance.data() + head * channels * channels, d, d).cast<double>();
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> found(length.asDiagonal() * covariance * length.asDiagonal());
+    for (std::size_t f = 0; f < rank; ++f) {  // ascending eigenvalues: the last are the largest
+      const Eigen::Index at = d - 1 - static_cast<Eigen::Index>(f);
+      const double size = std::sqrt(found.eigenvalues()(at) > 0 ? found.eigenvalues()(at) : 0.0);
+      for (Eigen::Index c = 0; c < d; ++c)
+        out.factors.push_back(length(c) < gone ? 0.0F : static_cast<float>(size * found.eigenvectors()(c, at) / length(c)));
+    }
+  }
+  return out;
+}
 
 /// Of one prompt's queries, moved to the positions [first, first + future): as query_moments and moved() have them.
 inline query_statistics estimate_queries(const tensor& queries, token_range used, const rope& r, std::size_t first,

@@ -40,8 +40,9 @@ struct extras {
   /// What is usual in this sequence, dropped tokens included (novelty). Without it a policy takes it from the rows in use.
   key_moments moments;
   /// Statistics of queries to come, after the mean RoPE of the positions to come: [query heads][1][channels], and
-  /// [query heads][channels][channels].
-  tensor query_mean, query_covariance;
+  /// [query heads][channels][channels]; or in place of that, [query heads][n][channels], a few vectors whose products f f^T add
+  /// up to it, or nearly.
+  tensor query_mean, query_covariance, query_factors;
   /// Positions of the rows, where the host keeps them. Without them row r is taken to be position r + cursor.dropped, which
   /// is right for rows that are judged for the first time.
   side_array<std::uint32_t> positions;
@@ -98,6 +99,9 @@ inline status check(const extras& e, const layer& l) {
                  std::to_string(channels)};
   if (e.query_covariance && (!e.query_mean || e.query_mean.heads() != e.query_covariance.heads()))
     return error{"query_covariance: heads=" + std::to_string(e.query_covariance.heads()) + ": must be those of query_mean"};
+  if (status s = check_query_side("query_factors", e.query_factors, l, channels); !s) return s;
+  if (e.query_factors && (!e.query_mean || e.query_mean.heads() != e.query_factors.heads()))
+    return error{"query_factors: heads=" + std::to_string(e.query_factors.heads()) + ": must be those of query_mean"};
   for (std::size_t i = 1; i < e.protect.size(); ++i)
     if (e.protect[i] <= e.protect[i - 1])
       return error{"protect: position " + std::to_string(e.protect[i]) + " after " + std::to_string(e.protect[i - 1]) +

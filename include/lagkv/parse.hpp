@@ -191,7 +191,7 @@ inline error unknown_method(std::string_view name, std::span<const method* const
     text.append(comma).append(m->name);
     comma = ", ";
   }
-  if (find("leverage", known) == nullptr) text += " (leverage and expected_attention: include lagkv/all_methods.hpp)";
+  if (find("leverage", known) == nullptr) text += " (leverage: include lagkv/all_methods.hpp)";
   return {text};
 }
 

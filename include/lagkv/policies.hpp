@@ -10,6 +10,7 @@
 #include <lagkv/recipes.hpp>
 #include <lagkv/score/cur.hpp>
 #include <lagkv/score/distinct.hpp>
+#include <lagkv/score/expected_attention.hpp>
 #include <lagkv/score/h2o.hpp>
 #include <lagkv/score/key_diff.hpp>
 #include <lagkv/score/key_norm.hpp>
@@ -92,13 +93,14 @@ inline constexpr const method* plain_methods[] = {
     &manifold_method,
     &novelty_method,
     &distinct_method,
+    &expected_attention_method,
     &paged_eviction_method,
     &random_method};
 // clang-format on
 
 }  // namespace detail
 
-/// The methods that parse() knows; those that need Eigen are in lagkv/all_methods.hpp.
+/// The methods that parse() knows; leverage, which needs Eigen, is in lagkv/all_methods.hpp.
 inline std::span<const method* const> methods() { return detail::plain_methods; }
 
 }  // namespace lagkv

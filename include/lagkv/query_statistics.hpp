@@ -11,25 +11,31 @@
 
 namespace lagkv {
 
-/// Mean and covariance of the queries of a layer. After moved() extras.query_mean and extras.query_covariance are views of them.
-/// estimate_queries.hpp makes them.
+/// Mean and covariance of the queries of a layer, or the mean and a few vectors of which the covariance is made (nearly). After
+/// moved() extras.query_mean and query_covariance or query_factors are views of them. estimate_queries.hpp makes them.
 struct query_statistics {
   std::size_t heads = 0;  ///< query heads
   std::size_t channels = 0;
   std::vector<float> mean;        ///< [heads][channels]
-  std::vector<float> covariance;  ///< [heads][channels][channels], symmetric
+  std::vector<float> covariance;  ///< [heads][channels][channels], symmetric; or empty
+  std::vector<float> factors{};   ///< [heads][rank][channels]; or empty
+
+  std::size_t rank() const { return mean.empty() ? 0 : factors.size() / mean.size(); }
 
   /// Those of queries that are `by` times as large.
   void multiply(float by) {
     for (float& x : mean) x *= by;
     for (float& x : covariance) x *= by * by;
+    for (float& x : factors) x *= by;
   }
 
   tensor mean_view() const { return view(mean, 1); }
   tensor covariance_view() const { return view(covariance, channels); }
+  tensor factors_view() const { return view(factors, rank()); }
 
  private:
   tensor view(const std::vector<float>& x, std::size_t rows) const {
+    if (x.empty()) return {};
     const auto c = static_cast<std::ptrdiff_t>(channels);
     return strided<float>(const_cast<float*>(x.data()), {heads, channels}, {static_cast<std::ptrdiff_t>(rows) * c, c, 1}, rows);
   }
@@ -40,16 +46,16 @@ namespace detail {
 /// Mean over the positions [first, first + n) of the cosine and sine of position * angle.
 struct mean_turn {
   double cosine, sine;
+  double length;  ///< of both, with its sign: the same for every `first`
 
   mean_turn(double angle, std::size_t first, std::size_t n) {
     const double middle = (static_cast<double>(first) + (static_cast<double>(n) - 1) / 2) * angle;
     const double one = std::sin(angle / 2), all = std::sin(static_cast<double>(n) * angle / 2);
-    const double length =
-        std::abs(one) < 1e-9 ? 1 : all / (static_cast<double>(n) * one);  // below that it is 1 - 1e-12 for n = 4096
+    length = std::abs(one) < 1e-9 ? 1 : all / (static_cast<double>(n) * one);  // below that it is 1 for any n in use
     cosine = length * std::cos(middle), sine = length * std::sin(middle);
   }
 
-  /// Turns n pairs of numbers that lie `step` apart.
+  /// Turns n pairs of numbers, `step` from pair to pair.
   void turn(double* a, double* b, std::size_t n, std::size_t step) const {
     for (std::size_t i = 0; i < n * step; i += step) {
       const double x = a[i], y = b[i];
@@ -60,27 +66,35 @@ struct mean_turn {
 
 }  // namespace detail
 
+/// Positions to come that the adapters look at; kvpress's.
+inline constexpr std::size_t expected_queries = 512;
+
 /// Statistics of queries before RoPE, moved by the mean rotation of the positions [first, first + future): what queries to come
-/// will be like. Source: ExpectedAttention (arXiv 2510.00636); kvpress 0.5.5, whose future is 512. In doubles; cost d^2 for each
+/// will be like. Source: ExpectedAttention (arXiv 2510.00636), kvpress 0.5.5. In doubles; cost d^2, or d for each factor, of each
 /// query head.
 inline query_statistics moved(const query_statistics& s, const rope& r, std::size_t first, std::size_t future) {
   const std::size_t d = s.channels, pairs = r.rotated(d) / 2;
   query_statistics out = s;
-  std::vector<double> x(d * (d + 1));  // the mean, then the covariance
+  const std::size_t rank = s.rank(), square = s.covariance.empty() ? 0 : d;
+  std::vector<double> x(d * (1 + rank + square));  // the mean, the factors, the covariance
   for (std::size_t head = 0; head < s.heads; ++head) {
-    float *mean = out.mean.data() + head * d, *covariance = out.covariance.data() + head * d * d;
+    float *mean = out.mean.data() + head * d, *factors = out.factors.data() + head * rank * d,
+          *covariance = out.covariance.data() + head * square * d;
+    double *first_factor = x.data() + d, *matrix = first_factor + rank * d;
     for (std::size_t i = 0; i < d; ++i) x[i] = static_cast<double>(mean[i]);
-    for (std::size_t i = 0; i < d * d; ++i) x[d + i] = static_cast<double>(covariance[i]);
+    for (std::size_t i = 0; i < rank * d; ++i) first_factor[i] = static_cast<double>(factors[i]);
+    for (std::size_t i = 0; i < square * d; ++i) matrix[i] = static_cast<double>(covariance[i]);
     for (std::size_t j = 0; j < pairs; ++j) {
       const bool halves = r.pairs == rope::pairing::halves;
       const std::size_t a = halves ? j : 2 * j, b = halves ? j + pairs : 2 * j + 1;
       const detail::mean_turn t(r.angle(j, d), first, future);
-      t.turn(&x[a], &x[b], 1, 1);
-      t.turn(&x[d + a * d], &x[d + b * d], d, 1);  // rows, then columns
-      t.turn(&x[d + a], &x[d + b], d, d);
+      t.turn(x.data() + a, x.data() + b, 1 + rank, d);
+      t.turn(matrix + a * square, matrix + b * square, square, 1);  // rows, then columns
+      t.turn(matrix + a, matrix + b, square, d);
     }
     for (std::size_t i = 0; i < d; ++i) mean[i] = static_cast<float>(x[i]);
-    for (std::size_t i = 0; i < d * d; ++i) covariance[i] = static_cast<float>(x[d + i]);
+    for (std::size_t i = 0; i < rank * d; ++i) factors[i] = static_cast<float>(first_factor[i]);
+    for (std::size_t i = 0; i < square * d; ++i) covariance[i] = static_cast<float>(matrix[i]);
   }
   return out;
 }

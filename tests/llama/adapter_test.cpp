@@ -944,7 +944,7 @@ TEST(LlamaRecording, StatisticsAreServedByTheRecentQueries) {
 
 /// The same for all layers.
 std::vector<lagkv::query_statistics> made_up_statistics(std::size_t n) {
-  lagkv::query_statistics s{query_heads, head_size, {}, {}};
+  lagkv::query_statistics s{query_heads, head_size, {}, {}, {}};
   for (std::size_t i = 0; i < query_heads * head_size; ++i) s.mean.push_back(static_cast<float>(i % 17) / 8 - 1);
   for (std::size_t i = 0; i < query_heads * head_size * head_size; ++i)
     s.covariance.push_back(i % head_size == i / head_size % head_size ? 1.0F + static_cast<float>(i % 5) : 0.0F);
@@ -957,7 +957,7 @@ TEST(LlamaRecording, CalibratedStatisticsAreThoseOfThePositionsToCome) {
   policy.needs.statistics = policy.needs.calibrated = true;
   std::vector<lagkv::query_statistics> found;
   policy.score = [&found](const lagkv::layer& l, std::size_t, lagkv::token_range, std::span<float> out, lagkv::workspace& ws) {
-    lagkv::query_statistics seen{l.extra->query_mean.heads(), l.extra->query_mean.channels(), {}, {}};
+    lagkv::query_statistics seen{l.extra->query_mean.heads(), l.extra->query_mean.channels(), {}, {}, {}};
     for (std::size_t q = 0; q < seen.heads; ++q) {
       lagkv::for_each_row(l.extra->query_mean, q, {0, 1}, ws,
                           [&](std::size_t, auto row) { seen.mean.insert(seen.mean.end(), row.begin(), row.end()); });
@@ -999,8 +999,10 @@ TEST(LlamaRecording, StatisticsThatAreNotTheModelsAreRefusedAndTheSequenceLeftAl
   narrow[3].channels = 32, uneven[5].covariance.pop_back();
   for (auto& [given, why] :
        {std::pair{made_up_statistics(29), "query statistics of 29 layers: must be those of 30"},
-        {narrow, "query statistics of layer 3: channels=32, 576 means, 36864 covariances: must be those of 64 channels"},
-        {uneven, "query statistics of layer 5: channels=64, 576 means, 36863 covariances: must be those of 64 channels"}}) {
+        {narrow,
+         "query statistics of layer 3: channels=32, 576 means, 36864 covariances, 0 of factors: must be those of 64 channels"},
+        {uneven,
+         "query statistics of layer 5: channels=64, 576 means, 36863 covariances, 0 of factors: must be those of 64 channels"}}) {
     auto c = lagkv::llama::compressor::make(s.context.get(), policy, &s.probe, given);
     ASSERT_TRUE(c) << c.message();
     for (way how : {way::in_place, way::repack}) EXPECT_EQ(c->compress(0, how).message(), why);

@@ -276,7 +276,7 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
   std::ofstream(folder_ / "text.txt") << text;
   eval::calibrate_options c;
   c.model = LAGKV_LLAMA_MODEL, c.texts = {(folder_ / "text.txt").string()}, c.tokens = 2 * length, c.length = length;
-  c.threads = 1, c.out = (folder_ / "queries.npy").string();
+  c.threads = 1, c.rank = channels, c.out = (folder_ / "queries.npy").string();
   EXPECT_EQ(eval::calibrate_command(c), 0);
   const auto counted = host::read_queries(c.out);
   ASSERT_EQ(counted.size(), 30U);
@@ -309,16 +309,31 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
     }
   }
   constexpr double n = 2 * (length - skipped);
-  for (const std::size_t l : {std::size_t{0}, std::size_t{17}})
+  for (const std::size_t l : {std::size_t{0}, std::size_t{17}}) {
+    lagkv::query_statistics exact{heads, channels, {}, {}, {}};
     for (std::size_t h = 0; h < heads; ++h)
       for (std::size_t a = 0; a < channels; ++a) {
-        const double mean = sums[l][h * channels + a] / n;
-        ASSERT_NEAR(counted[l].mean[h * channels + a], mean, 1e-4) << "layer " << l << " head " << h;
+        exact.mean.push_back(static_cast<float>(sums[l][h * channels + a] / n));
+        for (std::size_t b = 0; b < channels; ++b)
+          exact.covariance.push_back(static_cast<float>(products[l][(h * channels + a) * channels + b] / n -
+                                                        sums[l][h * channels + a] / n * sums[l][h * channels + b] / n));
+      }
+    const lagkv::rope by = session.probe().embeddings()[l].with_factors();
+    const auto theirs = moved(exact, by, length, lagkv::expected_queries),
+               ours = moved(counted[l], by, length, lagkv::expected_queries);
+    ASSERT_EQ(ours.rank(), channels);
+    for (std::size_t h = 0; h < heads; ++h)
+      for (std::size_t a = 0; a < channels; ++a) {
+        ASSERT_NEAR(ours.mean[h * channels + a], theirs.mean[h * channels + a], 1e-4) << "layer " << l << " head " << h;
         for (std::size_t b = 0; b < channels; ++b) {
-          const std::size_t at = (h * channels + a) * channels + b;
-          ASSERT_NEAR(counted[l].covariance[at], products[l][at] / n - mean * sums[l][h * channels + b] / n, 1e-3);
+          double sum = 0;
+          for (std::size_t f = 0; f < channels; ++f)
+            sum += static_cast<double>(ours.factors[(h * channels + f) * channels + a]) *
+                   static_cast<double>(ours.factors[(h * channels + f) * channels + b]);
+          ASSERT_NEAR(sum, theirs.covariance[(h * channels + a) * channels + b], 1e-3) << "layer " << l << " head " << h;
         }
       }
+  }
 
   eval::run_options o = options();
   o.tasks = "niah_single_1", o.samples = 1, o.policies = {"lagkv:lag=32", "expected_attention:calibrated=yes"};
@@ -352,15 +367,16 @@ TEST_F(Run, FilesThatHoldNoQueryStatisticsAreRefused) {
   std::ofstream(path) << "text";
   EXPECT_NE(message(path).find("is not a .npy file"), std::string::npos);
   host::write_queries(path, {});
-  EXPECT_NE(message(path).find("must be float32 [layers, query heads, 1 + channels, channels]"), std::string::npos);
-  const std::vector<lagkv::query_statistics> one{{1, 2, {1, 2}, {3, 4, 4, 5}}};
+  EXPECT_NE(message(path).find("must be float32 [layers, query heads, 1 + rank, channels]"), std::string::npos);
+  const std::vector<lagkv::query_statistics> one{{1, 2, {1, 2}, {}, {3, 4, 5, 6, 7, 8}}};
   host::write_queries(path, one);
   const auto read = host::read_queries(path);
   ASSERT_EQ(read.size(), 1U);
   EXPECT_EQ(read[0].heads, 1U);
   EXPECT_EQ(read[0].channels, 2U);
   EXPECT_EQ(read[0].mean, one[0].mean);
-  EXPECT_EQ(read[0].covariance, one[0].covariance);
+  EXPECT_EQ(read[0].factors, one[0].factors);
+  EXPECT_EQ(read[0].rank(), 3U);
 }
 
 TEST_F(Run, RefusesBeforeItWorks) {

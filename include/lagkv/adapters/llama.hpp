@@ -439,7 +439,6 @@ class compressor {
 
   /// What the queries at the next positions will be like.
   status expect_queries(const std::vector<layer>& layers, std::size_t next) {
-    constexpr std::size_t future = 512;  // kvpress's
     if (queries_.size() != layers.size())
       return error{"query statistics of " + std::to_string(queries_.size()) + " layers: must be those of " +
                    std::to_string(layers.size())};
@@ -447,14 +446,17 @@ class compressor {
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const query_statistics& s = queries_[i];
       if (s.channels != layers[i].keys.channels() || s.mean.size() != s.heads * s.channels ||
-          s.covariance.size() != s.mean.size() * s.channels)
+          (!s.covariance.empty() && s.covariance.size() != s.mean.size() * s.channels) ||
+          s.factors.size() != s.rank() * s.mean.size())
         return error{"query statistics of layer " + std::to_string(i) + ": channels=" + std::to_string(s.channels) + ", " +
-                     std::to_string(s.mean.size()) + " means, " + std::to_string(s.covariance.size()) +
-                     " covariances: must be those of " + std::to_string(layers[i].keys.channels()) + " channels"};
-      expected_[i] = moved(s, ropes_[i], next, future);
+                     std::to_string(s.mean.size()) + " means, " + std::to_string(s.covariance.size()) + " covariances, " +
+                     std::to_string(s.factors.size()) + " of factors: must be those of " +
+                     std::to_string(layers[i].keys.channels()) + " channels"};
+      expected_[i] = moved(s, ropes_[i], next, expected_queries);
       if (const float scale = beside_[i].scale; scale > 0)
         expected_[i].multiply(1 / (scale * std::sqrt(static_cast<float>(s.channels))));
       beside_[i].query_mean = expected_[i].mean_view(), beside_[i].query_covariance = expected_[i].covariance_view();
+      beside_[i].query_factors = expected_[i].factors_view();
     }
     return {};
   }

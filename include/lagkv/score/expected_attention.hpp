@@ -1,24 +1,74 @@
-// Part of lagkv (MIT). Attention that queries to come are expected to pay (arXiv 2510.00636). Needs Eigen.
+// Part of lagkv (MIT). Attention that queries to come are expected to pay (arXiv 2510.00636).
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <span>
 #include <string>
 
 #include <lagkv/method.hpp>
-#include <lagkv/score/matrix.hpp>
 #include <lagkv/score/rows.hpp>
 
 namespace lagkv {
 
+namespace detail {
+
+/// Of a symmetric matrix [n][n] that is a covariance, vectors whose products f f^T add up to it: out[j] = column j of its
+/// Cholesky factor, times `by`. Columns that depend on those before are 0. The matrix is overwritten. Cost n^3 / 3.
+inline void factor(double* matrix, std::size_t n, float by, float* out) {
+  double most = 0;
+  for (std::size_t i = 0; i < n; ++i) most = matrix[i * n + i] > most ? matrix[i * n + i] : most;
+  for (std::size_t j = 0; j < n; ++j, out += n) {
+    for (std::size_t i = 0; i < n; ++i) out[i] = 0.0F;
+    const double pivot = matrix[j * n + j];
+    if (!(pivot > 1e-12 * most)) continue;
+    const double length = __builtin_sqrt(pivot);
+    for (std::size_t i = j; i < n; ++i) {
+      matrix[i * n + j] /= length;
+      out[i] = by * static_cast<float>(matrix[i * n + j]);
+    }
+    for (std::size_t i = j + 1; i < n; ++i)
+      for (std::size_t k = j + 1; k <= i; ++k) matrix[i * n + k] -= matrix[i * n + j] * matrix[k * n + j];
+  }
+}
+
+/// Mean, and population covariance where asked for, of the first n rows of a head that are finite.
+inline void mean_and_covariance(const tensor& x, std::size_t head, std::size_t n, double* mean, double* covariance,
+                                workspace& ws) {
+  const std::size_t channels = x.channels();
+  double count = 0;
+  for (std::size_t c = 0; c < channels; ++c) mean[c] = 0;
+  const auto each = [&](const auto& use) {
+    for_each_row(x, head, {0, n}, ws, [&](std::size_t, std::span<const float> row) {
+      bool good = true;
+      for (const float v : row) good = good && finite(v);
+      if (good) use(row);
+    });
+  };
+  each([&](std::span<const float> row) {
+    for (std::size_t c = 0; c < channels; ++c) mean[c] += static_cast<double>(row[c]);
+    ++count;
+  });
+  for (std::size_t c = 0; c < channels && count > 0; ++c) mean[c] /= count;
+  if (covariance == nullptr) return;
+  for (std::size_t i = 0; i < channels * channels; ++i) covariance[i] = 0;
+  each([&](std::span<const float> row) {
+    for (std::size_t a = 0; a < channels; ++a) {
+      const double share = (static_cast<double>(row[a]) - mean[a]) / count;
+      for (std::size_t b = 0; b <= a; ++b) covariance[a * channels + b] += share * (static_cast<double>(row[b]) - mean[b]);
+    }
+  });
+}
+
+}  // namespace detail
+
 /// Were the queries to come normal with mean m and covariance S, a key would have the mean weight exp(s m.k + s^2 k^T S k / 2)
 /// with s = 1 / sqrt(d) (or extras.scale): its softmax over what is judged, mean over the query heads of the group, times the
 /// norm of the value.
-/// m and S are extras.query_mean and query_covariance (estimate_queries.hpp makes them); without a covariance it counts as 0.
-/// Where the host gives no mean they are those of the queries that it offers, as they are; not where they must be `calibrated`.
-/// Cost: n d^2 for each query head, n d without covariance. Source: the paper; kvpress 0.5.5, ExpectedAttentionPress. Eigen
-/// may allocate.
+/// m and S are extras.query_mean and query_covariance (estimate_queries.hpp makes them), or a few query_factors that S is made
+/// of; without either it counts as 0. Where the host gives no mean they are those of the queries that it offers, as they are; not
+/// where they must be `calibrated`.
+/// Cost: n d (1 + r) for each query head, r the number of factors, d for a covariance (and d^3 / 3). Source: the paper; kvpress
+/// 0.5.5, ExpectedAttentionPress; the factors are this project's.
 struct expected_attention {
   std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
   bool covariance = true;
@@ -27,59 +77,70 @@ struct expected_attention {
   bool calibrated = false;  ///< only by the mean that the host gives
 
   void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    constexpr std::size_t together = detail::matrix_rows;
     const extras& e = *l.extra;
     const tensor& side = e.query_mean ? e.query_mean : e.queries;
-    const std::size_t channels = l.keys.channels(), group = side.heads() / l.keys.heads();
-    const auto d = static_cast<Eigen::Index>(channels);
-    const double scale = e.scale > 0 ? static_cast<double>(e.scale) : 1 / std::sqrt(static_cast<double>(channels));
-    double* memory = ws.doubles(channels * (channels + 1 + 2 * together));
-    Eigen::Map<Eigen::MatrixXd> spread(memory, d, d);
-    Eigen::Map<Eigen::VectorXd> mean(memory + channels * channels, d);
-    double* rows = memory + channels * (channels + 1);
-    Eigen::Map<detail::matrix> product(rows + together * channels, static_cast<Eigen::Index>(together), d);
-    float* logits = ws.floats(workspace::logits, out.size());
-    for (float& score : out) score = 0;
+    const std::size_t channels = l.keys.channels(), group = side.heads() / l.keys.heads(), n = out.size();
+    const std::size_t each = 1 + rank(e, channels);  // vectors of a query head: the mean, then the factors
+    float* vectors = ws.floats(workspace::weights, group * each * channels);
+    for (std::size_t g = 0; g < group; ++g) read(l, head * group + g, each - 1, vectors + g * each * channels, ws);
 
-    for (std::size_t g = 0; g < group; ++g) {
-      const bool spreads = statistics(l, head * group + g, mean, spread, rows, ws);
-      detail::for_each_matrix(l.keys, head, judged, nullptr, ws, rows,
-                              [&](const Eigen::Map<detail::matrix>& k, std::size_t offset) {
-                                auto y = product.topRows(k.rows());
-                                if (spreads) y.noalias() = k * spread;
-                                for (Eigen::Index i = 0; i < k.rows(); ++i) {
-                                  double logit = scale * k.row(i).dot(mean);
-                                  if (spreads) logit += scale * scale / 2 * y.row(i).dot(k.row(i));
-                                  logits[offset + static_cast<std::size_t>(i)] = static_cast<float>(logit);
-                                }
-                              });
-      const std::size_t part = lag == 0 ? out.size() : lag;
-      for (std::size_t at = 0; at < out.size(); at += part)
-        ws.kernels().add_softmax(logits + at, part, 1.0F / static_cast<float>(group), out.data() + at);
-    }
+    float* logits = ws.floats(workspace::logits, group * n);
+    for_each_rows_and_next(l.keys, head, judged, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
+      float* products = ws.floats(workspace::query_rows, group * each * rows.tokens);
+      ws.kernels().dots(rows, vectors, group * each, products, rows.tokens);
+      for (std::size_t g = 0; g < group; ++g) {
+        float* logit = logits + g * n + offset;
+        for (std::size_t i = 0; i < rows.tokens; ++i) logit[i] = products[i];
+        products += rows.tokens;
+        for (std::size_t v = 1; v < each; ++v, products += rows.tokens)
+          for (std::size_t i = 0; i < rows.tokens; ++i) logit[i] += products[i] * products[i];
+      }
+    });
+
+    for (float& score : out) score = 0;
+    const std::size_t part = lag == 0 ? n : lag;
+    for (std::size_t g = 0; g < group; ++g)
+      for (std::size_t at = 0; at < n; at += part)
+        ws.kernels().add_softmax(logits + g * n + at, part, 1.0F / static_cast<float>(group), out.data() + at);
     if (!values) return;
-    float* norms = ws.floats(workspace::deviation, out.size());
+    float* norms = ws.floats(workspace::deviation, n);
     squares_of_rows(l.values, head, judged, norms, ws);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = (out[i] + static_cast<float>(epsilon)) * detail::norm(norms[i]);
+    for (std::size_t i = 0; i < n; ++i) out[i] = (out[i] + static_cast<float>(epsilon)) * detail::norm(norms[i]);
   }
 
  private:
-  /// Fills in mean and covariance of one query head; false where the covariance counts as 0.
-  template <class Vector, class Matrix>
-  bool statistics(const layer& l, std::size_t query_head, Vector& mean, Matrix& spread, double* rows, workspace& ws) const {
+  std::size_t rank(const extras& e, std::size_t channels) const {
+    if (!covariance) return 0;
+    if (e.query_mean && e.query_factors) return e.query_factors.capacity();
+    return !e.query_mean || e.query_covariance ? channels : 0;
+  }
+
+  /// The mean of a query head times s, and the factors of its covariance times s / sqrt(2): a logit is the product with the first
+  /// and the squares of the products with the others.
+  void read(const layer& l, std::size_t query_head, std::size_t factors, float* out, workspace& ws) const {
     const extras& e = *l.extra;
-    const auto read = [&](const tensor& x, std::size_t n, double* to) {
+    const std::size_t channels = l.keys.channels();
+    const float scale = e.scale > 0 ? e.scale : 1 / __builtin_sqrtf(static_cast<float>(channels));
+    const float spread = scale * __builtin_sqrtf(0.5F);
+    const auto copy = [&](const tensor& x, std::size_t n, float by, auto* to) {
       for_each_row(x, query_head, {0, n}, ws, [&](std::size_t i, std::span<const float> row) {
-        for (std::size_t c = 0; c < row.size(); ++c) to[i * row.size() + c] = static_cast<double>(row[c]);
+        for (std::size_t c = 0; c < channels; ++c) to[i * channels + c] = by * row[c];
       });
     };
     if (e.query_mean) {
-      read(e.query_mean, 1, mean.data());
-      if (covariance && e.query_covariance) read(e.query_covariance, l.keys.channels(), spread.data());  // symmetric
-      return covariance && e.query_covariance;
+      copy(e.query_mean, 1, scale, out);
+      if (factors == 0) return;
+      if (e.query_factors) return copy(e.query_factors, factors, spread, out + channels);
     }
-    detail::moments_of(e.queries, query_head, {0, e.offered()}, mean, covariance ? &spread : nullptr, rows, ws);
-    return covariance;
+    double* matrix = ws.doubles(channels * (channels + 1));
+    double* mean = matrix + channels * channels;
+    if (e.query_mean) {
+      copy(e.query_covariance, channels, 1.0F, matrix);
+    } else {
+      detail::mean_and_covariance(e.queries, query_head, e.offered(), mean, factors > 0 ? matrix : nullptr, ws);
+      for (std::size_t c = 0; c < channels; ++c) out[c] = scale * static_cast<float>(mean[c]);
+    }
+    if (factors > 0) detail::factor(matrix, channels, spread, out + channels);
   }
 };
 

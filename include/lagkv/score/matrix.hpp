@@ -36,29 +36,6 @@ void for_each_matrix(const tensor& x, std::size_t head, token_range tokens, cons
   }
 }
 
-/// Mean, and covariance where asked for, of the rows of a head that are finite. `rows` has room for matrix_rows.
-template <class Vector, class Matrix>
-void moments_of(const tensor& x, std::size_t head, token_range tokens, Vector& mean, Matrix* covariance, double* rows,
-                workspace& ws) {
-  double count = 0;
-  mean.setZero();
-  for_each_matrix(x, head, tokens, nullptr, ws, rows, [&](const Eigen::Map<matrix>& m, std::size_t) {
-    for (Eigen::Index i = 0; i < m.rows(); ++i)
-      if (m.row(i).allFinite()) mean += m.row(i).transpose(), ++count;
-  });
-  if (count > 0) mean /= count;
-  if (covariance == nullptr) return;
-  covariance->setZero();
-  for_each_matrix(x, head, tokens, nullptr, ws, rows, [&](Eigen::Map<matrix>& m, std::size_t) {
-    for (Eigen::Index i = 0; i < m.rows(); ++i) {
-      m.row(i) -= mean.transpose();
-      if (!m.row(i).allFinite()) m.row(i).setZero();
-    }
-    covariance->noalias() += m.transpose() * m;
-  });
-  if (count > 0) *covariance /= count;
-}
-
 }  // namespace detail
 
 }  // namespace lagkv

@@ -52,13 +52,14 @@ class calibration {
     return {};
   }
 
-  /// Of each layer, before RoPE, as they count where q.k is multiplied by 1 / sqrt(channels): where the model has another
-  /// scale, the rest of it is in them.
-  std::vector<query_statistics> statistics() const {
+  /// Of each layer, before RoPE, with `rank` factors, as they count where q.k is multiplied by 1 / sqrt(channels): where the
+  /// model has another scale, the rest of it is in them.
+  std::vector<query_statistics> statistics(std::size_t rank = 16) const {
     std::vector<query_statistics> all;
-    for (const layer_part& l : layers_) {
-      query_statistics s = l.moments.statistics();
-      if (l.scale > 0) s.multiply(l.scale * std::sqrt(static_cast<float>(s.channels)));
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      query_statistics s =
+          factored(layers_[i].moments.statistics(), probe_.embeddings()[i].with_factors(), expected_queries, rank);
+      if (const float scale = layers_[i].scale; scale > 0) s.multiply(scale * std::sqrt(static_cast<float>(s.channels)));
       all.push_back(std::move(s));
     }
     return all;
