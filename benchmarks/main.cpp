@@ -199,23 +199,26 @@ void compact(benchmark::State& state, const setup& s) {
 /// What attention methods read beside the cache: 4 query heads a KV head, as in many models of today.
 class asked {
  public:
-  static constexpr std::size_t group = 4, queries = 64;
+  static constexpr std::size_t group = 4, queries = 64, factors = 16;
 
-  asked(std::size_t dim, std::size_t tokens)
+  /// `factored`: a few vectors stand for the covariance of the queries.
+  asked(std::size_t dim, std::size_t tokens, bool factored)
       : queries_(cache::heads * group * queries * dim),
         mass_(cache::heads * tokens),
         mean_(cache::heads * group * dim),
-        covariance_(cache::heads * group * dim * dim) {
+        covariance_(cache::heads * group * dim * dim),
+        factors_(cache::heads * group * factors * dim) {
     std::mt19937_64 random(3);
     const auto fill = [&](std::vector<float>& x, float scale) {
       for (float& f : x) f = scale * (static_cast<float>(random() % 2048) / 1024.0F - 1.0F);
     };
-    fill(queries_, 1.0F), fill(mean_, 1.0F);
+    fill(queries_, 1.0F), fill(mean_, 1.0F), fill(factors_, 0.3F);
     for (float& m : mass_) m = static_cast<float>(random() % 1024);
     for (std::size_t h = 0; h < cache::heads * group; ++h)
       for (std::size_t c = 0; c < dim; ++c) covariance_[(h * dim + c) * dim + c] = 0.1F;
     extras_.queries = view(queries_, dim, queries);
     extras_.query_mean = view(mean_, dim, 1), extras_.query_covariance = view(covariance_, dim, dim);
+    if (factored) extras_.query_factors = view(factors_, dim, factors);
     extras_.rope = &rope_;
     extras_.mass = {mass_.data(), static_cast<std::ptrdiff_t>(tokens)};
   }
@@ -228,7 +231,7 @@ class asked {
     return lagkv::strided<float>(x.data(), {cache::heads * group, dim}, {static_cast<std::ptrdiff_t>(rows) * d, d}, rows);
   }
 
-  std::vector<float> queries_, mass_, mean_, covariance_;
+  std::vector<float> queries_, mass_, mean_, covariance_, factors_;
   lagkv::rope rope_;
   lagkv::extras extras_;
 };
@@ -238,7 +241,7 @@ void method(benchmark::State& state, const setup& s, const std::string& policy) 
   cache& c = cache_of(s);
   const auto parsed = lagkv::parse(policy, lagkv::all_methods());
   if (!parsed) return state.SkipWithError(parsed.message().c_str());
-  const asked beside(s.dim, s.tokens);
+  const asked beside(s.dim, s.tokens, parsed->needs.calibrated);
   lagkv::layer layer = c.view(s.how);
   layer.extra = &beside.extras();
   if (const lagkv::status ok = check(*parsed, layer); !ok) return state.SkipWithError(ok.message().c_str());
@@ -261,7 +264,7 @@ void method(benchmark::State& state, const setup& s, const std::string& policy) 
 /// What a decoded token costs where a running mass is kept: its attention to all rows.
 void observe(benchmark::State& state, const setup& s) {
   cache& c = cache_of(s);
-  const asked beside(s.dim, s.tokens);
+  const asked beside(s.dim, s.tokens, false);
   lagkv::layer layer = c.view(s.how);
   layer.extra = &beside.extras();
   lagkv::workspace workspace(s.kernels);
@@ -378,6 +381,8 @@ void register_all() {
                              "leverage:sink=16,keep=0.25",
                              "leverage:sink=16,keep=0.25,sketch=48",
                              "expected_attention:sink=16,keep=0.25",
+                             "expected_attention:sink=16,keep=0.25,calibrated=yes",
+                             "fuse:novelty+expected_attention,by=best,sink=16,keep=0.25,calibrated=yes",
                              "expected_attention:sink=16,keep=0.25,covariance=no",
                              "snapkv:sink=16,keep=0.25",
                              "h2o:sink=16,keep=0.25",

@@ -138,8 +138,6 @@ void runner::check_settings() const {
     same("chunk", was.chunk, info_.chunk);
     same("cache type", was.cache_type, info_.cache_type);
     same("transposed values", was.transposed, info_.transposed);
-    if (!was.queries_sha256.empty() && !info_.queries_sha256.empty())
-      same("query statistics of SHA-256", was.queries_sha256, info_.queries_sha256);
   }
 }
 
