@@ -23,7 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 DRAWS = 2000  # of the bootstrap
 LOWER_IS_BETTER = ("KL",)  # groups whose names begin so
-TOGETHER = 4  # prompts of a task in one run of the program
+TOGETHER = 2  # prompts of a task in one run of the program
 RESULTS = HERE.parent / "results"
 
 
@@ -152,6 +152,7 @@ def main():
     p.add_argument("--samples", type=int, default=20, help="prompts a task, in each half")
     p.add_argument("--seeds", type=int, nargs=2, default=(1000, 2000), help="of the choosing and the reporting half")
     p.add_argument("--finalists", type=int, default=6, help="candidates that are reported")
+    p.add_argument("--report", default="", help="policies to report, parted by ';'; default the finalists")
     p.add_argument("--jobs", type=int, default=2, help="programs of one thread beside each other")
     p.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     p.add_argument("--table", type=pathlib.Path, help="document whose tables are written anew; else they are printed")
@@ -177,7 +178,7 @@ def main():
     if not o.no_run:
         run(o, "choosing", o.seeds[0], [*o.baselines, *candidates], o.choose_removed)
     rows, samples = complete(o, read(o, "choosing"))
-    best = finalists(o, rows, candidates)
+    best = o.report.split(";") if o.report else finalists(o, rows, candidates)
     lines = []
     for share in shares_of(rows):
         lines += ["", f"Choosing half (seed {o.seeds[0]}), {100 * share:g} % removed: {about(samples)}", "",
