@@ -23,6 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 DRAWS = 2000  # of the bootstrap
 LOWER_IS_BETTER = ("KL",)  # groups whose names begin so
+LEAST = 4  # prompts of a task, for the bootstrap to say anything
 TOGETHER = 2  # prompts of a task in one run of the program
 RESULTS = HERE.parent / "results"
 
@@ -35,6 +36,13 @@ def part(o, half, task):
         lines = gzip.open(known, "rt").read().splitlines() if known.exists() and not o.model else []
         path.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get("task", task) == task))
     return path
+
+
+def packed(line):
+    """Without the pictures, which are most of it."""
+    fields = json.loads(line)
+    fields.pop("survivors", None)
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def run(o, half, seed, policies, removed):
@@ -97,7 +105,7 @@ def mark(rows, key, group, tasks, baselines):
     """'+' where a row is better than the better baseline on the same prompts, '-' where it is worse, else nothing."""
     sign = -1 if group.startswith(LOWER_IS_BETTER) else 1
     others = [rows[b, key[1]] for b in baselines if (b, key[1]) in rows]
-    if not others or key[0] in baselines:
+    if not others or key[0] in baselines or min(len(rows[key][t]) for t in tasks) < LEAST:
         return ""
     best = max(others, key=lambda row: sign * mean(row, tasks))
     low, high = sorted(sign * x for x in difference(rows[key], best, tasks))
@@ -173,7 +181,7 @@ def main():
 
     def about(samples):
         return (f"{samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "
-                f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws).")
+                f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws; no mark where there are fewer than {LEAST} prompts).")
 
     if not o.no_run:
         run(o, "choosing", o.seeds[0], [*o.baselines, *candidates], o.choose_removed)
@@ -192,7 +200,7 @@ def main():
                   *table(o, rows, share, [*o.baselines, *best, "random"], {})]
     if o.keep:
         for half in ("choosing", "reporting"):
-            text = "".join(part(o, half, task).read_text() for task in o.tasks)
+            text = "".join(packed(line) for task in o.tasks for line in part(o, half, task).read_text().splitlines())
             (RESULTS / f"search-{half}.jsonl.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     lines = lines[1:]
     if o.table:
