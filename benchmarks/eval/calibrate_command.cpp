@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <span>
 #include <stdexcept>
 #include <string_view>
 
+#include "content.hpp"
 #include "host/model.hpp"
 #include "host/query_file.hpp"
 
@@ -26,11 +26,7 @@ constexpr std::size_t skipped = 4;  // tokens at a text's start, as kvpress does
 
 std::vector<llama_token> tokens_of(const calibrate_options& o, const host::model& m) {
   std::string text(o.texts.empty() ? calibration_text : "");
-  for (const std::string& path : o.texts) {
-    std::ifstream file(path, std::ios::binary);
-    if (!file) throw std::invalid_argument(path + ": cannot be read");
-    text.append(std::istreambuf_iterator<char>(file), {});
-  }
+  for (const std::string& path : o.texts) text += content(path);
   std::vector<llama_token> tokens = m.tokenize(text);
   tokens.resize(std::min(tokens.size(), o.tokens));
   if (tokens.size() <= skipped)

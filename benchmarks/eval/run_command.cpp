@@ -12,7 +12,6 @@
 #include <fstream>
 #include <future>
 #include <iostream>
-#include <iterator>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -21,6 +20,7 @@
 #include <utility>
 
 #include "budget.hpp"
+#include "content.hpp"
 #include "facts.hpp"
 #include "host/compressor.hpp"
 #include "host/model.hpp"
@@ -39,12 +39,6 @@ constexpr std::size_t spare_tokens = 8;  // pieces cut into tokens by themselves
 
 host::named_policy parse(const std::string& policy) {
   return host::parse(policy.empty() ? "full" : policy, lagkv::all_methods());
-}
-
-std::string content(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::invalid_argument(path + ": cannot be read");
-  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 std::map<std::string, std::string> contents(const std::map<std::string, std::string>& paths) {

@@ -1,6 +1,7 @@
 #include "compressor.hpp"
 
 #include <stdexcept>
+#include <utility>
 
 #include "stopwatch.hpp"
 
@@ -8,10 +9,9 @@ namespace host {
 namespace {
 
 lagkv::llama::compressor make(session& s, const named_policy& policy) {
-  // Those that are not calibrated take the statistics of the prompt's own queries.
-  const bool calibrated = policy.rules.needs.calibrated;
-  auto made =
-      lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), calibrated ? s.queries() : decltype(s.queries()){});
+  std::vector<lagkv::query_statistics> queries;  // without them a policy takes the prompt's own
+  if (policy.rules.needs.calibrated) queries = s.queries();
+  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(queries));
   if (!made) throw std::invalid_argument(policy.name + ": " + made.message());
   return *made;
 }

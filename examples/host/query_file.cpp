@@ -1,8 +1,6 @@
 #include "query_file.hpp"
 
-#include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <span>
 #include <stdexcept>
 

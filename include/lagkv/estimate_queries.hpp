@@ -76,10 +76,9 @@ inline query_statistics factored(const query_statistics& s, const rope& r, std::
   const auto d = static_cast<Eigen::Index>(channels);
   Eigen::VectorXd length = Eigen::VectorXd::Ones(d);
   for (std::size_t j = 0; j < dims / 2; ++j) {
-    const bool halves = r.pairs == rope::pairing::halves;
-    const double of_pair = std::abs(detail::mean_turn(r.angle(j, channels), 0, future).length);
-    length(static_cast<Eigen::Index>(halves ? j : 2 * j)) = of_pair;
-    length(static_cast<Eigen::Index>(halves ? j + dims / 2 : 2 * j + 1)) = of_pair;
+    const auto [a, b] = r.pair(j, channels);
+    length(static_cast<Eigen::Index>(a)) = length(static_cast<Eigen::Index>(b)) =
+        std::abs(detail::mean_turn(r.angle(j, channels), 0, future).length);
   }
   query_statistics out{s.heads, channels, s.mean, {}, {}};
   rank = rank < channels ? rank : channels;

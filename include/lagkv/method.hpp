@@ -62,7 +62,7 @@ struct needs {
   std::size_t queries = 0;  ///< attention of the last so many tokens: extras.queries or extras.weights
   bool mass = false;        ///< attention of all tokens so far: extras.mass, or queries or weights of all tokens in use
   bool statistics = false;  ///< of queries: extras.query_mean, or extras.queries to take them from
-  bool calibrated = false;  ///< of the model's queries: extras.query_mean
+  bool calibrated = false;  ///< and only those of the model's queries: extras.query_mean
   bool rope = false;        ///< the embedding of the keys: extras.rope
   bool moments = false;     ///< extras.moments, where it is offered
 

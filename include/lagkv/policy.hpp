@@ -90,7 +90,7 @@ namespace detail {
 
 /// Where what a policy needs is not there at this call, nothing is judged.
 inline bool met(const needs& n, const layer& l) {
-  if (n.queries == 0 && !n.mass && !n.statistics && !n.calibrated) return true;
+  if (n.queries == 0 && !n.mass && !n.statistics) return true;
   const extras* e = l.extra;
   if (e == nullptr) return false;
   const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();

@@ -55,11 +55,13 @@ struct mean_turn {
     cosine = length * std::cos(middle), sine = length * std::sin(middle);
   }
 
-  /// Turns n pairs of numbers, `step` from pair to pair.
-  void turn(double* a, double* b, std::size_t n, std::size_t step) const {
+  /// Turns n pairs of numbers, x[at.first] and x[at.second] and so on, `step` from pair to pair.
+  template <class T>
+  void turn(T* x, rope::channel_pair at, std::size_t n, std::size_t step) const {
     for (std::size_t i = 0; i < n * step; i += step) {
-      const double x = a[i], y = b[i];
-      a[i] = cosine * x - sine * y, b[i] = sine * x + cosine * y;
+      T &one = x[at.first + i], &other = x[at.second + i];
+      const auto a = static_cast<double>(one), b = static_cast<double>(other);
+      one = static_cast<T>(cosine * a - sine * b), other = static_cast<T>(sine * a + cosine * b);
     }
   }
 };
@@ -73,28 +75,23 @@ inline constexpr std::size_t expected_queries = 512;
 /// will be like. Source: ExpectedAttention (arXiv 2510.00636), kvpress 0.5.5. In doubles; cost d^2, or d for each factor, of each
 /// query head.
 inline query_statistics moved(const query_statistics& s, const rope& r, std::size_t first, std::size_t future) {
-  const std::size_t d = s.channels, pairs = r.rotated(d) / 2;
+  const std::size_t d = s.channels, square = s.covariance.empty() ? 0 : d;
   query_statistics out = s;
-  const std::size_t rank = s.rank(), square = s.covariance.empty() ? 0 : d;
-  std::vector<double> x(d * (1 + rank + square));  // the mean, the factors, the covariance
+  std::vector<double> matrix(square * d);
+  std::vector<detail::mean_turn> turns;
+  for (std::size_t j = 0; j < r.rotated(d) / 2; ++j) turns.emplace_back(r.angle(j, d), first, future);
   for (std::size_t head = 0; head < s.heads; ++head) {
-    float *mean = out.mean.data() + head * d, *factors = out.factors.data() + head * rank * d,
+    float *mean = out.mean.data() + head * d, *factors = out.factors.data() + head * s.rank() * d,
           *covariance = out.covariance.data() + head * square * d;
-    double *first_factor = x.data() + d, *matrix = first_factor + rank * d;
-    for (std::size_t i = 0; i < d; ++i) x[i] = static_cast<double>(mean[i]);
-    for (std::size_t i = 0; i < rank * d; ++i) first_factor[i] = static_cast<double>(factors[i]);
-    for (std::size_t i = 0; i < square * d; ++i) matrix[i] = static_cast<double>(covariance[i]);
-    for (std::size_t j = 0; j < pairs; ++j) {
-      const bool halves = r.pairs == rope::pairing::halves;
-      const std::size_t a = halves ? j : 2 * j, b = halves ? j + pairs : 2 * j + 1;
-      const detail::mean_turn t(r.angle(j, d), first, future);
-      t.turn(x.data() + a, x.data() + b, 1 + rank, d);
-      t.turn(matrix + a * square, matrix + b * square, square, 1);  // rows, then columns
-      t.turn(matrix + a, matrix + b, square, d);
+    for (std::size_t i = 0; i < matrix.size(); ++i) matrix[i] = static_cast<double>(covariance[i]);
+    for (std::size_t j = 0; j < turns.size(); ++j) {
+      const rope::channel_pair at = r.pair(j, d);
+      turns[j].turn(mean, at, 1, d);
+      turns[j].turn(factors, at, s.rank(), d);
+      turns[j].turn(matrix.data(), {at.first * square, at.second * square}, square, 1);  // rows, then columns
+      turns[j].turn(matrix.data(), at, square, d);
     }
-    for (std::size_t i = 0; i < d; ++i) mean[i] = static_cast<float>(x[i]);
-    for (std::size_t i = 0; i < rank * d; ++i) factors[i] = static_cast<float>(first_factor[i]);
-    for (std::size_t i = 0; i < square * d; ++i) covariance[i] = static_cast<float>(matrix[i]);
+    for (std::size_t i = 0; i < matrix.size(); ++i) covariance[i] = static_cast<float>(matrix[i]);
   }
   return out;
 }

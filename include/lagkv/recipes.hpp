@@ -160,7 +160,7 @@ inline status adjust(part& method, const policy_options& o) {
   const bool agree = o.agree.value_or(method.agree);
   if (status s = check_count("smooth", reach, 0); !s) return s;
   method.unrotated = o.unrotate.value_or(method.unrotated);
-  if (method.unrotated && (method.needs.queries > 0 || method.needs.mass || method.needs.statistics || method.needs.calibrated))
+  if (method.unrotated && (method.needs.queries > 0 || method.needs.mass || method.needs.statistics))
     return error{"unrotate: queries meet keys as they are: not with a method that reads attention"};
   method.needs.rope = method.unrotated;
   if (o.pool > 1) method.adjust.then(pool{o.pool});

@@ -31,8 +31,8 @@ class rotation {
         type_(keys.type()),
         dims_(r.rotated(keys.channels())),
         pairs_(dims_ / 2),
-        first_(r.pairs == rope::pairing::halves ? 1 : 2),
-        second_(r.pairs == rope::pairing::halves ? pairs_ : 1),
+        first_(r.pair(1, keys.channels()).first),
+        second_(r.pair(0, keys.channels()).second),
         turns_(ws.doubles(5 * pairs_)),
         table_(ws.floats(workspace::own, 3 * dims_)) {
     for (std::size_t j = 0; j < pairs_; ++j) {

@@ -27,6 +27,15 @@ struct rope {
   /// Rotated channels of a key that has `channels`.
   std::size_t rotated(std::size_t channels) const { return dims == 0 ? channels : dims; }
 
+  /// The two channels that pair j turns.
+  struct channel_pair {
+    std::size_t first, second;
+  };
+  channel_pair pair(std::size_t j, std::size_t channels) const {
+    if (pairs == pairing::halves) return {j, j + rotated(channels) / 2};
+    return {2 * j, 2 * j + 1};
+  }
+
   /// Radians by which one position turns this pair.
   double angle(std::size_t pair, std::size_t channels) const {
     const double exponent = -2.0 * static_cast<double>(pair) / static_cast<double>(rotated(channels));

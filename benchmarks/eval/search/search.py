@@ -181,7 +181,8 @@ def main():
 
     def about(samples):
         return (f"{samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "
-                f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws; no mark where there are fewer than {LEAST} prompts).")
+                f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws; no mark where "
+                f"there are fewer than {LEAST} prompts).")
 
     if not o.no_run:
         run(o, "choosing", o.seeds[0], [*o.baselines, *candidates], o.choose_removed)

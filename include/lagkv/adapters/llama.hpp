@@ -364,21 +364,10 @@ class compressor {
     return {};
   }
 
-  /// The embeddings that the probe has seen, one a layer; their factors stay the probe's.
   status take_ropes(std::size_t layers, std::size_t channels) {
-    ropes_.clear();
-    const std::vector<embedding>& seen = probe_->embeddings();
-    if (seen.size() != layers)
-      return error{"rope: the embeddings of " + std::to_string(seen.size()) + " layers have been seen: must be those of " +
-                   std::to_string(layers) + " (decode a token, or give the probe another's embeddings)"};
-    for (const embedding& e : seen) {
-      const std::string who = "rope: that of layer " + std::to_string(e.id) + " ";
-      if (!e.obstacle.empty()) return error{who + e.obstacle};
-      if (e.channels != channels)
-        return error{who + "turns rows of " + std::to_string(e.channels) + " channels: must be the " + std::to_string(channels) +
-                     " of a head"};
-      ropes_.push_back(e.with_factors());
-    }
+    result<std::vector<rope>> seen = probe_->ropes(layers, channels);
+    if (!seen) return error{seen.message()};
+    ropes_ = std::move(*seen);
     return {};
   }
 

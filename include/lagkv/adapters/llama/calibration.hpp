@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,23 +28,18 @@ class calibration {
   /// are unlike the rest. Where it fails nothing has been counted.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
-    const std::vector<embedding>& turns = probe_.embeddings();
     if (seen.rows().empty()) return error{"calibration: nothing has been decoded"};
-    if (!seen.obstacle().empty()) return error{"calibration: " + seen.obstacle()};
-    if (status ok = seen.check(seen.rows().back(), seen.rows().size(), probe_.layers().size()); !ok) return ok;
-    if (turns.size() != probe_.layers().size()) return error{"calibration: the embedding of some layers has not been seen"};
-    for (const embedding& e : turns)
-      if (!e.obstacle.empty()) return error{"calibration: rope of layer " + std::to_string(e.id) + " " + e.obstacle};
+    const std::size_t rows = seen.rows().size();
+    if (status ok = seen.check(seen.rows().back(), rows, probe_.layers().size()); !ok) return ok;
+    const result<std::vector<rope>> ropes = probe_.ropes(probe_.layers().size(), seen.beside(0).queries.channels());
+    if (!ropes) return error{ropes.message()};
 
-    for (std::size_t i = 0; i < turns.size(); ++i) {
+    for (std::size_t i = 0; i < ropes->size(); ++i) {
       const extras e = seen.beside(i);
-      const std::size_t n = e.queries.capacity(), behind = seen.rows().size() - n;
-      std::vector<std::uint32_t> positions(n);
-      for (std::size_t t = 0; t < n; ++t) positions[t] = static_cast<std::uint32_t>(seen.rows()[behind + t]);
-      const rope by = turns[i].with_factors();
-      const rotated how{&by, {.known = {positions.data(), 0}}};
+      const std::size_t n = e.queries.capacity(), behind = rows - n;
+      const rotated how{&(*ropes)[i], {.known = {}, .dropped = static_cast<std::size_t>(seen.rows()[behind])}};
       if (i == layers_.size()) layers_.push_back({query_moments(e.queries.heads(), e.queries.channels()), e.scale});
-      workspace_.turns.prepare(by, e.queries.channels());
+      workspace_.turns.prepare((*ropes)[i], e.queries.channels());
       layers_[i].moments.add(e.queries.unrotated(how), {skip > behind ? std::min(skip - behind, n) : 0, n}, workspace_);
     }
     return {};

@@ -65,6 +65,23 @@ class cache_probe {
   /// The rotary embedding of each layer's keys, from the first graph on, in the order of layers().
   const std::vector<embedding>& embeddings() const { return embeddings_; }
 
+  /// The same as ropes of keys of so many channels, one for each of `layers`; their factors stay the probe's.
+  result<std::vector<rope>> ropes(std::size_t layers, std::size_t channels) const {
+    if (embeddings_.size() != layers)
+      return error{"rope: the embeddings of " + std::to_string(embeddings_.size()) + " layers have been seen: must be those of " +
+                   std::to_string(layers) + " (decode a token, or give the probe another's embeddings)"};
+    std::vector<rope> all;
+    for (const embedding& e : embeddings_) {
+      const std::string who = "rope: that of layer " + std::to_string(e.id) + " ";
+      if (!e.obstacle.empty()) return error{who + e.obstacle};
+      if (e.channels != channels)
+        return error{who + "turns rows of " + std::to_string(e.channels) + " channels: must be the " + std::to_string(channels) +
+                     " of a head"};
+      all.push_back(e.with_factors());
+    }
+    return all;
+  }
+
   /// Those of another context of this model with the same parameters, for one whose sequences are put in as saved states.
   void set_embeddings(std::vector<embedding> all) { embeddings_ = std::move(all); }
 
