@@ -20,7 +20,6 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 DRAWS = 2000  # of the bootstrap
 LOWER_IS_BETTER = ("KL",)  # groups whose names begin so
 LEAST = 4  # prompts of a task, for the bootstrap to say anything
@@ -28,11 +27,15 @@ TOGETHER = 2  # prompts of a task in one run of the program
 RESULTS = HERE.parent / "results"
 
 
+def packed_results(o, half):
+    return RESULTS / f"search-{half}-{o.length}.jsonl.gz"
+
+
 def part(o, half, task):
     """The results of one task; at first those that the repository has."""
     path = o.out / f"{half}-{task}.jsonl"
     if not path.exists():
-        known = RESULTS / f"search-{half}.jsonl.gz"
+        known = packed_results(o, half)
         lines = gzip.open(known, "rt").read().splitlines() if known.exists() and not o.model else []
         path.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get("task", task) == task))
     return path
@@ -51,7 +54,7 @@ def run(o, half, seed, policies, removed):
         path = part(o, half, task)
         command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed, "--length", str(o.length),
                    "--samples", str(samples), "--seed", str(seed), "--threads", "1", "--queries", str(o.out / "queries.npy"),
-                   "--out", str(path), *o.named_model]
+                   "--out", str(path), *(["--transposed"] if o.transposed else []), *o.named_model]
         with open(path.with_suffix(".log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
 
@@ -141,12 +144,13 @@ def finalists(o, rows, policies):
     return list(best)[:o.finalists]
 
 
-def write(path, lines):
+def write(path, length, lines):
     text = path.read_text()
-    if BEGIN not in text or END not in text:
-        sys.exit(f"{path}: has no lines '{BEGIN}' and '{END}' to write between")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    path.write_text(before + "\n".join([BEGIN, *lines, END]) + after)
+    begin, end = f"<!-- search {length}: begin -->", f"<!-- search {length}: end -->"
+    if begin not in text or end not in text:
+        sys.exit(f"{path}: has no lines '{begin}' and '{end}' to write between")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    path.write_text(before + "\n".join([begin, *lines, end]) + after)
 
 
 def main():
@@ -157,6 +161,8 @@ def main():
     p.add_argument("--choose-removed", default="0.75", help="shares of the tokens that go, in the choosing half")
     p.add_argument("--removed", default="0.5,0.75,0.875", help="the same in the reporting half")
     p.add_argument("--length", type=int, default=2048, help="tokens of a prompt and its answer")
+    p.add_argument("--tasks", default="", help="tasks, parted by commas; default all that --candidates names")
+    p.add_argument("--transposed", action="store_true", help="without flash attention, which is faster for long caches on a CPU")
     p.add_argument("--samples", type=int, default=20, help="prompts a task, in each half")
     p.add_argument("--seeds", type=int, nargs=2, default=(1000, 2000), help="of the choosing and the reporting half")
     p.add_argument("--finalists", type=int, default=6, help="candidates that are reported")
@@ -164,19 +170,27 @@ def main():
     p.add_argument("--jobs", type=int, default=2, help="programs of one thread beside each other")
     p.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     p.add_argument("--table", type=pathlib.Path, help="document whose tables are written anew; else they are printed")
-    p.add_argument("--no-run", action="store_true", help="only what is in --out already")
+    p.add_argument("--run", default="choosing,reporting", help="halves that are run; of the others only what is in --out already")
     p.add_argument("--keep", action="store_true", help="packs the results into the repository")
     o = p.parse_args()
 
     listed = json.loads(o.candidates.read_text())
     o.groups, o.baselines = listed["tasks"], listed["baselines"]
+    if o.tasks:
+        wanted = o.tasks.split(",")
+        if unknown := set(wanted) - {t for tasks in o.groups.values() for t in tasks}:
+            p.error(f"--tasks: {', '.join(sorted(unknown))}: not in {o.candidates}")
+        o.groups = {g: kept for g, tasks in o.groups.items() if (kept := [t for t in tasks if t in wanted])}
     o.tasks = [t for group in o.groups.values() for t in group]
     candidates = [c["policy"] for c in listed["candidates"]]
     why = {c["policy"]: c["why"] for c in listed["candidates"]}
     o.out.mkdir(parents=True, exist_ok=True)
     o.named_model = ["--model", o.model] if o.model else []
     queries = o.out / "queries.npy"
-    if not o.no_run and not queries.exists():
+    halves = [half for half in o.run.split(",") if half]
+    if unknown := set(halves) - {"choosing", "reporting"}:
+        p.error(f"--run: {', '.join(sorted(unknown))}: not choosing or reporting")
+    if halves and not queries.exists():
         subprocess.run([o.eval, "calibrate", "--threads", "1", "--out", str(queries), *o.named_model], check=True)
 
     def about(samples):
@@ -184,7 +198,7 @@ def main():
                 f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws; no mark where "
                 f"there are fewer than {LEAST} prompts).")
 
-    if not o.no_run:
+    if "choosing" in halves:
         run(o, "choosing", o.seeds[0], [*o.baselines, *candidates], o.choose_removed)
     rows, samples = complete(o, read(o, "choosing"))
     best = o.report.split(";") if o.report else finalists(o, rows, candidates)
@@ -193,7 +207,7 @@ def main():
         lines += ["", f"Choosing half (seed {o.seeds[0]}), {100 * share:g} % removed: {about(samples)}", "",
                   *table(o, rows, share, [*o.baselines, *candidates, "random"], why)]
 
-    if not o.no_run:
+    if "reporting" in halves:
         run(o, "reporting", o.seeds[1], [*o.baselines, *best], o.removed)
     rows, samples = complete(o, read(o, "reporting"))
     for share in shares_of(rows):
@@ -202,10 +216,11 @@ def main():
     if o.keep:
         for half in ("choosing", "reporting"):
             text = "".join(packed(line) for task in o.tasks for line in part(o, half, task).read_text().splitlines())
-            (RESULTS / f"search-{half}.jsonl.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+            if text:
+                packed_results(o, half).write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     lines = lines[1:]
     if o.table:
-        write(o.table, lines)
+        write(o.table, o.length, lines)
     else:
         print("\n".join(lines))
 
