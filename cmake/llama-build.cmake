@@ -1,6 +1,6 @@
 # Configures and builds llama.cpp's one library as a project of its own; run by llama.cmake at build time as
-#   cmake -D SOURCE= -D BUILD= -D GENERATOR= -D MAKE_PROGRAM= -D CXX= -P llama-build.cmake
-# Nothing but these five values comes from our build, so neither our warnings nor our sanitizers reach it.
+#   cmake -D SOURCE= -D BUILD= -D GENERATOR= -D MAKE_PROGRAM= -D CXX= -D CXX_ID= -P llama-build.cmake
+# Nothing but these six values comes from our build, so neither our warnings nor our sanitizers reach it.
 
 file(LOCK "${BUILD}.lock")  # two presets may be built at once
 foreach(flags CFLAGS CXXFLAGS CPPFLAGS LDFLAGS)
@@ -21,11 +21,16 @@ if(NOT EXISTS "${BUILD}/configured")
   foreach(part COMMON TESTS TOOLS EXAMPLES SERVER APP UI)
     list(APPEND off -D LLAMA_BUILD_${part}=OFF)
   endforeach()
+  # GCC (12.2) takes _tile_loadconfig to read 8 bytes of its 64 and leaves out the stores of the rest: AMX faults.
+  set(keep_stores "")
+  if(CXX_ID STREQUAL "GNU")
+    set(keep_stores "-fno-tree-dse -fno-dse")
+  endif()
   execute_process(
     COMMAND "${CMAKE_COMMAND}" -G "${GENERATOR}" -S "${SOURCE}" -B "${BUILD}"
             -D CMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -D CMAKE_CXX_COMPILER=${CXX}
             -D CMAKE_BUILD_TYPE=Release -D BUILD_SHARED_LIBS=ON -D GGML_NATIVE=ON -D GGML_CCACHE=OFF
-            -D LLAMA_OPENSSL=OFF ${off}
+            -D LLAMA_OPENSSL=OFF -D "CMAKE_CXX_FLAGS=${keep_stores}" ${off}
     RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(failed)
     message(FATAL_ERROR "configuring llama.cpp failed\n${output}")

@@ -105,7 +105,9 @@ function(lagkv_llama_build)
     file(STRINGS /proc/cpuinfo flags REGEX "^(flags|Features)" LIMIT_COUNT 1)
     string(APPEND cpu "${flags}")
   endif()
-  string(SHA1 cpu "${cpu}")
+  # Nor one that was configured otherwise.
+  file(SHA1 "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/llama-build.cmake" script)
+  string(SHA1 cpu "${cpu}${script}")
   string(SUBSTRING "${cpu}" 0 8 cpu)
   set(build "${LAGKV_DOWNLOADS}/llama-build-${cpu}")
 
@@ -117,7 +119,7 @@ function(lagkv_llama_build)
   add_custom_command(
     OUTPUT ${libraries}
     COMMAND "${CMAKE_COMMAND}" -D "SOURCE=${LAGKV_LLAMA_SOURCE}" -D "BUILD=${build}" -D "GENERATOR=${CMAKE_GENERATOR}"
-            -D "MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}" -D "CXX=${CMAKE_CXX_COMPILER}"
+            -D "MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}" -D "CXX=${CMAKE_CXX_COMPILER}" -D "CXX_ID=${CMAKE_CXX_COMPILER_ID}"
             -P "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/llama-build.cmake"
     COMMENT "Building llama.cpp (once; kept in ${build})"
     USES_TERMINAL VERBATIM)

@@ -34,6 +34,7 @@ void declare_run(CLI::App& run, eval::run_options& o) {
       ->check(CLI::Range(0, 1 << 20));
   run.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
   run.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
+  run.add_flag("--repack", o.repack, "Weights as llama.cpp likes them best on this processor (AMX tiles)");
   run.add_option("--queries", o.queries, "Query statistics that calibrate has written, for policies with calibrated=yes");
   run.add_option("--squad", o.files["qa_1"], "SQuAD 2.0 file, for qa_1");
   run.add_option("--hotpotqa", o.files["qa_2"], "HotpotQA file (distractor setting), for qa_2");

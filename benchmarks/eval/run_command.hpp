@@ -23,6 +23,7 @@ struct run_options {
   std::size_t chunk = 0;       ///< compress after each so many tokens of the prompt; 0: once, after all
   std::string cache_type = "f16";
   bool transposed = false;                   ///< values: llama.cpp without flash attention
+  bool repack = false;                       ///< weights as llama.cpp likes them best on this processor
   std::string queries;                       ///< file of calibrate_command, for policies that are calibrated; empty: none
   std::map<std::string, std::string> files;  ///< by task: paths of the data sets of qa_1 and qa_2
   std::string out = "results.jsonl";

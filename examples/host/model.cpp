@@ -30,12 +30,12 @@ std::int32_t length(std::size_t n) { return static_cast<std::int32_t>(n); }
 
 }  // namespace
 
-model::model(const std::string& path) {
+model::model(const std::string& path, bool repack) {
   llama_log_set(keep_error, nullptr);
   llama_backend_init();
   ggml_backend_load_all();  // for an installed llama.cpp whose backends are plug-ins
   llama_model_params params = llama_model_default_params();
-  params.use_extra_bufts = false;  // some virtual machines report AMX and fault on it
+  params.use_extra_bufts = repack;
   model_.reset(llama_model_load_from_file(path.c_str(), params));
   if (!model_) throw std::invalid_argument(reason(path + ": not a model that this llama.cpp can load"));
 }

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -91,6 +92,24 @@ double nll(const std::vector<float>& logits, llama_token token) {
   double sum = 0;
   for (const float x : logits) sum += std::exp(static_cast<double>(x) - most);
   return std::log(sum) + most - static_cast<double>(logits[static_cast<std::size_t>(token)]);
+}
+
+// Where the processor has AMX, this also tells whether llama.cpp was built so that it works.
+TEST(Model, AnswersNearlyTheSameWithRepackedWeights) {
+  const host::model repacked(LAGKV_LLAMA_MODEL, true);
+  const tokens text = model().tokenize(prompt_of(task("niah_single_2"), 300).context);
+  std::vector<std::vector<float>> logits[2];
+  for (const host::model* m : {&model(), &repacked}) {
+    host::session session(*m, {.cells = 512, .threads = 1});
+    std::vector<std::vector<float>>& made = logits[m == &repacked];
+    ASSERT_TRUE(session.feed_all(text, [&](std::size_t, std::span<const float> l) { made.emplace_back(l.begin(), l.end()); }));
+  }
+  double apart = 0, of = 0;
+  for (std::size_t i = 0; i + 1 < text.size(); ++i) {
+    of += nll(logits[0][i], text[i + 1]);
+    apart += std::abs(nll(logits[0][i], text[i + 1]) - nll(logits[1][i], text[i + 1]));
+  }
+  EXPECT_LT(apart, 0.05 * of);
 }
 
 // One prompt, prefilled once, as lagkv-eval does.
