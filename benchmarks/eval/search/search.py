@@ -54,7 +54,7 @@ def run(o, half, seed, policies, removed):
         path = part(o, half, task)
         command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed, "--length", str(o.length),
                    "--samples", str(samples), "--seed", str(seed), "--threads", "1", "--queries", str(o.out / "queries.npy"),
-                   "--out", str(path), *(["--transposed"] if o.transposed else []), *o.named_model]
+                   "--out", str(path), *(["--transposed", "--repack"] if o.transposed else []), *o.named_model]
         with open(path.with_suffix(".log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
 
@@ -104,31 +104,60 @@ def difference(a, b, tasks):
     return means[DRAWS // 40], means[-DRAWS // 40 - 1]
 
 
-def mark(rows, key, group, tasks, baselines):
-    """'+' where a row is better than the better baseline on the same prompts, '-' where it is worse, else nothing."""
+def better_baseline(o, rows, share, group):
     sign = -1 if group.startswith(LOWER_IS_BETTER) else 1
-    others = [rows[b, key[1]] for b in baselines if (b, key[1]) in rows]
-    if not others or key[0] in baselines or min(len(rows[key][t]) for t in tasks) < LEAST:
+    return max((rows[b, share] for b in o.baselines if (b, share) in rows), key=lambda row: sign * mean(row, o.groups[group]))
+
+
+def mark(o, rows, key, group):
+    """'+' where a row is better than the better baseline on the same prompts, '-' where it is worse, else nothing."""
+    tasks = o.groups[group]
+    if key[0] in o.baselines or min(len(rows[key][t]) for t in tasks) < LEAST:
         return ""
-    best = max(others, key=lambda row: sign * mean(row, tasks))
-    low, high = sorted(sign * x for x in difference(rows[key], best, tasks))
-    return " +" if low > 0 else " -" if high < 0 else ""
+    sign = -1 if group.startswith(LOWER_IS_BETTER) else 1
+    low, high = sorted(sign * x for x in difference(rows[key], better_baseline(o, rows, key[1], group), tasks))
+    return "+" if low > 0 else "-" if high < 0 else ""
+
+
+def shown(figure, group):
+    return f"{figure:.3f}" if group.startswith(LOWER_IS_BETTER) else f"{figure:.1f}"
+
+
+def row_of(cells):
+    return "| " + " | ".join(cells) + " |"
 
 
 def table(o, rows, share, policies, why):
-    head = ["policy"] + (["why it might work"] if why else [])
-    lines = ["| " + " | ".join([*head, *o.groups]) + " |", "|" + "---|" * (len(head) + len(o.groups))]
+    """Means, with a mark where a difference is one; the verdict counts them."""
+    head = ["policy", *(["why it might work"] if why else []), *o.groups, "verdict"]
+    lines = [row_of(head), "|" + "---|" * len(head)]
     for policy in ["full", *policies]:
         key = (policy, 0 if policy == "full" else share)
-        cells = [f"`{policy}`"] + ([why.get(policy, "")] if why else [])
+        if key not in rows:
+            continue
+        cells, marks = [], []
         for group, tasks in o.groups.items():
-            text = ""
-            if key in rows and not (policy == "full" and group.startswith(LOWER_IS_BETTER)):
-                figure = mean(rows[key], tasks)
-                text = f"{figure:.3f}" if group.startswith(LOWER_IS_BETTER) else f"{figure:.1f}"
-                text += mark(rows, key, group, tasks, o.baselines) if key[1] else ""
-            cells.append(text)
-        lines.append("| " + " | ".join(cells) + " |")
+            if policy == "full":
+                cells.append("" if group.startswith(LOWER_IS_BETTER) else shown(mean(rows[key], tasks), group))
+            else:
+                marks.append(mark(o, rows, key, group))
+                cells.append(f"{shown(mean(rows[key], tasks), group)} {marks[-1]}".strip())
+        judged = policy not in ("full", *o.baselines) and all(len(prompts) >= LEAST for prompts in rows[key].values())
+        verdict = f"{marks.count('+')} better, {marks.count('-')} worse" if judged else ""
+        lines.append(row_of([f"`{policy}`", *([why.get(policy, "")] if why else []), *cells, verdict]))
+    return lines
+
+
+def differences(o, rows, share, policies):
+    """From the better baseline on the same prompts, with intervals."""
+    lines = [row_of(["policy", *o.groups]), "|" + "---|" * (1 + len(o.groups))]
+    for policy in policies:
+        cells = []
+        for group, tasks in o.groups.items():
+            row, other = rows[policy, share], better_baseline(o, rows, share, group)
+            low, high = difference(row, other, tasks)
+            cells.append(f"{shown(mean(row, tasks) - mean(other, tasks), group)} [{shown(low, group)}, {shown(high, group)}]")
+        lines.append(row_of([f"`{policy}`", *cells]))
     return lines
 
 
@@ -162,7 +191,7 @@ def main():
     p.add_argument("--removed", default="0.5,0.75,0.875", help="the same in the reporting half")
     p.add_argument("--length", type=int, default=2048, help="tokens of a prompt and its answer")
     p.add_argument("--tasks", default="", help="tasks, parted by commas; default all that --candidates names")
-    p.add_argument("--transposed", action="store_true", help="without flash attention, which is faster for long caches on a CPU")
+    p.add_argument("--transposed", action="store_true", help="without flash attention, and with repacked weights: faster on a CPU")
     p.add_argument("--samples", type=int, default=20, help="prompts a task, in each half")
     p.add_argument("--seeds", type=int, nargs=2, default=(1000, 2000), help="of the choosing and the reporting half")
     p.add_argument("--finalists", type=int, default=6, help="candidates that are reported")
@@ -213,6 +242,9 @@ def main():
     for share in shares_of(rows):
         lines += ["", f"Reporting half (seed {o.seeds[1]}), {100 * share:g} % removed: {about(samples)}", "",
                   *table(o, rows, share, [*o.baselines, *best, "random"], {})]
+        if samples >= LEAST:
+            lines += ["", f"Differences from the better of the two at {100 * share:g} % removed, on the same prompts [95 %]:", "",
+                      *differences(o, rows, share, [p for p in best if (p, share) in rows])]
     if o.keep:
         for half in ("choosing", "reporting"):
             text = "".join(packed(line) for task in o.tasks for line in part(o, half, task).read_text().splitlines())
