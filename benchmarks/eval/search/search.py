@@ -24,6 +24,7 @@ DRAWS = 2000  # of the bootstrap
 LOWER_IS_BETTER = ("KL",)  # groups whose names begin so
 LEAST = 4  # prompts of a task, for the bootstrap to say anything
 TOGETHER = 2  # prompts of a task in one run of the program
+FASTER = ("--transposed", "--repack")  # on a CPU: without flash attention, weights laid out for its widest instructions
 RESULTS = HERE.parent / "results"
 
 
@@ -54,7 +55,7 @@ def run(o, half, seed, policies, removed):
         path = part(o, half, task)
         command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed, "--length", str(o.length),
                    "--samples", str(samples), "--seed", str(seed), "--threads", "1", "--queries", str(o.out / "queries.npy"),
-                   "--out", str(path), *(["--transposed", "--repack"] if o.transposed else []), *o.named_model]
+                   "--out", str(path), *FASTER, *o.named_model]
         with open(path.with_suffix(".log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
 
@@ -191,7 +192,6 @@ def main():
     p.add_argument("--removed", default="0.5,0.75,0.875", help="the same in the reporting half")
     p.add_argument("--length", type=int, default=2048, help="tokens of a prompt and its answer")
     p.add_argument("--tasks", default="", help="tasks, parted by commas; default all that --candidates names")
-    p.add_argument("--transposed", action="store_true", help="without flash attention, and with repacked weights: faster on a CPU")
     p.add_argument("--samples", type=int, default=20, help="prompts a task, in each half")
     p.add_argument("--seeds", type=int, nargs=2, default=(1000, 2000), help="of the choosing and the reporting half")
     p.add_argument("--finalists", type=int, default=6, help="candidates that are reported")
