@@ -12,7 +12,7 @@
 #include <lagkv/lagkv.hpp>
 
 #include "support/host.hpp"
-#include "support/sixteen_lanes.hpp"
+#include "support/kernels.hpp"
 
 namespace {
 
@@ -26,20 +26,21 @@ constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 /// A build of the kernels.
 struct build {
   const char* name;
-  const lagkv::simd::kernel_table* table;
+  kernel_table table;
 
   friend std::ostream& operator<<(std::ostream& out, const build& b) { return out << b.name; }
 };
 
 std::vector<build> builds() {
   std::vector<build> all;
-  for (target t : targets()) all.push_back({lagkv::simd::name(t), &lagkv::simd::kernels(t)});
-  all.push_back({"sixteen_lanes", &sixteen_lanes()});
+  for (target t : targets()) all.push_back({lagkv::simd::name(t), kernels_of(t)});
+  all.push_back({"sixteen_lanes", sixteen_lanes()});
+  all.push_back({"one_lane", one_lane()});
   return all;
 }
 
 struct kernels : testing::TestWithParam<build> {
-  const lagkv::simd::kernel_table& table = *GetParam().table;
+  const kernel_table table = GetParam().table;
 };
 
 /// Rows of one type in memory that ends with the last element.
@@ -84,10 +85,6 @@ void for_each_size(const F& f) {
           f(packed(type, tokens, channels, static_cast<std::ptrdiff_t>(random() % 3), random), random);
           if (testing::Test::HasFatalFailure()) return;
         }
-}
-
-TEST(kernels_of, each_target_say_what_they_are) {
-  for (target t : targets()) EXPECT_EQ(lagkv::simd::kernels(t).id, t);
 }
 
 TEST_P(kernels, range_extends_what_it_is_given) {
@@ -139,7 +136,7 @@ struct ranges {
   std::vector<float> own_lo, own_hi;  // for who does not look at them
 
   /// Least values at up to `far` times the widths from 0; the channels 3, 10, 17 ... are constant.
-  ranges(const lagkv::simd::kernel_table& table, dtype type, std::size_t channels, float far, std::mt19937& random)
+  ranges(const kernel_table& table, dtype type, std::size_t channels, float far, std::mt19937& random)
       : low(channels), width(channels), shift(channels), inverse(channels), own_lo(channels), own_hi(channels) {
     std::uniform_real_distribution<float> uniform(0.1F, 1.0F);
     for (std::size_t c = 0; c < channels; ++c) {
@@ -151,7 +148,7 @@ struct ranges {
     form = table.normalise(channels, type, shift.data(), inverse.data());
   }
 
-  void deviation(const lagkv::simd::kernel_table& table, const lagkv::simd::rows& rows, float* out) {
+  void deviation(const kernel_table& table, const lagkv::simd::rows& rows, float* out) {
     table.deviation(rows, shift.data(), inverse.data(), out, own_lo.data(), own_hi.data());
   }
   double z(std::size_t c, float x) const { return width[c] == 0 ? 0 : (static_cast<double>(x) - low[c]) / width[c]; }

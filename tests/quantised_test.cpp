@@ -32,7 +32,7 @@ double unit_value(dtype type, const std::byte* unit, std::size_t i) {
 
 class elements : public testing::TestWithParam<lagkv::simd::target> {
  protected:
-  const lagkv::simd::kernel_table& table = lagkv::simd::kernels(GetParam());
+  const lagkv::simd::widen_kernels& table = lagkv::simd::kernels<lagkv::simd::widen_kernels>(GetParam());
 };
 
 TEST_P(elements, every_byte_of_any_length) {
@@ -105,7 +105,7 @@ TEST(elements, float8_is_that_of_pytorch) {
     std::vector<std::uint8_t> bytes(256);
     std::iota(bytes.begin(), bytes.end(), std::uint8_t{0});
     std::vector<float> out(256);
-    lagkv::workspace().kernels().widen(bytes.data(), type, 256, out.data());
+    lagkv::workspace().kernels<lagkv::simd::widen_kernels>().widen(bytes.data(), type, 256, out.data());
     for (std::size_t i = 0; i < 256; ++i)
       EXPECT_TRUE(same_bits(out[i], right[i]) || (std::isnan(out[i]) && std::isnan(right[i]))) << file << " " << i;
   }

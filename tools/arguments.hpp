@@ -8,7 +8,7 @@
 
 #include <lagkv/core.hpp>
 #include <lagkv/rope.hpp>
-#include <lagkv/simd/dispatch.hpp>
+#include <lagkv/simd/target.hpp>
 
 namespace tool {
 

@@ -5,7 +5,7 @@
 #include <new>
 #include <type_traits>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// A function, or a small struct of options with a call operator, held by value: no heap, no RTTI, trivially copyable.
 template <class Signature>
@@ -42,4 +42,4 @@ class callable<Result(Args...)> {
   Result (*call_)(const void*, Args...) = nullptr;
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

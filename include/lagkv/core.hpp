@@ -7,13 +7,10 @@
 #include <string>
 #include <utility>
 
+#include <lagkv/detail/config.hpp>
 #include <lagkv/dtype.hpp>
 
-#define LAGKV_VERSION_MAJOR 0
-#define LAGKV_VERSION_MINOR 1
-#define LAGKV_VERSION_PATCH 0
-
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Tokens [begin, end) of a cache, counted in rows as they lie in memory (not in positions for RoPE).
 struct token_range {
@@ -87,4 +84,4 @@ class result<void> {
 
 using status = result<void>;
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace lagkv {
+#include <lagkv/detail/config.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
 
 /// Element types of a cache. All arithmetic is done in f32. Nothing is ever written in a type narrower than it was read:
 /// rows move as they are.
@@ -132,4 +134,4 @@ struct dtype_of<q5_0> : detail::dtype_constant<dtype::q5_0> {};
 template <>
 struct dtype_of<q5_1> : detail::dtype_constant<dtype::q5_1> {};
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

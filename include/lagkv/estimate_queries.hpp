@@ -13,7 +13,7 @@
 #include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Adds up the queries of a layer: those of a prompt, or over any number of texts those of a model.
 class query_moments {
@@ -104,4 +104,4 @@ inline query_statistics estimate_queries(const tensor& queries, token_range used
   return moved(all.statistics(), r, first, future);
 }
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

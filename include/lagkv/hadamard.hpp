@@ -5,9 +5,10 @@
 #include <string>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// What `View` shows, where each `block` neighbouring channels of a row are stored as H x: H is the orthonormal
 /// Walsh-Hadamard matrix, which is its own inverse. Scorers get x; rows move as they are. Queries that meet such keys are
@@ -25,8 +26,8 @@ class hadamard : public View {
 
   status check(std::size_t tokens) const {
     if (block_ == 0 || (block_ & (block_ - 1)) != 0 || View::channels() % block_ != 0)
-      return error{"hadamard: block=" + std::to_string(block_) + ": must be a power of two that divides the " +
-                   std::to_string(View::channels()) + " channels"};
+      return detail::refuse(
+          {"hadamard: block=", block_, ": must be a power of two that divides the ", View::channels(), " channels"});
     return View::check(tokens);
   }
 
@@ -37,7 +38,15 @@ class hadamard : public View {
 namespace detail {
 
 /// x = H x for each `block` of n elements.
-inline void transform_blocks(float* x, std::size_t n, std::size_t block) {
+LAGKV_FN void transform_blocks(float* x, std::size_t n, std::size_t block);
+
+}  // namespace detail
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN void transform_blocks(float* x, std::size_t n, std::size_t block) {
   const float scale = 1.0F / __builtin_sqrtf(static_cast<float>(block));
   for (std::size_t i = 0; i < n; ++i) x[i] *= scale;
   for (std::size_t half = 1; half < block; half *= 2)
@@ -50,4 +59,6 @@ inline void transform_blocks(float* x, std::size_t n, std::size_t block) {
 
 }  // namespace detail
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -2,6 +2,9 @@
 // Everything but the adapters and the methods that need Eigen (all_methods.hpp); docs/design.md shows how the parts fit.
 #pragma once
 
+#include <lagkv/detail/config.hpp>
+
+#if defined(LAGKV_USABLE)
 #include <lagkv/attention.hpp>
 #include <lagkv/compact.hpp>
 #include <lagkv/core.hpp>
@@ -22,9 +25,11 @@
 #include <lagkv/rope.hpp>
 #include <lagkv/scaled.hpp>
 #include <lagkv/score/rows.hpp>
-#include <lagkv/simd/dispatch.hpp>
+#include <lagkv/simd/target.hpp>
 #include <lagkv/stacked.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
 #include <lagkv/unrotate.hpp>
+#include <lagkv/version.hpp>
 #include <lagkv/workspace.hpp>
+#endif

@@ -7,9 +7,10 @@
 #include <string>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 struct rope;
 
@@ -56,10 +57,7 @@ struct extras {
   /// What attention is taken from: weights where there are any, else queries.
   const tensor& asked() const { return weights ? weights : queries; }
   /// Rows of it in use.
-  std::size_t offered() const {
-    const std::size_t n = asked() ? asked().capacity() : 0;
-    return query_count != 0 && query_count < n ? query_count : n;
-  }
+  std::size_t offered() const;
 };
 
 /// One layer of a cache: keys and values with the same heads, whose first `tokens` rows are in use. Keys and values may
@@ -74,54 +72,68 @@ struct layer {
 
 namespace detail {
 
-inline status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels, bool at_least = false) {
+LAGKV_FN status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels, bool at_least = false);
+
+LAGKV_FN status check(const extras& e, const layer& l);
+
+}  // namespace detail
+
+/// Whether lagkv can work on this layer. Call it where a cache is set up; step() trusts what it is given.
+LAGKV_FN status check(const layer& l);
+
+#if LAGKV_BODIES
+
+LAGKV_FN std::size_t extras::offered() const {
+  const std::size_t n = asked() ? asked().capacity() : 0;
+  return query_count != 0 && query_count < n ? query_count : n;
+}
+
+namespace detail {
+
+LAGKV_FN status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels, bool at_least) {
   if (!x) return {};
-  const std::string who = std::string(name) + ": ";
-  if (x.capacity() > 0xffffffffU) return error{who + "capacity is unbounded: must be the number of rows that there are"};
-  if (status s = x.check(x.capacity()); !s) return error{who + s.message()};
+  if (x.capacity() > 0xffffffffU)
+    return detail::refuse({name, ": ", "capacity is unbounded: must be the number of rows that there are"});
+  if (status s = x.check(x.capacity()); !s) return detail::refuse({name, ": ", s.message()});
   if (x.heads() % l.keys.heads() != 0)
-    return error{who + "heads=" + std::to_string(x.heads()) + ": must be a multiple of the " + std::to_string(l.keys.heads()) +
-                 " KV heads"};
+    return detail::refuse({name, ": ", "heads=", x.heads(), ": must be a multiple of the ", l.keys.heads(), " KV heads"});
   if (x.channels() != channels && !(at_least && x.channels() > channels))
-    return error{who + "channels=" + std::to_string(x.channels()) + ": must be " + (at_least ? "at least " : "") +
-                 std::to_string(channels)};
+    return detail::refuse({name, ": ", "channels=", x.channels(), ": must be ", (at_least ? "at least " : ""), channels});
   return {};
 }
 
-inline status check(const extras& e, const layer& l) {
+LAGKV_FN status check(const extras& e, const layer& l) {
   const std::size_t channels = l.keys.channels();
   if (status s = check_query_side("queries", e.queries, l, channels); !s) return s;
   if (status s = check_query_side("weights", e.weights, l, l.tokens, true); !s) return s;
   if (status s = check_query_side("query_mean", e.query_mean, l, channels); !s) return s;
   if (status s = check_query_side("query_covariance", e.query_covariance, l, channels); !s) return s;
   if (e.query_covariance && e.query_covariance.capacity() != channels)
-    return error{"query_covariance: rows=" + std::to_string(e.query_covariance.capacity()) + ": must be " +
-                 std::to_string(channels)};
+    return detail::refuse({"query_covariance: rows=", e.query_covariance.capacity(), ": must be ", channels});
   if (e.query_covariance && (!e.query_mean || e.query_mean.heads() != e.query_covariance.heads()))
-    return error{"query_covariance: heads=" + std::to_string(e.query_covariance.heads()) + ": must be those of query_mean"};
+    return detail::refuse({"query_covariance: heads=", e.query_covariance.heads(), ": must be those of query_mean"});
   if (status s = check_query_side("query_factors", e.query_factors, l, channels); !s) return s;
   if (e.query_factors && (!e.query_mean || e.query_mean.heads() != e.query_factors.heads()))
-    return error{"query_factors: heads=" + std::to_string(e.query_factors.heads()) + ": must be those of query_mean"};
+    return detail::refuse({"query_factors: heads=", e.query_factors.heads(), ": must be those of query_mean"});
   for (std::size_t i = 1; i < e.protect.size(); ++i)
     if (e.protect[i] <= e.protect[i - 1])
-      return error{"protect: position " + std::to_string(e.protect[i]) + " after " + std::to_string(e.protect[i - 1]) +
-                   ": must be ascending"};
-  if (!(e.scale >= 0)) return error{"scale=" + std::to_string(e.scale) + ": must be 0 or more"};
+      return detail::refuse({"protect: position ", e.protect[i], " after ", e.protect[i - 1], ": must be ascending"});
+  if (!(e.scale >= 0)) return detail::refuse({"scale=", e.scale, ": must be 0 or more"});
   return {};
 }
 
 }  // namespace detail
 
-/// Whether lagkv can work on this layer. Call it where a cache is set up; step() trusts what it is given.
-inline status check(const layer& l) {
-  if (status s = l.keys.check(l.tokens); !s) return error{"keys: " + s.message()};
+LAGKV_FN status check(const layer& l) {
+  if (status s = l.keys.check(l.tokens); !s) return detail::refuse({"keys: ", s.message()});
   if (l.values) {
-    if (status s = l.values.check(l.tokens); !s) return error{"values: " + s.message()};
+    if (status s = l.values.check(l.tokens); !s) return detail::refuse({"values: ", s.message()});
     if (l.values.heads() != l.keys.heads())
-      return error{"values: heads=" + std::to_string(l.values.heads()) + ": must be the " + std::to_string(l.keys.heads()) +
-                   " of the keys"};
+      return detail::refuse({"values: heads=", l.values.heads(), ": must be the ", l.keys.heads(), " of the keys"});
   }
   return l.extra != nullptr ? detail::check(*l.extra, l) : status{};
 }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -14,7 +14,7 @@
 #include <lagkv/retention.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// out[i] = how much token judged.begin + i of this head matters; higher stays. Reads the judged rows and those behind them,
 /// writes nothing but `out`. (Rows before them may have moved; one that must read those too sets needs.all_rows.)
@@ -78,17 +78,26 @@ struct needs {
   }
 };
 
+/// The keys of a layer as a scorer is shown them; what they are turned back by must outlive them.
+using key_view = tensor (*)(const layer&, const rotated&, workspace&);
+
+/// As they were before RoPE.
+inline tensor unrotated_keys(const layer& l, const rotated& how, workspace& ws) {
+  ws.turns.prepare(*how.by, l.keys.channels());
+  return l.keys.unrotated(how);
+}
+
 /// A scorer with what belongs to it: one method, before it is said how many tokens stay.
 struct part {
   scorer score;
   transforms adjust{};  ///< optional
   lagkv::needs needs{};
-  std::size_t recent = 32;  ///< the method's own window, where none is asked for
-  double recent_share = 0;  ///< and its share of the budget
-  bool unrotated = false;   ///< shown keys as they were before RoPE, where nothing else is asked for
-  bool agree = false;       ///< all heads of a layer take the mean of their scores, where nothing else is asked for
-  std::size_t smooth = 0;   ///< reach of the triangle over neighbours, where none is asked for
-  double weight = 1;        ///< in a fusion
+  std::size_t recent = 32;       ///< the method's own window, where none is asked for
+  double recent_share = 0;       ///< and its share of the budget
+  key_view unrotated = nullptr;  ///< unrotated_keys: shown keys as they were before RoPE, where nothing else is asked for
+  bool agree = false;            ///< all heads of a layer take the mean of their scores, where nothing else is asked for
+  std::size_t smooth = 0;        ///< reach of the triangle over neighbours, where none is asked for
+  double weight = 1;             ///< in a fusion
 };
 
 struct policy;
@@ -135,4 +144,4 @@ struct method {
   result<policy> (*whole)(std::span<const double> values) = nullptr;
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -11,10 +11,11 @@
 #include <vector>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// How a pool of blocks lies in memory; distances in units (elements, or blocks of a block type: see dtype).
 struct block_layout {
@@ -61,15 +62,14 @@ class paged {
     if (layout_.tokens == 0) return error{"block tokens=0: must be 1 or more"};
     const std::size_t blocks = (tokens + layout_.tokens - 1) / layout_.tokens;
     if (blocks > table_.size())
-      return error{"block table of " + std::to_string(table_.size()) + ": must be " + std::to_string(blocks) + " or more for " +
-                   std::to_string(tokens) + " tokens"};
+      return detail::refuse({"block table of ", table_.size(), ": must be ", blocks, " or more for ", tokens, " tokens"});
     std::vector<Index> used(table_.begin(), table_.begin() + static_cast<std::ptrdiff_t>(blocks));
     std::sort(used.begin(), used.end());
     for (std::size_t i = 0; i < blocks; ++i) {
-      if (std::cmp_less(used[i], 0)) return error{"block " + std::to_string(used[i]) + ": must be 0 or more"};
+      if (std::cmp_less(used[i], 0)) return detail::refuse({"block ", used[i], ": must be 0 or more"});
       if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i], layout_.pool_blocks))
-        return error{"block " + std::to_string(used[i]) + ": the pool has " + std::to_string(layout_.pool_blocks) + " blocks"};
-      if (i > 0 && used[i] == used[i - 1]) return error{"block " + std::to_string(used[i]) + ": stands twice in the table"};
+        return detail::refuse({"block ", used[i], ": the pool has ", layout_.pool_blocks, " blocks"});
+      if (i > 0 && used[i] == used[i - 1]) return detail::refuse({"block ", used[i], ": stands twice in the table"});
     }
     const std::size_t spanned = blocks == 0 ? 0 : static_cast<std::size_t>(used.back()) + 1;
     detail::dimension dims[] = {{spanned, layout_.block},
@@ -77,7 +77,7 @@ class paged {
                                 {layout_.tokens, layout_.within.token},
                                 {extent_.channels / elements_of(type()), layout_.within.channel}};
     if (!detail::lie_apart(dims))
-      return error{"strides block=" + std::to_string(layout_.block) + ", " + detail::text(layout_.within) + ": overlap"};
+      return detail::refuse({"strides block=", layout_.block, ", ", detail::text(layout_.within), ": overlap"});
     return {};
   }
 
@@ -88,4 +88,4 @@ class paged {
   std::span<const Index> table_{};
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

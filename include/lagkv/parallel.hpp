@@ -8,7 +8,7 @@
 #include <lagkv/policy.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 // A parallel_for is any callable run(n, work) of the host's: it calls work(task, worker) once for each task below n, with
 // a worker below the number of workspaces given, never the same worker twice at one time, and returns when all are done. A
@@ -21,8 +21,7 @@ struct in_parallel {
   const ParallelFor& run;
   std::span<workspace> workers;
 
-  template <class Work>
-  void operator()(std::size_t heads, const Work& work) const {
+  void operator()(std::size_t heads, head_work work) const {
     run(heads, [&](std::size_t head, std::size_t worker) { work(head, workers[worker]); });
   }
 };
@@ -47,4 +46,4 @@ void step(const policy& p, std::span<const layer> layers, std::span<cursor> curs
   run(layers.size(), [&](std::size_t i, std::size_t worker) { step(p, layers[i], cursors[i], workers[worker], direction); });
 }
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -12,11 +12,12 @@
 #include <system_error>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/policies.hpp>
 #include <lagkv/recipes.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Keys that every scored method and every fusion takes beside its own: policy_options.
 inline constexpr parameter shared_parameters[] = {
@@ -58,48 +59,12 @@ inline constexpr parameter fuse_parameters[] = {
 namespace detail {
 
 /// The next part of `text` up to `separator`, taken off it.
-inline std::string_view take(std::string_view& text, char separator) {
-  const std::size_t end = text.find(separator);
-  const std::string_view part = text.substr(0, end);
-  text = end == std::string_view::npos ? std::string_view{} : text.substr(end + 1);
-  return part;
-}
+LAGKV_FN std::string_view take(std::string_view& text, char separator);
 
 /// A plain decimal number; nothing where it is none. Independent of the locale.
-inline std::optional<double> number(std::string_view text) {
-  double value = 0;
-#if defined(__cpp_lib_to_chars)
-  const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (failure != std::errc{} || end != text.data() + text.size()) return {};
-#else
-  const std::string copy(text);
-  char* end = nullptr;
-  value = std::strtod(copy.c_str(), &end);
-  if (copy.empty() || end != copy.c_str() + copy.size()) return {};
-#endif
-  return value;
-}
+LAGKV_FN std::optional<double> number(std::string_view text);
 
-inline result<double> parse_value(const parameter& p, std::string_view text) {
-  const std::string found = std::string(p.key) + "=" + std::string(text);
-  if (p.type == parameter::kind::word) {
-    std::string_view words = p.range;
-    for (double index = 0; !words.empty(); ++index)
-      if (take(words, '|') == text) return index;
-    std::string accepted(p.range);
-    for (std::size_t bar = accepted.find('|'); bar != std::string::npos; bar = accepted.find('|')) accepted.replace(bar, 1, ", ");
-    return error{found + ": must be one of " + accepted};
-  }
-  const std::optional<double> value = number(text);
-  const bool whole = value && *value >= 0 && *value <= 0x1p53 && *value == __builtin_floor(*value);
-  using kind = parameter::kind;
-  const bool fits = p.type == kind::count      ? whole
-                    : p.type == kind::positive ? whole && *value >= 1
-                    : p.type == kind::odd      ? whole && __builtin_fmod(*value, 2) == 1
-                                               : value && (p.initial != parameter::none || *value >= 0);  // -1: not given
-  if (!fits) return error{found + ": " + std::string(p.range)};
-  return *value;
-}
+LAGKV_FN result<double> parse_value(const parameter& p, std::string_view text);
 
 /// The values of one list of parameters, with what a string gives them.
 struct settings {
@@ -117,27 +82,113 @@ struct settings {
   std::span<const double> all() const { return {values, parameters.size()}; }
 
   /// Whether the key is one of them; then `outcome` tells whether its value is accepted.
-  bool set(std::string_view key, std::string_view text, status& outcome) {
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      if (parameters[i].key != key) continue;
-      const std::string name(key);
-      if (text.empty()) {
-        outcome = error{name + ": has no value: write " + name + "=..."};
-      } else if (given[i]) {
-        outcome = error{name + ": is given twice"};
-      } else if (const result<double> parsed = parse_value(parameters[i], text); !parsed) {
-        outcome = error{parsed.message()};
-      } else {
-        values[i] = *parsed;
-        given[i] = true;
-      }
-      return true;
-    }
-    return false;
-  }
+  bool set(std::string_view key, std::string_view text, status& outcome);
 };
 
-inline policy_options options_of(std::span<const double> v) {
+LAGKV_FN policy_options options_of(std::span<const double> v);
+
+/// Sets each key=value in all the lists that have the key.
+LAGKV_FN status assign(std::string_view text, std::span<settings> lists);
+
+LAGKV_FN const method* find(std::string_view name, std::span<const method* const> known);
+
+LAGKV_FN error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable);
+
+/// One scored method.
+LAGKV_FN result<policy> parse_scored(const method& m, std::string_view text);
+
+/// What `of`, `weights` and `by` say, taken off the rest of the string.
+struct fusion_text {
+  std::string_view of, weights, by;
+  std::string rest;
+};
+
+LAGKV_FN fusion_text split_fusion(std::string_view text);
+
+/// The fusion of several; each key goes to every method that has it.
+LAGKV_FN result<policy> parse_fusion(std::string_view text, std::span<const method* const> known);
+
+LAGKV_FN result<policy> parse_whole(const method& m, std::string_view text);
+
+}  // namespace detail
+
+/// name:key=value,key=value   Keys in any order; those not given have their defaults. Every policy, with its keys, is in
+/// docs/methods.md; `known` lists them as data.
+///
+///  lagkv:sink=16,lag=1024,ratio=0.5,value_weight=1,form=paper
+///  streaming_llm:sink=4,capacity=512
+///  snapkv:window=32,kernel=5,keep=0.25           shared keys: sink, recent, lag, keep, capacity, budget_mb ...
+///  key_diff:lag=128,keep=0.25                    against the next partition, as LagKV
+///  fuse:lagkv+key_diff,lag=128,weights=1+0.5     sum of ranks; each key goes to every method that has it
+///  fuse:novelty+cur,by=best,weights=3+1          three quarters of the budget by novelty, a quarter by cur
+LAGKV_FN result<policy> parse(std::string_view text, std::span<const method* const> known = methods());
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN std::string_view take(std::string_view& text, char separator) {
+  const std::size_t end = text.find(separator);
+  const std::string_view part = text.substr(0, end);
+  text = end == std::string_view::npos ? std::string_view{} : text.substr(end + 1);
+  return part;
+}
+
+LAGKV_FN std::optional<double> number(std::string_view text) {
+  double value = 0;
+#if defined(__cpp_lib_to_chars)
+  const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (failure != std::errc{} || end != text.data() + text.size()) return {};
+#else
+  const std::string copy(text);
+  char* end = nullptr;
+  value = std::strtod(copy.c_str(), &end);
+  if (copy.empty() || end != copy.c_str() + copy.size()) return {};
+#endif
+  return value;
+}
+
+LAGKV_FN result<double> parse_value(const parameter& p, std::string_view text) {
+  const std::string found = std::string(p.key) + "=" + std::string(text);
+  if (p.type == parameter::kind::word) {
+    std::string_view words = p.range;
+    for (double index = 0; !words.empty(); ++index)
+      if (take(words, '|') == text) return index;
+    std::string accepted(p.range);
+    for (std::size_t bar = accepted.find('|'); bar != std::string::npos; bar = accepted.find('|')) accepted.replace(bar, 1, ", ");
+    return detail::refuse({found, ": must be one of ", accepted});
+  }
+  const std::optional<double> value = number(text);
+  const bool whole = value && *value >= 0 && *value <= 0x1p53 && *value == __builtin_floor(*value);
+  using kind = parameter::kind;
+  const bool fits = p.type == kind::count      ? whole
+                    : p.type == kind::positive ? whole && *value >= 1
+                    : p.type == kind::odd      ? whole && __builtin_fmod(*value, 2) == 1
+                                               : value && (p.initial != parameter::none || *value >= 0);  // -1: not given
+  if (!fits) return detail::refuse({found, ": ", p.range});
+  return *value;
+}
+
+LAGKV_FN bool settings::set(std::string_view key, std::string_view text, status& outcome) {
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (parameters[i].key != key) continue;
+    const std::string name(key);
+    if (text.empty()) {
+      outcome = detail::refuse({name, ": has no value: write ", name, "=..."});
+    } else if (given[i]) {
+      outcome = detail::refuse({name, ": is given twice"});
+    } else if (const result<double> parsed = parse_value(parameters[i], text); !parsed) {
+      outcome = error{parsed.message()};
+    } else {
+      values[i] = *parsed;
+      given[i] = true;
+    }
+    return true;
+  }
+  return false;
+}
+
+LAGKV_FN policy_options options_of(std::span<const double> v) {
   const auto count = [](double x) { return static_cast<std::size_t>(x); };
   policy_options o;
   o.sink = count(v[0]);
@@ -157,8 +208,7 @@ inline policy_options options_of(std::span<const double> v) {
   return o;
 }
 
-/// Sets each key=value in all the lists that have the key.
-inline status assign(std::string_view text, std::span<settings> lists) {
+LAGKV_FN status assign(std::string_view text, std::span<settings> lists) {
   for (bool more = true; more;) {
     more = text.find(',') != std::string_view::npos;
     std::string_view value = take(text, ',');
@@ -171,18 +221,18 @@ inline status assign(std::string_view text, std::span<settings> lists) {
     std::string names;
     for (const settings& s : lists)
       for (const parameter& p : s.parameters) names.append(names.empty() ? "" : ", ").append(p.key);
-    return error{"unknown key '" + std::string(key) + "': must be one of " + names};
+    return detail::refuse({"unknown key '", key, "': must be one of ", names});
   }
   return {};
 }
 
-inline const method* find(std::string_view name, std::span<const method* const> known) {
+LAGKV_FN const method* find(std::string_view name, std::span<const method* const> known) {
   for (const method* m : known)
     if (m->name == name) return m;
   return nullptr;
 }
 
-inline error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable) {
+LAGKV_FN error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable) {
   std::string text = fusable ? "unknown method '" : "unknown policy '";
   text.append(name).append("': must be one of ").append(fusable ? "" : "fuse, ");
   const char* comma = "";
@@ -195,8 +245,7 @@ inline error unknown_method(std::string_view name, std::span<const method* const
   return {text};
 }
 
-/// One scored method.
-inline result<policy> parse_scored(const method& m, std::string_view text) {
+LAGKV_FN result<policy> parse_scored(const method& m, std::string_view text) {
   settings lists[] = {settings(shared_parameters), settings(m.parameters)};
   if (!text.empty())
     if (status s = assign(text, lists); !s) return error{s.message()};
@@ -205,13 +254,7 @@ inline result<policy> parse_scored(const method& m, std::string_view text) {
   return made ? make_policy(*made, options) : error{made.message()};
 }
 
-/// What `of`, `weights` and `by` say, taken off the rest of the string.
-struct fusion_text {
-  std::string_view of, weights, by;
-  std::string rest;
-};
-
-inline fusion_text split_fusion(std::string_view text) {
+LAGKV_FN fusion_text split_fusion(std::string_view text) {
   fusion_text out;
   for (bool first = true; !text.empty(); first = false) {
     const std::string_view item = take(text, ',');
@@ -231,8 +274,7 @@ inline fusion_text split_fusion(std::string_view text) {
   return out;
 }
 
-/// The fusion of several; each key goes to every method that has it.
-inline result<policy> parse_fusion(std::string_view text, std::span<const method* const> known) {
+LAGKV_FN result<policy> parse_fusion(std::string_view text, std::span<const method* const> known) {
   constexpr std::size_t most = policy::most_fused + 1;
   const fusion_text given = split_fusion(text);
   settings lists[most + 1] = {settings(shared_parameters)};
@@ -242,11 +284,11 @@ inline result<policy> parse_fusion(std::string_view text, std::span<const method
     const std::string_view name = take(names, '+');
     const method* found = find(name, known);
     if (found == nullptr || found->make == nullptr) return unknown_method(name, known, true);
-    if (count == most) return error{"of: " + std::string(fuse_parameters[0].range)};
+    if (count == most) return detail::refuse({"of: ", fuse_parameters[0].range});
     methods[count] = found;
     lists[count + 1] = settings(found->parameters);
   }
-  if (count < 2) return error{"of: " + std::string(fuse_parameters[0].range)};
+  if (count < 2) return detail::refuse({"of: ", fuse_parameters[0].range});
   if (!given.rest.empty())
     if (status s = assign(given.rest, std::span(lists, count + 1)); !s) return error{s.message()};
 
@@ -259,7 +301,7 @@ inline result<policy> parse_fusion(std::string_view text, std::span<const method
     parts[i] = *made;
     if (given.weights.empty()) continue;
     const std::optional<double> weight = number(take(weights, '+'));
-    if (!weight || (i + 1 == count) != weights.empty()) return error{"weights: " + std::string(fuse_parameters[1].range)};
+    if (!weight || (i + 1 == count) != weights.empty()) return detail::refuse({"weights: ", fuse_parameters[1].range});
     parts[i].weight = *weight;
   }
   if (given.by.empty()) return make_fusion({parts, count}, options);
@@ -267,7 +309,7 @@ inline result<policy> parse_fusion(std::string_view text, std::span<const method
   return by ? make_fusion({parts, count}, options, static_cast<fusion>(*by)) : error{by.message()};
 }
 
-inline result<policy> parse_whole(const method& m, std::string_view text) {
+LAGKV_FN result<policy> parse_whole(const method& m, std::string_view text) {
   settings own[] = {settings(m.whole_parameters)};
   if (!text.empty())
     if (status s = assign(text, own); !s) return error{s.message()};
@@ -276,28 +318,21 @@ inline result<policy> parse_whole(const method& m, std::string_view text) {
 
 }  // namespace detail
 
-/// name:key=value,key=value   Keys in any order; those not given have their defaults. Every policy, with its keys, is in
-/// docs/methods.md; `known` lists them as data.
-///
-///  lagkv:sink=16,lag=1024,ratio=0.5,value_weight=1,form=paper
-///  streaming_llm:sink=4,capacity=512
-///  snapkv:window=32,kernel=5,keep=0.25           shared keys: sink, recent, lag, keep, capacity, budget_mb ...
-///  key_diff:lag=128,keep=0.25                    against the next partition, as LagKV
-///  fuse:lagkv+key_diff,lag=128,weights=1+0.5     sum of ranks; each key goes to every method that has it
-///  fuse:novelty+cur,by=best,weights=3+1          three quarters of the budget by novelty, a quarter by cur
-inline result<policy> parse(std::string_view text, std::span<const method* const> known = methods()) {
+LAGKV_FN result<policy> parse(std::string_view text, std::span<const method* const> known) {
   const bool has_colon = text.find(':') != std::string_view::npos;
   const std::string_view name = detail::take(text, ':');
   const bool fusion = name == "fuse";
   const method* found = detail::find(name, known);
   if (found == nullptr && !fusion) return detail::unknown_method(name, known, false);
   const std::string who = std::string(name) + ": ";
-  if (has_colon && text.empty()) return error{who + "a key=value must follow the colon"};
+  if (has_colon && text.empty()) return detail::refuse({who, "a key=value must follow the colon"});
   result<policy> made = fusion                    ? detail::parse_fusion(text, known)
                         : found->whole != nullptr ? detail::parse_whole(*found, text)
                                                   : detail::parse_scored(*found, text);
-  if (!made) return error{who + made.message()};
+  if (!made) return detail::refuse({who, made.message()});
   return made;
 }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

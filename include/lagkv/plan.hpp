@@ -8,7 +8,7 @@
 
 #include <lagkv/core.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Which rows of a layer stay. Tokens outside `judged` all stay; inside it each head keeps the ones listed, in
 /// ascending order. Plain data: print it, send it to a device, apply it with compact().
@@ -34,20 +34,10 @@ struct plan {
   bool empty() const { return judged.empty(); }
 
   /// The row that lies at row `i` of this head after compaction to the front.
-  std::size_t source(std::size_t head, std::size_t i) const {
-    if (empty() || i < judged.begin) return i;
-    const std::size_t inside = i - judged.begin, stay = of(head).size();
-    return inside < stay ? of(head)[inside] : judged.end + (inside - stay);
-  }
+  std::size_t source(std::size_t head, std::size_t i) const;
 
   /// The plan of `n` heads that keep `each` rows of `range`, to be filled in through row().
-  void reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each) {
-    judged = range;
-    tokens_before = tokens;
-    kept.resize(n * each);
-    first.resize(n + 1);
-    for (std::size_t h = 0; h <= n; ++h) first[h] = h * each;
-  }
+  void reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each);
 
   /// The plan that drops nothing.
   void clear(std::size_t tokens) { reset({}, tokens, 0, 0); }
@@ -55,4 +45,22 @@ struct plan {
   std::uint32_t* row(std::size_t head) { return kept.data() + first[head]; }
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN std::size_t plan::source(std::size_t head, std::size_t i) const {
+  if (empty() || i < judged.begin) return i;
+  const std::size_t inside = i - judged.begin, stay = of(head).size();
+  return inside < stay ? of(head)[inside] : judged.end + (inside - stay);
+}
+
+LAGKV_FN void plan::reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each) {
+  judged = range;
+  tokens_before = tokens;
+  kept.resize(n * each);
+  first.resize(n + 1);
+  for (std::size_t h = 0; h <= n; ++h) first[h] = h * each;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

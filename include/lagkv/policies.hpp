@@ -22,7 +22,7 @@
 #include <lagkv/score/tova.hpp>
 #include <lagkv/score/value_norm.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 inline constexpr parameter lagkv_parameters[] = {
     {"sink", parameter::kind::count, 16, accepts::count, "first tokens, always kept"},
@@ -45,12 +45,13 @@ inline constexpr method lagkv_method{
     .whole_parameters = lagkv_parameters,
     .whole =
         [](std::span<const double> v) {
-          return make_lagkv({.sink = static_cast<std::size_t>(v[0]),
-                             .lag = static_cast<std::size_t>(v[1]),
-                             .ratio = v[2],
-                             .value_weight = v[3],
-                             .form = static_cast<lagkv_form>(v[4]),
-                             .unrotate = v[5] != 0});
+          result<policy> made = make_lagkv({.sink = static_cast<std::size_t>(v[0]),
+                                            .lag = static_cast<std::size_t>(v[1]),
+                                            .ratio = v[2],
+                                            .value_weight = v[3],
+                                            .form = static_cast<lagkv_form>(v[4])});
+          if (made && v[5] != 0) *made = unrotated(*made);
+          return made;
         },
 };
 
@@ -77,6 +78,11 @@ inline constexpr method streaming_llm_method{
         },
 };
 
+/// The methods that parse() knows; leverage, which needs Eigen, is in lagkv/all_methods.hpp.
+LAGKV_FN std::span<const method* const> methods();
+
+#if LAGKV_BODIES
+
 namespace detail {
 
 // clang-format off
@@ -100,7 +106,8 @@ inline constexpr const method* plain_methods[] = {
 
 }  // namespace detail
 
-/// The methods that parse() knows; leverage, which needs Eigen, is in lagkv/all_methods.hpp.
-inline std::span<const method* const> methods() { return detail::plain_methods; }
+LAGKV_FN std::span<const method* const> methods() { return detail::plain_methods; }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

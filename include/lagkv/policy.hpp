@@ -9,6 +9,8 @@
 
 #include <lagkv/compact.hpp>
 #include <lagkv/core.hpp>
+#include <lagkv/detail/function_ref.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/layer.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/plan.hpp>
@@ -19,7 +21,7 @@
 #include <lagkv/unrotate.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// How several scorers decide together, each by its ranks within a partition (or the judged range of a head).
 enum class fusion : std::uint8_t {
@@ -37,7 +39,7 @@ struct policy {
   transforms adjust;  ///< optional
   selector select;    ///< optional; default top_k
   lagkv::needs needs;
-  bool unrotated = false;  ///< `score` is shown keys as they were before RoPE
+  key_view unrotated = nullptr;  ///< unrotated_keys: `score` is shown keys as they were before RoPE
   /// The selector may keep different numbers of rows a head. Such plans are for judge() and compact(): see check().
   bool ragged = false;
   /// Further scorers, fused with `score`.
@@ -49,7 +51,153 @@ struct policy {
 
 /// Whether `p` can work on this layer and finds what it needs. Call it where a cache is set up; afterwards step() cannot
 /// fail. Hosts that hold heads of different lengths say so by `any_length`; all others have policies refused that need it.
-inline status check(const policy& p, const layer& l, bool any_length = false) {
+LAGKV_FN status check(const policy& p, const layer& l, bool any_length = false);
+
+namespace detail {
+
+/// Where what a policy needs is not there at this call, nothing is judged.
+LAGKV_FN bool met(const needs& n, const layer& l);
+
+/// What is due of this layer, protected rows counted.
+LAGKV_FN due due_of(const policy& p, const layer& l, const cursor& at);
+
+/// Protected rows go before all others.
+LAGKV_FN void spare(std::span<float> scores, std::size_t heads, const due& d);
+
+/// Partitions that are scored in one call, and moved after it: enough for scorers that read each row once to gain by it, few
+/// enough to be still in cache. Blocks of them count from the first partition.
+LAGKV_FN std::size_t partitions_together(const layer& l, const due& d);
+
+/// A layer as a scorer is shown it.
+class shown {
+ public:
+  shown(const layer& l, const row_positions& positions, key_view keys, workspace& ws) : seen_(&l) {
+    if (keys == nullptr) return;
+    rotated_ = {l.extra->rope, positions};
+    turned_ = l;
+    turned_.keys = keys(l, rotated_, ws);
+    seen_ = &turned_;
+  }
+  shown(const shown&) = delete;
+  shown& operator=(const shown&) = delete;
+
+  const layer& operator*() const { return *seen_; }
+
+ private:
+  const layer* seen_;
+  rotated rotated_;
+  layer turned_;
+};
+
+/// Judges the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the
+/// partitions of a block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
+LAGKV_FN void judge_partitions(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws,
+                               toward direction, function_ref<void(std::size_t first, std::size_t end)> done);
+
+/// Where nothing stays, or everything, no score is needed.
+inline bool needs_scores(const due& d) { return d.keep != 0 && d.keep != d.judged.size(); }
+
+/// Whether each partition can be judged and moved by itself.
+inline bool by_partition(const policy& p, const due& d) {
+  return d.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && d.protect.empty();
+}
+
+/// What is done for a head, with the workspace of whoever does it.
+using head_work = function_ref<void(std::size_t head, workspace&)>;
+
+/// Calls the work for each head below a number of them.
+using each_head_of = function_ref<void(std::size_t heads, head_work)>;
+
+/// Where no host gives threads: all heads one after the other.
+struct one_by_one {
+  workspace& ws;
+
+  void operator()(std::size_t heads, head_work work) const {
+    for (std::size_t head = 0; head < heads; ++head) work(head, ws);
+  }
+};
+
+LAGKV_FN void score_all(const scorer& score, key_view unrotated, const transforms& adjust, const layer& l, const due& d,
+                        std::span<float> out, workspace& ws, each_head_of each_head);
+
+/// Ranks, 0 to below 1, as one scorer of a fusion has them. For the best: minus the share of the budget at which a token
+/// would come in, were it this scorer's alone; a scorer without weight brings in none.
+LAGKV_FN void weigh(std::span<float> ranks, fusion by, double weight);
+
+LAGKV_FN std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws, each_head_of each_head);
+
+}  // namespace detail
+
+/// The scores of what is due, [heads][judged], as the selector gets them: transformed, and fused where there are several
+/// scorers. They are the workspace's and hold until its next use. Does not look at protected rows, nor whether scores are
+/// needed. A policy without a scorer gives zeros.
+inline std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws) {
+  return detail::score(p, l, d, ws, detail::one_by_one{ws});
+}
+
+/// Moves the cursor past a plan that has been applied, as `head` has it.
+LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head);
+
+/// The same for all heads; where they differ, for the one that keeps most.
+LAGKV_FN void advance(cursor& at, const plan& applied);
+
+namespace detail {
+
+LAGKV_FN void judge_whole(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, each_head_of each_head);
+
+/// How any of the scorers is shown keys, where one asks for it.
+LAGKV_FN key_view view_of_keys(const policy& p);
+
+/// Fills in the plan of what is due.
+LAGKV_FN void judge_due(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, each_head_of each_head);
+
+/// Moves the kept rows of one partition next to those of the partitions before (or behind) it.
+LAGKV_FN void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
+                             const due& d, toward direction);
+
+/// Judges one head by partition and moves the kept rows while they are in cache.
+LAGKV_FN void judge_and_move(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws,
+                             toward direction);
+
+LAGKV_FN std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction, each_head_of each_head);
+
+}  // namespace detail
+
+/// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
+/// due. For hosts that move memory themselves; tell the cursor with advance().
+inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
+  plan& out = ws.decision;
+  const due d = detail::due_of(p, l, at);
+  if (d.empty()) {
+    out.clear(l.tokens);
+    return out;
+  }
+  detail::judge_due(p, l, d, out, ws, detail::one_by_one{ws});
+  return out;
+}
+
+/// Adds the last n rows, but the sinks, to extras.moments, as `p` reads keys: call it before step() with the tokens appended
+/// since the last time. Nothing where the layer has no moments. Tokens that the host takes back stay counted.
+LAGKV_FN void observe_keys(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
+
+/// Judges what is due, moves the kept rows, advances the cursor; returns the rows now in use. Prefill, chunked prefill and
+/// decode are this one call: make it after attention has used the tokens appended (use, then compress). Most calls find
+/// nothing due and return after a few comparisons. Never fails, throws or locks; allocates only to grow the workspace.
+/// extras.mass and extras.positions move with the rows.
+inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front) {
+  return detail::step(p, l, at, ws, direction, detail::one_by_one{ws});
+}
+
+/// `p` for one layer of `layers`: where its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal
+/// numbers of tokens refuse policies whose retain.slope.used().
+LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
+
+/// `p` with a budget in bytes for `layers` layers like `l` made a number of tokens; other policies as they are.
+LAGKV_FN result<policy> fit(policy p, const layer& l, std::size_t layers);
+
+#if LAGKV_BODIES
+
+LAGKV_FN status check(const policy& p, const layer& l, bool any_length) {
   if (status s = check(l); !s) return s;
   const retention& r = p.retain;
   const extras* e = l.extra;
@@ -60,8 +208,8 @@ inline status check(const policy& p, const layer& l, bool any_length = false) {
   if (p.ragged && !any_length) return error{"policy: keeps different numbers of tokens a head, which this cache cannot hold"};
   if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
   if (p.needs.queries > 0 && !(e != nullptr && (e->queries || e->weights)))
-    return error{"queries: the policy reads those of the last " + std::to_string(p.needs.queries) +
-                 " tokens, or their attention weights; the layer has none (layer.extra)"};
+    return detail::refuse({"queries: the policy reads those of the last ", p.needs.queries,
+                           " tokens, or their attention weights; the layer has none (layer.extra)"});
   if (p.needs.mass && !(e != nullptr && (e->mass || e->queries || e->weights)))
     return error{
         "mass: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
@@ -75,21 +223,20 @@ inline status check(const policy& p, const layer& l, bool any_length = false) {
       return error{
           "rope: the policy judges keys without their positions; the layer does not tell which embedding they carry "
           "(layer.extra)"};
-    if (status s = check(*e->rope, l.keys.channels()); !s) return error{"rope: " + s.message()};
+    if (status s = check(*e->rope, l.keys.channels()); !s) return detail::refuse({"rope: ", s.message()});
     if ((r.again || p.needs.all_rows) && !e->positions)
       return error{"rope: the policy reads rows that have been judged before, so it needs extras.positions to turn them back"};
   }
   if (e != nullptr && !e->protect.empty() && r.again && !e->positions)
     return error{"protect: the policy judges rows again, so it needs extras.positions to know them"};
-  if (l.tokens > std::numeric_limits<std::uint32_t>::max())
-    return error{"tokens=" + std::to_string(l.tokens) + ": must be at most 4294967295"};
+  if (l.tokens > (std::numeric_limits<std::uint32_t>::max)())
+    return detail::refuse({"tokens=", l.tokens, ": must be at most 4294967295"});
   return {};
 }
 
 namespace detail {
 
-/// Where what a policy needs is not there at this call, nothing is judged.
-inline bool met(const needs& n, const layer& l) {
+LAGKV_FN bool met(const needs& n, const layer& l) {
   if (n.queries == 0 && !n.mass && !n.statistics) return true;
   const extras* e = l.extra;
   if (e == nullptr) return false;
@@ -98,8 +245,7 @@ inline bool met(const needs& n, const layer& l) {
          (!n.statistics || e->query_mean || (e->queries && offered > 0)) && (!n.calibrated || e->query_mean);
 }
 
-/// What is due of this layer, protected rows counted.
-inline due due_of(const policy& p, const layer& l, const cursor& at) {
+LAGKV_FN due due_of(const policy& p, const layer& l, const cursor& at) {
   due d = p.retain.due(at, l.tokens);
   if (d.empty()) return d;
   if (!met(p.needs, l)) return {};
@@ -118,55 +264,27 @@ inline due due_of(const policy& p, const layer& l, const cursor& at) {
   return d;
 }
 
-/// Protected rows go before all others.
-inline void spare(std::span<float> scores, std::size_t heads, const due& d) {
+LAGKV_FN void spare(std::span<float> scores, std::size_t heads, const due& d) {
   const std::size_t n = d.judged.size();
   for (std::size_t head = 0; head < heads; ++head)
     for (std::size_t i = 0; i < n; ++i) {
       float& score = scores[head * n + i];
       if (d.spares(head, d.judged.begin + i))
         score = std::numeric_limits<float>::infinity();
-      else if (score > std::numeric_limits<float>::max())
-        score = std::numeric_limits<float>::max();
+      else if (score > (std::numeric_limits<float>::max)())
+        score = (std::numeric_limits<float>::max)();
     }
 }
 
-/// Partitions that are scored in one call, and moved after it: enough for scorers that read each row once to gain by it, few
-/// enough to be still in cache. Blocks of them count from the first partition.
-inline std::size_t partitions_together(const layer& l, const due& d) {
+LAGKV_FN std::size_t partitions_together(const layer& l, const due& d) {
   constexpr std::size_t least = 8, bytes = std::size_t{1} << 21;
   const std::size_t partition = d.partition * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
   const std::size_t fit = bytes / partition;
   return fit > least ? fit : least;
 }
 
-/// A layer as a scorer is shown it.
-class shown {
- public:
-  shown(const layer& l, const row_positions& positions, bool unrotated, workspace& ws) : seen_(&l) {
-    if (!unrotated) return;
-    rotated_ = {l.extra->rope, positions};
-    turned_ = l;
-    turned_.keys = l.keys.unrotated(rotated_);
-    seen_ = &turned_;
-    ws.turns.prepare(*l.extra->rope, l.keys.channels());
-  }
-  shown(const shown&) = delete;
-  shown& operator=(const shown&) = delete;
-
-  const layer& operator*() const { return *seen_; }
-
- private:
-  const layer* seen_;
-  rotated rotated_;
-  layer turned_;
-};
-
-/// Judges the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the
-/// partitions of a block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
-template <class Done>
-void judge_partitions(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws, toward direction,
-                      const Done& done) {
+LAGKV_FN void judge_partitions(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws,
+                               toward direction, function_ref<void(std::size_t first, std::size_t end)> done) {
   const std::size_t count = d.judged.size() / d.partition, together = partitions_together(l, d);
   const std::size_t blocks = (count + together - 1) / together;
   const shown seen(l, d.positions, p.unrotated, ws);
@@ -183,28 +301,8 @@ void judge_partitions(const policy& p, const layer& l, const due& d, std::size_t
   }
 }
 
-/// Where nothing stays, or everything, no score is needed.
-inline bool needs_scores(const due& d) { return d.keep != 0 && d.keep != d.judged.size(); }
-
-/// Whether each partition can be judged and moved by itself.
-inline bool by_partition(const policy& p, const due& d) {
-  return d.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && d.protect.empty();
-}
-
-/// Where no host gives threads: all heads one after the other.
-struct one_by_one {
-  workspace& ws;
-
-  /// Calls work(head, workspace) for each head.
-  template <class Work>
-  void operator()(std::size_t heads, const Work& work) const {
-    for (std::size_t head = 0; head < heads; ++head) work(head, ws);
-  }
-};
-
-template <class EachHead>
-void score_all(const scorer& score, bool unrotated, const transforms& adjust, const layer& l, const due& d, std::span<float> out,
-               workspace& ws, const EachHead& each_head) {
+LAGKV_FN void score_all(const scorer& score, key_view unrotated, const transforms& adjust, const layer& l, const due& d,
+                        std::span<float> out, workspace& ws, each_head_of each_head) {
   const std::size_t n = d.judged.size(), heads = l.keys.heads();
   each_head(heads, [&](std::size_t head, workspace& own_ws) {
     const std::span<float> own = out.subspan(head * n, n);
@@ -216,15 +314,12 @@ void score_all(const scorer& score, bool unrotated, const transforms& adjust, co
   adjust(out, heads, d, ws);
 }
 
-/// Ranks, 0 to below 1, as one scorer of a fusion has them. For the best: minus the share of the budget at which a token
-/// would come in, were it this scorer's alone; a scorer without weight brings in none.
-inline void weigh(std::span<float> ranks, fusion by, double weight) {
+LAGKV_FN void weigh(std::span<float> ranks, fusion by, double weight) {
   const auto w = static_cast<float>(weight);
   for (float& r : ranks) r = by == fusion::sum ? w * r : (r - 1) / w;
 }
 
-template <class EachHead>
-std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws, const EachHead& each_head) {
+LAGKV_FN std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws, each_head_of each_head) {
   const std::size_t heads = l.keys.heads(), all = heads * d.judged.size();
   const std::span<float> scores{ws.floats(workspace::scores, all), all};
   score_all(p.score, p.unrotated, p.adjust, l, d, scores, ws, each_head);
@@ -244,23 +339,14 @@ std::span<float> score(const policy& p, const layer& l, const due& d, workspace&
 
 }  // namespace detail
 
-/// The scores of what is due, [heads][judged], as the selector gets them: transformed, and fused where there are several
-/// scorers. They are the workspace's and hold until its next use. Does not look at protected rows, nor whether scores are
-/// needed. A policy without a scorer gives zeros.
-inline std::span<float> score(const policy& p, const layer& l, const due& d, workspace& ws) {
-  return detail::score(p, l, d, ws, detail::one_by_one{ws});
-}
-
-/// Moves the cursor past a plan that has been applied, as `head` has it.
-inline void advance(cursor& at, const plan& applied, std::size_t head) {
+LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head) {
   at.tokens = applied.tokens_after(head);
   at.dropped += applied.tokens_before - at.tokens;
   if (!applied.empty()) at.judged = applied.judged.begin + applied.of(head).size();
   if (at.judged > at.tokens) at.judged = at.tokens;  // the host took tokens back
 }
 
-/// The same for all heads; where they differ, for the one that keeps most.
-inline void advance(cursor& at, const plan& applied) {
+LAGKV_FN void advance(cursor& at, const plan& applied) {
   std::size_t longest = 0;
   for (std::size_t head = 1; head < applied.heads(); ++head)
     if (applied.of(head).size() > applied.of(longest).size()) longest = head;
@@ -269,8 +355,7 @@ inline void advance(cursor& at, const plan& applied) {
 
 namespace detail {
 
-template <class EachHead>
-void judge_whole(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, const EachHead& each_head) {
+LAGKV_FN void judge_whole(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, each_head_of each_head) {
   const std::size_t heads = l.keys.heads();
   const std::span<float> scores = score(p, l, d, ws, each_head);
   if (!d.protect.empty()) spare(scores, heads, d);
@@ -280,9 +365,13 @@ void judge_whole(const policy& p, const layer& l, const due& d, plan& out, works
     top_k{}(scores, heads, d, out, ws);
 }
 
-/// Fills in the plan of what is due.
-template <class EachHead>
-void judge_due(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, const EachHead& each_head) {
+LAGKV_FN key_view view_of_keys(const policy& p) {
+  key_view view = p.unrotated;
+  for (std::size_t i = 0; i < p.fused_count && view == nullptr; ++i) view = p.fused[i].unrotated;
+  return view;
+}
+
+LAGKV_FN void judge_due(const policy& p, const layer& l, const due& d, plan& out, workspace& ws, each_head_of each_head) {
   out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
   if (!needs_scores(d)) {
     for (std::size_t head = 0; head < out.heads(); ++head)
@@ -296,18 +385,16 @@ void judge_due(const policy& p, const layer& l, const due& d, plan& out, workspa
   }
 }
 
-/// Moves the kept rows of one partition next to those of the partitions before (or behind) it.
-inline void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
-                           const due& d, toward direction) {
+LAGKV_FN void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
+                             const due& d, toward direction) {
   const std::size_t behind = d.keep - (index + 1) * d.keep_each;
   const std::size_t begin = d.judged.begin + index * d.partition;
   const token_range place{d.judged.begin + index * d.keep_each, d.judged.end - behind};
   move_kept(x, head, kept, {begin, begin + d.partition}, place, direction, false);
 }
 
-/// Judges one head by partition and moves the kept rows while they are in cache.
-inline void judge_and_move(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws,
-                           toward direction) {
+LAGKV_FN void judge_and_move(const policy& p, const layer& l, const due& d, std::size_t head, plan& out, workspace& ws,
+                             toward direction) {
   const std::size_t count = d.judged.size() / d.partition;
   const auto move = [&](std::size_t index) {
     const std::span<const std::uint32_t> kept(out.row(head) + index * d.keep_each, d.keep_each);
@@ -332,8 +419,7 @@ inline void judge_and_move(const policy& p, const layer& l, const due& d, std::s
   if (l.values) follow(l.values);
 }
 
-template <class EachHead>
-std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction, const EachHead& each_head) {
+LAGKV_FN std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction, each_head_of each_head) {
   const due d = due_of(p, l, at);
   plan& out = ws.decision;
   if (d.empty()) {
@@ -358,57 +444,33 @@ std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, tow
 
 }  // namespace detail
 
-/// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
-/// due. For hosts that move memory themselves; tell the cursor with advance().
-inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
-  plan& out = ws.decision;
-  const due d = detail::due_of(p, l, at);
-  if (d.empty()) {
-    out.clear(l.tokens);
-    return out;
-  }
-  detail::judge_due(p, l, d, out, ws, detail::one_by_one{ws});
-  return out;
-}
-
-/// Adds the last n rows, but the sinks, to extras.moments, as `p` reads keys: call it before step() with the tokens appended
-/// since the last time. Nothing where the layer has no moments. Tokens that the host takes back stay counted.
-inline void observe_keys(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
+LAGKV_FN void observe_keys(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
   if (l.extra == nullptr || !l.extra->moments || n == 0) return;
-  const detail::shown seen(l, {l.extra->positions, at.dropped}, p.needs.rope, ws);
+  const detail::shown seen(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws);
   const std::size_t last = n < l.tokens ? l.tokens - n : 0, begin = last > p.retain.sink ? last : p.retain.sink;
   for (std::size_t head = 0; head < l.keys.heads() && begin < l.tokens; ++head)
     detail::add_moments((*seen).keys, head, {begin, l.tokens}, 1, l.extra->moments.of(head, l.keys.channels()), ws);
 }
 
-/// Judges what is due, moves the kept rows, advances the cursor; returns the rows now in use. Prefill, chunked prefill and
-/// decode are this one call: make it after attention has used the tokens appended (use, then compress). Most calls find
-/// nothing due and return after a few comparisons. Never fails, throws or locks; allocates only to grow the workspace.
-/// extras.mass and extras.positions move with the rows.
-inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front) {
-  return detail::step(p, l, at, ws, direction, detail::one_by_one{ws});
-}
-
-/// `p` for one layer of `layers`: where its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal
-/// numbers of tokens refuse policies whose retain.slope.used().
-inline policy for_layer(policy p, std::size_t layer, std::size_t layers) {
+LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {
   p.retain.slope.layer = layer;
   p.retain.slope.layers = layers;
   return p;
 }
 
-/// `p` with a budget in bytes for `layers` layers like `l` made a number of tokens; other policies as they are.
-inline result<policy> fit(policy p, const layer& l, std::size_t layers) {
+LAGKV_FN result<policy> fit(policy p, const layer& l, std::size_t layers) {
   if (p.retain.kind != budget::bytes) return p;
   const std::size_t token = layers * l.keys.heads() * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
   const auto capacity = static_cast<std::size_t>(token == 0 ? 0 : p.retain.amount / static_cast<double>(token));
   const std::size_t least = p.retain.sink + p.retain.recent + 1;
   if (capacity < least)
-    return error{"budget: holds " + std::to_string(capacity) + " tokens of " + std::to_string(token) + " bytes: must hold " +
-                 std::to_string(least) + " or more (sink + recent + 1)"};
+    return detail::refuse(
+        {"budget: holds ", capacity, " tokens of ", token, " bytes: must hold ", least, " or more (sink + recent + 1)"});
   p.retain.kind = budget::capacity;
   p.retain.amount = static_cast<double>(capacity);
   return p;
 }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

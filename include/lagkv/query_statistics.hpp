@@ -9,7 +9,7 @@
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Mean and covariance of the queries of a layer, or the mean and a few vectors of which the covariance is made (nearly). After
 /// moved() extras.query_mean and query_covariance or query_factors are views of them. estimate_queries.hpp makes them.
@@ -23,22 +23,14 @@ struct query_statistics {
   std::size_t rank() const { return mean.empty() ? 0 : factors.size() / mean.size(); }
 
   /// Those of queries that are `by` times as large.
-  void multiply(float by) {
-    for (float& x : mean) x *= by;
-    for (float& x : covariance) x *= by * by;
-    for (float& x : factors) x *= by;
-  }
+  void multiply(float by);
 
   tensor mean_view() const { return view(mean, 1); }
   tensor covariance_view() const { return view(covariance, channels); }
   tensor factors_view() const { return view(factors, rank()); }
 
  private:
-  tensor view(const std::vector<float>& x, std::size_t rows) const {
-    if (x.empty()) return {};
-    const auto c = static_cast<std::ptrdiff_t>(channels);
-    return strided<float>(const_cast<float*>(x.data()), {heads, channels}, {static_cast<std::ptrdiff_t>(rows) * c, c, 1}, rows);
-  }
+  tensor view(const std::vector<float>& x, std::size_t rows) const;
 };
 
 namespace detail {
@@ -74,7 +66,23 @@ inline constexpr std::size_t expected_queries = 512;
 /// Statistics of queries before RoPE, moved by the mean rotation of the positions [first, first + future): what queries to come
 /// will be like. Source: ExpectedAttention (arXiv 2510.00636), kvpress 0.5.5. In doubles; cost d^2, or d for each factor, of each
 /// query head.
-inline query_statistics moved(const query_statistics& s, const rope& r, std::size_t first, std::size_t future) {
+LAGKV_FN query_statistics moved(const query_statistics& s, const rope& r, std::size_t first, std::size_t future);
+
+#if LAGKV_BODIES
+
+LAGKV_FN void query_statistics::multiply(float by) {
+  for (float& x : mean) x *= by;
+  for (float& x : covariance) x *= by * by;
+  for (float& x : factors) x *= by;
+}
+
+LAGKV_FN tensor query_statistics::view(const std::vector<float>& x, std::size_t rows) const {
+  if (x.empty()) return {};
+  const auto c = static_cast<std::ptrdiff_t>(channels);
+  return strided<float>(const_cast<float*>(x.data()), {heads, channels}, {static_cast<std::ptrdiff_t>(rows) * c, c, 1}, rows);
+}
+
+LAGKV_FN query_statistics moved(const query_statistics& s, const rope& r, std::size_t first, std::size_t future) {
   const std::size_t d = s.channels, square = s.covariance.empty() ? 0 : d;
   query_statistics out = s;
   std::vector<double> matrix(square * d);
@@ -96,4 +104,6 @@ inline query_statistics moved(const query_statistics& s, const rope& r, std::siz
   return out;
 }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

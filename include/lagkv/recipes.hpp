@@ -1,7 +1,6 @@
 // Part of lagkv (MIT). The named policies: documented options in, a policy or the reason why not out.
 #pragma once
 
-#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/policy.hpp>
 #include <lagkv/score/lag_relative.hpp>
@@ -18,7 +18,7 @@
 #include <lagkv/select/adaptive.hpp>
 #include <lagkv/select/chunks.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// The forms of LagKV in use.
 enum class lagkv_form : std::uint8_t {
@@ -38,7 +38,6 @@ struct lagkv_options {
   double ratio = 0.5;         ///< share kept: of each partition; in the kvpress forms of all tokens seen
   double value_weight = 1.0;  ///< score = keys + value_weight * values; 0: values are not read
   lagkv_form form = lagkv_form::paper;
-  bool unrotate = false;  ///< judge keys as they were before RoPE; reads extras.rope
 };
 
 /// StreamingLLM (arXiv 2309.17453): the first `sink` tokens and the most recent ones. Give one of the two budgets.
@@ -85,43 +84,75 @@ struct policy_options {
 
 namespace detail {
 
-inline std::string text(double x) {
-#if defined(__cpp_lib_to_chars)
-  char digits[32];
-  return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};  // the shortest that reads back as x
-#else
-  return std::to_string(x);
-#endif
-}
-
 inline constexpr std::size_t most_tokens = 0x7fffffff;
 
-inline status check_count(const char* name, std::size_t value, std::size_t least) {
-  if (value >= least && value <= most_tokens) return {};
-  const std::string found = std::string(name) + "=" + std::to_string(value);
-  if (value < least) return error{found + ": must be " + std::to_string(least) + " or more"};
-  return error{found + ": must be at most " + std::to_string(most_tokens)};
-}
+LAGKV_FN status check_count(const char* name, std::size_t value, std::size_t least);
 
-inline status check_odd(const char* name, std::size_t value) {
-  if (value % 2 == 1 && value <= most_tokens) return {};
-  return error{std::string(name) + "=" + std::to_string(value) + ": must be an odd number"};
-}
+LAGKV_FN status check_odd(const char* name, std::size_t value);
 
-inline status check_share(const char* name, double value) {
-  if (value > 0 && value <= 1) return {};
-  return error{std::string(name) + "=" + text(value) + ": must be above 0 and at most 1"};
-}
+LAGKV_FN status check_share(const char* name, double value);
 
 }  // namespace detail
 
 /// LagKV as a policy.
-inline result<policy> make_lagkv(const lagkv_options& o = {}) {
+LAGKV_FN result<policy> make_lagkv(const lagkv_options& o = {});
+
+/// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope. (make_policy() has an option for it.)
+LAGKV_FN policy unrotated(policy p);
+
+/// StreamingLLM as a policy. Needs no scores: no key and no value is read.
+LAGKV_FN result<policy> make_streaming_llm(const streaming_llm_options& o);
+
+namespace detail {
+
+/// What a method's scores go through before tokens are picked, and how its scorer is shown the keys.
+LAGKV_FN status adjust(part& method, const policy_options& o);
+
+}  // namespace detail
+
+/// A policy from a method's part. Where its scorer works in partitions their length must be o.lag.
+LAGKV_FN result<policy> make_policy(const part& method, const policy_options& o = {});
+
+/// A policy from a scorer; its lag, where it has one, is that of the options.
+template <class Scorer>
+requires(!std::is_same_v<Scorer, part>) result<policy> make_policy(Scorer s, const policy_options& o = {}) {
+  if constexpr (requires { s.lag = o.lag; }) s.lag = o.lag;
+  return make_policy(part_of(s), o);
+}
+
+/// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
+/// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
+/// makes room for the next of both.
+LAGKV_FN result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}, fusion by = fusion::sum);
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN status check_count(const char* name, std::size_t value, std::size_t least) {
+  if (value >= least && value <= most_tokens) return {};
+  if (value < least) return refuse({name, "=", value, ": must be ", least, " or more"});
+  return refuse({name, "=", value, ": must be at most ", most_tokens});
+}
+
+LAGKV_FN status check_odd(const char* name, std::size_t value) {
+  if (value % 2 == 1 && value <= most_tokens) return {};
+  return detail::refuse({name, "=", value, ": must be an odd number"});
+}
+
+LAGKV_FN status check_share(const char* name, double value) {
+  if (value > 0 && value <= 1) return {};
+  return detail::refuse({name, "=", value, ": must be above 0 and at most 1"});
+}
+
+}  // namespace detail
+
+LAGKV_FN result<policy> make_lagkv(const lagkv_options& o) {
   if (status s = detail::check_count("sink", o.sink, 0); !s) return error{s.message()};
   if (status s = detail::check_count("lag", o.lag, 1); !s) return error{s.message()};
   if (status s = detail::check_share("ratio", o.ratio); !s) return error{s.message()};
   if (!(o.value_weight >= 0 && o.value_weight <= 1e6))
-    return error{"value_weight=" + detail::text(o.value_weight) + ": must be from 0 to 1000000"};
+    return detail::refuse({"value_weight=", o.value_weight, ": must be from 0 to 1000000"});
   const bool of_all = o.form == lagkv_form::kvpress || o.form == lagkv_form::kvpress_cross;
   const float half = of_all ? 0.5F : 1.0F;  // kvpress takes the mean of both parts
   policy p;
@@ -132,12 +163,17 @@ inline result<policy> make_lagkv(const lagkv_options& o = {}) {
                          .reference = o.form == lagkv_form::local ? lag_relative::against::own : lag_relative::against::next,
                          .key_weight = half};
   if (o.form == lagkv_form::kvpress) p.adjust = rank_in_partition{o.lag};
-  p.needs.values = o.value_weight > 0, p.needs.rope = p.unrotated = o.unrotate;
+  p.needs.values = o.value_weight > 0;
   return p;
 }
 
-/// StreamingLLM as a policy. Needs no scores: no key and no value is read.
-inline result<policy> make_streaming_llm(const streaming_llm_options& o) {
+LAGKV_FN policy unrotated(policy p) {
+  p.unrotated = unrotated_keys;
+  p.needs.rope = true;
+  return p;
+}
+
+LAGKV_FN result<policy> make_streaming_llm(const streaming_llm_options& o) {
   if (status s = detail::check_count("sink", o.sink, 0); !s) return error{s.message()};
   if (o.capacity.has_value() == o.keep.has_value()) return error{"capacity, keep: give one of them"};
   policy p;
@@ -154,15 +190,14 @@ inline result<policy> make_streaming_llm(const streaming_llm_options& o) {
 
 namespace detail {
 
-/// What a method's scores go through before tokens are picked, and how its scorer is shown the keys.
-inline status adjust(part& method, const policy_options& o) {
+LAGKV_FN status adjust(part& method, const policy_options& o) {
   const std::size_t reach = o.smooth.value_or(method.smooth);
   const bool agree = o.agree.value_or(method.agree);
   if (status s = check_count("smooth", reach, 0); !s) return s;
-  method.unrotated = o.unrotate.value_or(method.unrotated);
-  if (method.unrotated && (method.needs.queries > 0 || method.needs.mass || method.needs.statistics))
+  if (o.unrotate) method.unrotated = *o.unrotate ? unrotated_keys : nullptr;
+  if (method.unrotated != nullptr && (method.needs.queries > 0 || method.needs.mass || method.needs.statistics))
     return error{"unrotate: queries meet keys as they are: not with a method that reads attention"};
-  method.needs.rope = method.unrotated;
+  method.needs.rope = method.unrotated != nullptr;
   if (o.pool > 1) method.adjust.then(pool{o.pool});
   if (agree) method.adjust.then(mean_of_heads{});
   if (reach > 0) method.adjust.then(smooth{reach, agree});
@@ -171,8 +206,7 @@ inline status adjust(part& method, const policy_options& o) {
 
 }  // namespace detail
 
-/// A policy from a method's part. Where its scorer works in partitions their length must be o.lag.
-inline result<policy> make_policy(const part& method, const policy_options& o = {}) {
+LAGKV_FN result<policy> make_policy(const part& method, const policy_options& o) {
   const std::size_t recent = o.recent.value_or(method.recent);
   const double recent_share = o.recent_share.value_or(method.recent_share);
   const int budgets = (o.keep ? 1 : 0) + (o.capacity ? 1 : 0) + (o.budget_mb ? 1 : 0);
@@ -184,24 +218,23 @@ inline result<policy> make_policy(const part& method, const policy_options& o = 
   if (status s = detail::check_count("chunk", o.chunk, 1); !s) return error{s.message()};
   if (status s = detail::check_odd("pool", o.pool); !s) return error{s.message()};
   for (auto [name, value] : {std::pair{"recent_share", recent_share}, {"safeguard", o.safeguard}})
-    if (!(value >= 0 && value <= 1)) return error{std::string(name) + "=" + detail::text(value) + ": must be from 0 to 1"};
+    if (!(value >= 0 && value <= 1)) return detail::refuse({name, "=", value, ": must be from 0 to 1"});
   if (o.pyramid != 0 && !(o.pyramid >= 1 && o.pyramid <= 1e6))
-    return error{"pyramid=" + detail::text(o.pyramid) + ": must be 0, or from 1 to 1000000"};
-  if (o.lag != 0 && (o.capacity || o.budget_mb))
-    return error{"lag=" + std::to_string(o.lag) + ": a partition keeps a share: give keep"};
+    return detail::refuse({"pyramid=", o.pyramid, ": must be 0, or from 1 to 1000000"});
+  if (o.lag != 0 && (o.capacity || o.budget_mb)) return detail::refuse({"lag=", o.lag, ": a partition keeps a share: give keep"});
   if (o.lag != 0 && o.pyramid != 0)
-    return error{"lag=" + std::to_string(o.lag) + ": a partition keeps the same share in all layers: not with pyramid"};
+    return detail::refuse({"lag=", o.lag, ": a partition keeps the same share in all layers: not with pyramid"});
 
   policy p;
   p.retain = {.sink = o.sink, .lag = o.lag, .recent = recent, .every = o.every};
   p.retain.recent_share = recent_share, p.retain.slope.beta = o.pyramid;
   if (o.capacity) {
     if (status s = detail::check_count("capacity", *o.capacity, o.sink + recent + 1); !s)
-      return error{s.message() + " (sink + recent + 1)"};
+      return detail::refuse({s.message(), " (sink + recent + 1)"});
     p.retain.kind = budget::capacity, p.retain.amount = static_cast<double>(*o.capacity), p.retain.again = true;
   } else if (o.budget_mb) {
     if (!(*o.budget_mb > 0 && *o.budget_mb <= 1e9))
-      return error{"budget_mb=" + detail::text(*o.budget_mb) + ": must be above 0 and at most 1000000000"};
+      return detail::refuse({"budget_mb=", *o.budget_mb, ": must be above 0 and at most 1000000000"});
     p.retain.kind = budget::bytes, p.retain.amount = *o.budget_mb * 1e6, p.retain.again = true;
   } else {
     const double keep = o.keep.value_or(0.5);
@@ -217,28 +250,16 @@ inline result<policy> make_policy(const part& method, const policy_options& o = 
   return p;
 }
 
-/// A policy from a scorer; its lag, where it has one, is that of the options.
-template <class Scorer>
-requires(!std::is_same_v<Scorer, part>) result<policy> make_policy(Scorer s, const policy_options& o = {}) {
-  if constexpr (requires { s.lag = o.lag; }) s.lag = o.lag;
-  return make_policy(part_of(s), o);
-}
-
-/// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
-/// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
-/// makes room for the next of both.
-inline result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}, fusion by = fusion::sum) {
+LAGKV_FN result<policy> make_fusion(std::span<const part> parts, const policy_options& o, fusion by) {
   constexpr std::size_t most = policy::most_fused + 1;
-  if (parts.size() < 2 || parts.size() > most)
-    return error{"methods=" + std::to_string(parts.size()) + ": must be from 2 to " + std::to_string(most)};
+  if (parts.size() < 2 || parts.size() > most) return detail::refuse({"methods=", parts.size(), ": must be from 2 to ", most});
   part first = parts[0];
   for (const part& other : parts.subspan(1)) first.recent = first.recent > other.recent ? first.recent : other.recent;
   first.recent_share = 0;
   result<policy> made = make_policy(first, o);
   if (!made) return made;
   for (const part& each : parts)
-    if (!(each.weight >= 0 && each.weight <= 1e6))
-      return error{"weight=" + detail::text(each.weight) + ": must be from 0 to 1000000"};
+    if (!(each.weight >= 0 && each.weight <= 1e6)) return detail::refuse({"weight=", each.weight, ": must be from 0 to 1000000"});
   policy p = *made;
   p.by = by;
   for (const part& other : parts.subspan(1)) {
@@ -250,4 +271,6 @@ inline result<policy> make_fusion(std::span<const part> parts, const policy_opti
   return p;
 }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -6,20 +6,18 @@
 #include <string>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/plan.hpp>
 #include <lagkv/rope.hpp>
+#include <lagkv/simd/narrow_kernels.hpp>
+#include <lagkv/simd/widen_kernels.hpp>
 #include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Whether keys like these can be rotated in place. Call it where a cache is set up; rerotate() trusts what it is given.
-inline status check(const rope& r, const tensor& keys) {
-  if (status s = keys.check(0); !s) return error{"keys: " + s.message()};
-  if (!is_float(keys.type()))
-    return error{std::string("keys: type ") + name(keys.type()) + ": must be f32, f16 or bf16 (others would lose digits)"};
-  return check(r, keys.channels());
-}
+LAGKV_FN status check(const rope& r, const tensor& keys);
 
 namespace detail {
 
@@ -27,7 +25,8 @@ namespace detail {
 class rotation {
  public:
   rotation(const rope& r, const tensor& keys, workspace& ws)
-      : kernels_(&ws.kernels()),
+      : widen_(ws.kernels<simd::widen_kernels>().widen),
+        narrow_(ws.kernels<simd::narrow_kernels>().narrow),
         type_(keys.type()),
         dims_(r.rotated(keys.channels())),
         pairs_(dims_ / 2),
@@ -44,51 +43,15 @@ class rotation {
   }
 
   /// Rotates the first row of t.
-  void turn(const tile& t, std::ptrdiff_t shift) {
-    if (shift == 0) return;
-    if (shift != shift_) prepare(shift);
-    float* row = table_ + dims_;
-    const bool adjacent = t.channel_stride == 1;
-    std::byte* elements = adjacent ? t.data : reinterpret_cast<std::byte*>(row + dims_);
-    if (!adjacent) copy_strided(t.data, t.channel_stride, elements, 1, dims_, size_of(type_));
-    kernels_->widen(elements, type_, dims_, row);
-    for (std::size_t j = 0; j < pairs_; ++j) {
-      const float cosine = table_[j], sine = table_[pairs_ + j];
-      float &a = row[j * first_], &b = row[j * first_ + second_];
-      const float turned = a * cosine - b * sine;
-      b = a * sine + b * cosine;
-      a = turned;
-    }
-    kernels_->narrow(row, type_, dims_, elements);
-    if (!adjacent) copy_strided(elements, 1, t.data, t.channel_stride, dims_, size_of(type_));
-  }
+  void turn(const tile& t, std::ptrdiff_t shift);
 
  private:
   enum column : std::uint8_t { angle, back_cos, back_sin, now_cos, now_sin };  // of turns_, a row a pair
 
-  void prepare(std::ptrdiff_t shift) {
-    // From one row that stays to the next the shift grows by the few tokens dropped in between. A product for each is far
-    // cheaper than a cosine and a sine; in double it costs no digit of f32 (1e-10 after a million of them).
-    constexpr std::ptrdiff_t near = 16;
-    const std::ptrdiff_t gap = shift_ - shift;
-    for (std::size_t j = 0; j < pairs_; ++j) {
-      double* t = turns_ + 5 * j;
-      if (gap > 0 && gap <= near) {
-        for (std::ptrdiff_t i = 0; i < gap; ++i) {
-          const double turned = t[now_cos] * t[back_cos] - t[now_sin] * t[back_sin];
-          t[now_sin] = t[now_cos] * t[back_sin] + t[now_sin] * t[back_cos];
-          t[now_cos] = turned;
-        }
-      } else {
-        t[now_cos] = std::cos(static_cast<double>(shift) * t[angle]);
-        t[now_sin] = std::sin(static_cast<double>(shift) * t[angle]);
-      }
-      table_[j] = static_cast<float>(t[now_cos]), table_[pairs_ + j] = static_cast<float>(t[now_sin]);
-    }
-    shift_ = shift;
-  }
+  void prepare(std::ptrdiff_t shift);
 
-  const simd::kernel_table* kernels_;
+  decltype(simd::widen_kernels::widen) widen_;
+  decltype(simd::narrow_kernels::narrow) narrow_;
   dtype type_;
   std::size_t dims_, pairs_, first_, second_;
   double* turns_;
@@ -118,7 +81,63 @@ inline void rerotate(const tensor& keys, std::size_t head, std::size_t row, std:
 ///
 /// Source: keys carry their position in the cache instead of in the text, as in StreamingLLM (arXiv 2309.17453, section 3.2),
 /// SinkCache of transformers and KeyRerotationPress of kvpress 0.5.5.
-inline void rerotate(const tensor& keys, const plan& applied, const rope& r, workspace& ws) {
+LAGKV_FN void rerotate(const tensor& keys, const plan& applied, const rope& r, workspace& ws);
+
+#if LAGKV_BODIES
+
+LAGKV_FN status check(const rope& r, const tensor& keys) {
+  if (status s = keys.check(0); !s) return detail::refuse({"keys: ", s.message()});
+  if (!is_float(keys.type()))
+    return detail::refuse({"keys: type ", name(keys.type()), ": must be f32, f16 or bf16 (others would lose digits)"});
+  return check(r, keys.channels());
+}
+
+namespace detail {
+
+LAGKV_FN void rotation::turn(const tile& t, std::ptrdiff_t shift) {
+  if (shift == 0) return;
+  if (shift != shift_) prepare(shift);
+  float* row = table_ + dims_;
+  const bool adjacent = t.channel_stride == 1;
+  std::byte* elements = adjacent ? t.data : reinterpret_cast<std::byte*>(row + dims_);
+  if (!adjacent) copy_strided(t.data, t.channel_stride, elements, 1, dims_, size_of(type_));
+  widen_(elements, type_, dims_, row);
+  for (std::size_t j = 0; j < pairs_; ++j) {
+    const float cosine = table_[j], sine = table_[pairs_ + j];
+    float &a = row[j * first_], &b = row[j * first_ + second_];
+    const float turned = a * cosine - b * sine;
+    b = a * sine + b * cosine;
+    a = turned;
+  }
+  narrow_(row, type_, dims_, elements);
+  if (!adjacent) copy_strided(elements, 1, t.data, t.channel_stride, dims_, size_of(type_));
+}
+
+LAGKV_FN void rotation::prepare(std::ptrdiff_t shift) {
+  // From one row that stays to the next the shift grows by the few tokens dropped in between. A product for each is far
+  // cheaper than a cosine and a sine; in double it costs no digit of f32 (1e-10 after a million of them).
+  constexpr std::ptrdiff_t few = 16;
+  const std::ptrdiff_t gap = shift_ - shift;
+  for (std::size_t j = 0; j < pairs_; ++j) {
+    double* t = turns_ + 5 * j;
+    if (gap > 0 && gap <= few) {
+      for (std::ptrdiff_t i = 0; i < gap; ++i) {
+        const double turned = t[now_cos] * t[back_cos] - t[now_sin] * t[back_sin];
+        t[now_sin] = t[now_cos] * t[back_sin] + t[now_sin] * t[back_cos];
+        t[now_cos] = turned;
+      }
+    } else {
+      t[now_cos] = std::cos(static_cast<double>(shift) * t[angle]);
+      t[now_sin] = std::sin(static_cast<double>(shift) * t[angle]);
+    }
+    table_[j] = static_cast<float>(t[now_cos]), table_[pairs_ + j] = static_cast<float>(t[now_sin]);
+  }
+  shift_ = shift;
+}
+
+}  // namespace detail
+
+LAGKV_FN void rerotate(const tensor& keys, const plan& applied, const rope& r, workspace& ws) {
   if (applied.empty()) return;
   detail::rotation rotation(r, keys, ws);
   for (std::size_t head = 0; head < applied.heads(); ++head) {
@@ -131,4 +150,6 @@ inline void rerotate(const tensor& keys, const plan& applied, const rope& r, wor
   }
 }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -6,9 +6,10 @@
 #include <string>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Token t is token (first + t) % slots of `View`, whose capacity is the slots: a regular array mostly, or a block table.
 /// Scales and transforms go around rings: scaled(ring(bytes, first), ring(scales, first)), hadamard(ring(rows, first), n).
@@ -39,11 +40,10 @@ class ring {
   }
 
   status check(std::size_t tokens) const {
-    if (capacity() == std::numeric_limits<std::size_t>::max())
+    if (capacity() == (std::numeric_limits<std::size_t>::max)())
       return error{"ring: capacity is unbounded: must be the number of slots"};
-    const std::string slots = std::to_string(capacity()) + " slots";
-    if (first_ >= capacity()) return error{"ring: first=" + std::to_string(first_) + ": must be below the " + slots};
-    if (tokens > capacity()) return error{"ring: tokens=" + std::to_string(tokens) + ": must be at most the " + slots};
+    if (first_ >= capacity()) return detail::refuse({"ring: first=", first_, ": must be below the ", capacity(), " slots"});
+    if (tokens > capacity()) return detail::refuse({"ring: tokens=", tokens, ": must be at most the ", capacity(), " slots"});
     return slots_.check(capacity());  // wherever the tokens lie, and will lie
   }
 
@@ -52,4 +52,4 @@ class ring {
   std::size_t first_ = 0;
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -8,8 +8,9 @@
 #include <string>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Which rotary embedding the keys carry. Its pair j turns by base^(-2j / dims) / factors[j] * position_scale radians a
 /// position. A factor on the length of keys (YaRN's attention factor) stays as it is.
@@ -31,34 +32,43 @@ struct rope {
   struct channel_pair {
     std::size_t first, second;
   };
-  channel_pair pair(std::size_t j, std::size_t channels) const {
-    if (pairs == pairing::halves) return {j, j + rotated(channels) / 2};
-    return {2 * j, 2 * j + 1};
-  }
+  channel_pair pair(std::size_t j, std::size_t channels) const;
 
   /// Radians by which one position turns this pair.
-  double angle(std::size_t pair, std::size_t channels) const {
-    const double exponent = -2.0 * static_cast<double>(pair) / static_cast<double>(rotated(channels));
-    const double factor = factors.empty() ? 1.0 : static_cast<double>(factors[pair]);
-    return __builtin_pow(base, exponent) / factor * static_cast<double>(position_scale);
-  }
+  double angle(std::size_t pair, std::size_t channels) const;
 };
 
 /// Whether keys of so many channels can carry this embedding. Call it where a cache is set up.
-inline status check(const rope& r, std::size_t channels) {
-  const auto positive = [](double x) { return x > 0 && x <= std::numeric_limits<double>::max(); };
+LAGKV_FN status check(const rope& r, std::size_t channels);
+
+#if LAGKV_BODIES
+
+LAGKV_FN rope::channel_pair rope::pair(std::size_t j, std::size_t channels) const {
+  if (pairs == pairing::halves) return {j, j + rotated(channels) / 2};
+  return {2 * j, 2 * j + 1};
+}
+
+LAGKV_FN double rope::angle(std::size_t pair, std::size_t channels) const {
+  const double exponent = -2.0 * static_cast<double>(pair) / static_cast<double>(rotated(channels));
+  const double factor = factors.empty() ? 1.0 : static_cast<double>(factors[pair]);
+  return __builtin_pow(base, exponent) / factor * static_cast<double>(position_scale);
+}
+
+LAGKV_FN status check(const rope& r, std::size_t channels) {
+  const auto positive = [](double x) { return x > 0 && x <= (std::numeric_limits<double>::max)(); };
   const std::string range = ": must be above 0 and finite";
   const std::size_t dims = r.rotated(channels);
-  if (dims > channels)
-    return error{"dims=" + std::to_string(dims) + ": must be at most the " + std::to_string(channels) + " channels of the keys"};
-  if (dims % 2 != 0) return error{"dims=" + std::to_string(dims) + ": must be even"};
-  if (!positive(r.base)) return error{"base=" + std::to_string(r.base) + range};
-  if (!positive(r.position_scale)) return error{"position_scale=" + std::to_string(r.position_scale) + range};
+  if (dims > channels) return detail::refuse({"dims=", dims, ": must be at most the ", channels, " channels of the keys"});
+  if (dims % 2 != 0) return detail::refuse({"dims=", dims, ": must be even"});
+  if (!positive(r.base)) return detail::refuse({"base=", r.base, range});
+  if (!positive(r.position_scale)) return detail::refuse({"position_scale=", r.position_scale, range});
   if (!r.factors.empty() && r.factors.size() != dims / 2)
-    return error{"factors of " + std::to_string(r.factors.size()) + ": must be " + std::to_string(dims / 2) + ", one a pair"};
+    return detail::refuse({"factors of ", r.factors.size(), ": must be ", dims / 2, ", one a pair"});
   for (std::size_t j = 0; j < r.factors.size(); ++j)
-    if (!positive(r.factors[j])) return error{"factors[" + std::to_string(j) + "]=" + std::to_string(r.factors[j]) + range};
+    if (!positive(r.factors[j])) return detail::refuse({"factors[", j, "]=", r.factors[j], range});
   return {};
 }
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -7,9 +7,10 @@
 #include <type_traits>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Scales that all tokens share, in the host's memory, which must outlive the view: the one of a head is
 /// factors[head * head_stride], zeros likewise.
@@ -54,19 +55,16 @@ class scaled {
   const Scales& scales() const requires each_token { return scales_; }
 
   status check(std::size_t tokens) const {
-    if (!is_byte(type()))
-      return error{std::string("type ") + name(type()) + ": a scale goes with fp8_e4m3, fp8_e5m2, int8 or uint8"};
+    if (!is_byte(type())) return detail::refuse({"type ", name(type()), ": a scale goes with fp8_e4m3, fp8_e5m2, int8 or uint8"});
     if (status s = elements_.check(tokens); !s) return s;
     if constexpr (each_token) {
-      if (scales_.type() != dtype::f32) return error{std::string("scales: type ") + name(scales_.type()) + ": must be f32"};
-      if (scales_.heads() != heads())
-        return error{"scales: heads=" + std::to_string(scales_.heads()) + ": must be " + std::to_string(heads())};
+      if (scales_.type() != dtype::f32) return detail::refuse({"scales: type ", name(scales_.type()), ": must be f32"});
+      if (scales_.heads() != heads()) return detail::refuse({"scales: heads=", scales_.heads(), ": must be ", heads()});
       if (scales_.channels() != 1 && scales_.channels() != 2)
-        return error{"scales: channels=" + std::to_string(scales_.channels()) + ": must be 1 (factor) or 2 (factor, zero point)"};
+        return detail::refuse({"scales: channels=", scales_.channels(), ": must be 1 (factor) or 2 (factor, zero point)"});
       if (tokens > scales_.capacity())
-        return error{"scales: capacity=" + std::to_string(scales_.capacity()) + ": must be " + std::to_string(tokens) +
-                     " or more"};
-      if (status s = scales_.check(tokens); !s) return error{"scales: " + s.message()};
+        return detail::refuse({"scales: capacity=", scales_.capacity(), ": must be ", tokens, " or more"});
+      if (status s = scales_.check(tokens); !s) return detail::refuse({"scales: ", s.message()});
     } else if (scales_.factors == nullptr) {
       return error{"scales: factors are null"};
     }
@@ -78,4 +76,4 @@ class scaled {
   Scales scales_{};
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -6,9 +6,10 @@
 #include <string>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Head h is head h % heads of layer h / heads: with `agree=yes` all layers keep the same tokens, by the mean of all scores; with
 /// `select=adaptive` they share one budget. All that goes by head (queries, weights, mass, positions, moments, the
@@ -38,11 +39,11 @@ class stacked {
   status check(std::size_t tokens) const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const View& v = layers_[i];
-      const std::string name = "layer " + std::to_string(i) + " of " + std::to_string(layers_.size()) + ": ";
+      const std::string name = detail::refuse({"layer ", i, " of ", layers_.size(), ": "}).message;
       if (v.type() != type() || v.heads() != each() || v.channels() != channels())
-        return error{name + text(v) + ": must be as layer 0, " + text(layers_[0])};
-      if (v.heads() == 0) return error{name + "heads=0: must be 1 or more"};
-      if (const status s = v.check(tokens); !s) return error{name + s.message()};
+        return detail::refuse({name, text(v), ": must be as layer 0, ", text(layers_[0])});
+      if (v.heads() == 0) return detail::refuse({name, "heads=0: must be 1 or more"});
+      if (const status s = v.check(tokens); !s) return detail::refuse({name, s.message()});
     }
     return {};
   }
@@ -50,10 +51,10 @@ class stacked {
  private:
   std::size_t each() const { return layers_.empty() ? 0 : layers_[0].heads(); }
   static std::string text(const View& v) {
-    return std::string(name(v.type())) + ", heads=" + std::to_string(v.heads()) + ", channels=" + std::to_string(v.channels());
+    return detail::refuse({name(v.type()), ", heads=", v.heads(), ", channels=", v.channels()}).message;
   }
 
   std::span<const View> layers_{};
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -3,14 +3,16 @@
 
 #include <cstddef>
 #include <limits>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 struct shape {
   std::size_t heads = 0;
@@ -38,24 +40,14 @@ struct dimension {
 
 /// Whether every combination of indices has an address of its own: sorted by stride, each dimension steps over all that
 /// the smaller ones span. (Interleavings with coprime strides that would pass as well are not laid out by any engine.)
-template <std::size_t N>
-bool lie_apart(dimension (&dims)[N]) {
-  auto magnitude = [](std::ptrdiff_t s) { return s < 0 ? 0 - static_cast<std::size_t>(s) : static_cast<std::size_t>(s); };
-  for (std::size_t i = 1; i < N; ++i)
-    for (std::size_t j = i; j > 0 && magnitude(dims[j].stride) < magnitude(dims[j - 1].stride); --j)
-      std::swap(dims[j], dims[j - 1]);
-  std::size_t span = 0;
-  for (const dimension& d : dims) {
-    if (d.size <= 1) continue;
-    if (magnitude(d.stride) <= span) return false;
-    span += magnitude(d.stride) * (d.size - 1);
-  }
-  return true;
-}
+LAGKV_FN bool lie_apart(std::span<dimension> dims);
 
 inline std::string text(const strides& s) {
-  return "head=" + std::to_string(s.head) + ", token=" + std::to_string(s.token) + ", channel=" + std::to_string(s.channel);
+  return refuse({"head=", s.head, ", token=", s.token, ", channel=", s.channel}).message;
 }
+
+/// Whether `tokens` tokens at such strides lie apart; a row has `units` units.
+LAGKV_FN status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units);
 
 /// Moves a pointer by units without ever forming an integer that overflows for caches beyond 2^32 elements.
 template <class T>
@@ -69,7 +61,7 @@ T* moved(T* p, std::size_t a, std::ptrdiff_t stride_a, std::size_t b, std::ptrdi
 template <class T>
 class strided {
  public:
-  static constexpr std::size_t unbounded = std::numeric_limits<std::size_t>::max();
+  static constexpr std::size_t unbounded = (std::numeric_limits<std::size_t>::max)();
 
   strided() = default;
 
@@ -92,13 +84,7 @@ class strided {
   status check(std::size_t tokens) const {
     if (data_ == nullptr) return error{"data: is null"};
     const std::size_t addressed = capacity_ == unbounded ? tokens : capacity_;
-    detail::dimension dims[] = {{extent_.heads, distance_.head},
-                                {addressed, distance_.token},
-                                {extent_.channels / elements_of(type()), distance_.channel}};
-    if (!detail::lie_apart(dims))
-      return error{"strides " + detail::text(distance_) + ": overlap for " + std::to_string(extent_.heads) + " heads, " +
-                   std::to_string(addressed) + " tokens, " + std::to_string(extent_.channels) + " channels"};
-    return {};
+    return detail::check_strides(extent_, distance_, addressed, extent_.channels / elements_of(type()));
   }
 
  private:
@@ -108,4 +94,33 @@ class strided {
   std::size_t capacity_ = unbounded;
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN bool lie_apart(std::span<dimension> dims) {
+  auto magnitude = [](std::ptrdiff_t s) { return s < 0 ? 0 - static_cast<std::size_t>(s) : static_cast<std::size_t>(s); };
+  for (std::size_t i = 1; i < dims.size(); ++i)
+    for (std::size_t j = i; j > 0 && magnitude(dims[j].stride) < magnitude(dims[j - 1].stride); --j)
+      std::swap(dims[j], dims[j - 1]);
+  std::size_t span = 0;
+  for (const dimension& d : dims) {
+    if (d.size <= 1) continue;
+    if (magnitude(d.stride) <= span) return false;
+    span += magnitude(d.stride) * (d.size - 1);
+  }
+  return true;
+}
+
+LAGKV_FN status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units) {
+  dimension dims[] = {{extent.heads, distance.head}, {tokens, distance.token}, {units, distance.channel}};
+  if (lie_apart(dims)) return {};
+  return refuse({"strides ", text(distance), ": overlap for ", extent.heads, " heads, ", tokens, " tokens, ", extent.channels,
+                 " channels"});
+}
+
+}  // namespace detail
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -9,8 +9,9 @@
 #include <type_traits>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/message.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Consecutive tokens of one head whose units (elements, or blocks: see dtype) lie at constant strides.
 /// Unit u of token i is at data + (i * token_stride + u * channel_stride) units.
@@ -54,6 +55,19 @@ concept has_transform = requires(const View& view) {
 };
 
 struct rope;
+struct rotated;
+class tensor;
+class workspace;
+
+namespace simd {
+struct rows;
+}  // namespace simd
+
+namespace detail {
+/// Rows as they were before their positions turned them: in score/rows.hpp.
+simd::rows turned_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
+                       workspace& ws);
+}  // namespace detail
 
 /// The rotary embedding that keys carry, and by which positions.
 struct rotated {
@@ -113,25 +127,13 @@ class tensor {
 
   /// The same keys, shown to scorers as they were before their positions turned them; they move as they are. `how` must
   /// outlive it.
-  tensor unrotated(const rotated& how) const {
-    tensor t = *this;
-    t.rotated_ = &how;
-    return t;
-  }
+  tensor unrotated(const lagkv::rotated& how) const;
   /// Null unless rows are shown turned back.
   const lagkv::rotated* rotated() const { return rotated_; }
+  /// Only where rotated(): by a pointer, so that a file pays for it where it asks for unrotated().
+  auto turned_back() const { return turned_back_; }
 
-  status check(std::size_t tokens) const {
-    if (at_ == nullptr) return error{"the tensor is empty"};
-    if (heads_ == 0 || channels_ == 0)
-      return error{"heads=" + std::to_string(heads_) + ", channels=" + std::to_string(channels_) + ": must be 1 or more"};
-    if (const std::size_t block = elements_of(type_); channels_ % block != 0)
-      return error{"channels=" + std::to_string(channels_) + ": must be a multiple of the " + std::to_string(block) +
-                   " elements of a block of " + name(type_) + " (a block that spans tokens or heads cannot move alone)"};
-    if (tokens > capacity_)
-      return error{"tokens=" + std::to_string(tokens) + ": the view addresses at most " + std::to_string(capacity_)};
-    return check_(view_, tokens);
-  }
+  status check(std::size_t tokens) const;
 
  private:
   template <class View>
@@ -148,6 +150,7 @@ class tensor {
   row_scale (*scale_of_)(const void*, std::size_t, std::size_t) = nullptr;
   tensor (*scales_)(const void*) = nullptr;
   const lagkv::rotated* rotated_ = nullptr;
+  decltype(&detail::turned_back) turned_back_ = nullptr;
   alignas(std::max_align_t) unsigned char view_[max_view_size] = {};
   dtype type_ = dtype::f32;
 };
@@ -165,8 +168,34 @@ void copy_units(const std::byte* from, std::ptrdiff_t from_step, std::byte* to, 
   for (std::size_t i = 0; i < n; ++i, from += from_step, to += to_step) std::memcpy(to, from, Unit);
 }
 
-inline void copy_strided(const std::byte* from, std::ptrdiff_t from_stride, std::byte* to, std::ptrdiff_t to_stride,
-                         std::size_t n, std::size_t unit) {
+LAGKV_FN void copy_strided(const std::byte* from, std::ptrdiff_t from_stride, std::byte* to, std::ptrdiff_t to_stride,
+                           std::size_t n, std::size_t unit);
+
+}  // namespace detail
+
+#if LAGKV_BODIES
+
+LAGKV_FN tensor tensor::unrotated(const lagkv::rotated& how) const {
+  tensor t = *this;
+  t.rotated_ = &how;
+  t.turned_back_ = detail::turned_back;
+  return t;
+}
+
+LAGKV_FN status tensor::check(std::size_t tokens) const {
+  if (at_ == nullptr) return error{"the tensor is empty"};
+  if (heads_ == 0 || channels_ == 0) return detail::refuse({"heads=", heads_, ", channels=", channels_, ": must be 1 or more"});
+  if (const std::size_t block = elements_of(type_); channels_ % block != 0)
+    return detail::refuse({"channels=", channels_, ": must be a multiple of the ", block, " elements of a block of ", name(type_),
+                           " (a block that spans tokens or heads cannot move alone)"});
+  if (tokens > capacity_) return detail::refuse({"tokens=", tokens, ": the view addresses at most ", capacity_});
+  return check_(view_, tokens);
+}
+
+namespace detail {
+
+LAGKV_FN void copy_strided(const std::byte* from, std::ptrdiff_t from_stride, std::byte* to, std::ptrdiff_t to_stride,
+                           std::size_t n, std::size_t unit) {
   const auto bytes = static_cast<std::ptrdiff_t>(unit);
   const std::ptrdiff_t from_step = from_stride * bytes, to_step = to_stride * bytes;
   switch (unit) {
@@ -183,4 +212,6 @@ inline void copy_strided(const std::byte* from, std::ptrdiff_t from_stride, std:
 
 }  // namespace detail
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

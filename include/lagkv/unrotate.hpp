@@ -6,9 +6,9 @@
 #include <vector>
 
 #include <lagkv/rope.hpp>
-#include <lagkv/simd/kernel_table.hpp>
+#include <lagkv/simd/rope_kernels.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
@@ -18,31 +18,12 @@ namespace detail {
 class turn_tables {
  public:
   /// Keeps what is there for the same embedding.
-  void prepare(const rope& r, std::size_t channels) {
-    if (same(r, channels)) return;
-    channels_ = channels, by_ = r;
-    factors_.assign(r.factors.begin(), r.factors.end());
-    by_.factors = factors_;
-    const std::size_t pairs = dims() / 2;
-    pairs_.assign(pairs, {});
-    near_.resize(together * 2 * width());
-    far_.resize(2 * width());
-    for (std::size_t j = 0; j < pairs; ++j) {
-      pair& p = pairs_[j];
-      p.angle = r.angle(j, channels);
-      p.step = {__builtin_cos(p.angle * together), __builtin_sin(p.angle * together)};
-      for (std::size_t i = 0; i < together; ++i) {
-        const double angle = p.angle * static_cast<double>(i);
-        fill_in(near_.data() + i * 2 * width(), j, {__builtin_cos(angle), __builtin_sin(angle)});
-      }
-    }
-    block_ = none;
-  }
+  void prepare(const rope& r, std::size_t channels);
 
   /// Calls use(i, rows, turns) for runs of the n positions position(0), position(1), ... that share a multiple of 64.
   template <class Position, class Use>
   void for_each_run(std::size_t n, const Position& position, const Use& use) {
-    const float* near[together];
+    const float* fine[together];
     for (std::size_t begin = 0; begin < n;) {
       const std::size_t block = position(begin) / together;
       if (block != block_) turn_to(block);
@@ -50,9 +31,9 @@ class turn_tables {
       for (; run < together && begin + run < n; ++run) {
         const std::size_t at = position(begin + run);
         if (at / together != block) break;
-        near[run] = near_.data() + at % together * 2 * width();
+        fine[run] = fine_.data() + at % together * 2 * width();
       }
-      use(begin, run, simd::turn{dims(), neighbours(), far_.data(), near});
+      use(begin, run, simd::turn{dims(), neighbours(), coarse_.data(), fine});
       begin += run;
     }
   }
@@ -72,44 +53,79 @@ class turn_tables {
   bool neighbours() const { return by_.pairs == rope::pairing::neighbours; }
   std::size_t width() const { return neighbours() ? dims() : dims() / 2; }  // of a row of cosines
 
-  bool same(const rope& r, std::size_t channels) const {
-    if (channels != channels_ || r.base != by_.base || r.pairs != by_.pairs || r.dims != by_.dims ||
-        r.position_scale != by_.position_scale || r.factors.size() != factors_.size())
-      return false;
-    for (std::size_t j = 0; j < factors_.size(); ++j)
-      if (r.factors[j] != factors_[j]) return false;
-    return true;
-  }
+  bool same(const rope& r, std::size_t channels) const;
 
-  void fill_in(float* row, std::size_t j, turned t) const {
-    const auto cosine = static_cast<float>(t.cosine), sine = static_cast<float>(t.sine);
-    float* sines = row + width();
-    if (neighbours())
-      row[2 * j] = row[2 * j + 1] = cosine, sines[2 * j] = sine, sines[2 * j + 1] = -sine;
-    else
-      row[j] = cosine, sines[j] = sine;
-  }
+  void fill_in(float* row, std::size_t j, turned t) const;
 
   /// The block behind the last one takes products in place of cosines; in double that costs no digit of f32.
-  void turn_to(std::size_t block) {
-    const bool next = block_ != none && block == block_ + 1;
-    for (std::size_t j = 0; j < pairs_.size(); ++j) {
-      pair& p = pairs_[j];
-      const double angle = p.angle * static_cast<double>(block * together);
-      p.now = next ? turned{p.now.cosine * p.step.cosine - p.now.sine * p.step.sine,
-                            p.now.cosine * p.step.sine + p.now.sine * p.step.cosine}
-                   : turned{__builtin_cos(angle), __builtin_sin(angle)};
-      fill_in(far_.data(), j, p.now);
-    }
-    block_ = block;
-  }
+  void turn_to(std::size_t block);
 
   std::size_t channels_ = 0, block_ = none;
   rope by_;
-  std::vector<float> factors_, near_, far_;
+  std::vector<float> factors_, fine_, coarse_;
   std::vector<pair> pairs_;
 };
 
 }  // namespace detail
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN void turn_tables::prepare(const rope& r, std::size_t channels) {
+  if (same(r, channels)) return;
+  channels_ = channels, by_ = r;
+  factors_.assign(r.factors.begin(), r.factors.end());
+  by_.factors = factors_;
+  const std::size_t pairs = dims() / 2;
+  pairs_.assign(pairs, {});
+  fine_.resize(together * 2 * width());
+  coarse_.resize(2 * width());
+  for (std::size_t j = 0; j < pairs; ++j) {
+    pair& p = pairs_[j];
+    p.angle = r.angle(j, channels);
+    p.step = {__builtin_cos(p.angle * together), __builtin_sin(p.angle * together)};
+    for (std::size_t i = 0; i < together; ++i) {
+      const double angle = p.angle * static_cast<double>(i);
+      fill_in(fine_.data() + i * 2 * width(), j, {__builtin_cos(angle), __builtin_sin(angle)});
+    }
+  }
+  block_ = none;
+}
+
+LAGKV_FN bool turn_tables::same(const rope& r, std::size_t channels) const {
+  if (channels != channels_ || r.base != by_.base || r.pairs != by_.pairs || r.dims != by_.dims ||
+      r.position_scale != by_.position_scale || r.factors.size() != factors_.size())
+    return false;
+  for (std::size_t j = 0; j < factors_.size(); ++j)
+    if (r.factors[j] != factors_[j]) return false;
+  return true;
+}
+
+LAGKV_FN void turn_tables::fill_in(float* row, std::size_t j, turned t) const {
+  const auto cosine = static_cast<float>(t.cosine), sine = static_cast<float>(t.sine);
+  float* sines = row + width();
+  if (neighbours())
+    row[2 * j] = row[2 * j + 1] = cosine, sines[2 * j] = sine, sines[2 * j + 1] = -sine;
+  else
+    row[j] = cosine, sines[j] = sine;
+}
+
+LAGKV_FN void turn_tables::turn_to(std::size_t block) {
+  const bool next = block_ != none && block == block_ + 1;
+  for (std::size_t j = 0; j < pairs_.size(); ++j) {
+    pair& p = pairs_[j];
+    const double angle = p.angle * static_cast<double>(block * together);
+    p.now = next ? turned{p.now.cosine * p.step.cosine - p.now.sine * p.step.sine,
+                          p.now.cosine * p.step.sine + p.now.sine * p.step.cosine}
+                 : turned{__builtin_cos(angle), __builtin_sin(angle)};
+    fill_in(coarse_.data(), j, p.now);
+  }
+  block_ = block;
+}
+
+}  // namespace detail
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -6,20 +6,24 @@
 #include <vector>
 
 #include <lagkv/plan.hpp>
-#include <lagkv/simd/dispatch.hpp>
+#include <lagkv/simd/rows.hpp>
 #include <lagkv/unrotate.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Scratch for one thread at a time; share it among layers and sequences. It allocates only when a request is larger than
 /// all before it.
 class workspace {
  public:
   /// The kernels of `t`; those of simd::best() where `t` cannot run on this CPU (target() tells).
-  explicit workspace(simd::target t = simd::best()) : kernels_(&simd::kernels(t)) {}
+  explicit workspace(simd::target t = simd::best()) : target_(simd::supported(t) ? t : simd::best()) {}
 
-  simd::target target() const { return kernels_->id; }
-  const simd::kernel_table& kernels() const { return *kernels_; }
+  simd::target target() const { return target_; }
+  /// Those of one family, such as simd::row_kernels.
+  template <class Family>
+  const Family& kernels() const {
+    return simd::kernels<Family>(target_);
+  }
 
   /// The plan of the last judge() or step().
   plan decision;
@@ -68,10 +72,10 @@ class workspace {
   }
 
  private:
-  const simd::kernel_table* kernels_;
+  simd::target target_;
   std::vector<float> floats_[purposes];
   std::vector<std::int32_t> keys_;
   std::vector<double> doubles_;
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -9,7 +9,7 @@
 #include <lagkv/core.hpp>
 #include <lagkv/strided.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 inline constexpr char dimension_letters[] = "bhtc";
@@ -115,4 +115,4 @@ result<strided<T>> batch_view(Stored* first, const extents<4>& extent, const dim
 
 }  // namespace detail
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -21,7 +21,7 @@
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
@@ -46,7 +46,7 @@ result<extents<Rank>> extents_of(const DLTensor& x, const dims<Rank>& order) {
     if (size < 0) return error{"shape[" + std::to_string(i) + "]=" + std::to_string(size) + ": must be 0 or more"};
     out[i] = {static_cast<std::size_t>(size), static_cast<std::ptrdiff_t>(x.strides != nullptr ? x.strides[i] : dense)};
     // Sizes come from outside, so their product may be anything.
-    if (size != 0 && dense > std::numeric_limits<std::int64_t>::max() / 4 / size)
+    if (size != 0 && dense > (std::numeric_limits<std::int64_t>::max)() / 4 / size)
       return error{"shape[" + std::to_string(i) + "]=" + std::to_string(size) + ": the elements exceed what memory can address"};
     dense *= size;
   }
@@ -140,4 +140,4 @@ inline result<tensor> view_of(const DLManagedTensorVersioned& x, std::size_t bat
 
 #endif
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -17,7 +17,7 @@
 #include <lagkv/core.hpp>
 #include <lagkv/strided.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 template <>
 struct element_of<Eigen::half> {
@@ -92,4 +92,4 @@ auto view_of(const M& x, std::size_t batch, dims<4> order = {}) {
   return detail::batch_view<detail::element<T, typename M::Scalar>>(x.data(), detail::extents_of(x), order, batch);
 }
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

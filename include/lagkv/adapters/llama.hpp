@@ -40,7 +40,7 @@
 #include <lagkv/policy.hpp>
 #include <lagkv/query_statistics.hpp>
 
-namespace lagkv::llama {
+namespace lagkv::inline LAGKV_ABI::llama {
 
 /// How to get at the cache.
 enum class way : std::uint8_t {
@@ -488,4 +488,4 @@ class compressor {
   std::map<llama_seq_id, state> sequences_;
 };
 
-}  // namespace lagkv::llama
+}  // namespace lagkv::inline LAGKV_ABI::llama

@@ -16,7 +16,7 @@
 #include <lagkv/core.hpp>
 #include <lagkv/strided.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// What is asked of an mdspan: element_type, rank(), extent(i), stride(i) in elements, and a data_handle() that is a pointer.
 /// Layouts that have no constant strides (is_always_strided() is false) are not taken.
@@ -71,4 +71,4 @@ auto view_of(const M& x, std::size_t batch, dims<4> order = {}) {
                                                                           batch);
 }
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

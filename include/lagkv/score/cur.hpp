@@ -8,7 +8,7 @@
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// (|k|^2 / their sum over a window) * (|v|^2 / their sum), windows counted from the first judged row (from the first of each
 /// partition). A row that is not finite takes no part. Reads each key and value once.
@@ -17,30 +17,12 @@ struct cur {
   std::size_t window = 16;  ///< tokens; kvpress's default
   std::size_t lag = 0;      ///< tokens a partition; 0: the whole judged range at once
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    float* other = ws.floats(workspace::deviation, out.size());
-    squares_of_rows(l.keys, head, judged, out.data(), ws);
-    squares_of_rows(l.values, head, judged, other, ws);
-    const std::size_t part = lag == 0 ? out.size() : lag;
-    for (std::size_t begin = 0; begin < out.size(); begin += part)
-      for (std::size_t at = begin; at < begin + part; at += window) {
-        const std::size_t n = begin + part - at < window ? begin + part - at : window;
-        const float keys = sum(out.data() + at, n), values = sum(other + at, n);
-        for (std::size_t i = at; i < at + n; ++i) out[i] = share(out[i], keys) * share(other[i], values);
-      }
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 
  private:
-  static float share(float x, float total) {
-    if (!detail::finite(x)) return std::numeric_limits<float>::quiet_NaN();
-    return total > 0 ? x / total : 0.0F;
-  }
+  static float share(float x, float total);
 
-  static float sum(const float* x, std::size_t n) {
-    float total = 0;
-    for (std::size_t i = 0; i < n; ++i) total += detail::finite(x[i]) ? x[i] : 0.0F;
-    return total;
-  }
+  static float sum(const float* x, std::size_t n);
 };
 
 inline part part_of(const cur& s) { return {.score = s, .needs = {.values = true}}; }
@@ -59,4 +41,32 @@ inline constexpr method cur_method{
     },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void cur::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+  float* other = ws.floats(workspace::deviation, out.size());
+  squares_of_rows(l.keys, head, judged, out.data(), ws);
+  squares_of_rows(l.values, head, judged, other, ws);
+  const std::size_t part = lag == 0 ? out.size() : lag;
+  for (std::size_t begin = 0; begin < out.size(); begin += part)
+    for (std::size_t at = begin; at < begin + part; at += window) {
+      const std::size_t n = begin + part - at < window ? begin + part - at : window;
+      const float keys = sum(out.data() + at, n), values = sum(other + at, n);
+      for (std::size_t i = at; i < at + n; ++i) out[i] = share(out[i], keys) * share(other[i], values);
+    }
+}
+
+LAGKV_FN float cur::share(float x, float total) {
+  if (!detail::finite(x)) return std::numeric_limits<float>::quiet_NaN();
+  return total > 0 ? x / total : 0.0F;
+}
+
+LAGKV_FN float cur::sum(const float* x, std::size_t n) {
+  float total = 0;
+  for (std::size_t i = 0; i < n; ++i) total += detail::finite(x[i]) ? x[i] : 0.0F;
+  return total;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -6,12 +6,14 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/detail/message.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/score/moments.hpp>
 #include <lagkv/score/random.hpp>
 #include <lagkv/score/rows.hpp>
+#include <lagkv/simd/dot_kernels.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Minus the number of later rows with the same code; of rows with equally many the later one scores higher, by less than 1/2.
 /// Later rows are those behind it in the judged range and behind that, or in its partition and the next.
@@ -33,57 +35,14 @@ struct distinct {
     return (detail::split_mix((std::uint64_t{bit} << 32U) + c) & 1U) != 0 ? 1.0F : -1.0F;
   }
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    const std::size_t kinds = std::size_t{1} << bits;
-    const auto score = [&](token_range part, token_range reference) {
-      const token_range all{part.begin, reference.end};
-      std::int32_t* code = ws.keys(all.size() + kinds);
-      std::int32_t* later = code + all.size();
-      encode(l, head, all, reference, code, ws);
-      for (std::size_t kind = 0; kind < kinds; ++kind) later[kind] = 0;
-      float* scores = out.data() + (part.begin - judged.begin);
-      const float step = 0.5F / static_cast<float>(all.size());
-      for (std::size_t i = all.size(); i-- > 0;) {
-        const bool known = code[i] >= 0;
-        if (i < part.size())
-          scores[i] =
-              known ? static_cast<float>(i) * step - static_cast<float>(later[code[i]]) : std::numeric_limits<float>::quiet_NaN();
-        if (known) ++later[code[i]];
-      }
-    };
-    if (lag == 0) return score(judged, {judged.begin, l.tokens});
-    for_each_reference(l, judged, lag, score);
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 
  private:
   /// -1 for rows that are not finite.
-  void encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code, workspace& ws) const {
-    const std::size_t channels = l.keys.channels();
-    float* mean = ws.floats(workspace::reference, 2 * channels);
-    float* scale = mean + channels;
-    detail::usual(l, head, reference, mean, scale, ws);
-    for (std::size_t c = 0; c < channels; ++c) scale[c] = __builtin_sqrtf(scale[c]);
-    float* planes = ws.floats(workspace::query_rows, bits * channels);
-    for (std::size_t b = 0; b < bits; ++b)
-      for (std::size_t c = 0; c < channels; ++c) planes[b * channels + c] = sign(b, c) * scale[c];
-    float centre[most_bits];
-    ws.kernels().dots({mean, dtype::f32, 1, channels, 0}, planes, bits, centre, 1);
-    for_each_rows_and_next(l.keys, head, all, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
-      const float* factors = detail::inverse_norms(rows, ws);
-      float* sides = ws.floats(workspace::logits, bits * rows.tokens);
-      ws.kernels().dots(rows, planes, bits, sides, rows.tokens);
-      std::int32_t* to = code + offset;
-      for (std::size_t i = 0; i < rows.tokens; ++i) to[i] = 0;
-      for (std::size_t b = 0; b < bits; ++b)
-        for (std::size_t i = 0; i < rows.tokens; ++i)
-          to[i] = 2 * to[i] + (sides[b * rows.tokens + i] * factors[i] > centre[b] ? 1 : 0);
-      for (std::size_t i = 0; i < rows.tokens; ++i)
-        if (!detail::finite(factors[i])) to[i] = -1;
-    });
-  }
+  void encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code, workspace& ws) const;
 };
 
-inline part part_of(const distinct& s) { return {.score = s, .needs = {.moments = true}, .unrotated = true}; }
+inline part part_of(const distinct& s) { return {.score = s, .needs = {.moments = true}, .unrotated = unrotated_keys}; }
 
 inline constexpr parameter distinct_parameters[] = {
     {"bits", parameter::kind::count, 10, "must be from 1 to 16", "signs of a key's code: up to 2^bits kinds of keys"}};
@@ -96,9 +55,62 @@ inline constexpr method distinct_method{
     .parameters = distinct_parameters,
     .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
       if (!(v[0] >= 1 && v[0] <= distinct::most_bits))
-        return error{"bits=" + std::to_string(static_cast<std::size_t>(v[0])) + ": must be from 1 to 16"};
+        return detail::refuse({"bits=", static_cast<std::size_t>(v[0]), ": must be from 1 to 16"});
       return part_of(distinct{static_cast<std::size_t>(v[0]), lag});
     },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void distinct::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+                                   workspace& ws) const {
+  const std::size_t kinds = std::size_t{1} << bits;
+  const auto score = [&](token_range part, token_range reference) {
+    const token_range all{part.begin, reference.end};
+    std::int32_t* code = ws.keys(all.size() + kinds);
+    std::int32_t* later = code + all.size();
+    encode(l, head, all, reference, code, ws);
+    for (std::size_t kind = 0; kind < kinds; ++kind) later[kind] = 0;
+    float* scores = out.data() + (part.begin - judged.begin);
+    const float step = 0.5F / static_cast<float>(all.size());
+    for (std::size_t i = all.size(); i-- > 0;) {
+      const bool known = code[i] >= 0;
+      if (i < part.size())
+        scores[i] =
+            known ? static_cast<float>(i) * step - static_cast<float>(later[code[i]]) : std::numeric_limits<float>::quiet_NaN();
+      if (known) ++later[code[i]];
+    }
+  };
+  if (lag == 0) return score(judged, {judged.begin, l.tokens});
+  for_each_reference(l, judged, lag, score);
+}
+
+LAGKV_FN void distinct::encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code,
+                               workspace& ws) const {
+  const std::size_t channels = l.keys.channels();
+  float* mean = ws.floats(workspace::reference, 2 * channels);
+  float* scale = mean + channels;
+  detail::usual(l, head, reference, mean, scale, ws);
+  for (std::size_t c = 0; c < channels; ++c) scale[c] = __builtin_sqrtf(scale[c]);
+  float* planes = ws.floats(workspace::query_rows, bits * channels);
+  for (std::size_t b = 0; b < bits; ++b)
+    for (std::size_t c = 0; c < channels; ++c) planes[b * channels + c] = sign(b, c) * scale[c];
+  float centre[most_bits];
+  ws.kernels<simd::dot_kernels>().dots({mean, dtype::f32, 1, channels, 0}, planes, bits, centre, 1);
+  for_each_rows_and_next(l.keys, head, all, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
+    const float* factors = detail::inverse_norms(rows, ws);
+    float* sides = ws.floats(workspace::logits, bits * rows.tokens);
+    ws.kernels<simd::dot_kernels>().dots(rows, planes, bits, sides, rows.tokens);
+    std::int32_t* to = code + offset;
+    for (std::size_t i = 0; i < rows.tokens; ++i) to[i] = 0;
+    for (std::size_t b = 0; b < bits; ++b)
+      for (std::size_t i = 0; i < rows.tokens; ++i)
+        to[i] = 2 * to[i] + (sides[b * rows.tokens + i] * factors[i] > centre[b] ? 1 : 0);
+    for (std::size_t i = 0; i < rows.tokens; ++i)
+      if (!detail::finite(factors[i])) to[i] = -1;
+  });
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -5,16 +5,78 @@
 #include <span>
 #include <string>
 
+#include <lagkv/detail/message.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
+#include <lagkv/simd/dot_kernels.hpp>
+#include <lagkv/simd/score_kernels.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
 /// Of a symmetric matrix [n][n] that is a covariance, vectors whose products f f^T add up to it: out[j] = column j of its
 /// Cholesky factor, times `by`. Columns that depend on those before are 0. The matrix is overwritten. Cost n^3 / 3.
-inline void factor(double* matrix, std::size_t n, float by, float* out) {
+LAGKV_FN void factor(double* matrix, std::size_t n, float by, float* out);
+
+/// Mean, and population covariance where asked for, of the first n rows of a head that are finite.
+LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t n, double* mean, double* covariance,
+                                  workspace& ws);
+
+}  // namespace detail
+
+/// Were the queries to come normal with mean m and covariance S, a key would have the mean weight exp(s m.k + s^2 k^T S k / 2)
+/// with s = 1 / sqrt(d) (or extras.scale): its softmax over what is judged, mean over the query heads of the group, times the
+/// norm of the value.
+/// m and S are extras.query_mean and query_covariance (estimate_queries.hpp makes them), or a few query_factors that S is made
+/// of; without either it counts as 0. Where the host gives no mean they are those of the queries that it offers, as they are; not
+/// where they must be `calibrated`.
+/// Cost: n d (1 + r) for each query head, r the number of factors, d for a covariance (and d^3 / 3). Source: the paper; kvpress
+/// 0.5.5, ExpectedAttentionPress; the factors are this project's.
+struct expected_attention {
+  std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
+  bool covariance = true;
+  bool values = true;
+  double epsilon = 0;       ///< added to the weight before it is multiplied by the norm of the value
+  bool calibrated = false;  ///< only by the mean that the host gives
+
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
+
+ private:
+  std::size_t rank(const extras& e, std::size_t channels) const;
+
+  /// The mean of a query head times s, and the factors of its covariance times s / sqrt(2): a logit is the product with the first
+  /// and the squares of the products with the others.
+  void read(const layer& l, std::size_t query_head, std::size_t factors, float* out, workspace& ws) const;
+};
+
+inline part part_of(const expected_attention& s) {
+  return {.score = s, .needs = {.values = s.values, .statistics = true, .calibrated = s.calibrated}};
+}
+
+inline constexpr parameter expected_attention_parameters[] = {
+    {"covariance", parameter::kind::word, 1, accepts::yes_no, "use the covariance of the queries"},
+    {"values", parameter::kind::word, 1, accepts::yes_no, "times the norm of the value"},
+    {"epsilon", parameter::kind::number, 0, "must be from 0 to 1000000", "added to the weight before that"},
+    {"calibrated", parameter::kind::word, 0, accepts::yes_no, "only by statistics that the host has of the model's queries"}};
+
+inline constexpr method expected_attention_method{
+    .name = "expected_attention",
+    .meaning = "attention that queries to come are expected to pay",
+    .source = "arXiv 2510.00636",
+    .reads = "keys, values, statistics of the queries (or queries)",
+    .parameters = expected_attention_parameters,
+    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
+      if (!(v[2] >= 0 && v[2] <= 1e6)) return detail::refuse({"epsilon=", v[2], ": ", expected_attention_parameters[2].range});
+      return part_of(expected_attention{lag, v[0] != 0, v[1] != 0, v[2], v[3] != 0});
+    },
+};
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN void factor(double* matrix, std::size_t n, float by, float* out) {
   double most = 0;
   for (std::size_t i = 0; i < n; ++i) most = matrix[i * n + i] > most ? matrix[i * n + i] : most;
   for (std::size_t j = 0; j < n; ++j, out += n) {
@@ -31,9 +93,8 @@ inline void factor(double* matrix, std::size_t n, float by, float* out) {
   }
 }
 
-/// Mean, and population covariance where asked for, of the first n rows of a head that are finite.
-inline void mean_and_covariance(const tensor& x, std::size_t head, std::size_t n, double* mean, double* covariance,
-                                workspace& ws) {
+LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t n, double* mean, double* covariance,
+                                  workspace& ws) {
   const std::size_t channels = x.channels();
   double count = 0;
   for (std::size_t c = 0; c < channels; ++c) mean[c] = 0;
@@ -61,110 +122,72 @@ inline void mean_and_covariance(const tensor& x, std::size_t head, std::size_t n
 
 }  // namespace detail
 
-/// Were the queries to come normal with mean m and covariance S, a key would have the mean weight exp(s m.k + s^2 k^T S k / 2)
-/// with s = 1 / sqrt(d) (or extras.scale): its softmax over what is judged, mean over the query heads of the group, times the
-/// norm of the value.
-/// m and S are extras.query_mean and query_covariance (estimate_queries.hpp makes them), or a few query_factors that S is made
-/// of; without either it counts as 0. Where the host gives no mean they are those of the queries that it offers, as they are; not
-/// where they must be `calibrated`.
-/// Cost: n d (1 + r) for each query head, r the number of factors, d for a covariance (and d^3 / 3). Source: the paper; kvpress
-/// 0.5.5, ExpectedAttentionPress; the factors are this project's.
-struct expected_attention {
-  std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
-  bool covariance = true;
-  bool values = true;
-  double epsilon = 0;       ///< added to the weight before it is multiplied by the norm of the value
-  bool calibrated = false;  ///< only by the mean that the host gives
+LAGKV_FN void expected_attention::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+                                             workspace& ws) const {
+  const extras& e = *l.extra;
+  const tensor& side = e.query_mean ? e.query_mean : e.queries;
+  const std::size_t channels = l.keys.channels(), group = side.heads() / l.keys.heads(), n = out.size();
+  const std::size_t each = 1 + rank(e, channels);  // vectors of a query head: the mean, then the factors
+  float* vectors = ws.floats(workspace::weights, group * each * channels);
+  for (std::size_t g = 0; g < group; ++g) read(l, head * group + g, each - 1, vectors + g * each * channels, ws);
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    const extras& e = *l.extra;
-    const tensor& side = e.query_mean ? e.query_mean : e.queries;
-    const std::size_t channels = l.keys.channels(), group = side.heads() / l.keys.heads(), n = out.size();
-    const std::size_t each = 1 + rank(e, channels);  // vectors of a query head: the mean, then the factors
-    float* vectors = ws.floats(workspace::weights, group * each * channels);
-    for (std::size_t g = 0; g < group; ++g) read(l, head * group + g, each - 1, vectors + g * each * channels, ws);
-
-    float* logits = ws.floats(workspace::logits, group * n);
-    for_each_rows_and_next(l.keys, head, judged, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
-      float* products = ws.floats(workspace::query_rows, group * each * rows.tokens);
-      ws.kernels().dots(rows, vectors, group * each, products, rows.tokens);
-      for (std::size_t g = 0; g < group; ++g) {
-        float* logit = logits + g * n + offset;
-        for (std::size_t i = 0; i < rows.tokens; ++i) logit[i] = products[i];
-        products += rows.tokens;
-        for (std::size_t v = 1; v < each; ++v, products += rows.tokens)
-          for (std::size_t i = 0; i < rows.tokens; ++i) logit[i] += products[i] * products[i];
-      }
-    });
-
-    for (float& score : out) score = 0;
-    const std::size_t part = lag == 0 ? n : lag;
-    for (std::size_t g = 0; g < group; ++g)
-      for (std::size_t at = 0; at < n; at += part)
-        ws.kernels().add_softmax(logits + g * n + at, part, 1.0F / static_cast<float>(group), out.data() + at);
-    if (!values) return;
-    float* norms = ws.floats(workspace::deviation, n);
-    squares_of_rows(l.values, head, judged, norms, ws);
-    for (std::size_t i = 0; i < n; ++i) out[i] = (out[i] + static_cast<float>(epsilon)) * detail::norm(norms[i]);
-  }
-
- private:
-  std::size_t rank(const extras& e, std::size_t channels) const {
-    if (!covariance) return 0;
-    if (e.query_mean && e.query_factors) return e.query_factors.capacity();
-    return !e.query_mean || e.query_covariance ? channels : 0;
-  }
-
-  /// The mean of a query head times s, and the factors of its covariance times s / sqrt(2): a logit is the product with the first
-  /// and the squares of the products with the others.
-  void read(const layer& l, std::size_t query_head, std::size_t factors, float* out, workspace& ws) const {
-    const extras& e = *l.extra;
-    const std::size_t channels = l.keys.channels();
-    const float scale = e.scale > 0 ? e.scale : 1 / __builtin_sqrtf(static_cast<float>(channels));
-    const float spread = scale * __builtin_sqrtf(0.5F);
-    const auto copy = [&](const tensor& x, std::size_t n, float by, auto* to) {
-      for_each_row(x, query_head, {0, n}, ws, [&](std::size_t i, std::span<const float> row) {
-        for (std::size_t c = 0; c < channels; ++c) to[i * channels + c] = by * row[c];
-      });
-    };
-    if (e.query_mean) {
-      copy(e.query_mean, 1, scale, out);
-      if (factors == 0) return;
-      if (e.query_factors) return copy(e.query_factors, factors, spread, out + channels);
+  float* logits = ws.floats(workspace::logits, group * n);
+  for_each_rows_and_next(l.keys, head, judged, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
+    float* products = ws.floats(workspace::query_rows, group * each * rows.tokens);
+    ws.kernels<simd::dot_kernels>().dots(rows, vectors, group * each, products, rows.tokens);
+    for (std::size_t g = 0; g < group; ++g) {
+      float* logit = logits + g * n + offset;
+      for (std::size_t i = 0; i < rows.tokens; ++i) logit[i] = products[i];
+      products += rows.tokens;
+      for (std::size_t v = 1; v < each; ++v, products += rows.tokens)
+        for (std::size_t i = 0; i < rows.tokens; ++i) logit[i] += products[i] * products[i];
     }
-    double* matrix = ws.doubles(channels * (channels + 1));
-    double* mean = matrix + channels * channels;
-    if (e.query_mean) {
-      copy(e.query_covariance, channels, 1.0F, matrix);
-    } else {
-      detail::mean_and_covariance(e.queries, query_head, e.offered(), mean, factors > 0 ? matrix : nullptr, ws);
-      for (std::size_t c = 0; c < channels; ++c) out[c] = scale * static_cast<float>(mean[c]);
-    }
-    if (factors > 0) detail::factor(matrix, channels, spread, out + channels);
-  }
-};
+  });
 
-inline part part_of(const expected_attention& s) {
-  return {.score = s, .needs = {.values = s.values, .statistics = true, .calibrated = s.calibrated}};
+  for (float& score : out) score = 0;
+  const std::size_t part = lag == 0 ? n : lag;
+  for (std::size_t g = 0; g < group; ++g)
+    for (std::size_t at = 0; at < n; at += part)
+      ws.kernels<simd::score_kernels>().add_softmax(logits + g * n + at, part, 1.0F / static_cast<float>(group), out.data() + at);
+  if (!values) return;
+  float* norms = ws.floats(workspace::deviation, n);
+  squares_of_rows(l.values, head, judged, norms, ws);
+  for (std::size_t i = 0; i < n; ++i) out[i] = (out[i] + static_cast<float>(epsilon)) * detail::norm(norms[i]);
 }
 
-inline constexpr parameter expected_attention_parameters[] = {
-    {"covariance", parameter::kind::word, 1, accepts::yes_no, "use the covariance of the queries"},
-    {"values", parameter::kind::word, 1, accepts::yes_no, "times the norm of the value"},
-    {"epsilon", parameter::kind::number, 0, "must be from 0 to 1000000", "added to the weight before that"},
-    {"calibrated", parameter::kind::word, 0, accepts::yes_no, "only by statistics that the host has of the model's queries"}};
+LAGKV_FN std::size_t expected_attention::rank(const extras& e, std::size_t channels) const {
+  if (!covariance) return 0;
+  if (e.query_mean && e.query_factors) return e.query_factors.capacity();
+  return !e.query_mean || e.query_covariance ? channels : 0;
+}
 
-inline constexpr method expected_attention_method{
-    .name = "expected_attention",
-    .meaning = "attention that queries to come are expected to pay",
-    .source = "arXiv 2510.00636",
-    .reads = "keys, values, statistics of the queries (or queries)",
-    .parameters = expected_attention_parameters,
-    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-      if (!(v[2] >= 0 && v[2] <= 1e6))
-        return error{"epsilon=" + std::to_string(v[2]) + ": " + std::string(expected_attention_parameters[2].range)};
-      return part_of(expected_attention{lag, v[0] != 0, v[1] != 0, v[2], v[3] != 0});
-    },
-};
+LAGKV_FN void expected_attention::read(const layer& l, std::size_t query_head, std::size_t factors, float* out,
+                                       workspace& ws) const {
+  const extras& e = *l.extra;
+  const std::size_t channels = l.keys.channels();
+  const float scale = e.scale > 0 ? e.scale : 1 / __builtin_sqrtf(static_cast<float>(channels));
+  const float spread = scale * __builtin_sqrtf(0.5F);
+  const auto copy = [&](const tensor& x, std::size_t n, float by, auto* to) {
+    for_each_row(x, query_head, {0, n}, ws, [&](std::size_t i, std::span<const float> row) {
+      for (std::size_t c = 0; c < channels; ++c) to[i * channels + c] = by * row[c];
+    });
+  };
+  if (e.query_mean) {
+    copy(e.query_mean, 1, scale, out);
+    if (factors == 0) return;
+    if (e.query_factors) return copy(e.query_factors, factors, spread, out + channels);
+  }
+  double* matrix = ws.doubles(channels * (channels + 1));
+  double* mean = matrix + channels * channels;
+  if (e.query_mean) {
+    copy(e.query_covariance, channels, 1.0F, matrix);
+  } else {
+    detail::mean_and_covariance(e.queries, query_head, e.offered(), mean, factors > 0 ? matrix : nullptr, ws);
+    for (std::size_t c = 0; c < channels; ++c) out[c] = scale * static_cast<float>(mean[c]);
+  }
+  if (factors > 0) detail::factor(matrix, channels, spread, out + channels);
+}
 
-}  // namespace lagkv
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -8,7 +8,7 @@
 #include <lagkv/attention.hpp>
 #include <lagkv/method.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Attention that a row has received from all queries so far, mean over the query heads of the group: extras.mass where the
 /// host lets lagkv keep it (observe() adds to it, step() compacts it), else from the queries or weights that are offered.
@@ -20,20 +20,11 @@ struct h2o {
   };
   form how = form::sum;
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    const float* mass = l.extra->mass ? l.extra->mass.of(head) : detail::attention_alone(l, head, l.tokens, group_share(l), ws);
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      const std::size_t row = judged.begin + i;
-      out[i] = how == form::mean ? mass[row] / static_cast<float>(seen_by(l, head, row)) : mass[row];
-    }
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 
  private:
   /// Queries from the row's own on. Rows behind one that is judged for the first time are all still there.
-  static std::size_t seen_by(const layer& l, std::size_t head, std::size_t row) {
-    const side_array<std::uint32_t>& positions = l.extra->positions;
-    return positions ? positions.of(head)[l.tokens - 1] - positions.of(head)[row] + 1 : l.tokens - row;
-  }
+  static std::size_t seen_by(const layer& l, std::size_t head, std::size_t row);
 };
 
 /// Half of the budget goes to the most recent tokens, as in the paper.
@@ -53,4 +44,21 @@ inline constexpr method h2o_method{
     .make = [](std::span<const double> v, std::size_t) -> result<part> { return part_of(h2o{static_cast<h2o::form>(v[0])}); },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void h2o::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+  const float* mass = l.extra->mass ? l.extra->mass.of(head) : detail::attention_alone(l, head, l.tokens, group_share(l), ws);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t row = judged.begin + i;
+    out[i] = how == form::mean ? mass[row] / static_cast<float>(seen_by(l, head, row)) : mass[row];
+  }
+}
+
+LAGKV_FN std::size_t h2o::seen_by(const layer& l, std::size_t head, std::size_t row) {
+  const side_array<std::uint32_t>& positions = l.extra->positions;
+  return positions ? positions.of(head)[l.tokens - 1] - positions.of(head)[row] + 1 : l.tokens - row;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -7,15 +7,12 @@
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// -|k|. Reads each key once. Source: kvpress 0.5.5, KnormPress. The paper leaves the first two layers whole: do not offer
 /// them.
 struct key_norm {
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    squares_of_rows(l.keys, head, judged, out.data(), ws);
-    for (float& score : out) score = -detail::norm(score);
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 };
 
 inline constexpr method key_norm_method{
@@ -27,4 +24,14 @@ inline constexpr method key_norm_method{
     .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(key_norm{}); },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void key_norm::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+                                   workspace& ws) const {
+  squares_of_rows(l.keys, head, judged, out.data(), ws);
+  for (float& score : out) score = -detail::norm(score);
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

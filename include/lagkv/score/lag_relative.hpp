@@ -9,8 +9,11 @@
 
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
+#include <lagkv/simd/widen_kernels.hpp>
+#include <lagkv/simd/lagkv_kernels.hpp>
+#include <lagkv/simd/score_kernels.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Scores a partition of `lag` tokens against the next one: with lo and hi the least and greatest value of each channel
 /// there, z = (x - lo) / (hi - lo), and s = softmax over the partition's tokens of the standard deviation of z over
@@ -37,29 +40,11 @@ struct lag_relative {
   float key_weight = 1.0F;
 
   /// `judged` is whole partitions; the reference of the last one lies behind it, within layer.tokens.
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    for (float& score : out) score = 0.0F;
-    add(l.keys, head, judged, key_weight, out.data(), ws);
-    if (value_weight != 0.0F) add(l.values, head, judged, value_weight, out.data(), ws);
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 
  private:
   /// Descending: the rows of a partition are judged by the range of the one read before, and give the range for the next.
-  void add(const tensor& x, std::size_t head, token_range judged, float weight, float* scores, workspace& ws) const {
-    const std::size_t channels = x.channels();
-    ranges of_reference{ws.floats(workspace::range_low, 2 * channels), ws.floats(workspace::range_high, 2 * channels)};
-    ranges of_own{of_reference.lo + channels, of_reference.hi + channels};
-    if (reference == against::next) range_of(x, head, {judged.end, judged.end + lag}, of_reference, ws);
-    for (std::size_t begin = judged.end; begin > judged.begin;) {
-      begin -= lag;
-      const token_range partition{begin, begin + lag}, next{begin + lag, begin + 2 * lag};
-      const token_range then = begin > judged.begin ? token_range{begin - lag, begin} : token_range{};
-      if (reference == against::own) range_of(x, head, partition, of_reference, ws);
-      add(x, head, partition, reference == against::own ? partition : next, then, of_reference, of_own, weight,
-          scores + (begin - judged.begin), ws);
-      if (reference == against::next) std::swap(of_reference, of_own);
-    }
-  }
+  void add(const tensor& x, std::size_t head, token_range judged, float weight, float* scores, workspace& ws) const;
 
   struct ranges {
     float *lo, *hi;
@@ -70,58 +55,97 @@ struct lag_relative {
     }
   };
 
-  static void range_of(const tensor& x, std::size_t head, token_range tokens, const ranges& to, workspace& ws) {
-    to.reset(x.channels());
-    for_each_rows(x, head, tokens, ws, [&](const simd::rows& rows, std::size_t) { ws.kernels().range(rows, to.lo, to.hi); });
-  }
+  static void range_of(const tensor& x, std::size_t head, token_range tokens, const ranges& to, workspace& ws);
 
   /// One partition; `by` is the range of the rows `other`, and is used up; `own` becomes that of the partition. `then` will be
   /// judged next.
   void add(const tensor& x, std::size_t head, token_range partition, token_range other, token_range then, const ranges& by,
-           const ranges& own, float weight, float* scores, workspace& ws) const {
-    const simd::kernel_table& kernels = ws.kernels();
-    const std::size_t channels = x.channels();
-    float* deviation = ws.floats(workspace::deviation, lag);
-    const dtype type = detail::plain(x) ? x.type() : dtype::f32;  // in which rows come
-    simd::normal form = kernels.normalise(channels, type, by.lo, by.hi);
-    if (form == simd::normal::not_finite) {
-      finite_range(x, head, other, by.lo, by.hi, ws);
-      form = kernels.normalise(channels, type, by.lo, by.hi);
-    }
-    own.reset(channels);
-    for_each_rows_and_next(x, head, partition, then, ws, [&](const simd::rows& rows, std::size_t offset) {
-      const bool wider = form == simd::normal::plain && rows.type != dtype::f32;
-      kernels.deviation(wider ? in_f32(rows, ws) : rows, by.lo, by.hi, deviation + offset, own.lo, own.hi);
-    });
-    kernels.add_softmax(deviation, lag, weight, scores);
-  }
+           const ranges& own, float weight, float* scores, workspace& ws) const;
 
-  static simd::rows in_f32(const simd::rows& r, workspace& ws) {
-    float* wide = ws.floats(workspace::wide_rows, r.tokens * r.channels);
-    const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(size_of(r.type));
-    for (std::size_t i = 0; i < r.tokens; ++i)
-      ws.kernels().widen(static_cast<const std::byte*>(r.data) + static_cast<std::ptrdiff_t>(i) * step, r.type, r.channels,
-                         wide + i * r.channels);
-    return {wide, dtype::f32, r.tokens, r.channels, static_cast<std::ptrdiff_t>(r.channels)};
-  }
+  static simd::rows in_f32(const simd::rows& r, workspace& ws);
 
   /// The range of each channel over its finite values; 0, 0 where there is none. Off the common path.
-  static void finite_range(const tensor& x, std::size_t head, token_range tokens, float* lo, float* hi, workspace& ws) {
-    constexpr float most = std::numeric_limits<float>::max();
-    const std::size_t channels = x.channels();
-    for (std::size_t c = 0; c < channels; ++c) lo[c] = most, hi[c] = -most;
-    for_each_row(x, head, tokens, ws, [&](std::size_t, std::span<const float> row) {
-      for (std::size_t c = 0; c < channels; ++c) {
-        if (!detail::finite(row[c])) continue;
-        lo[c] = row[c] < lo[c] ? row[c] : lo[c];
-        hi[c] = row[c] > hi[c] ? row[c] : hi[c];
-      }
-    });
-    for (std::size_t c = 0; c < channels; ++c)
-      if (lo[c] > hi[c]) lo[c] = hi[c] = 0.0F;
-  }
+  static void finite_range(const tensor& x, std::size_t head, token_range tokens, float* lo, float* hi, workspace& ws);
 };
 
 inline part part_of(const lag_relative& s) { return {.score = s, .needs = {.values = s.value_weight != 0}}; }
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void lag_relative::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+                                       workspace& ws) const {
+  for (float& score : out) score = 0.0F;
+  add(l.keys, head, judged, key_weight, out.data(), ws);
+  if (value_weight != 0.0F) add(l.values, head, judged, value_weight, out.data(), ws);
+}
+
+LAGKV_FN void lag_relative::add(const tensor& x, std::size_t head, token_range judged, float weight, float* scores,
+                                workspace& ws) const {
+  const std::size_t channels = x.channels();
+  ranges of_reference{ws.floats(workspace::range_low, 2 * channels), ws.floats(workspace::range_high, 2 * channels)};
+  ranges of_own{of_reference.lo + channels, of_reference.hi + channels};
+  if (reference == against::next) range_of(x, head, {judged.end, judged.end + lag}, of_reference, ws);
+  for (std::size_t begin = judged.end; begin > judged.begin;) {
+    begin -= lag;
+    const token_range partition{begin, begin + lag}, next{begin + lag, begin + 2 * lag};
+    const token_range then = begin > judged.begin ? token_range{begin - lag, begin} : token_range{};
+    if (reference == against::own) range_of(x, head, partition, of_reference, ws);
+    add(x, head, partition, reference == against::own ? partition : next, then, of_reference, of_own, weight,
+        scores + (begin - judged.begin), ws);
+    if (reference == against::next) std::swap(of_reference, of_own);
+  }
+}
+
+LAGKV_FN void lag_relative::range_of(const tensor& x, std::size_t head, token_range tokens, const ranges& to, workspace& ws) {
+  to.reset(x.channels());
+  for_each_rows(x, head, tokens, ws,
+                [&](const simd::rows& rows, std::size_t) { ws.kernels<simd::lagkv_kernels>().range(rows, to.lo, to.hi); });
+}
+
+LAGKV_FN void lag_relative::add(const tensor& x, std::size_t head, token_range partition, token_range other, token_range then,
+                                const ranges& by, const ranges& own, float weight, float* scores, workspace& ws) const {
+  const simd::lagkv_kernels& kernels = ws.kernels<simd::lagkv_kernels>();
+  const std::size_t channels = x.channels();
+  float* deviation = ws.floats(workspace::deviation, lag);
+  const dtype type = detail::plain(x) ? x.type() : dtype::f32;  // in which rows come
+  simd::normal form = kernels.normalise(channels, type, by.lo, by.hi);
+  if (form == simd::normal::not_finite) {
+    finite_range(x, head, other, by.lo, by.hi, ws);
+    form = kernels.normalise(channels, type, by.lo, by.hi);
+  }
+  own.reset(channels);
+  for_each_rows_and_next(x, head, partition, then, ws, [&](const simd::rows& rows, std::size_t offset) {
+    const bool wider = form == simd::normal::plain && rows.type != dtype::f32;
+    kernels.deviation(wider ? in_f32(rows, ws) : rows, by.lo, by.hi, deviation + offset, own.lo, own.hi);
+  });
+  ws.kernels<simd::score_kernels>().add_softmax(deviation, lag, weight, scores);
+}
+
+LAGKV_FN simd::rows lag_relative::in_f32(const simd::rows& r, workspace& ws) {
+  float* wide = ws.floats(workspace::wide_rows, r.tokens * r.channels);
+  const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(size_of(r.type));
+  for (std::size_t i = 0; i < r.tokens; ++i)
+    ws.kernels<simd::widen_kernels>().widen(static_cast<const std::byte*>(r.data) + static_cast<std::ptrdiff_t>(i) * step,
+                                              r.type, r.channels, wide + i * r.channels);
+  return {wide, dtype::f32, r.tokens, r.channels, static_cast<std::ptrdiff_t>(r.channels)};
+}
+
+LAGKV_FN void lag_relative::finite_range(const tensor& x, std::size_t head, token_range tokens, float* lo, float* hi,
+                                         workspace& ws) {
+  constexpr float most = (std::numeric_limits<float>::max)();
+  const std::size_t channels = x.channels();
+  for (std::size_t c = 0; c < channels; ++c) lo[c] = most, hi[c] = -most;
+  for_each_row(x, head, tokens, ws, [&](std::size_t, std::span<const float> row) {
+    for (std::size_t c = 0; c < channels; ++c) {
+      if (!detail::finite(row[c])) continue;
+      lo[c] = row[c] < lo[c] ? row[c] : lo[c];
+      hi[c] = row[c] > hi[c] ? row[c] : hi[c];
+    }
+  });
+  for (std::size_t c = 0; c < channels; ++c)
+    if (lo[c] > hi[c]) lo[c] = hi[c] = 0.0F;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -9,12 +9,13 @@
 
 #include <Eigen/Cholesky>
 
+#include <lagkv/detail/message.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/score/matrix.hpp>
 #include <lagkv/score/random.hpp>
 #include <lagkv/score/rows.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// x (X^T X + ridge I)^-1 x^T, x = k - mean, X the rows of the reference less their mean: all rows in use, or the next
 /// partition. By Cholesky, in doubles. With `sketch` columns of a Gaussian projection in place of the channels: then d is
@@ -96,10 +97,9 @@ inline constexpr method leverage_method{
     .reads = "keys",
     .parameters = leverage_parameters,
     .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-      if (!(v[1] > 0 && v[1] <= 1e6))
-        return error{"ridge=" + std::to_string(v[1]) + ": " + std::string(leverage_parameters[1].range)};
+      if (!(v[1] > 0 && v[1] <= 1e6)) return detail::refuse({"ridge=", v[1], ": ", leverage_parameters[1].range});
       return part_of(leverage{lag, static_cast<std::size_t>(v[0]), v[1], static_cast<std::uint64_t>(v[2])});
     },
 };
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

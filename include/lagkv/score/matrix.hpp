@@ -10,7 +10,7 @@
 #include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
@@ -38,4 +38,4 @@ void for_each_matrix(const tensor& x, std::size_t head, token_range tokens, cons
 
 }  // namespace detail
 
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

@@ -4,11 +4,32 @@
 #include <cstddef>
 
 #include <lagkv/score/rows.hpp>
+#include <lagkv/simd/row_kernels.hpp>
 
-namespace lagkv::detail {
+namespace lagkv::inline LAGKV_ABI::detail {
 
 /// 1 / |x| of each row; NaN where the norm is not finite. Valid until the next call.
-inline float* inverse_norms(const simd::rows& rows, workspace& ws) {
+LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws);
+
+/// Adds the rows of `tokens` to `sums`, which are as key_moments has them: of 64 neighbours in `every` * 64 each. Rows that
+/// are not finite are passed over.
+LAGKV_FN void add_moments(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws);
+
+/// Of sums the mean of each channel and the inverse of its variance, 0 where that is nothing beside the mean square. Returns how
+/// many are not 0.
+LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse);
+
+/// So many rows, or a few more, tell what is usual, where there are four times as many.
+inline constexpr std::size_t usual_rows = 2048;
+
+/// What keys usually are: of u = k / |k| the mean of each channel and the inverse of its variance, over the rows of `reference`,
+/// about 2,048 evenly spread ones where they are 8,192 or more; with extras.moments over all keys that the sequence has had.
+/// Returns how many channels vary.
+LAGKV_FN std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws);
+
+#if LAGKV_BODIES
+
+LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws) {
   float* out = ws.floats(workspace::per_row, rows.tokens);
   squares(rows, out, ws);
   for (std::size_t i = 0; i < rows.tokens; ++i) {
@@ -18,9 +39,7 @@ inline float* inverse_norms(const simd::rows& rows, workspace& ws) {
   return out;
 }
 
-/// Adds the rows of `tokens` to `sums`, which are as key_moments has them: of 64 neighbours in `every` * 64 each. Rows that
-/// are not finite are passed over.
-inline void add_moments(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws) {
+LAGKV_FN void add_moments(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws) {
   constexpr std::size_t together = 64;  // sums of f32 over so many rows, of double over all
   const std::size_t channels = x.channels();
   float* part = ws.floats(workspace::range_low, 2 * channels);
@@ -29,7 +48,7 @@ inline void add_moments(const tensor& x, std::size_t head, token_range tokens, s
     for (std::size_t c = 0; c < 2 * channels; ++c) part[c] = 0.0F;
     for_each_rows_and_next(x, head, some, {}, ws, [&](const simd::rows& rows, std::size_t) {
       for_each_finite_run(rows, inverse_norms(rows, ws), [&](const simd::rows& run, const float* factors) {
-        ws.kernels().add_moments(run, factors, part, part + channels);
+        ws.kernels<simd::row_kernels>().add_moments(run, factors, part, part + channels);
         sums[2 * channels] += static_cast<double>(run.tokens);
       });
     });
@@ -37,9 +56,7 @@ inline void add_moments(const tensor& x, std::size_t head, token_range tokens, s
   }
 }
 
-/// Of sums the mean of each channel and the inverse of its variance, 0 where that is nothing beside the mean square. Returns how
-/// many are not 0.
-inline std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse) {
+LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse) {
   constexpr double nothing = 1e-6;
   const double count = sums[2 * channels], n = count > 0 ? count : 1.0;
   std::size_t varying = 0;
@@ -52,13 +69,7 @@ inline std::size_t mean_and_inverse_variance(const double* sums, std::size_t cha
   return varying;
 }
 
-/// So many rows, or a few more, tell what is usual, where there are four times as many.
-inline constexpr std::size_t usual_rows = 2048;
-
-/// What keys usually are: of u = k / |k| the mean of each channel and the inverse of its variance, over the rows of `reference`,
-/// about 2,048 evenly spread ones where they are 8,192 or more; with extras.moments over all keys that the sequence has had.
-/// Returns how many channels vary.
-inline std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws) {
+LAGKV_FN std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws) {
   const std::size_t channels = l.keys.channels(), n = reference.size();
   if (l.extra != nullptr && l.extra->moments)
     return mean_and_inverse_variance(l.extra->moments.of(head, channels), channels, mean, inverse);
@@ -68,4 +79,6 @@ inline std::size_t usual(const layer& l, std::size_t head, token_range reference
   return mean_and_inverse_variance(sums, channels, mean, inverse);
 }
 
-}  // namespace lagkv::detail
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI::detail

@@ -7,17 +7,12 @@
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// |v| / |k|. Reads each key and value once. The paper lets whole pages go while decoding: select=chunks, with chunk the tokens
 /// of a page.
 struct paged_eviction {
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    float* keys = ws.floats(workspace::deviation, out.size());
-    squares_of_rows(l.keys, head, judged, keys, ws);
-    squares_of_rows(l.values, head, judged, out.data(), ws);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = detail::norm(out[i]) / detail::norm(keys[i]);
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 };
 
 inline part part_of(const paged_eviction& s) { return {.score = s, .needs = {.values = true}}; }
@@ -31,4 +26,16 @@ inline constexpr method paged_eviction_method{
     .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(paged_eviction{}); },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void paged_eviction::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+                                         workspace& ws) const {
+  float* keys = ws.floats(workspace::deviation, out.size());
+  squares_of_rows(l.keys, head, judged, keys, ws);
+  squares_of_rows(l.values, head, judged, out.data(), ws);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = detail::norm(out[i]) / detail::norm(keys[i]);
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -8,19 +8,14 @@
 
 #include <lagkv/method.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
 inline constexpr std::uint64_t split_mix_step = 0x9e3779b97f4a7c15U;
 
 /// The number that SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) draws in state x.
-inline std::uint64_t split_mix(std::uint64_t x) {
-  x += split_mix_step;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-  return x ^ (x >> 31);
-}
+LAGKV_FN std::uint64_t split_mix(std::uint64_t x);
 
 }  // namespace detail
 
@@ -29,20 +24,7 @@ inline std::uint64_t split_mix(std::uint64_t x) {
 struct random_score {
   std::uint64_t seed = 0;
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace&) const {
-    for (std::size_t token = judged.begin; token < judged.end;) {
-      const tile t = l.keys.at(head, {token, judged.end});
-      const std::size_t unit = size_of(l.keys.type());
-      const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(unit);
-      const std::byte* key = t.data;
-      for (std::size_t i = 0; i < t.tokens; ++i, ++token, key += step) {
-        std::uint16_t bits = 0;
-        std::memcpy(&bits, key, unit < sizeof bits ? unit : sizeof bits);
-        const std::uint64_t x = detail::split_mix(detail::split_mix(detail::split_mix(seed) + head) + token * 65536 + bits);
-        out[token - judged.begin] = static_cast<float>(x >> 40) * 0x1p-24F;
-      }
-    }
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace&) const;
 };
 
 inline constexpr parameter random_parameters[] = {
@@ -59,4 +41,35 @@ inline constexpr method random_method{
     },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN std::uint64_t split_mix(std::uint64_t x) {
+  x += split_mix_step;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31);
+}
+
+}  // namespace detail
+
+LAGKV_FN void random_score::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+                                       workspace&) const {
+  for (std::size_t token = judged.begin; token < judged.end;) {
+    const tile t = l.keys.at(head, {token, judged.end});
+    const std::size_t unit = size_of(l.keys.type());
+    const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(unit);
+    const std::byte* key = t.data;
+    for (std::size_t i = 0; i < t.tokens; ++i, ++token, key += step) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, key, unit < sizeof bits ? unit : sizeof bits);
+      const std::uint64_t x = detail::split_mix(detail::split_mix(detail::split_mix(seed) + head) + token * 65536 + bits);
+      out[token - judged.begin] = static_cast<float>(x >> 40) * 0x1p-24F;
+    }
+  }
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

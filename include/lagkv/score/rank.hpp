@@ -9,13 +9,34 @@
 #include <lagkv/retention.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
 /// score -> (number of scores below it) / n. Of equal scores the earlier ranks higher; a NaN is below every number. A radix
 /// sort: four passes over n integers.
-inline void rank(std::span<float> scores, workspace& ws) {
+LAGKV_FN void rank(std::span<float> scores, workspace& ws);
+
+/// Within each partition of what is due, or the judged range of each head.
+LAGKV_FN void rank_each(std::span<float> scores, std::size_t heads, const due& d, workspace& ws);
+
+}  // namespace detail
+
+/// A transform: score -> (number of scores below it in its partition) / lag. Source: kvpress 0.5.5, lagkv_press.py (argsort
+/// of argsort).
+struct rank_in_partition {
+  std::size_t lag = 128;
+
+  void operator()(std::span<float> scores, std::size_t, const due&, workspace& ws) const {
+    for (std::size_t begin = 0; begin < scores.size(); begin += lag) detail::rank(scores.subspan(begin, lag), ws);
+  }
+};
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN void rank(std::span<float> scores, workspace& ws) {
   const std::size_t n = scores.size();
   auto* keys = reinterpret_cast<std::uint32_t*>(ws.keys(4 * n));
   std::uint32_t *from = keys, *to = keys + 2 * n;  // pairs: key, index
@@ -42,22 +63,13 @@ inline void rank(std::span<float> scores, workspace& ws) {
   for (std::size_t i = 0; i < n; ++i) scores[from[2 * i + 1]] = static_cast<float>(i) / static_cast<float>(n);
 }
 
-/// Within each partition of what is due, or the judged range of each head.
-inline void rank_each(std::span<float> scores, std::size_t heads, const due& d, workspace& ws) {
+LAGKV_FN void rank_each(std::span<float> scores, std::size_t heads, const due& d, workspace& ws) {
   const std::size_t n = d.judged.size(), part = d.part();
   for (std::size_t at = 0; at < heads * n; at += part) rank(scores.subspan(at, part), ws);
 }
 
 }  // namespace detail
 
-/// A transform: score -> (number of scores below it in its partition) / lag. Source: kvpress 0.5.5, lagkv_press.py (argsort
-/// of argsort).
-struct rank_in_partition {
-  std::size_t lag = 128;
+#endif
 
-  void operator()(std::span<float> scores, std::size_t, const due&, workspace& ws) const {
-    for (std::size_t begin = 0; begin < scores.size(); begin += lag) detail::rank(scores.subspan(begin, lag), ws);
-  }
-};
-
-}  // namespace lagkv
+}  // namespace lagkv::inline LAGKV_ABI

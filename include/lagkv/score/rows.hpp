@@ -9,10 +9,13 @@
 
 #include <lagkv/hadamard.hpp>
 #include <lagkv/layer.hpp>
+#include <lagkv/simd/widen_kernels.hpp>
+#include <lagkv/simd/rope_kernels.hpp>
+#include <lagkv/simd/row_kernels.hpp>
 #include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
@@ -34,71 +37,23 @@ void turn_units(const tile& t, std::size_t n, std::size_t units, std::byte* out)
 
 /// The first few rows of a tile whose units do not lie side by side, copied so that they do. Transposed rows: a few tokens of
 /// each channel in turn.
-[[gnu::noinline]] inline tile gathered(const tensor& x, const tile& t, workspace& ws) {
-  const std::size_t units = x.row_units(), unit = size_of(x.type()), n = t.tokens < few_rows ? t.tokens : few_rows;
-  auto* out = reinterpret_cast<std::byte*>(ws.floats(workspace::gathered_rows, (n * x.row_bytes() + 3) / 4));
-  if (t.token_stride == 1 && unit == 2) {
-    turn_units<2>(t, n, units, out);
-  } else if (t.token_stride == 1 && unit == 4) {
-    turn_units<4>(t, n, units, out);
-  } else {
-    const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(unit);
-    for (std::size_t i = 0; i < n; ++i)
-      copy_strided(t.data + static_cast<std::ptrdiff_t>(i) * step, t.channel_stride, out + i * x.row_bytes(), 1, units, unit);
-  }
-  return {out, n, static_cast<std::ptrdiff_t>(units), 1};
-}
+LAGKV_FN tile gathered(const tensor& x, const tile& t, workspace& ws);
 
 /// Whether the elements that lie there are numbers as they are.
 inline bool stored_plain(const tensor& x) { return is_float(x.type()) && !x.has_scale() && x.hadamard_block() == 0; }
 
 /// Row i of a tile becomes (x - zero) * factor, with the scales that its tensor has for it.
-inline void apply_scales(const tensor& x, std::size_t head, std::size_t token, float* wide, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i, wide += x.channels()) {
-    const row_scale s = x.scale_of(head, token + i);
-    for (std::size_t c = 0; c < x.channels(); ++c) wide[c] = (wide[c] - s.zero) * s.factor;
-  }
-}
+LAGKV_FN void apply_scales(const tensor& x, std::size_t head, std::size_t token, float* wide, std::size_t n);
 
 /// The first n rows of f32, f16 or bf16 of a tile, turned back by the positions from `token` on.
-inline simd::rows turned_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
-                              workspace& ws) {
-  const std::size_t channels = x.channels();
-  float* out = ws.floats(workspace::turned_rows, n * channels);
-  float* squares = ws.floats(workspace::turned_squares, n);
-  const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
-  const auto row = [&](std::size_t i) { return t.data + static_cast<std::ptrdiff_t>(i) * step; };
-  const auto position = [&](std::size_t i) { return x.rotated()->positions.of(head, token + i); };
-  ws.turns.for_each_run(n, position, [&](std::size_t i, std::size_t run, const simd::turn& by) {
-    const bool more = i + n + run <= t.tokens;  // the next rows, while these are worked on
-    ws.kernels().turn_back({row(i), type, run, channels, t.token_stride, more ? row(i + n) : nullptr}, by, out + i * channels,
-                           squares + i);
-  });
-  return {out, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels), nullptr, squares};
-}
+LAGKV_FN simd::rows turned_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
+                                workspace& ws);
 
 /// The first few rows of a tile, which begins at `token`, as numbers in f32.
-[[gnu::noinline]] inline simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
-  const std::size_t channels = x.channels(), n = t.tokens < few_rows ? t.tokens : few_rows;
-  if (x.rotated() != nullptr && stored_plain(x)) return turned_back(x, head, token, t, x.type(), n, ws);
-  float* wide = ws.floats(workspace::wide_rows, n * channels);
-  const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
-  for (std::size_t i = 0; i < n; ++i)
-    ws.kernels().widen(t.data + static_cast<std::ptrdiff_t>(i) * step, x.type(), channels, wide + i * channels);
-  if (x.has_scale()) apply_scales(x, head, token, wide, n);
-  if (x.hadamard_block() != 0) transform_blocks(wide, n * channels, x.hadamard_block());
-  if (x.rotated() != nullptr) {
-    const tile dense{reinterpret_cast<std::byte*>(wide), n, static_cast<std::ptrdiff_t>(channels)};
-    return turned_back(x, head, token, dense, dtype::f32, n, ws);
-  }
-  return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
-}
+LAGKV_FN simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws);
 
 /// out[i] = sum of the squares of row i.
-inline void squares(const simd::rows& rows, float* out, workspace& ws) {
-  if (rows.squares == nullptr) return ws.kernels().squares(rows, out);
-  std::memcpy(out, rows.squares, rows.tokens * sizeof(float));
-}
+LAGKV_FN void squares(const simd::rows& rows, float* out, workspace& ws);
 
 /// Whether rows can be read where they lie.
 inline bool plain(const tensor& x) { return stored_plain(x) && x.rotated() == nullptr; }
@@ -170,17 +125,14 @@ void for_each_row(const tensor& x, std::size_t head, token_range tokens, workspa
   for_each_rows(x, head, tokens, ws, [&](const simd::rows& r, std::size_t offset) {
     const auto* at = static_cast<const std::byte*>(r.data);
     for (std::size_t i = 0; i < r.tokens; ++i, at += r.stride * static_cast<std::ptrdiff_t>(size_of(r.type))) {
-      ws.kernels().widen(at, r.type, r.channels, row);
+      ws.kernels<simd::widen_kernels>().widen(at, r.type, r.channels, row);
       use(offset + i, std::span<const float>(row, r.channels));
     }
   });
 }
 
 /// out[i] = sum of the squares of row tokens.begin + i.
-inline void squares_of_rows(const tensor& x, std::size_t head, token_range tokens, float* out, workspace& ws) {
-  for_each_rows(x, head, tokens, ws,
-                [&](const simd::rows& rows, std::size_t offset) { detail::squares(rows, out + offset, ws); });
-}
+LAGKV_FN void squares_of_rows(const tensor& x, std::size_t head, token_range tokens, float* out, workspace& ws);
 
 /// Calls use(part, reference) for what is judged together and the rows that it is compared with: with `lag` 0 the whole
 /// judged range and all rows in use; else each partition of `lag` rows and the next one, as LagKV does.
@@ -208,7 +160,7 @@ void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* 
       detail::squares(rows, weights, ws);
       detail::for_each_finite_run(rows, weights, [&](const simd::rows& run, float* of_run) {
         for (std::size_t i = 0; i < run.tokens; ++i) of_run[i] = weight(of_run[i]);
-        ws.kernels().add_rows(run, of_run, part);
+        ws.kernels<simd::row_kernels>().add_rows(run, of_run, part);
         used += run.tokens;
       });
     });
@@ -217,4 +169,77 @@ void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* 
   for (std::size_t c = 0; c < channels; ++c) mean[c] /= used > 0 ? static_cast<float>(used) : 1.0F;
 }
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN tile gathered(const tensor& x, const tile& t, workspace& ws) {
+  const std::size_t units = x.row_units(), unit = size_of(x.type()), n = t.tokens < few_rows ? t.tokens : few_rows;
+  auto* out = reinterpret_cast<std::byte*>(ws.floats(workspace::gathered_rows, (n * x.row_bytes() + 3) / 4));
+  if (t.token_stride == 1 && unit == 2) {
+    turn_units<2>(t, n, units, out);
+  } else if (t.token_stride == 1 && unit == 4) {
+    turn_units<4>(t, n, units, out);
+  } else {
+    const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(unit);
+    for (std::size_t i = 0; i < n; ++i)
+      copy_strided(t.data + static_cast<std::ptrdiff_t>(i) * step, t.channel_stride, out + i * x.row_bytes(), 1, units, unit);
+  }
+  return {out, n, static_cast<std::ptrdiff_t>(units), 1};
+}
+
+LAGKV_FN void apply_scales(const tensor& x, std::size_t head, std::size_t token, float* wide, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i, wide += x.channels()) {
+    const row_scale s = x.scale_of(head, token + i);
+    for (std::size_t c = 0; c < x.channels(); ++c) wide[c] = (wide[c] - s.zero) * s.factor;
+  }
+}
+
+LAGKV_FN simd::rows turned_back(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
+                                workspace& ws) {
+  const std::size_t channels = x.channels();
+  float* out = ws.floats(workspace::turned_rows, n * channels);
+  float* squares = ws.floats(workspace::turned_squares, n);
+  const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
+  const auto row = [&](std::size_t i) { return t.data + static_cast<std::ptrdiff_t>(i) * step; };
+  const auto position = [&](std::size_t i) { return x.rotated()->positions.of(head, token + i); };
+  ws.turns.for_each_run(n, position, [&](std::size_t i, std::size_t run, const simd::turn& by) {
+    const bool more = i + n + run <= t.tokens;  // the next rows, while these are worked on
+    ws.kernels<simd::rope_kernels>().turn_back({row(i), type, run, channels, t.token_stride, more ? row(i + n) : nullptr}, by,
+                                               out + i * channels, squares + i);
+  });
+  return {out, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels), nullptr, squares};
+}
+
+LAGKV_FN simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
+  const std::size_t channels = x.channels(), n = t.tokens < few_rows ? t.tokens : few_rows;
+  if (x.rotated() != nullptr && stored_plain(x)) return x.turned_back()(x, head, token, t, x.type(), n, ws);
+  float* wide = ws.floats(workspace::wide_rows, n * channels);
+  const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
+  for (std::size_t i = 0; i < n; ++i)
+    ws.kernels<simd::widen_kernels>().widen(t.data + static_cast<std::ptrdiff_t>(i) * step, x.type(), channels,
+                                              wide + i * channels);
+  if (x.has_scale()) apply_scales(x, head, token, wide, n);
+  if (x.hadamard_block() != 0) transform_blocks(wide, n * channels, x.hadamard_block());
+  if (x.rotated() != nullptr) {
+    const tile dense{reinterpret_cast<std::byte*>(wide), n, static_cast<std::ptrdiff_t>(channels)};
+    return x.turned_back()(x, head, token, dense, dtype::f32, n, ws);
+  }
+  return {wide, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)};
+}
+
+LAGKV_FN void squares(const simd::rows& rows, float* out, workspace& ws) {
+  if (rows.squares == nullptr) return ws.kernels<simd::row_kernels>().squares(rows, out);
+  std::memcpy(out, rows.squares, rows.tokens * sizeof(float));
+}
+
+}  // namespace detail
+
+LAGKV_FN void squares_of_rows(const tensor& x, std::size_t head, token_range tokens, float* out, workspace& ws) {
+  for_each_rows(x, head, tokens, ws,
+                [&](const simd::rows& rows, std::size_t offset) { detail::squares(rows, out + offset, ws); });
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -8,7 +8,7 @@
 #include <lagkv/method.hpp>
 #include <lagkv/score/pool.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Mean, over the last `window` queries and the query heads of the group, of the attention weights, averaged over `kernel`
 /// neighbours. Cost: add_attention(). Source: the paper; kvpress 0.5.5, SnapKVPress, whose defaults these are.
@@ -17,12 +17,7 @@ struct snapkv {
   std::size_t kernel = 5;   ///< odd; 1: no pooling
   std::size_t lag = 0;      ///< tokens a partition, beyond which neighbours do not count; 0: the whole judged range at once
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    const std::size_t offered = offered_queries(l), queries = offered < window ? offered : window;
-    const float* weights = detail::attention_alone(l, head, queries, group_share(l) / static_cast<float>(queries), ws);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
-    if (kernel > 1) pool{kernel}.apply(out, lag != 0 ? lag : out.size(), ws);
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 };
 
 inline part part_of(const snapkv& s) {
@@ -44,4 +39,16 @@ inline constexpr method snapkv_method{
     },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void snapkv::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+                                 workspace& ws) const {
+  const std::size_t offered = offered_queries(l), queries = offered < window ? offered : window;
+  const float* weights = detail::attention_alone(l, head, queries, group_share(l) / static_cast<float>(queries), ws);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
+  if (kernel > 1) pool{kernel}.apply(out, lag != 0 ? lag : out.size(), ws);
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

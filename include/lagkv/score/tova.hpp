@@ -8,15 +8,12 @@
 #include <lagkv/method.hpp>
 #include <lagkv/score/pool.hpp>
 
-namespace lagkv {
+namespace lagkv::inline LAGKV_ABI {
 
 /// Attention weights of the last query, mean over all query heads of the layer: part_of() adds mean_of_heads. Cost: one pass
 /// over the keys. Source: the paper; kvpress 0.5.5, TOVAPress.
 struct tova {
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-    const float* weights = detail::attention_alone(l, head, 1, group_share(l), ws);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
-  }
+  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
 };
 
 inline part part_of(const tova& s) {
@@ -32,4 +29,13 @@ inline constexpr method tova_method{
     .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(tova{}); },
 };
 
-}  // namespace lagkv
+#if LAGKV_BODIES
+
+LAGKV_FN void tova::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+  const float* weights = detail::attention_alone(l, head, 1, group_share(l), ws);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -1,14 +1,14 @@
-// Part of lagkv (MIT). The kernels compiled once, for a program whose files are compiled with LAGKV_SEPARATE_KERNELS: each of
-// those takes a fifth of the time. Add this file to the sources of the program, or link lagkv::kernels.
-#if !defined(LAGKV_SEPARATE_KERNELS)
-#error "define LAGKV_SEPARATE_KERNELS for all files of the program (or leave this one out)"
+// Part of lagkv (MIT). The kernels of all families, for a program whose files are compiled with LAGKV_COMPILED. Add this file and
+// lagkv/lagkv.cpp to the sources of the program, or link lagkv::kernels.
+#if !defined(LAGKV_COMPILED)
+#error "lagkv: define LAGKV_COMPILED for all files of the program, or leave this one out"
 #endif
+#define LAGKV_COMPILING_KERNELS
 
-#include <lagkv/simd/dispatch.hpp>
-#include <lagkv/simd/targets.hpp>
-
-namespace lagkv::simd {
-
-const kernel_table& kernels(target t) { return detail::table_of(supported(t) ? t : best()); }
-
-}  // namespace lagkv::simd
+#include <lagkv/simd/dot_kernels.hpp>
+#include <lagkv/simd/lagkv_kernels.hpp>
+#include <lagkv/simd/narrow_kernels.hpp>
+#include <lagkv/simd/rope_kernels.hpp>
+#include <lagkv/simd/row_kernels.hpp>
+#include <lagkv/simd/score_kernels.hpp>
+#include <lagkv/simd/widen_kernels.hpp>

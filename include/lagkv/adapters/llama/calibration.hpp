@@ -16,7 +16,7 @@
 #include <lagkv/adapters/llama/probe.hpp>
 #include <lagkv/estimate_queries.hpp>
 
-namespace lagkv::llama {
+namespace lagkv::inline LAGKV_ABI::llama {
 
 /// Has the probe record the queries of up to `tokens` tokens from now on; in doubles, 4 MB of a layer of 32 query heads and 128
 /// channels. The probe must outlive it.
@@ -69,4 +69,4 @@ class calibration {
   std::vector<layer_part> layers_;
 };
 
-}  // namespace lagkv::llama
+}  // namespace lagkv::inline LAGKV_ABI::llama

@@ -15,7 +15,7 @@
 #include <lagkv/core.hpp>
 #include <lagkv/rope.hpp>
 
-namespace lagkv::llama {
+namespace lagkv::inline LAGKV_ABI::llama {
 
 /// The embedding of a layer's keys, as its graph applies it, or why it is not known.
 struct embedding {
@@ -105,4 +105,4 @@ inline embedding embedding_of(const ggml_tensor* stored) {
 
 }  // namespace detail
 
-}  // namespace lagkv::llama
+}  // namespace lagkv::inline LAGKV_ABI::llama

@@ -11,7 +11,7 @@
 
 #include <lagkv/core.hpp>
 
-namespace lagkv::llama::detail {
+namespace lagkv::inline LAGKV_ABI::llama::detail {
 
 /// The tensor whose memory `t` views.
 inline const ggml_tensor* origin(const ggml_tensor* t) {
@@ -73,4 +73,4 @@ inline result<float> scale_of(const ggml_tensor* node) {
   return parameters[0];
 }
 
-}  // namespace lagkv::llama::detail
+}  // namespace lagkv::inline LAGKV_ABI::llama::detail

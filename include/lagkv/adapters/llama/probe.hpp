@@ -21,7 +21,7 @@
 #include <lagkv/strided.hpp>
 #include <lagkv/workspace.hpp>
 
-namespace lagkv::llama {
+namespace lagkv::inline LAGKV_ABI::llama {
 
 /// Attach it to the parameters of a context before the context is made, and keep it where it is for as long as the
 /// context lives. It is asked about every node of each graph. Unless something is recorded it asks for none of them: nothing
@@ -242,4 +242,4 @@ class cache_probe {
   lagkv::workspace workspace_;
 };
 
-}  // namespace lagkv::llama
+}  // namespace lagkv::inline LAGKV_ABI::llama

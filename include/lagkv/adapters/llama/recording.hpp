@@ -17,7 +17,7 @@
 #include <lagkv/policy.hpp>
 #include <lagkv/strided.hpp>
 
-namespace lagkv::llama {
+namespace lagkv::inline LAGKV_ABI::llama {
 
 /// What is recorded. By default nothing is.
 struct wanted {
@@ -244,4 +244,4 @@ class recording {
   std::vector<layer_part> layers_;
 };
 
-}  // namespace lagkv::llama
+}  // namespace lagkv::inline LAGKV_ABI::llama

@@ -18,7 +18,7 @@
 #include <lagkv/core.hpp>
 #include <lagkv/plan.hpp>
 
-namespace lagkv::llama {
+namespace lagkv::inline LAGKV_ABI::llama {
 
 /// A parsed state. It views the bytes that it was parsed from.
 class saved_sequence {
@@ -242,4 +242,4 @@ class saved_sequence {
   std::vector<matrix> keys_, values_;
 };
 
-}  // namespace lagkv::llama
+}  // namespace lagkv::inline LAGKV_ABI::llama

@@ -13,7 +13,7 @@
 #include <lagkv/paged.hpp>
 #include <lagkv/tensor.hpp>
 
-namespace lagkv::llama {
+namespace lagkv::inline LAGKV_ABI::llama {
 
 /// The keys or the values of one layer: a cell is a row of all heads, or (`transposed`, values without flash attention)
 /// an element of each of the heads * channels rows of `pitch` cells.
@@ -124,4 +124,4 @@ inline result<layer> view(const cached_layer& cached, std::size_t heads, std::sp
   return l;
 }
 
-}  // namespace lagkv::llama
+}  // namespace lagkv::inline LAGKV_ABI::llama

@@ -1,0 +1,84 @@
+// Part of lagkv (MIT). Messages out of text and numbers, made in one place: a concatenation at each refusal costs every file that
+// includes lagkv more code than what it refuses. Not API.
+#pragma once
+
+#include <charconv>
+#include <concepts>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+#include <lagkv/core.hpp>
+
+namespace lagkv::inline LAGKV_ABI::detail {
+
+/// The shortest text that reads back as x.
+std::string text(double x);
+
+/// Text or a number of a message; refers to the text.
+class piece {
+ public:
+  piece(std::string_view text) : text_(text), kind_(kind::text) {}
+  piece(const char* text) : piece(std::string_view(text)) {}
+  piece(const std::string& text) : piece(std::string_view(text)) {}
+  template <std::integral T>
+  piece(T n) : whole_(static_cast<std::uint64_t>(n)), kind_(n < T{} ? kind::negative : kind::whole) {}
+  template <std::floating_point T>
+  piece(T x) : number_(static_cast<double>(x)), kind_(kind::number) {}
+
+  void append_to(std::string& out) const;
+
+ private:
+  enum class kind : std::uint8_t { text, whole, negative, number };
+
+  std::string_view text_{};
+  std::uint64_t whole_ = 0;
+  double number_ = 0;
+  kind kind_;
+};
+
+/// "tokens=", 7, ": must be at most ", 5 -> the error of that text.
+error refuse(std::initializer_list<piece> pieces);
+
+#if LAGKV_BODIES
+
+LAGKV_FN std::string text(double x) {
+#if defined(__cpp_lib_to_chars)
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};
+#else
+  return std::to_string(x);
+#endif
+}
+
+LAGKV_FN void piece::append_to(std::string& out) const {
+  switch (kind_) {
+    case kind::text:
+      out.append(text_);
+      return;
+    case kind::number:
+      out.append(text(number_));
+      return;
+    case kind::negative:
+    case kind::whole:
+      break;
+  }
+  char digits[20];
+  char* first = digits + sizeof digits;
+  std::uint64_t left = kind_ == kind::negative ? 0 - whole_ : whole_;
+  do *--first = static_cast<char>('0' + left % 10);
+  while ((left /= 10) != 0);
+  if (kind_ == kind::negative) out.push_back('-');
+  out.append(first, static_cast<std::size_t>(digits + sizeof digits - first));
+}
+
+LAGKV_FN error refuse(std::initializer_list<piece> pieces) {
+  error e;
+  for (const piece& p : pieces) p.append_to(e.message);
+  return e;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI::detail

@@ -1,0 +1,130 @@
+// Part of lagkv (MIT). Included once a target (each_target.inl): rope_kernels.
+
+// ---- turn_back ------------------------------------------------------------------------------------------------------
+
+struct turned {
+  vec cosine, sine;
+};
+
+// Entries of a table from c on, its `width` cosines before its sines.
+LAGKV_INLINE turned load_turned(const float* table, std::size_t width, std::size_t c, std::size_t n) {
+  return {load_part(table + c, n), load_part(table + width + c, n)};
+}
+
+LAGKV_INLINE turned sum_of_turns(turned a, turned b) {
+  return {fma(a.cosine, b.cosine, fill(0.0F) - a.sine * b.sine), fma(a.cosine, b.sine, a.sine * b.cosine)};
+}
+
+// `v` was loaded from x + c: lanes 2j and 2j + 1 change places.
+template <class T>
+LAGKV_INLINE vec swapped([[maybe_unused]] const T* x, [[maybe_unused]] std::size_t c, [[maybe_unused]] vec v) {
+#if LAGKV_LANES == 16
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif LAGKV_LANES == 8
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+#elif LAGKV_LANES == 4
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2);
+#else
+  return load(x + (c ^ 1));
+#endif
+}
+
+// n entries of the tables from c on.
+template <bool Neighbours, class T>
+LAGKV_INLINE void turn_row_back(const T* x, turned coarse, const float* fine, std::size_t width, std::size_t c, std::size_t n,
+                                float* out, vec& square) {
+  const turned t = sum_of_turns(coarse, load_turned(fine, width, c, n));
+  const vec a = load_part(x + c, n);
+  if constexpr (Neighbours) {
+    const vec p = fma(swapped(x, c, a), t.sine, a * t.cosine);
+    store_part(p, out + c, n);
+    square = fma(p, p, square);
+  } else {
+    const vec b = load_part(x + width + c, n);
+    const vec p = fma(b, t.sine, a * t.cosine), q = fma(b, t.cosine, fill(0.0F) - a * t.sine);
+    store_part(p, out + c, n), store_part(q, out + width + c, n);
+    square = fma(q, q, fma(p, p, square));
+  }
+}
+
+// Four rows of the tables, or of what is written.
+template <class T>
+struct four_pointers {
+  T *a, *b, *c, *d;
+};
+
+template <bool Neighbours, class T>
+LAGKV_INLINE void turn_four_back(const four_rows<T>& x, const turn& by, const four_pointers<const float>& fine, std::size_t width,
+                                 std::size_t c, std::size_t n, const four_pointers<float>& out, four& square) {
+  const turned coarse = load_turned(by.coarse, width, c, n);
+  turn_row_back<Neighbours>(x.a, coarse, fine.a, width, c, n, out.a, square.a);
+  turn_row_back<Neighbours>(x.b, coarse, fine.b, width, c, n, out.b, square.b);
+  turn_row_back<Neighbours>(x.c, coarse, fine.c, width, c, n, out.c, square.c);
+  turn_row_back<Neighbours>(x.d, coarse, fine.d, width, c, n, out.d, square.d);
+}
+
+// What is left of a row: the last turned channels, fewer than a vector, and those that carry no position. Not inlined: it would
+// stand there four times, and most models have neither.
+template <bool Neighbours, class T>
+[[gnu::noinline]] inline void turn_rest(const T* x, std::size_t channels, const turn& by, const float* fine, std::size_t width,
+                                        std::size_t whole, float* out, vec square, vec& more) {
+  if (whole < width)
+    turn_row_back<Neighbours>(x, load_turned(by.coarse, width, whole, width - whole), fine, width, whole, width - whole, out, square);
+  for (std::size_t c = by.dims; c < channels; c += lanes) {
+    const std::size_t n = channels - c < lanes ? channels - c : lanes;
+    const vec v = load_part(x + c, n);
+    store_part(v, out + c, n);
+    square = fma(v, v, square);
+  }
+  more = square;
+}
+
+template <bool Neighbours, class T>
+inline void turn_back_by(const T* x, const rows& r, const turn& by, float* out, float* squares) {
+  const std::size_t width = Neighbours ? by.dims : by.dims / 2, whole = width / lanes * lanes;
+  const bool rest = whole < width || by.dims < r.channels;
+  for (std::size_t t = 0; t < r.tokens; t += 4) {
+    const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
+    if (r.ahead != nullptr) {
+      const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(sizeof(T));
+      prefetch_rows(static_cast<const std::byte*>(r.ahead) + static_cast<std::ptrdiff_t>(t) * step, step, group.size,
+                    r.channels * sizeof(T));
+    }
+    // As in rows_from, the last row stands for those that are missing.
+    const std::size_t last = r.tokens - 1, i = t, j = t + 1 < last ? t + 1 : last, k = t + 2 < last ? t + 2 : last,
+                      l = t + 3 < last ? t + 3 : last;
+    const four_pointers<const float> fine{by.fine[i], by.fine[j], by.fine[k], by.fine[l]};
+    const four_pointers<float> to{out + i * r.channels, out + j * r.channels, out + k * r.channels, out + l * r.channels};
+    four square;
+    for (std::size_t c = 0; c < whole; c += lanes) turn_four_back<Neighbours>(group, by, fine, width, c, lanes, to, square);
+    if (rest) {
+      four more;  // apart from square, which is to stay in registers
+      turn_rest<Neighbours>(group.a, r.channels, by, fine.a, width, whole, to.a, square.a, more.a);
+      turn_rest<Neighbours>(group.b, r.channels, by, fine.b, width, whole, to.b, square.b, more.b);
+      turn_rest<Neighbours>(group.c, r.channels, by, fine.c, width, whole, to.c, square.c, more.c);
+      turn_rest<Neighbours>(group.d, r.channels, by, fine.d, width, whole, to.d, square.d, more.d);
+      square = more;
+    }
+    store_sums(square, squares + t, group.size);
+  }
+}
+
+template <class T>
+inline void turn_back_of(const T* x, const rows& r, const turn& by, float* out, float* squares) {
+  return by.neighbours ? turn_back_by<true>(x, r, by, out, squares) : turn_back_by<false>(x, r, by, out, squares);
+}
+
+inline void turn_back(const rows& r, const turn& by, float* out, float* squares) {
+  switch (r.type) {
+    case dtype::f32:
+      return turn_back_of(static_cast<const float*>(r.data), r, by, out, squares);
+    case dtype::f16:
+      return turn_back_of(static_cast<const f16*>(r.data), r, by, out, squares);
+    case dtype::bf16:
+      return turn_back_of(static_cast<const bf16*>(r.data), r, by, out, squares);
+    default:
+      return;  // other types come widened
+  }
+}
+
+inline constexpr rope_kernels rope_kernels_table{turn_back};
