@@ -61,7 +61,7 @@ run_info facts(const host::model& m, const std::string& path) {
   run.model = std::filesystem::path(path).filename().string();
   run.model_sha256 = sha256(path);
   run.model_name = name_of(m.get());
-  run.lagkv = LAGKV_VERSION;
+  run.lagkv = LAGKV_EVAL_VERSION;
   run.llama = fmt::format("ggml {} ({})", ggml_version(), ggml_commit());
   run.compiler = fmt::format("{} {}", LAGKV_COMPILER, __VERSION__);
   run.machine = machine();

@@ -35,7 +35,7 @@ struct side_array {
 
 /// Which position each row holds.
 struct row_positions {
-  side_array<std::uint32_t> known;  ///< where the host keeps them; else row + dropped, right for rows not judged before
+  side_array<std::uint32_t> known{};  ///< where the host keeps them; else row + dropped, right for rows not judged before
   std::size_t dropped = 0;
 
   std::size_t of(std::size_t head, std::size_t row) const { return known ? known.of(head)[row] : row + dropped; }
@@ -43,7 +43,7 @@ struct row_positions {
 
 /// Why something was refused: names the culprit, its value and the limit.
 struct error {
-  std::string message;
+  std::string message{};
 };
 
 /// A value, or the reason why there is none. Made at the edges (parsing, checking), never on the hot path.
@@ -63,8 +63,8 @@ class result {
   const std::string& message() const { return message_; }
 
  private:
-  std::optional<T> value_;
-  std::string message_;
+  std::optional<T> value_{};
+  std::string message_{};
 };
 
 /// Nothing, or the reason why not.
@@ -79,7 +79,7 @@ class result<void> {
 
  private:
   bool failed_ = false;
-  std::string message_;
+  std::string message_{};
 };
 
 using status = result<void>;

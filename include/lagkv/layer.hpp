@@ -64,8 +64,8 @@ struct extras {
 /// differ in everything else (element type, channels, layout); values may be empty for a policy that does not read them.
 /// To leave a layer of the model uncompressed, do not offer it.
 struct layer {
-  tensor keys;
-  tensor values;
+  tensor keys{};
+  tensor values{};
   std::size_t tokens = 0;
   const extras* extra = nullptr;  ///< must outlive the call
 };

@@ -89,7 +89,7 @@ inline tensor unrotated_keys(const layer& l, const rotated& how, workspace& ws) 
 
 /// A scorer with what belongs to it: one method, before it is said how many tokens stay.
 struct part {
-  scorer score;
+  scorer score{};
   transforms adjust{};  ///< optional
   lagkv::needs needs{};
   std::size_t recent = 32;       ///< the method's own window, where none is asked for
@@ -119,6 +119,9 @@ struct parameter {
 
   static constexpr double none = -1;
 };
+
+/// Whether a parameter has a value; the others are 0 or more.
+constexpr bool given(double value) { return value > parameter::none; }
 
 namespace accepts {
 

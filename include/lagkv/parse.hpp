@@ -70,7 +70,7 @@ LAGKV_FN result<double> parse_value(const parameter& p, std::string_view text);
 struct settings {
   static constexpr std::size_t most = 20;
 
-  std::span<const parameter> parameters;
+  std::span<const parameter> parameters{};
   double values[most] = {};
   bool given[most] = {};
 
@@ -99,8 +99,8 @@ LAGKV_FN result<policy> parse_scored(const method& m, std::string_view text);
 
 /// What `of`, `weights` and `by` say, taken off the rest of the string.
 struct fusion_text {
-  std::string_view of, weights, by;
-  std::string rest;
+  std::string_view of{}, weights{}, by{};
+  std::string rest{};
 };
 
 LAGKV_FN fusion_text split_fusion(std::string_view text);
@@ -159,12 +159,12 @@ LAGKV_FN result<double> parse_value(const parameter& p, std::string_view text) {
     return detail::refuse({found, ": must be one of ", accepted});
   }
   const std::optional<double> value = number(text);
-  const bool whole = value && *value >= 0 && *value <= 0x1p53 && *value == __builtin_floor(*value);
+  const bool whole = value && *value >= 0 && *value <= 0x1p53 && !(__builtin_floor(*value) < *value);
   using kind = parameter::kind;
   const bool fits = p.type == kind::count      ? whole
                     : p.type == kind::positive ? whole && *value >= 1
-                    : p.type == kind::odd      ? whole && __builtin_fmod(*value, 2) == 1
-                                               : value && (p.initial != parameter::none || *value >= 0);  // -1: not given
+                    : p.type == kind::odd      ? whole && __builtin_fmod(*value, 2) > 0
+                                               : value && (given(p.initial) || *value >= 0);  // -1: not given
   if (!fits) return detail::refuse({found, ": ", p.range});
   return *value;
 }
@@ -192,17 +192,17 @@ LAGKV_FN policy_options options_of(std::span<const double> v) {
   const auto count = [](double x) { return static_cast<std::size_t>(x); };
   policy_options o;
   o.sink = count(v[0]);
-  if (v[1] != parameter::none) o.recent = count(v[1]);
+  if (given(v[1])) o.recent = count(v[1]);
   o.lag = count(v[2]);
-  if (v[3] != parameter::none) o.keep = v[3];
-  if (v[4] != parameter::none) o.capacity = count(v[4]);
-  if (v[5] != parameter::none) o.budget_mb = v[5];
+  if (given(v[3])) o.keep = v[3];
+  if (given(v[4])) o.capacity = count(v[4]);
+  if (given(v[5])) o.budget_mb = v[5];
   o.every = count(v[6]);
-  if (v[7] != parameter::none) o.recent_share = v[7];
+  if (given(v[7])) o.recent_share = v[7];
   o.pool = count(v[8]);
-  if (v[9] != parameter::none) o.smooth = count(v[9]);
-  if (v[10] != parameter::none) o.agree = v[10] != 0;
-  if (v[11] != parameter::none) o.unrotate = v[11] != 0;
+  if (given(v[9])) o.smooth = count(v[9]);
+  if (given(v[10])) o.agree = v[10] > 0;
+  if (given(v[11])) o.unrotate = v[11] > 0;
   o.select = static_cast<selection>(v[12]);
   o.chunk = count(v[13]), o.safeguard = v[14], o.pyramid = v[15];
   return o;

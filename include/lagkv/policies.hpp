@@ -50,7 +50,7 @@ inline constexpr method lagkv_method{
                                             .ratio = v[2],
                                             .value_weight = v[3],
                                             .form = static_cast<lagkv_form>(v[4])});
-          if (made && v[5] != 0) *made = unrotated(*made);
+          if (made && v[5] > 0) *made = unrotated(*made);
           return made;
         },
 };
@@ -72,8 +72,8 @@ inline constexpr method streaming_llm_method{
     .whole =
         [](std::span<const double> v) {
           streaming_llm_options o{.sink = static_cast<std::size_t>(v[0])};
-          if (v[1] != parameter::none) o.capacity = static_cast<std::size_t>(v[1]);
-          if (v[2] != parameter::none) o.keep = v[2];
+          if (given(v[1])) o.capacity = static_cast<std::size_t>(v[1]);
+          if (given(v[2])) o.keep = v[2];
           return make_streaming_llm(o);
         },
 };

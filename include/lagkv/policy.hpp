@@ -34,11 +34,11 @@ enum class fusion : std::uint8_t {
 struct policy {
   static constexpr std::size_t most_fused = 3;
 
-  retention retain;
-  scorer score;       ///< not called where nothing or everything is kept
-  transforms adjust;  ///< optional
-  selector select;    ///< optional; default top_k
-  lagkv::needs needs;
+  retention retain{};
+  scorer score{};       ///< not called where nothing or everything is kept
+  transforms adjust{};  ///< optional
+  selector select{};    ///< optional; default top_k
+  lagkv::needs needs{};
   key_view unrotated = nullptr;  ///< unrotated_keys: `score` is shown keys as they were before RoPE
   /// The selector may keep different numbers of rows a head. Such plans are for judge() and compact(): see check().
   bool ragged = false;
@@ -85,8 +85,8 @@ class shown {
 
  private:
   const layer* seen_;
-  rotated rotated_;
-  layer turned_;
+  rotated rotated_{};
+  layer turned_{};
 };
 
 /// Judges the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the

@@ -219,10 +219,10 @@ LAGKV_FN result<policy> make_policy(const part& method, const policy_options& o)
   if (status s = detail::check_odd("pool", o.pool); !s) return error{s.message()};
   for (auto [name, value] : {std::pair{"recent_share", recent_share}, {"safeguard", o.safeguard}})
     if (!(value >= 0 && value <= 1)) return detail::refuse({name, "=", value, ": must be from 0 to 1"});
-  if (o.pyramid != 0 && !(o.pyramid >= 1 && o.pyramid <= 1e6))
+  if (!(o.pyramid >= 1 && o.pyramid <= 1e6) && (o.pyramid > 0 || !(o.pyramid >= 0)))
     return detail::refuse({"pyramid=", o.pyramid, ": must be 0, or from 1 to 1000000"});
   if (o.lag != 0 && (o.capacity || o.budget_mb)) return detail::refuse({"lag=", o.lag, ": a partition keeps a share: give keep"});
-  if (o.lag != 0 && o.pyramid != 0)
+  if (o.lag != 0 && o.pyramid > 0)
     return detail::refuse({"lag=", o.lag, ": a partition keeps the same share in all layers: not with pyramid"});
 
   policy p;

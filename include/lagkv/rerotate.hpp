@@ -1,7 +1,6 @@
 // Part of lagkv (MIT). Gives the keys that stay consecutive positions.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <string>
 
@@ -37,7 +36,7 @@ class rotation {
     for (std::size_t j = 0; j < pairs_; ++j) {
       double* t = turns_ + 5 * j;
       t[angle] = r.angle(j, keys.channels());
-      t[back_cos] = std::cos(t[angle]), t[back_sin] = -std::sin(t[angle]);
+      t[back_cos] = __builtin_cos(t[angle]), t[back_sin] = -__builtin_sin(t[angle]);
       t[now_cos] = 1, t[now_sin] = 0;
     }
   }
@@ -127,8 +126,8 @@ LAGKV_FN void rotation::prepare(std::ptrdiff_t shift) {
         t[now_cos] = turned;
       }
     } else {
-      t[now_cos] = std::cos(static_cast<double>(shift) * t[angle]);
-      t[now_sin] = std::sin(static_cast<double>(shift) * t[angle]);
+      t[now_cos] = __builtin_cos(static_cast<double>(shift) * t[angle]);
+      t[now_sin] = __builtin_sin(static_cast<double>(shift) * t[angle]);
     }
     table_[j] = static_cast<float>(t[now_cos]), table_[pairs_ + j] = static_cast<float>(t[now_sin]);
   }

@@ -72,7 +72,7 @@ simd::rows turned_back(const tensor& x, std::size_t head, std::size_t token, con
 /// The rotary embedding that keys carry, and by which positions.
 struct rotated {
   const rope* by = nullptr;
-  row_positions positions;
+  row_positions positions{};
 };
 
 /// What makes numbers of the elements of a row: (element - zero) * factor.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/rope.hpp>
 #include <lagkv/simd/rope_kernels.hpp>
 
@@ -61,9 +62,9 @@ class turn_tables {
   void turn_to(std::size_t block);
 
   std::size_t channels_ = 0, block_ = none;
-  rope by_;
-  std::vector<float> factors_, fine_, coarse_;
-  std::vector<pair> pairs_;
+  rope by_{};
+  std::vector<float> factors_{}, fine_{}, coarse_{};
+  std::vector<pair> pairs_{};
 };
 
 }  // namespace detail
@@ -94,11 +95,11 @@ LAGKV_FN void turn_tables::prepare(const rope& r, std::size_t channels) {
 }
 
 LAGKV_FN bool turn_tables::same(const rope& r, std::size_t channels) const {
-  if (channels != channels_ || r.base != by_.base || r.pairs != by_.pairs || r.dims != by_.dims ||
-      r.position_scale != by_.position_scale || r.factors.size() != factors_.size())
+  if (channels != channels_ || differ(r.base, by_.base) || r.pairs != by_.pairs || r.dims != by_.dims ||
+      differ(r.position_scale, by_.position_scale) || r.factors.size() != factors_.size())
     return false;
   for (std::size_t j = 0; j < factors_.size(); ++j)
-    if (r.factors[j] != factors_[j]) return false;
+    if (differ(r.factors[j], factors_[j])) return false;
   return true;
 }
 

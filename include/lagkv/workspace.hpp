@@ -26,10 +26,10 @@ class workspace {
   }
 
   /// The plan of the last judge() or step().
-  plan decision;
+  plan decision{};
 
   /// Cosines and sines for rows that are turned back.
-  detail::turn_tables turns;
+  detail::turn_tables turns{};
 
   /// What the scratch is for. Each purpose has its own memory; `own` is for scorers, transforms and selectors of the host's.
   enum purpose : std::uint8_t {
@@ -73,9 +73,9 @@ class workspace {
 
  private:
   simd::target target_;
-  std::vector<float> floats_[purposes];
-  std::vector<std::int32_t> keys_;
-  std::vector<double> doubles_;
+  std::vector<float> floats_[purposes]{};
+  std::vector<std::int32_t> keys_{};
+  std::vector<double> doubles_{};
 };
 
 }  // namespace lagkv::inline LAGKV_ABI

@@ -1,7 +1,6 @@
 // Part of lagkv (MIT). A function that the caller keeps alive, by reference: what std::function_ref (C++26) is. Not API.
 #pragma once
 
-#include <memory>
 #include <type_traits>
 
 #include <lagkv/detail/config.hpp>
@@ -16,7 +15,7 @@ class function_ref<Result(Args...)> {
  public:
   template <class F>
   requires(!std::is_same_v<std::remove_cvref_t<F>, function_ref>) function_ref(const F& f)
-      : object_(std::addressof(f)), call_([](const void* object, Args... args) -> Result {
+      : object_(__builtin_addressof(f)), call_([](const void* object, Args... args) -> Result {
           return (*static_cast<const F*>(object))(static_cast<Args>(args)...);
         }) {}
 

@@ -68,7 +68,7 @@ inline constexpr method expected_attention_method{
     .parameters = expected_attention_parameters,
     .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
       if (!(v[2] >= 0 && v[2] <= 1e6)) return detail::refuse({"epsilon=", v[2], ": ", expected_attention_parameters[2].range});
-      return part_of(expected_attention{lag, v[0] != 0, v[1] != 0, v[2], v[3] != 0});
+      return part_of(expected_attention{lag, v[0] > 0, v[1] > 0, v[2], v[3] > 0});
     },
 };
 

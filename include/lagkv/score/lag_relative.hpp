@@ -9,9 +9,9 @@
 
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
-#include <lagkv/simd/widen_kernels.hpp>
 #include <lagkv/simd/lagkv_kernels.hpp>
 #include <lagkv/simd/score_kernels.hpp>
+#include <lagkv/simd/widen_kernels.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
@@ -68,7 +68,7 @@ struct lag_relative {
   static void finite_range(const tensor& x, std::size_t head, token_range tokens, float* lo, float* hi, workspace& ws);
 };
 
-inline part part_of(const lag_relative& s) { return {.score = s, .needs = {.values = s.value_weight != 0}}; }
+inline part part_of(const lag_relative& s) { return {.score = s, .needs = {.values = detail::differ(s.value_weight, 0)}}; }
 
 #if LAGKV_BODIES
 
@@ -76,7 +76,7 @@ LAGKV_FN void lag_relative::operator()(const layer& l, std::size_t head, token_r
                                        workspace& ws) const {
   for (float& score : out) score = 0.0F;
   add(l.keys, head, judged, key_weight, out.data(), ws);
-  if (value_weight != 0.0F) add(l.values, head, judged, value_weight, out.data(), ws);
+  if (detail::differ(value_weight, 0)) add(l.values, head, judged, value_weight, out.data(), ws);
 }
 
 LAGKV_FN void lag_relative::add(const tensor& x, std::size_t head, token_range judged, float weight, float* scores,
@@ -125,8 +125,8 @@ LAGKV_FN simd::rows lag_relative::in_f32(const simd::rows& r, workspace& ws) {
   float* wide = ws.floats(workspace::wide_rows, r.tokens * r.channels);
   const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(size_of(r.type));
   for (std::size_t i = 0; i < r.tokens; ++i)
-    ws.kernels<simd::widen_kernels>().widen(static_cast<const std::byte*>(r.data) + static_cast<std::ptrdiff_t>(i) * step,
-                                              r.type, r.channels, wide + i * r.channels);
+    ws.kernels<simd::widen_kernels>().widen(static_cast<const std::byte*>(r.data) + static_cast<std::ptrdiff_t>(i) * step, r.type,
+                                            r.channels, wide + i * r.channels);
   return {wide, dtype::f32, r.tokens, r.channels, static_cast<std::ptrdiff_t>(r.channels)};
 }
 

@@ -34,7 +34,7 @@ LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws) {
   squares(rows, out, ws);
   for (std::size_t i = 0; i < rows.tokens; ++i) {
     const float length = norm(out[i]);
-    out[i] = length == 0 ? 0.0F : 1 / length;
+    out[i] = length > 0 || !finite(length) ? 1 / length : 0.0F;
   }
   return out;
 }

@@ -7,11 +7,13 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/detail/function_ref.hpp>
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/hadamard.hpp>
 #include <lagkv/layer.hpp>
-#include <lagkv/simd/widen_kernels.hpp>
 #include <lagkv/simd/rope_kernels.hpp>
 #include <lagkv/simd/row_kernels.hpp>
+#include <lagkv/simd/widen_kernels.hpp>
 #include <lagkv/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -19,11 +21,8 @@ namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
-/// On bits: right in hosts built with -ffinite-math-only too.
-inline bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7f800000U) != 0x7f800000U; }
-
-/// The norm from its square; NaN, which goes first, where that is not finite.
-inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : std::numeric_limits<float>::quiet_NaN(); }
+/// What is done with a run of rows, the first of which is row `offset` of those asked for.
+using use_of_rows = function_ref<void(const simd::rows& run, std::size_t offset)>;
 
 /// Rows that are copied or widened together: they stay in the first cache.
 inline constexpr std::size_t few_rows = 16;
@@ -59,63 +58,19 @@ LAGKV_FN void squares(const simd::rows& rows, float* out, workspace& ws);
 inline bool plain(const tensor& x) { return stored_plain(x) && x.rotated() == nullptr; }
 
 /// Calls use(run, numbers of the run) for the runs of rows whose numbers are finite.
-template <class Use>
-void for_each_finite_run(const simd::rows& rows, float* numbers, const Use& use) {
-  for (std::size_t i = 0, run = 0; i < rows.tokens; i += run + 1) {
-    for (run = 0; i + run < rows.tokens && finite(numbers[i + run]);) ++run;
-    if (run == 0) continue;
-    simd::rows good = rows;
-    good.data = static_cast<const std::byte*>(rows.data) +
-                static_cast<std::ptrdiff_t>(i) * rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
-    good.tokens = run;
-    good.ahead = nullptr, good.squares = nullptr;
-    use(good, numbers + i);
-  }
-}
+LAGKV_FN void for_each_finite_run(const simd::rows& rows, float* numbers, function_ref<void(const simd::rows&, float*)> use);
 
 }  // namespace detail
 
 /// Calls use(rows, offset) for runs that cover `tokens` of a head in order; offset counts from tokens.begin. Rows of f32, f16
 /// or bf16 whose channels are adjacent are used where they lie. Of others a few at a time are copied (transposed values) or
 /// widened to f32 (quantised types).
-template <class Use>
-void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, const Use& use) {
-  for (std::size_t at = tokens.begin; at < tokens.end;) {
-    tile t = x.at(head, {at, tokens.end});
-    if (t.channel_stride != 1) t = detail::gathered(x, t, ws);
-    const simd::rows rows = detail::plain(x) ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride}
-                                             : detail::widened(x, head, at, t, ws);
-    use(rows, at - tokens.begin);
-    at += rows.tokens;
-  }
-}
+LAGKV_FN void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, detail::use_of_rows use);
 
 /// As for_each_rows, in pieces of about 8 KiB, each of which names the rows that will be read after it (rows.ahead): those of
 /// the next piece, and behind the last one the first of `next`.
-template <class Use>
-void for_each_rows_and_next(const tensor& x, std::size_t head, token_range tokens, token_range next, workspace& ws,
-                            const Use& use) {
-  constexpr std::size_t bytes = 8192;
-  const std::size_t fit = bytes / x.row_bytes() / 4 * 4, few = fit > 4 ? fit : 4;  // kernels take four rows at a time
-  for_each_rows(x, head, tokens, ws, [&](const simd::rows& run, std::size_t offset) {
-    const bool in_place = detail::plain(x);
-    const std::ptrdiff_t step = run.stride * static_cast<std::ptrdiff_t>(size_of(run.type));
-    simd::rows piece = run;
-    for (std::size_t at = 0; at < run.tokens; at += piece.tokens) {
-      piece.data = static_cast<const std::byte*>(run.data) + static_cast<std::ptrdiff_t>(at) * step;
-      piece.tokens = run.tokens - at < few ? run.tokens - at : few;
-      piece.ahead = nullptr;
-      piece.squares = run.squares != nullptr ? run.squares + at : nullptr;
-      const std::size_t behind = tokens.begin + offset + at + piece.tokens;
-      const token_range after = behind < tokens.end ? token_range{behind, tokens.end} : next;
-      if (in_place && !after.empty()) {
-        const tile t = x.at(head, {after.begin, after.begin + piece.tokens < after.end ? after.begin + piece.tokens : after.end});
-        if (t.tokens == piece.tokens && t.token_stride == run.stride && t.channel_stride == 1) piece.ahead = t.data;
-      }
-      use(piece, offset + at);
-    }
-  });
-}
+LAGKV_FN void for_each_rows_and_next(const tensor& x, std::size_t head, token_range tokens, token_range next, workspace& ws,
+                                     detail::use_of_rows use);
 
 /// Calls use(i, std::span<const float> row) for each token tokens.begin + i of a head in order: the plain way to write a
 /// scorer of one's own. The row holds until the next call.
@@ -136,12 +91,8 @@ LAGKV_FN void squares_of_rows(const tensor& x, std::size_t head, token_range tok
 
 /// Calls use(part, reference) for what is judged together and the rows that it is compared with: with `lag` 0 the whole
 /// judged range and all rows in use; else each partition of `lag` rows and the next one, as LagKV does.
-template <class Use>
-void for_each_reference(const layer& l, token_range judged, std::size_t lag, const Use& use) {
-  if (lag == 0) return use(judged, token_range{0, l.tokens});
-  for (std::size_t begin = judged.begin; begin < judged.end; begin += lag)
-    use(token_range{begin, begin + lag}, token_range{begin + lag, begin + 2 * lag});
-}
+LAGKV_FN void for_each_reference(const layer& l, token_range judged, std::size_t lag,
+                                 detail::function_ref<void(token_range part, token_range reference)> use);
 
 /// mean[c] = sum of weight(|x_t|^2) * x_t[c] over the rows of `tokens` whose squares add up to a finite number, divided by
 /// how many they are; 0 where there is none. Sums of f32 over 256 rows at a time, so that many rows lose no digits.
@@ -218,7 +169,7 @@ LAGKV_FN simd::rows widened(const tensor& x, std::size_t head, std::size_t token
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
   for (std::size_t i = 0; i < n; ++i)
     ws.kernels<simd::widen_kernels>().widen(t.data + static_cast<std::ptrdiff_t>(i) * step, x.type(), channels,
-                                              wide + i * channels);
+                                            wide + i * channels);
   if (x.has_scale()) apply_scales(x, head, token, wide, n);
   if (x.hadamard_block() != 0) transform_blocks(wide, n * channels, x.hadamard_block());
   if (x.rotated() != nullptr) {
@@ -233,11 +184,66 @@ LAGKV_FN void squares(const simd::rows& rows, float* out, workspace& ws) {
   std::memcpy(out, rows.squares, rows.tokens * sizeof(float));
 }
 
+LAGKV_FN void for_each_finite_run(const simd::rows& rows, float* numbers, function_ref<void(const simd::rows&, float*)> use) {
+  for (std::size_t i = 0, run = 0; i < rows.tokens; i += run + 1) {
+    for (run = 0; i + run < rows.tokens && finite(numbers[i + run]);) ++run;
+    if (run == 0) continue;
+    simd::rows good = rows;
+    good.data = static_cast<const std::byte*>(rows.data) +
+                static_cast<std::ptrdiff_t>(i) * rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
+    good.tokens = run;
+    good.ahead = nullptr, good.squares = nullptr;
+    use(good, numbers + i);
+  }
+}
+
 }  // namespace detail
 
 LAGKV_FN void squares_of_rows(const tensor& x, std::size_t head, token_range tokens, float* out, workspace& ws) {
   for_each_rows(x, head, tokens, ws,
                 [&](const simd::rows& rows, std::size_t offset) { detail::squares(rows, out + offset, ws); });
+}
+
+LAGKV_FN void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, detail::use_of_rows use) {
+  for (std::size_t at = tokens.begin; at < tokens.end;) {
+    tile t = x.at(head, {at, tokens.end});
+    if (t.channel_stride != 1) t = detail::gathered(x, t, ws);
+    const simd::rows rows = detail::plain(x) ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride}
+                                             : detail::widened(x, head, at, t, ws);
+    use(rows, at - tokens.begin);
+    at += rows.tokens;
+  }
+}
+
+LAGKV_FN void for_each_rows_and_next(const tensor& x, std::size_t head, token_range tokens, token_range next, workspace& ws,
+                                     detail::use_of_rows use) {
+  constexpr std::size_t bytes = 8192;
+  const std::size_t fit = bytes / x.row_bytes() / 4 * 4, few = fit > 4 ? fit : 4;  // kernels take four rows at a time
+  for_each_rows(x, head, tokens, ws, [&](const simd::rows& run, std::size_t offset) {
+    const bool in_place = detail::plain(x);
+    const std::ptrdiff_t step = run.stride * static_cast<std::ptrdiff_t>(size_of(run.type));
+    simd::rows piece = run;
+    for (std::size_t at = 0; at < run.tokens; at += piece.tokens) {
+      piece.data = static_cast<const std::byte*>(run.data) + static_cast<std::ptrdiff_t>(at) * step;
+      piece.tokens = run.tokens - at < few ? run.tokens - at : few;
+      piece.ahead = nullptr;
+      piece.squares = run.squares != nullptr ? run.squares + at : nullptr;
+      const std::size_t behind = tokens.begin + offset + at + piece.tokens;
+      const token_range after = behind < tokens.end ? token_range{behind, tokens.end} : next;
+      if (in_place && !after.empty()) {
+        const tile t = x.at(head, {after.begin, after.begin + piece.tokens < after.end ? after.begin + piece.tokens : after.end});
+        if (t.tokens == piece.tokens && t.token_stride == run.stride && t.channel_stride == 1) piece.ahead = t.data;
+      }
+      use(piece, offset + at);
+    }
+  });
+}
+
+LAGKV_FN void for_each_reference(const layer& l, token_range judged, std::size_t lag,
+                                 detail::function_ref<void(token_range part, token_range reference)> use) {
+  if (lag == 0) return use(judged, token_range{0, l.tokens});
+  for (std::size_t begin = judged.begin; begin < judged.end; begin += lag)
+    use(token_range{begin, begin + lag}, token_range{begin + lag, begin + 2 * lag});
 }
 
 #endif

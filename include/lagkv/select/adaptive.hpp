@@ -46,7 +46,7 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
   for (std::size_t head = 0; head < heads; ++head) {
     out.first[head] = count;
     for (std::size_t i = 0; i < n; ++i)
-      if (taken[head * n + i] != 0) out.kept[count++] = static_cast<std::uint32_t>(d.judged.begin + i);
+      if (taken[head * n + i] > 0) out.kept[count++] = static_cast<std::uint32_t>(d.judged.begin + i);
   }
   out.first[heads] = count;
 }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/plan.hpp>
 #include <lagkv/retention.hpp>
 #include <lagkv/score/rank.hpp>
@@ -50,7 +51,7 @@ LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t head
   for (std::size_t head = 0; head < heads; ++head) {
     std::uint32_t* to = out.row(head);
     for (std::size_t i = 0; i < n; ++i)
-      if (taken[i] != 0) *to++ = static_cast<std::uint32_t>(d.judged.begin + i);
+      if (taken[i] > 0) *to++ = static_cast<std::uint32_t>(d.judged.begin + i);
   }
 }
 
@@ -77,12 +78,13 @@ LAGKV_FN void chunks::choose(float* sum, float* taken, float* means, float* orde
 
 LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* taken, std::size_t left) {
   std::size_t open = 0;
-  for (std::size_t i = rows.begin; i < rows.end; ++i) open += taken[i] == 0 ? 1 : 0;
+  for (std::size_t i = rows.begin; i < rows.end; ++i) open += taken[i] > 0 ? 0 : 1;
   const std::size_t n = open < left ? open : left;
   for (std::size_t k = 0; k < n; ++k) {
     std::size_t best = rows.end;
     for (std::size_t i = rows.begin; i < rows.end; ++i)
-      if (taken[i] == 0 && (best == rows.end || sum[i] > sum[best] || (sum[best] != sum[best] && sum[i] == sum[i]))) best = i;
+      if (!(taken[i] > 0) && (best == rows.end || sum[i] > sum[best] || (detail::is_nan(sum[best]) && !detail::is_nan(sum[i]))))
+        best = i;
     taken[best] = 1;
   }
   return n;

@@ -57,16 +57,10 @@ inline void dots_of(const T* x, const rows& r, const float* vectors, std::size_t
 }
 
 inline void dots(const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
-  switch (r.type) {
-    case dtype::f32:
-      return dots_of(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
-    case dtype::f16:
-      return dots_of(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
-    case dtype::bf16:
-      return dots_of(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return dots_of(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::f16) return dots_of(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::bf16) return dots_of(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
+  // other types come widened
 }
 
 inline constexpr dot_kernels dot_kernels_table{dots};

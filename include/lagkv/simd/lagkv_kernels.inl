@@ -46,16 +46,10 @@ inline void range_of(const T* x, const rows& r, float* lo, float* hi) {
 }
 
 inline void range(const rows& r, float* lo, float* hi) {
-  switch (r.type) {
-    case dtype::f32:
-      return range_of(static_cast<const float*>(r.data), r, lo, hi);
-    case dtype::f16:
-      return range_of(static_cast<const f16*>(r.data), r, lo, hi);
-    case dtype::bf16:
-      return range_of(static_cast<const bf16*>(r.data), r, lo, hi);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return range_of(static_cast<const float*>(r.data), r, lo, hi);
+  if (r.type == dtype::f16) return range_of(static_cast<const f16*>(r.data), r, lo, hi);
+  if (r.type == dtype::bf16) return range_of(static_cast<const bf16*>(r.data), r, lo, hi);
+  // other types come widened
 }
 
 // ---- normalise ------------------------------------------------------------------------------------------------------
@@ -120,7 +114,7 @@ LAGKV_INLINE void accumulate(const T* type, moments& m, vec x, vec shift, vec in
 }
 
 struct four_moments {
-  moments a, b, c, d;
+  moments a{}, b{}, c{}, d{};
 };
 
 template <class T>
@@ -179,16 +173,10 @@ inline void deviation_of(const T* x, const rows& r, const float* shift, const fl
 }
 
 inline void deviation(const rows& r, const float* shift, const float* inverse, float* out, float* lo, float* hi) {
-  switch (r.type) {
-    case dtype::f32:
-      return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, out, lo, hi);
-    case dtype::f16:
-      return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, out, lo, hi);
-    case dtype::bf16:
-      return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, out, lo, hi);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, out, lo, hi);
+  if (r.type == dtype::f16) return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, out, lo, hi);
+  if (r.type == dtype::bf16) return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, out, lo, hi);
+  // other types come widened
 }
 
 inline constexpr lagkv_kernels lagkv_kernels_table{range, normalise, deviation};

@@ -40,17 +40,10 @@ inline void narrow_of(const float* x, std::size_t n, T* out) {
 }
 
 inline void narrow(const float* x, dtype type, std::size_t n, void* out) {
-  switch (type) {
-    case dtype::f32:
-      __builtin_memcpy(out, x, n * sizeof(float));
-      return;
-    case dtype::f16:
-      return narrow_of(x, n, static_cast<f16*>(out));
-    case dtype::bf16:
-      return narrow_of(x, n, static_cast<bf16*>(out));
-    default:
-      return;  // nothing is quantised
-  }
+  if (type == dtype::f32) __builtin_memcpy(out, x, n * sizeof(float));
+  if (type == dtype::f16) return narrow_of(x, n, static_cast<f16*>(out));
+  if (type == dtype::bf16) return narrow_of(x, n, static_cast<bf16*>(out));
+  // nothing is quantised
 }
 
 inline constexpr narrow_kernels narrow_kernels_table{narrow};

@@ -63,20 +63,40 @@ LAGKV_INLINE void turn_four_back(const four_rows<T>& x, const turn& by, const fo
   turn_row_back<Neighbours>(x.d, coarse, fine.d, width, c, n, out.d, square.d);
 }
 
-// What is left of a row: the last turned channels, fewer than a vector, and those that carry no position. Not inlined: it would
-// stand there four times, and most models have neither.
-template <bool Neighbours, class T>
-[[gnu::noinline]] inline void turn_rest(const T* x, std::size_t channels, const turn& by, const float* fine, std::size_t width,
-                                        std::size_t whole, float* out, vec square, vec& more) {
-  if (whole < width)
-    turn_row_back<Neighbours>(x, load_turned(by.coarse, width, whole, width - whole), fine, width, whole, width - whole, out, square);
+// What is left of a row: the last turned channels, fewer than a vector, and those that carry no position. Widened to where they
+// go, then turned there. Not inlined: it would stand there four times, and most models have neither.
+template <class T>
+[[gnu::noinline]] inline void widen_rest(const T* x, std::size_t begin, std::size_t end, float* out) {
+  for (std::size_t c = begin; c < end; c += lanes) {
+    const std::size_t n = end - c < lanes ? end - c : lanes;
+    store_part(load_part(x + c, n), out + c, n);
+  }
+}
+
+[[gnu::noinline]] inline void turn_rest(std::size_t channels, const turn& by, const float* fine, std::size_t width,
+                                        std::size_t whole, float* out, vec& square) {
+  if (whole < width) {
+    const turned coarse = load_turned(by.coarse, width, whole, width - whole);
+    if (by.neighbours)
+      turn_row_back<true>(out, coarse, fine, width, whole, width - whole, out, square);
+    else
+      turn_row_back<false>(out, coarse, fine, width, whole, width - whole, out, square);
+  }
   for (std::size_t c = by.dims; c < channels; c += lanes) {
-    const std::size_t n = channels - c < lanes ? channels - c : lanes;
-    const vec v = load_part(x + c, n);
-    store_part(v, out + c, n);
+    const vec v = load_part(out + c, channels - c < lanes ? channels - c : lanes);
     square = fma(v, v, square);
   }
-  more = square;
+}
+
+template <class T>
+LAGKV_INLINE void turn_rest(const T* x, std::size_t channels, const turn& by, const float* fine, std::size_t width,
+                            std::size_t whole, float* out, vec& square) {
+  widen_rest(x, whole, width, out);
+  if (!by.neighbours) widen_rest(x, width + whole, 2 * width, out);
+  widen_rest(x, by.dims, channels, out);
+  vec copy = square;  // so that square can stay in a register
+  turn_rest(channels, by, fine, width, whole, out, copy);
+  square = copy;
 }
 
 template <bool Neighbours, class T>
@@ -98,12 +118,10 @@ inline void turn_back_by(const T* x, const rows& r, const turn& by, float* out, 
     four square;
     for (std::size_t c = 0; c < whole; c += lanes) turn_four_back<Neighbours>(group, by, fine, width, c, lanes, to, square);
     if (rest) {
-      four more;  // apart from square, which is to stay in registers
-      turn_rest<Neighbours>(group.a, r.channels, by, fine.a, width, whole, to.a, square.a, more.a);
-      turn_rest<Neighbours>(group.b, r.channels, by, fine.b, width, whole, to.b, square.b, more.b);
-      turn_rest<Neighbours>(group.c, r.channels, by, fine.c, width, whole, to.c, square.c, more.c);
-      turn_rest<Neighbours>(group.d, r.channels, by, fine.d, width, whole, to.d, square.d, more.d);
-      square = more;
+      turn_rest(group.a, r.channels, by, fine.a, width, whole, to.a, square.a);
+      turn_rest(group.b, r.channels, by, fine.b, width, whole, to.b, square.b);
+      turn_rest(group.c, r.channels, by, fine.c, width, whole, to.c, square.c);
+      turn_rest(group.d, r.channels, by, fine.d, width, whole, to.d, square.d);
     }
     store_sums(square, squares + t, group.size);
   }
@@ -115,16 +133,10 @@ inline void turn_back_of(const T* x, const rows& r, const turn& by, float* out, 
 }
 
 inline void turn_back(const rows& r, const turn& by, float* out, float* squares) {
-  switch (r.type) {
-    case dtype::f32:
-      return turn_back_of(static_cast<const float*>(r.data), r, by, out, squares);
-    case dtype::f16:
-      return turn_back_of(static_cast<const f16*>(r.data), r, by, out, squares);
-    case dtype::bf16:
-      return turn_back_of(static_cast<const bf16*>(r.data), r, by, out, squares);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return turn_back_of(static_cast<const float*>(r.data), r, by, out, squares);
+  if (r.type == dtype::f16) return turn_back_of(static_cast<const f16*>(r.data), r, by, out, squares);
+  if (r.type == dtype::bf16) return turn_back_of(static_cast<const bf16*>(r.data), r, by, out, squares);
+  // other types come widened
 }
 
 inline constexpr rope_kernels rope_kernels_table{turn_back};

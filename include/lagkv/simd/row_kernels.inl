@@ -19,16 +19,10 @@ inline void squares_of(const T* x, const rows& r, float* out) {
 }
 
 inline void squares(const rows& r, float* out) {
-  switch (r.type) {
-    case dtype::f32:
-      return squares_of(static_cast<const float*>(r.data), r, out);
-    case dtype::f16:
-      return squares_of(static_cast<const f16*>(r.data), r, out);
-    case dtype::bf16:
-      return squares_of(static_cast<const bf16*>(r.data), r, out);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return squares_of(static_cast<const float*>(r.data), r, out);
+  if (r.type == dtype::f16) return squares_of(static_cast<const f16*>(r.data), r, out);
+  if (r.type == dtype::bf16) return squares_of(static_cast<const bf16*>(r.data), r, out);
+  // other types come widened
 }
 
 LAGKV_INLINE void add_distances(four& sum, const four& x, const four& factor, vec centre, vec weight) {
@@ -58,16 +52,10 @@ inline void distances_of(const T* x, const rows& r, const float* factors, const 
 }
 
 inline void distances(const rows& r, const float* factors, const float* centre, const float* weights, float* out) {
-  switch (r.type) {
-    case dtype::f32:
-      return distances_of(static_cast<const float*>(r.data), r, factors, centre, weights, out);
-    case dtype::f16:
-      return distances_of(static_cast<const f16*>(r.data), r, factors, centre, weights, out);
-    case dtype::bf16:
-      return distances_of(static_cast<const bf16*>(r.data), r, factors, centre, weights, out);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return distances_of(static_cast<const float*>(r.data), r, factors, centre, weights, out);
+  if (r.type == dtype::f16) return distances_of(static_cast<const f16*>(r.data), r, factors, centre, weights, out);
+  if (r.type == dtype::bf16) return distances_of(static_cast<const bf16*>(r.data), r, factors, centre, weights, out);
+  // other types come widened
 }
 
 // ---- add_rows -------------------------------------------------------------------------------------------------------
@@ -106,16 +94,10 @@ inline void add_rows_of(const T* x, const rows& r, const float* weights, float* 
 }
 
 inline void add_rows(const rows& r, const float* weights, float* sum) {
-  switch (r.type) {
-    case dtype::f32:
-      return add_rows_of(static_cast<const float*>(r.data), r, weights, sum);
-    case dtype::f16:
-      return add_rows_of(static_cast<const f16*>(r.data), r, weights, sum);
-    case dtype::bf16:
-      return add_rows_of(static_cast<const bf16*>(r.data), r, weights, sum);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return add_rows_of(static_cast<const float*>(r.data), r, weights, sum);
+  if (r.type == dtype::f16) return add_rows_of(static_cast<const f16*>(r.data), r, weights, sum);
+  if (r.type == dtype::bf16) return add_rows_of(static_cast<const bf16*>(r.data), r, weights, sum);
+  // other types come widened
 }
 
 // ---- add_moments ----------------------------------------------------------------------------------------------------
@@ -148,16 +130,10 @@ inline void add_moments_of(const T* x, const rows& r, const float* factors, floa
 }
 
 inline void add_moments(const rows& r, const float* factors, float* sum, float* square) {
-  switch (r.type) {
-    case dtype::f32:
-      return add_moments_of(static_cast<const float*>(r.data), r, factors, sum, square);
-    case dtype::f16:
-      return add_moments_of(static_cast<const f16*>(r.data), r, factors, sum, square);
-    case dtype::bf16:
-      return add_moments_of(static_cast<const bf16*>(r.data), r, factors, sum, square);
-    default:
-      return;  // other types come widened
-  }
+  if (r.type == dtype::f32) return add_moments_of(static_cast<const float*>(r.data), r, factors, sum, square);
+  if (r.type == dtype::f16) return add_moments_of(static_cast<const f16*>(r.data), r, factors, sum, square);
+  if (r.type == dtype::bf16) return add_moments_of(static_cast<const bf16*>(r.data), r, factors, sum, square);
+  // other types come widened
 }
 
 inline constexpr row_kernels row_kernels_table{squares, distances, add_rows, add_moments};

@@ -143,8 +143,8 @@ LAGKV_INLINE vec load(const fp8_e4m3* p) {
 LAGKV_INLINE vec load(const std::int8_t* p) { return to_float(widen_signed(load_octets(p))); }
 LAGKV_INLINE vec load(const std::uint8_t* p) { return to_float(widen_integers(load_octets(p))); }
 
-// The first n < lanes elements, zeros behind them. Not inlined: it is the last vector of rows whose length is no multiple of lanes,
-// and stands in many places.
+// The first n < lanes elements, zeros behind them. Not inlined: it is the last vector of rows whose length is no multiple of
+// lanes, and stands in many places.
 template <class T>
 [[gnu::noinline]] inline void load_padded(const T* p, std::size_t n, vec& out) {
   T padded[lanes] = {};

@@ -1,0 +1,21 @@
+// Part of lagkv (MIT). Questions about numbers that hold under any flags of the host, -ffast-math too. Not API.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include <lagkv/detail/config.hpp>
+
+namespace lagkv::inline LAGKV_ABI::detail {
+
+// On bits: a compiler that was told that there are no infinities takes `x - x == 0` for true.
+inline bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7f800000U) != 0x7f800000U; }
+inline bool is_nan(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7fffffffU) > 0x7f800000U; }
+
+/// The norm from its square; NaN, which goes first, where that is not finite.
+inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : std::numeric_limits<float>::quiet_NaN(); }
+
+/// Whether two numbers, neither of which is NaN, are not the same.
+inline bool differ(double a, double b) { return a < b || b < a; }
+
+}  // namespace lagkv::inline LAGKV_ABI::detail
