@@ -4,11 +4,12 @@
 
 #include <lagkv/lagkv.hpp>
 
-std::vector<std::uint32_t> kept_by_plain_unit(std::vector<float> keys, std::size_t tokens);
+#include "two_units.hpp"
 
-std::vector<std::uint32_t> kept_by_plain_unit(std::vector<float> keys, std::size_t tokens) {
-  const auto channels = static_cast<std::ptrdiff_t>(keys.size() / tokens);
-  const lagkv::strided<float> view(keys.data(), {1, keys.size() / tokens}, {0, channels, 1}, tokens);
+std::size_t kept_by_plain_unit(float* keys, std::size_t tokens, std::size_t channels, std::uint32_t* kept) {
+  const lagkv::strided<float> view(keys, {1, channels}, {0, static_cast<std::ptrdiff_t>(channels), 1}, tokens);
   lagkv::workspace ws;
-  return lagkv::judge(*lagkv::parse("lagkv:sink=4,lag=16,ratio=0.25"), {view, view, tokens}, {}, ws).kept;
+  const lagkv::plan& plan = lagkv::judge(*lagkv::make_lagkv({.sink = 4, .lag = 16, .ratio = 0.25}), {view, view, tokens}, {}, ws);
+  for (const std::uint32_t row : plan.kept) *kept++ = row;
+  return plan.kept.size();
 }

@@ -3,13 +3,14 @@
 
 #include <lagkv/lagkv.hpp>
 
-std::vector<std::uint32_t> kept_by_wide_unit(std::vector<float> keys, std::size_t tokens);
+#include "two_units.hpp"
 
-std::vector<std::uint32_t> kept_by_wide_unit(std::vector<float> keys, std::size_t tokens) {
+std::size_t kept_by_wide_unit(float* keys, std::size_t tokens, std::size_t channels, std::uint32_t* kept) {
   using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  const matrix x =
-      1.0F * Eigen::Map<matrix>(keys.data(), static_cast<Eigen::Index>(tokens), static_cast<Eigen::Index>(keys.size() / tokens));
-  const lagkv::strided<float> view(const_cast<float*>(x.data()), {1, keys.size() / tokens}, {0, x.cols(), 1}, tokens);
+  matrix x = 1.0F * Eigen::Map<matrix>(keys, static_cast<Eigen::Index>(tokens), static_cast<Eigen::Index>(channels));
+  const lagkv::strided<float> view(x.data(), {1, channels}, {0, x.cols(), 1}, tokens);
   lagkv::workspace ws;
-  return lagkv::judge(*lagkv::parse("lagkv:sink=4,lag=16,ratio=0.25"), {view, view, tokens}, {}, ws).kept;
+  const lagkv::plan& plan = lagkv::judge(*lagkv::make_lagkv({.sink = 4, .lag = 16, .ratio = 0.25}), {view, view, tokens}, {}, ws);
+  for (const std::uint32_t row : plan.kept) *kept++ = row;
+  return plan.kept.size();
 }

@@ -8,10 +8,10 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include <lagkv/core.hpp>
 #include <lagkv/detail/message.hpp>
+#include <lagkv/detail/vector.hpp>
 #include <lagkv/strided.hpp>
 #include <lagkv/tensor.hpp>
 
@@ -63,7 +63,7 @@ class paged {
     const std::size_t blocks = (tokens + layout_.tokens - 1) / layout_.tokens;
     if (blocks > table_.size())
       return detail::refuse({"block table of ", table_.size(), ": must be ", blocks, " or more for ", tokens, " tokens"});
-    std::vector<Index> used(table_.begin(), table_.begin() + static_cast<std::ptrdiff_t>(blocks));
+    detail::vector<Index> used(table_.begin(), table_.begin() + static_cast<std::ptrdiff_t>(blocks));
     std::sort(used.begin(), used.end());
     for (std::size_t i = 0; i < blocks; ++i) {
       if (std::cmp_less(used[i], 0)) return detail::refuse({"block ", used[i], ": must be 0 or more"});

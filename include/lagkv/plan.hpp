@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include <lagkv/core.hpp>
+#include <lagkv/detail/vector.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
@@ -15,8 +15,8 @@ namespace lagkv::inline LAGKV_ABI {
 struct plan {
   token_range judged{};               ///< rows this plan speaks of, as they lay before compaction
   std::size_t tokens_before = 0;      ///< rows in use before compaction
-  std::vector<std::uint32_t> kept{};  ///< rows that stay, head after head
-  std::vector<std::size_t> first{0};  ///< head h keeps kept[first[h]] .. kept[first[h + 1] - 1]
+  detail::vector<std::uint32_t> kept{};  ///< rows that stay, head after head
+  detail::vector<std::size_t> first{0};  ///< head h keeps kept[first[h]] .. kept[first[h + 1] - 1]
 
   std::size_t heads() const { return first.size() - 1; }
 

@@ -3,9 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include <lagkv/detail/numbers.hpp>
+#include <lagkv/detail/vector.hpp>
 #include <lagkv/rope.hpp>
 #include <lagkv/simd/rope_kernels.hpp>
 
@@ -63,8 +63,8 @@ class turn_tables {
 
   std::size_t channels_ = 0, block_ = none;
   rope by_{};
-  std::vector<float> factors_{}, fine_{}, coarse_{};
-  std::vector<pair> pairs_{};
+  vector<float> factors_{}, fine_{}, coarse_{};
+  vector<pair> pairs_{};
 };
 
 }  // namespace detail

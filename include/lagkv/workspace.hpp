@@ -3,8 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
+#include <lagkv/detail/vector.hpp>
 #include <lagkv/plan.hpp>
 #include <lagkv/simd/rows.hpp>
 #include <lagkv/unrotate.hpp>
@@ -73,9 +73,9 @@ class workspace {
 
  private:
   simd::target target_;
-  std::vector<float> floats_[purposes]{};
-  std::vector<std::int32_t> keys_{};
-  std::vector<double> doubles_{};
+  detail::vector<float> floats_[purposes]{};
+  detail::vector<std::int32_t> keys_{};
+  detail::vector<double> doubles_{};
 };
 
 }  // namespace lagkv::inline LAGKV_ABI
