@@ -68,7 +68,8 @@ TEST(streaming_llm, reads_no_element) {
 std::vector<std::uint32_t> kept_at_random(const std::string& text, const cube& x, layout l = layout::heads_first) {
   cache c(l, dtype::f16, x, x);
   lagkv::workspace ws;
-  return lagkv::judge(named(text), c.layer(x.tokens), {}, ws).kept;
+  const auto& kept = lagkv::judge(named(text), c.layer(x.tokens), {}, ws).kept;
+  return {kept.begin(), kept.end()};
 }
 
 TEST(random, is_reproducible_and_follows_the_seed) {
