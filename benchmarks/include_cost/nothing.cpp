@@ -1,0 +1,1 @@
+#include <lagkv/lagkv.hpp>
