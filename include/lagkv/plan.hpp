@@ -40,7 +40,12 @@ struct plan {
   void reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each);
 
   /// The plan that drops nothing.
-  void clear(std::size_t tokens) { reset({}, tokens, 0, 0); }
+  void clear(std::size_t tokens) {
+    judged = {};
+    tokens_before = tokens;
+    kept.clear();
+    if (first.size() != 1) first.resize(1);
+  }
 
   std::uint32_t* row(std::size_t head) { return kept.data() + first[head]; }
 };

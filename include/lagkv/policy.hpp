@@ -165,16 +165,7 @@ LAGKV_FN std::size_t step(const policy& p, const layer& l, cursor& at, workspace
 
 /// Plans without touching the cache. The plan is the workspace's and holds until its next use; it is empty where nothing is
 /// due. For hosts that move memory themselves; tell the cursor with advance().
-inline const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
-  plan& out = ws.decision;
-  const due d = detail::due_of(p, l, at);
-  if (d.empty()) {
-    out.clear(l.tokens);
-    return out;
-  }
-  detail::judge_due(p, l, d, out, ws, detail::one_by_one{ws});
-  return out;
-}
+LAGKV_FN const plan& judge(const policy& p, layer l, cursor at, workspace& ws);
 
 /// Adds the last n rows, but the sinks, to extras.moments, as `p` reads keys: call it before step() with the tokens appended
 /// since the last time. Nothing where the layer has no moments. Tokens that the host takes back stay counted.
@@ -420,13 +411,15 @@ LAGKV_FN void judge_and_move(const policy& p, const layer& l, const due& d, std:
 }
 
 LAGKV_FN std::size_t step(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction, each_head_of each_head) {
-  const due d = due_of(p, l, at);
   plan& out = ws.decision;
-  if (d.empty()) {
+  const auto nothing = [&] {
     out.clear(l.tokens);
     advance(at, out, 0);
     return at.tokens;
-  }
+  };
+  if (p.retain.due(at, l.tokens).empty()) return nothing();  // most calls end here
+  const due d = due_of(p, l, at);
+  if (d.empty()) return nothing();
   if (by_partition(p, d) && needs_scores(d)) {
     out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
     each_head(out.heads(), [&](std::size_t head, workspace& own_ws) { judge_and_move(p, l, d, head, out, own_ws, direction); });
@@ -469,6 +462,17 @@ LAGKV_FN result<policy> fit(policy p, const layer& l, std::size_t layers) {
   p.retain.kind = budget::capacity;
   p.retain.amount = static_cast<double>(capacity);
   return p;
+}
+
+LAGKV_FN const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
+  plan& out = ws.decision;
+  const due d = detail::due_of(p, l, at);
+  if (d.empty()) {
+    out.clear(l.tokens);
+    return out;
+  }
+  detail::judge_due(p, l, d, out, ws, detail::one_by_one{ws});
+  return out;
 }
 
 #endif

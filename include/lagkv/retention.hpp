@@ -37,15 +37,36 @@ struct due {
 
   bool empty() const { return judged.empty(); }
 
-  bool spares(std::size_t head, std::size_t row) const;
+  bool spares(std::size_t head, std::size_t row) const {
+    const std::size_t p = positions.of(head, row);
+    std::size_t low = 0, high = protect.size();
+    while (low < high) {
+      const std::size_t middle = low + (high - low) / 2;
+      if (protect[middle] < p)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low < protect.size() && protect[low] == p;
+  }
 
-  std::size_t count_spared(std::size_t head, token_range rows) const;
+  std::size_t count_spared(std::size_t head, token_range rows) const {
+    std::size_t n = 0;
+    if (!protect.empty())
+      for (std::size_t row = rows.begin; row < rows.end; ++row) n += spares(head, row) ? 1U : 0U;
+    return n;
+  }
 
   /// Rows that compete with each other: those of a partition, or all.
   std::size_t part() const { return partition != 0 ? partition : judged.size(); }
 
   /// Rows that a head keeps of a part of the judged range, which is a partition or all of it.
-  std::size_t keep_of(std::size_t head, token_range part) const;
+  std::size_t keep_of(std::size_t head, token_range part) const {
+    const std::size_t least = partition != 0 ? keep_each : keep;
+    if (protect.empty()) return least;
+    const std::size_t n = count_spared(head, part);
+    return n > least ? n : least;
+  }
 };
 
 /// What a policy promises to keep.
@@ -67,7 +88,10 @@ struct pyramid {
   bool used() const { return beta > 1 && layers > 1; }
 
   /// Times the average that this layer keeps, where the first could hold `most` times the average.
-  double factor(double most) const;
+  double factor(double most) const {
+    const double steep = 2 - 1 / beta, first = steep < most ? steep : (most > 1 ? most : 1.0);
+    return first - 2 * (first - 1) * static_cast<double>(layer) / static_cast<double>(layers - 1);
+  }
 };
 
 /// The first `sink` tokens stay, and the most recent ones, the window. Which of the others are judged, and when:
@@ -92,120 +116,70 @@ struct retention {
 
   /// A few comparisons; no loop. `tokens` are the rows in use. Where the host took tokens back (tokens < at.judged), the
   /// judged part ends with them.
-  lagkv::due due(const cursor& at, std::size_t tokens) const;
+  lagkv::due due(const cursor& at, std::size_t tokens) const {
+    lagkv::due d = due_rows(at, tokens);
+    d.positions.dropped = at.dropped;
+    return d;
+  }
 
   /// int(amount * n) as Python computes it: in f64, so that 0.29 * 100 is 28.
   static std::size_t share(double amount, std::size_t n) { return static_cast<std::size_t>(amount * static_cast<double>(n)); }
 
  private:
-  lagkv::due due_rows(const cursor& at, std::size_t tokens) const;
+  lagkv::due due_rows(const cursor& at, std::size_t tokens) const {
+    const std::size_t done = at.judged < tokens ? at.judged : tokens;
+    const std::size_t begin = done > sink && !again ? done : sink;
+    if (kind == budget::share_of_partition && !oldest_first) return due_partitions(begin, tokens);
+    const std::size_t goal = target(tokens + at.dropped);
+    if (tokens <= begin || tokens <= goal) return {};
+    const std::size_t excess = tokens - goal;
+    if (oldest_first) return {.judged = {begin, begin + least(excess, tokens - begin)}};
+    const std::size_t window = recent_rows(goal);
+    std::size_t end = tokens;
+    if (again) {
+      if (excess < every) return {};
+      end = tokens > window ? tokens - window : 0;
+    } else {
+      const std::size_t unit = lag != 0 ? lag : window;
+      if (tokens - begin < 2 * unit) return {};
+      end = lag != 0 ? begin + ((tokens - begin) / lag - 1) * lag : tokens - window;
+    }
+    if (end <= begin) return {};
+    const std::size_t n = end - begin;
+    return {.judged = {begin, end}, .keep = n - least(excess, n)};
+  }
 
   static std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 
-  lagkv::due due_partitions(std::size_t begin, std::size_t tokens) const;
+  lagkv::due due_partitions(std::size_t begin, std::size_t tokens) const {
+    if (tokens < begin || tokens - begin < 2 * lag) return {};
+    const std::size_t partitions = (tokens - begin) / lag - 1, each = share(amount, lag);
+    return {.judged = {begin, begin + partitions * lag}, .keep = partitions * each, .partition = lag, .keep_each = each};
+  }
 
-  std::size_t recent_rows(std::size_t goal) const;
+  std::size_t recent_rows(std::size_t goal) const {
+    const std::size_t at_least = share(recent_share, goal);
+    return at_least > recent ? at_least : recent;
+  }
 
-  std::size_t target(std::size_t seen) const;
+  std::size_t target(std::size_t seen) const {
+    const std::size_t goal = kind == budget::share_of_all ? share(amount, seen) : static_cast<std::size_t>(amount);
+    return slope.used() ? sloped(goal, seen) : goal;
+  }
 
-  std::size_t sloped(std::size_t goal, std::size_t seen) const;
+  std::size_t sloped(std::size_t goal, std::size_t seen) const {
+    const std::size_t outside = sink + recent_rows(goal);
+    if (goal <= outside || seen <= goal) return goal;
+    const double average = static_cast<double>(goal - outside);
+    const double factor = slope.factor(static_cast<double>(seen - outside) / average);
+    return outside + static_cast<std::size_t>(average * factor + 0.5);
+  }
 };
 
 /// A cursor as 28 bytes, the same on every machine: a version, then three integers, little endian.
 using saved_cursor = std::array<std::byte, 28>;
 
-LAGKV_FN saved_cursor save(const cursor& c);
-
-LAGKV_FN result<cursor> load_cursor(std::span<const std::byte> bytes);
-
-#if LAGKV_BODIES
-
-LAGKV_FN bool due::spares(std::size_t head, std::size_t row) const {
-  const std::size_t p = positions.of(head, row);
-  std::size_t low = 0, high = protect.size();
-  while (low < high) {
-    const std::size_t middle = low + (high - low) / 2;
-    if (protect[middle] < p)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low < protect.size() && protect[low] == p;
-}
-
-LAGKV_FN std::size_t due::count_spared(std::size_t head, token_range rows) const {
-  std::size_t n = 0;
-  if (!protect.empty())
-    for (std::size_t row = rows.begin; row < rows.end; ++row) n += spares(head, row) ? 1U : 0U;
-  return n;
-}
-
-LAGKV_FN std::size_t due::keep_of(std::size_t head, token_range part) const {
-  const std::size_t least = partition != 0 ? keep_each : keep;
-  if (protect.empty()) return least;
-  const std::size_t n = count_spared(head, part);
-  return n > least ? n : least;
-}
-
-LAGKV_FN double pyramid::factor(double most) const {
-  const double steep = 2 - 1 / beta, first = steep < most ? steep : (most > 1 ? most : 1.0);
-  return first - 2 * (first - 1) * static_cast<double>(layer) / static_cast<double>(layers - 1);
-}
-
-LAGKV_FN lagkv::due retention::due(const cursor& at, std::size_t tokens) const {
-  lagkv::due d = due_rows(at, tokens);
-  d.positions.dropped = at.dropped;
-  return d;
-}
-
-LAGKV_FN lagkv::due retention::due_rows(const cursor& at, std::size_t tokens) const {
-  const std::size_t done = at.judged < tokens ? at.judged : tokens;
-  const std::size_t begin = done > sink && !again ? done : sink;
-  if (kind == budget::share_of_partition && !oldest_first) return due_partitions(begin, tokens);
-  const std::size_t goal = target(tokens + at.dropped);
-  if (tokens <= begin || tokens <= goal) return {};
-  const std::size_t excess = tokens - goal;
-  if (oldest_first) return {.judged = {begin, begin + least(excess, tokens - begin)}};
-  const std::size_t window = recent_rows(goal);
-  std::size_t end = tokens;
-  if (again) {
-    if (excess < every) return {};
-    end = tokens > window ? tokens - window : 0;
-  } else {
-    const std::size_t unit = lag != 0 ? lag : window;
-    if (tokens - begin < 2 * unit) return {};
-    end = lag != 0 ? begin + ((tokens - begin) / lag - 1) * lag : tokens - window;
-  }
-  if (end <= begin) return {};
-  const std::size_t n = end - begin;
-  return {.judged = {begin, end}, .keep = n - least(excess, n)};
-}
-
-LAGKV_FN lagkv::due retention::due_partitions(std::size_t begin, std::size_t tokens) const {
-  if (tokens < begin || tokens - begin < 2 * lag) return {};
-  const std::size_t partitions = (tokens - begin) / lag - 1, each = share(amount, lag);
-  return {.judged = {begin, begin + partitions * lag}, .keep = partitions * each, .partition = lag, .keep_each = each};
-}
-
-LAGKV_FN std::size_t retention::recent_rows(std::size_t goal) const {
-  const std::size_t at_least = share(recent_share, goal);
-  return at_least > recent ? at_least : recent;
-}
-
-LAGKV_FN std::size_t retention::target(std::size_t seen) const {
-  const std::size_t goal = kind == budget::share_of_all ? share(amount, seen) : static_cast<std::size_t>(amount);
-  return slope.used() ? sloped(goal, seen) : goal;
-}
-
-LAGKV_FN std::size_t retention::sloped(std::size_t goal, std::size_t seen) const {
-  const std::size_t outside = sink + recent_rows(goal);
-  if (goal <= outside || seen <= goal) return goal;
-  const double average = static_cast<double>(goal - outside);
-  const double factor = slope.factor(static_cast<double>(seen - outside) / average);
-  return outside + static_cast<std::size_t>(average * factor + 0.5);
-}
-
-LAGKV_FN saved_cursor save(const cursor& c) {
+inline saved_cursor save(const cursor& c) {
   saved_cursor bytes{};
   std::size_t at = 0;
   const auto put = [&](std::uint64_t x, int n) {
@@ -216,7 +190,7 @@ LAGKV_FN saved_cursor save(const cursor& c) {
   return bytes;
 }
 
-LAGKV_FN result<cursor> load_cursor(std::span<const std::byte> bytes) {
+inline result<cursor> load_cursor(std::span<const std::byte> bytes) {
   if (bytes.size() != saved_cursor{}.size())
     return detail::refuse({"saved cursor of ", bytes.size(), " bytes: must be ", saved_cursor{}.size()});
   std::size_t at = 0;
@@ -232,7 +206,5 @@ LAGKV_FN result<cursor> load_cursor(std::span<const std::byte> bytes) {
   if (c.judged > c.tokens) return detail::refuse({"saved cursor: judged=", c.judged, ": must be at most tokens=", c.tokens});
   return c;
 }
-
-#endif
 
 }  // namespace lagkv::inline LAGKV_ABI
