@@ -5,6 +5,7 @@
 #include "host/model.hpp"
 #include "host/stopwatch.hpp"
 #include "picture.hpp"
+#include "progress.hpp"
 #include "prompt.hpp"
 #include "report.hpp"
 #include "trial.hpp"
@@ -12,8 +13,12 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <fstream>
 #include <iostream>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -25,6 +30,8 @@ constexpr int bad_input = 2;  // exit code for std::invalid_argument; a run that
 struct arguments {
   std::string model = PASSKEY_MODEL;
   std::vector<std::string> policies;
+  std::vector<double> ratios = {0.25};
+  bool attention = false;
   passkey::prompt_options prompt;
   std::size_t prompts = 1;
   std::size_t answer = 72;  // 64 digits, one token each with most models, and what may stand around them
@@ -40,9 +47,14 @@ struct arguments {
 void declare(CLI::App& app, arguments& a) {
   app.option_defaults()->always_capture_default();
   app.add_option("--model", a.model, "GGUF model");
-  app.add_option("--policy", a.policies, "How to compress; repeatable")
+  CLI::Option* policy = app.add_option("--policy", a.policies, "How to compress; repeatable")
+                            ->allow_extra_args(false)
+                            ->default_str("full, lagkv, and novelty, streaming_llm and random of lagkv's size");
+  app.add_option("--ratio", a.ratios, "What lagkv keeps of each 1024 tokens; repeatable, all sizes come in one table")
       ->allow_extra_args(false)
-      ->default_str("full, and lagkv 2x and 4x beside streaming_llm, random, snapkv and h2o of the same size");
+      ->check(CLI::Range(0.0, 1.0))
+      ->excludes(policy);
+  app.add_flag("--attention", a.attention, "Also snapkv and h2o of that size, which look at attention")->excludes(policy);
   app.add_option("--length", a.prompt.length, "Tokens of the prompt at most")->check(CLI::Range(1, 1 << 20));
   app.add_option("--depth", a.prompt.depth, "Where the key stands, 0 to 1")->check(CLI::Range(0.0, 1.0));
   app.add_option("--seed", a.prompt.seed, "Draws the key; prompt i uses seed + i");
@@ -58,19 +70,19 @@ void declare(CLI::App& app, arguments& a) {
   app.add_option("--picture", a.picture, "Draw which tokens of the first prompt survive (SVG)");
 }
 
-// LagKV as its reference code sets it up, keeping a half and a quarter of each partition, and the others that keep as many of
-// so many tokens.
-std::vector<std::string> of_equal_sizes(std::size_t tokens) {
+// LagKV as its reference code sets it up, and others that keep as many of so many tokens.
+std::vector<std::string> of_equal_sizes(const arguments& a, std::size_t tokens) {
   std::vector<std::string> policies = {"full"};
-  for (const double ratio : {0.5, 0.25}) {
+  for (const double ratio : a.ratios) {
     const lagkv::retention lagkv{.sink = 16, .lag = 1024, .amount = ratio};
     const lagkv::due due = lagkv.due({}, tokens);
     const std::size_t kept = tokens - due.judged.size() + due.keep;
+    const double share = std::min(1.0, (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens));
     policies.push_back(fmt::format("lagkv:lag=1024,ratio={}", ratio));
-    policies.push_back(fmt::format("streaming_llm:capacity={}", kept));
-    const double share = (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens);
     policies.push_back(fmt::format("novelty:keep={:.5f}", share));
+    policies.push_back(fmt::format("streaming_llm:capacity={}", kept));
     policies.push_back(fmt::format("random:keep={:.5f}", share));
+    if (!a.attention) continue;
     policies.push_back(fmt::format("snapkv:keep={:.5f}", share));
     policies.push_back(fmt::format("h2o:keep={:.5f}", share));
   }
@@ -91,13 +103,8 @@ void check(arguments& a) {
   if (a.cells > 0 && a.chunk == 0) a.chunk = 512;
 }
 
-host::session::progress progress(std::string what, std::size_t total) {
-  return [what = std::move(what), total](std::size_t done) {
-    std::cerr << fmt::format("\r{}: {} of {} tokens{}", what, done, total, done == total ? "\n" : "") << std::flush;
-  };
-}
-
-passkey::prompt_result run(const arguments& a, const host::model& m, host::session& s, std::size_t index) {
+passkey::prompt_result run(const arguments& a, const host::model& m, host::session& s, std::size_t index,
+                           passkey::progress& progress) {
   passkey::prompt_result result;
   passkey::prompt_options options = a.prompt;
   options.seed += index;
@@ -108,22 +115,25 @@ passkey::prompt_result run(const arguments& a, const host::model& m, host::sessi
   for (const std::string& policy : a.policies) policies.push_back(host::parse(policy));
   const std::string name = fmt::format("prompt {} of {}", index + 1, a.prompts);
   const std::size_t first_part = result.asked.tokens.size() - 1;  // the last token is fed after the compression
+  const auto report = [&](std::size_t done) { progress.step(done, first_part); };
 
   if (a.chunk > 0) {
-    for (const host::named_policy& policy : policies)
-      result.trials.push_back(passkey::run_chunked(m, s, result.asked, a.chunk, policy, a.answer, follow,
-                                                   progress(name + ", " + policy.name, first_part)));
+    for (const host::named_policy& policy : policies) {
+      progress.begin(name + ", " + policy.name);
+      result.trials.push_back(passkey::run_chunked(m, s, result.asked, a.chunk, policy, a.answer, follow, report));
+    }
     return result;
   }
   s.clear();
   host::compressor::prepare(s, policies);
+  progress.begin(name + ", reading");
   const host::stopwatch watch;
-  if (!s.feed(std::span(result.asked.tokens).first(first_part), progress(name, first_part)))
+  if (!s.feed(std::span(result.asked.tokens).first(first_part), report))
     throw std::runtime_error("the cache has no room for the prompt");
   result.prefill_seconds = watch.seconds();
   const host::saved_sequence prefill = s.save();
   for (const host::named_policy& policy : policies) {
-    std::cerr << fmt::format("{}: {}\n", name, policy.name);
+    progress.begin(name + ", " + policy.name);
     result.trials.push_back(passkey::run_restored(m, s, result.asked, prefill, policy, a.answer, follow));
   }
   return result;
@@ -144,15 +154,20 @@ void run(arguments& a) {
   host::session s(m, options);
 
   // The last token of a prompt comes after the compression.
-  if (a.policies.empty()) a.policies = of_equal_sizes(passkey::make_prompt(m, a.prompt).tokens.size() - 1);
+  if (a.policies.empty()) a.policies = of_equal_sizes(a, passkey::make_prompt(m, a.prompt).tokens.size() - 1);
 
   std::vector<passkey::prompt_result> results;
-  for (std::size_t i = 0; i < a.prompts; ++i) results.push_back(run(a, m, s, i));
+  passkey::progress progress(std::cerr, ::isatty(STDERR_FILENO) == 1);
+  for (std::size_t i = 0; i < a.prompts; ++i) results.push_back(run(a, m, s, i, progress));
+  progress.wipe();
 
   const passkey::run_settings settings{a.model, a.prompt.length, a.prompt.depth, a.chunk, llama_n_ctx(s.get()), a.threads};
   passkey::print_table(std::cout, settings, results);
   if (json.is_open()) passkey::write_json(json, settings, results);
-  if (picture.is_open()) passkey::draw_kept(picture, results.front().asked, results.front().trials);
+  if (!picture.is_open()) return;
+  passkey::draw_kept(picture, results.front().asked, results.front().trials);
+  if (!picture.flush()) throw std::runtime_error(a.picture + ": could not be written");
+  std::cout << "picture of the tokens that stay: " << a.picture << '\n';
 }
 
 }  // namespace
