@@ -42,11 +42,15 @@ if(NOT EXISTS "${BUILD}/configured")
   file(TOUCH "${BUILD}/configured")
 endif()
 
-# The steps are for a terminal, where they share a line; a log gets them where the build fails.
-execute_process(COMMAND test -t 1 RESULT_VARIABLE no_terminal)
+# The 78 steps, a line each, are for somebody who watches a terminal; elsewhere they are shown where the build fails. A command
+# that CMake runs never sees the terminal itself.
+set(out "")
+if(IS_SYMLINK /proc/self/fd/1)
+  file(READ_SYMLINK /proc/self/fd/1 out)
+endif()
 set(log "")
 set(to_log "")
-if(no_terminal)
+if(NOT out MATCHES "^/dev/(pts/|tty|console)")
   set(to_log OUTPUT_VARIABLE log ERROR_VARIABLE log)
 endif()
 cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
