@@ -72,25 +72,26 @@ struct layer {
 
 namespace detail {
 
-LAGKV_FN status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels, bool at_least = false);
+LAGKV_EDGE status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels,
+                                   bool at_least = false);
 
-LAGKV_FN status check(const extras& e, const layer& l);
+LAGKV_EDGE status check(const extras& e, const layer& l);
 
 }  // namespace detail
 
 /// Whether lagkv can work on this layer. Call it where a cache is set up; step() trusts what it is given.
-LAGKV_FN status check(const layer& l);
+LAGKV_EDGE status check(const layer& l);
 
 #if LAGKV_BODIES
 
-LAGKV_FN std::size_t extras::offered() const {
+LAGKV_EDGE std::size_t extras::offered() const {
   const std::size_t n = asked() ? asked().capacity() : 0;
   return query_count != 0 && query_count < n ? query_count : n;
 }
 
 namespace detail {
 
-LAGKV_FN status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels, bool at_least) {
+LAGKV_EDGE status check_query_side(const char* name, const tensor& x, const layer& l, std::size_t channels, bool at_least) {
   if (!x) return {};
   if (x.capacity() > 0xffffffffU)
     return detail::refuse({name, ": ", "capacity is unbounded: must be the number of rows that there are"});
@@ -102,7 +103,7 @@ LAGKV_FN status check_query_side(const char* name, const tensor& x, const layer&
   return {};
 }
 
-LAGKV_FN status check(const extras& e, const layer& l) {
+LAGKV_EDGE status check(const extras& e, const layer& l) {
   const std::size_t channels = l.keys.channels();
   if (status s = check_query_side("queries", e.queries, l, channels); !s) return s;
   if (status s = check_query_side("weights", e.weights, l, l.tokens, true); !s) return s;
@@ -124,7 +125,7 @@ LAGKV_FN status check(const extras& e, const layer& l) {
 
 }  // namespace detail
 
-LAGKV_FN status check(const layer& l) {
+LAGKV_EDGE status check(const layer& l) {
   if (status s = l.keys.check(l.tokens); !s) return detail::refuse({"keys: ", s.message()});
   if (l.values) {
     if (status s = l.values.check(l.tokens); !s) return detail::refuse({"values: ", s.message()});

@@ -59,12 +59,12 @@ inline constexpr parameter fuse_parameters[] = {
 namespace detail {
 
 /// The next part of `text` up to `separator`, taken off it.
-LAGKV_FN std::string_view take(std::string_view& text, char separator);
+LAGKV_EDGE std::string_view take(std::string_view& text, char separator);
 
 /// A plain decimal number; nothing where it is none. Independent of the locale.
-LAGKV_FN std::optional<double> number(std::string_view text);
+LAGKV_EDGE std::optional<double> number(std::string_view text);
 
-LAGKV_FN result<double> parse_value(const parameter& p, std::string_view text);
+LAGKV_EDGE result<double> parse_value(const parameter& p, std::string_view text);
 
 /// The values of one list of parameters, with what a string gives them.
 struct settings {
@@ -85,17 +85,17 @@ struct settings {
   bool set(std::string_view key, std::string_view text, status& outcome);
 };
 
-LAGKV_FN policy_options options_of(std::span<const double> v);
+LAGKV_EDGE policy_options options_of(std::span<const double> v);
 
 /// Sets each key=value in all the lists that have the key.
-LAGKV_FN status assign(std::string_view text, std::span<settings> lists);
+LAGKV_EDGE status assign(std::string_view text, std::span<settings> lists);
 
-LAGKV_FN const method* find(std::string_view name, std::span<const method* const> known);
+LAGKV_EDGE const method* find(std::string_view name, std::span<const method* const> known);
 
-LAGKV_FN error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable);
+LAGKV_EDGE error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable);
 
 /// One scored method.
-LAGKV_FN result<policy> parse_scored(const method& m, std::string_view text);
+LAGKV_EDGE result<policy> parse_scored(const method& m, std::string_view text);
 
 /// What `of`, `weights` and `by` say, taken off the rest of the string.
 struct fusion_text {
@@ -103,12 +103,12 @@ struct fusion_text {
   std::string rest{};
 };
 
-LAGKV_FN fusion_text split_fusion(std::string_view text);
+LAGKV_EDGE fusion_text split_fusion(std::string_view text);
 
 /// The fusion of several; each key goes to every method that has it.
-LAGKV_FN result<policy> parse_fusion(std::string_view text, std::span<const method* const> known);
+LAGKV_EDGE result<policy> parse_fusion(std::string_view text, std::span<const method* const> known);
 
-LAGKV_FN result<policy> parse_whole(const method& m, std::string_view text);
+LAGKV_EDGE result<policy> parse_whole(const method& m, std::string_view text);
 
 }  // namespace detail
 
@@ -121,20 +121,20 @@ LAGKV_FN result<policy> parse_whole(const method& m, std::string_view text);
 ///  key_diff:lag=128,keep=0.25                    against the next partition, as LagKV
 ///  fuse:lagkv+key_diff,lag=128,weights=1+0.5     sum of ranks; each key goes to every method that has it
 ///  fuse:novelty+cur,by=best,weights=3+1          three quarters of the budget by novelty, a quarter by cur
-LAGKV_FN result<policy> parse(std::string_view text, std::span<const method* const> known = methods());
+LAGKV_EDGE result<policy> parse(std::string_view text, std::span<const method* const> known = methods());
 
 #if LAGKV_BODIES
 
 namespace detail {
 
-LAGKV_FN std::string_view take(std::string_view& text, char separator) {
+LAGKV_EDGE std::string_view take(std::string_view& text, char separator) {
   const std::size_t end = text.find(separator);
   const std::string_view part = text.substr(0, end);
   text = end == std::string_view::npos ? std::string_view{} : text.substr(end + 1);
   return part;
 }
 
-LAGKV_FN std::optional<double> number(std::string_view text) {
+LAGKV_EDGE std::optional<double> number(std::string_view text) {
   double value = 0;
 #if defined(__cpp_lib_to_chars)
   const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -148,7 +148,7 @@ LAGKV_FN std::optional<double> number(std::string_view text) {
   return value;
 }
 
-LAGKV_FN result<double> parse_value(const parameter& p, std::string_view text) {
+LAGKV_EDGE result<double> parse_value(const parameter& p, std::string_view text) {
   const std::string found = std::string(p.key) + "=" + std::string(text);
   if (p.type == parameter::kind::word) {
     std::string_view words = p.range;
@@ -169,7 +169,7 @@ LAGKV_FN result<double> parse_value(const parameter& p, std::string_view text) {
   return *value;
 }
 
-LAGKV_FN bool settings::set(std::string_view key, std::string_view text, status& outcome) {
+LAGKV_EDGE bool settings::set(std::string_view key, std::string_view text, status& outcome) {
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (parameters[i].key != key) continue;
     const std::string name(key);
@@ -188,7 +188,7 @@ LAGKV_FN bool settings::set(std::string_view key, std::string_view text, status&
   return false;
 }
 
-LAGKV_FN policy_options options_of(std::span<const double> v) {
+LAGKV_EDGE policy_options options_of(std::span<const double> v) {
   const auto count = [](double x) { return static_cast<std::size_t>(x); };
   policy_options o;
   o.sink = count(v[0]);
@@ -208,7 +208,7 @@ LAGKV_FN policy_options options_of(std::span<const double> v) {
   return o;
 }
 
-LAGKV_FN status assign(std::string_view text, std::span<settings> lists) {
+LAGKV_EDGE status assign(std::string_view text, std::span<settings> lists) {
   for (bool more = true; more;) {
     more = text.find(',') != std::string_view::npos;
     std::string_view value = take(text, ',');
@@ -226,13 +226,13 @@ LAGKV_FN status assign(std::string_view text, std::span<settings> lists) {
   return {};
 }
 
-LAGKV_FN const method* find(std::string_view name, std::span<const method* const> known) {
+LAGKV_EDGE const method* find(std::string_view name, std::span<const method* const> known) {
   for (const method* m : known)
     if (m->name == name) return m;
   return nullptr;
 }
 
-LAGKV_FN error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable) {
+LAGKV_EDGE error unknown_method(std::string_view name, std::span<const method* const> known, bool fusable) {
   std::string text = fusable ? "unknown method '" : "unknown policy '";
   text.append(name).append("': must be one of ").append(fusable ? "" : "fuse, ");
   const char* comma = "";
@@ -245,7 +245,7 @@ LAGKV_FN error unknown_method(std::string_view name, std::span<const method* con
   return {text};
 }
 
-LAGKV_FN result<policy> parse_scored(const method& m, std::string_view text) {
+LAGKV_EDGE result<policy> parse_scored(const method& m, std::string_view text) {
   settings lists[] = {settings(shared_parameters), settings(m.parameters)};
   if (!text.empty())
     if (status s = assign(text, lists); !s) return error{s.message()};
@@ -254,7 +254,7 @@ LAGKV_FN result<policy> parse_scored(const method& m, std::string_view text) {
   return made ? make_policy(*made, options) : error{made.message()};
 }
 
-LAGKV_FN fusion_text split_fusion(std::string_view text) {
+LAGKV_EDGE fusion_text split_fusion(std::string_view text) {
   fusion_text out;
   for (bool first = true; !text.empty(); first = false) {
     const std::string_view item = take(text, ',');
@@ -274,7 +274,7 @@ LAGKV_FN fusion_text split_fusion(std::string_view text) {
   return out;
 }
 
-LAGKV_FN result<policy> parse_fusion(std::string_view text, std::span<const method* const> known) {
+LAGKV_EDGE result<policy> parse_fusion(std::string_view text, std::span<const method* const> known) {
   constexpr std::size_t most = policy::most_fused + 1;
   const fusion_text given = split_fusion(text);
   settings lists[most + 1] = {settings(shared_parameters)};
@@ -309,7 +309,7 @@ LAGKV_FN result<policy> parse_fusion(std::string_view text, std::span<const meth
   return by ? make_fusion({parts, count}, options, static_cast<fusion>(*by)) : error{by.message()};
 }
 
-LAGKV_FN result<policy> parse_whole(const method& m, std::string_view text) {
+LAGKV_EDGE result<policy> parse_whole(const method& m, std::string_view text) {
   settings own[] = {settings(m.whole_parameters)};
   if (!text.empty())
     if (status s = assign(text, own); !s) return error{s.message()};
@@ -318,7 +318,7 @@ LAGKV_FN result<policy> parse_whole(const method& m, std::string_view text) {
 
 }  // namespace detail
 
-LAGKV_FN result<policy> parse(std::string_view text, std::span<const method* const> known) {
+LAGKV_EDGE result<policy> parse(std::string_view text, std::span<const method* const> known) {
   const bool has_colon = text.find(':') != std::string_view::npos;
   const std::string_view name = detail::take(text, ':');
   const bool fusion = name == "fuse";

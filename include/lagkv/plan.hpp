@@ -13,8 +13,8 @@ namespace lagkv::inline LAGKV_ABI {
 /// Which rows of a layer stay. Tokens outside `judged` all stay; inside it each head keeps the ones listed, in
 /// ascending order. Plain data: print it, send it to a device, apply it with compact().
 struct plan {
-  token_range judged{};               ///< rows this plan speaks of, as they lay before compaction
-  std::size_t tokens_before = 0;      ///< rows in use before compaction
+  token_range judged{};                  ///< rows this plan speaks of, as they lay before compaction
+  std::size_t tokens_before = 0;         ///< rows in use before compaction
   detail::vector<std::uint32_t> kept{};  ///< rows that stay, head after head
   detail::vector<std::size_t> first{0};  ///< head h keeps kept[first[h]] .. kept[first[h + 1] - 1]
 

@@ -51,7 +51,7 @@ struct policy {
 
 /// Whether `p` can work on this layer and finds what it needs. Call it where a cache is set up; afterwards step() cannot
 /// fail. Hosts that hold heads of different lengths say so by `any_length`; all others have policies refused that need it.
-LAGKV_FN status check(const policy& p, const layer& l, bool any_length = false);
+LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false);
 
 namespace detail {
 
@@ -184,11 +184,11 @@ inline std::size_t step(const policy& p, const layer& l, cursor& at, workspace& 
 LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
 
 /// `p` with a budget in bytes for `layers` layers like `l` made a number of tokens; other policies as they are.
-LAGKV_FN result<policy> fit(policy p, const layer& l, std::size_t layers);
+LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
 
 #if LAGKV_BODIES
 
-LAGKV_FN status check(const policy& p, const layer& l, bool any_length) {
+LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   if (status s = check(l); !s) return s;
   const retention& r = p.retain;
   const extras* e = l.extra;
@@ -451,7 +451,7 @@ LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {
   return p;
 }
 
-LAGKV_FN result<policy> fit(policy p, const layer& l, std::size_t layers) {
+LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers) {
   if (p.retain.kind != budget::bytes) return p;
   const std::size_t token = layers * l.keys.heads() * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
   const auto capacity = static_cast<std::size_t>(token == 0 ? 0 : p.retain.amount / static_cast<double>(token));

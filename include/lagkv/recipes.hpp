@@ -86,32 +86,32 @@ namespace detail {
 
 inline constexpr std::size_t most_tokens = 0x7fffffff;
 
-LAGKV_FN status check_count(const char* name, std::size_t value, std::size_t least);
+LAGKV_EDGE status check_count(const char* name, std::size_t value, std::size_t least);
 
-LAGKV_FN status check_odd(const char* name, std::size_t value);
+LAGKV_EDGE status check_odd(const char* name, std::size_t value);
 
-LAGKV_FN status check_share(const char* name, double value);
+LAGKV_EDGE status check_share(const char* name, double value);
 
 }  // namespace detail
 
 /// LagKV as a policy.
-LAGKV_FN result<policy> make_lagkv(const lagkv_options& o = {});
+LAGKV_EDGE result<policy> make_lagkv(const lagkv_options& o = {});
 
 /// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope. (make_policy() has an option for it.)
-LAGKV_FN policy unrotated(policy p);
+LAGKV_EDGE policy unrotated(policy p);
 
 /// StreamingLLM as a policy. Needs no scores: no key and no value is read.
-LAGKV_FN result<policy> make_streaming_llm(const streaming_llm_options& o);
+LAGKV_EDGE result<policy> make_streaming_llm(const streaming_llm_options& o);
 
 namespace detail {
 
 /// What a method's scores go through before tokens are picked, and how its scorer is shown the keys.
-LAGKV_FN status adjust(part& method, const policy_options& o);
+LAGKV_EDGE status adjust(part& method, const policy_options& o);
 
 }  // namespace detail
 
 /// A policy from a method's part. Where its scorer works in partitions their length must be o.lag.
-LAGKV_FN result<policy> make_policy(const part& method, const policy_options& o = {});
+LAGKV_EDGE result<policy> make_policy(const part& method, const policy_options& o = {});
 
 /// A policy from a scorer; its lag, where it has one, is that of the options.
 template <class Scorer>
@@ -123,31 +123,31 @@ requires(!std::is_same_v<Scorer, part>) result<policy> make_policy(Scorer s, con
 /// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
 /// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
 /// makes room for the next of both.
-LAGKV_FN result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}, fusion by = fusion::sum);
+LAGKV_EDGE result<policy> make_fusion(std::span<const part> parts, const policy_options& o = {}, fusion by = fusion::sum);
 
 #if LAGKV_BODIES
 
 namespace detail {
 
-LAGKV_FN status check_count(const char* name, std::size_t value, std::size_t least) {
+LAGKV_EDGE status check_count(const char* name, std::size_t value, std::size_t least) {
   if (value >= least && value <= most_tokens) return {};
   if (value < least) return refuse({name, "=", value, ": must be ", least, " or more"});
   return refuse({name, "=", value, ": must be at most ", most_tokens});
 }
 
-LAGKV_FN status check_odd(const char* name, std::size_t value) {
+LAGKV_EDGE status check_odd(const char* name, std::size_t value) {
   if (value % 2 == 1 && value <= most_tokens) return {};
   return detail::refuse({name, "=", value, ": must be an odd number"});
 }
 
-LAGKV_FN status check_share(const char* name, double value) {
+LAGKV_EDGE status check_share(const char* name, double value) {
   if (value > 0 && value <= 1) return {};
   return detail::refuse({name, "=", value, ": must be above 0 and at most 1"});
 }
 
 }  // namespace detail
 
-LAGKV_FN result<policy> make_lagkv(const lagkv_options& o) {
+LAGKV_EDGE result<policy> make_lagkv(const lagkv_options& o) {
   if (status s = detail::check_count("sink", o.sink, 0); !s) return error{s.message()};
   if (status s = detail::check_count("lag", o.lag, 1); !s) return error{s.message()};
   if (status s = detail::check_share("ratio", o.ratio); !s) return error{s.message()};
@@ -167,13 +167,13 @@ LAGKV_FN result<policy> make_lagkv(const lagkv_options& o) {
   return p;
 }
 
-LAGKV_FN policy unrotated(policy p) {
+LAGKV_EDGE policy unrotated(policy p) {
   p.unrotated = unrotated_keys;
   p.needs.rope = true;
   return p;
 }
 
-LAGKV_FN result<policy> make_streaming_llm(const streaming_llm_options& o) {
+LAGKV_EDGE result<policy> make_streaming_llm(const streaming_llm_options& o) {
   if (status s = detail::check_count("sink", o.sink, 0); !s) return error{s.message()};
   if (o.capacity.has_value() == o.keep.has_value()) return error{"capacity, keep: give one of them"};
   policy p;
@@ -190,7 +190,7 @@ LAGKV_FN result<policy> make_streaming_llm(const streaming_llm_options& o) {
 
 namespace detail {
 
-LAGKV_FN status adjust(part& method, const policy_options& o) {
+LAGKV_EDGE status adjust(part& method, const policy_options& o) {
   const std::size_t reach = o.smooth.value_or(method.smooth);
   const bool agree = o.agree.value_or(method.agree);
   if (status s = check_count("smooth", reach, 0); !s) return s;
@@ -206,7 +206,7 @@ LAGKV_FN status adjust(part& method, const policy_options& o) {
 
 }  // namespace detail
 
-LAGKV_FN result<policy> make_policy(const part& method, const policy_options& o) {
+LAGKV_EDGE result<policy> make_policy(const part& method, const policy_options& o) {
   const std::size_t recent = o.recent.value_or(method.recent);
   const double recent_share = o.recent_share.value_or(method.recent_share);
   const int budgets = (o.keep ? 1 : 0) + (o.capacity ? 1 : 0) + (o.budget_mb ? 1 : 0);
@@ -250,7 +250,7 @@ LAGKV_FN result<policy> make_policy(const part& method, const policy_options& o)
   return p;
 }
 
-LAGKV_FN result<policy> make_fusion(std::span<const part> parts, const policy_options& o, fusion by) {
+LAGKV_EDGE result<policy> make_fusion(std::span<const part> parts, const policy_options& o, fusion by) {
   constexpr std::size_t most = policy::most_fused + 1;
   if (parts.size() < 2 || parts.size() > most) return detail::refuse({"methods=", parts.size(), ": must be from 2 to ", most});
   part first = parts[0];

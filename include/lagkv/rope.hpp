@@ -39,7 +39,7 @@ struct rope {
 };
 
 /// Whether keys of so many channels can carry this embedding. Call it where a cache is set up.
-LAGKV_FN status check(const rope& r, std::size_t channels);
+LAGKV_EDGE status check(const rope& r, std::size_t channels);
 
 #if LAGKV_BODIES
 
@@ -54,7 +54,7 @@ LAGKV_FN double rope::angle(std::size_t pair, std::size_t channels) const {
   return __builtin_pow(base, exponent) / factor * static_cast<double>(position_scale);
 }
 
-LAGKV_FN status check(const rope& r, std::size_t channels) {
+LAGKV_EDGE status check(const rope& r, std::size_t channels) {
   const auto positive = [](double x) { return x > 0 && x <= (std::numeric_limits<double>::max)(); };
   const std::string range = ": must be above 0 and finite";
   const std::size_t dims = r.rotated(channels);

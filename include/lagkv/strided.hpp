@@ -40,14 +40,14 @@ struct dimension {
 
 /// Whether every combination of indices has an address of its own: sorted by stride, each dimension steps over all that
 /// the smaller ones span. (Interleavings with coprime strides that would pass as well are not laid out by any engine.)
-LAGKV_FN bool lie_apart(std::span<dimension> dims);
+LAGKV_EDGE bool lie_apart(std::span<dimension> dims);
 
 inline std::string text(const strides& s) {
   return refuse({"head=", s.head, ", token=", s.token, ", channel=", s.channel}).message;
 }
 
 /// Whether `tokens` tokens at such strides lie apart; a row has `units` units.
-LAGKV_FN status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units);
+LAGKV_EDGE status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units);
 
 /// Moves a pointer by units without ever forming an integer that overflows for caches beyond 2^32 elements.
 template <class T>
@@ -98,7 +98,7 @@ class strided {
 
 namespace detail {
 
-LAGKV_FN bool lie_apart(std::span<dimension> dims) {
+LAGKV_EDGE bool lie_apart(std::span<dimension> dims) {
   auto magnitude = [](std::ptrdiff_t s) { return s < 0 ? 0 - static_cast<std::size_t>(s) : static_cast<std::size_t>(s); };
   for (std::size_t i = 1; i < dims.size(); ++i)
     for (std::size_t j = i; j > 0 && magnitude(dims[j].stride) < magnitude(dims[j - 1].stride); --j)
@@ -112,7 +112,7 @@ LAGKV_FN bool lie_apart(std::span<dimension> dims) {
   return true;
 }
 
-LAGKV_FN status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units) {
+LAGKV_EDGE status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units) {
   dimension dims[] = {{extent.heads, distance.head}, {tokens, distance.token}, {units, distance.channel}};
   if (lie_apart(dims)) return {};
   return refuse({"strides ", text(distance), ": overlap for ", extent.heads, " heads, ", tokens, " tokens, ", extent.channels,

@@ -182,7 +182,7 @@ LAGKV_FN tensor tensor::unrotated(const lagkv::rotated& how) const {
   return t;
 }
 
-LAGKV_FN status tensor::check(std::size_t tokens) const {
+LAGKV_EDGE status tensor::check(std::size_t tokens) const {
   if (at_ == nullptr) return error{"the tensor is empty"};
   if (heads_ == 0 || channels_ == 0) return detail::refuse({"heads=", heads_, ", channels=", channels_, ": must be 1 or more"});
   if (const std::size_t block = elements_of(type_); channels_ % block != 0)

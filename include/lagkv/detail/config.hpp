@@ -33,6 +33,9 @@
 #define LAGKV_KERNEL_BODIES 1
 #endif
 
+// Functions at the edge: parsing, checking, messages. They are compiled for size, which takes less time, too.
+#define LAGKV_EDGE [[gnu::cold]] LAGKV_FN
+
 // All is declared in an inline namespace named after the version and the mode, so that two versions, or two modes, in one program
 // are a link error where they meet, and apart where they do not.
 //

@@ -43,7 +43,7 @@ error refuse(std::initializer_list<piece> pieces);
 
 #if LAGKV_BODIES
 
-LAGKV_FN std::string text(double x) {
+LAGKV_EDGE std::string text(double x) {
 #if defined(__cpp_lib_to_chars)
   char digits[32];
   return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};
@@ -52,7 +52,7 @@ LAGKV_FN std::string text(double x) {
 #endif
 }
 
-LAGKV_FN void piece::append_to(std::string& out) const {
+LAGKV_EDGE void piece::append_to(std::string& out) const {
   switch (kind_) {
     case kind::text:
       out.append(text_);
@@ -73,7 +73,7 @@ LAGKV_FN void piece::append_to(std::string& out) const {
   out.append(first, static_cast<std::size_t>(digits + sizeof digits - first));
 }
 
-LAGKV_FN error refuse(std::initializer_list<piece> pieces) {
+LAGKV_EDGE error refuse(std::initializer_list<piece> pieces) {
   error e;
   for (const piece& p : pieces) p.append_to(e.message);
   return e;

@@ -16,10 +16,9 @@ LAGKV_INLINE void dots_of_one(four_rows<T> r, std::size_t channels, const float*
   store_sums(sum, out, r.size);
 }
 
-// Four rows against four vectors: sixteen sums in registers, and each element is widened once for all of them.
+// Four rows against four vectors: sixteen sums in registers.
 inline constexpr std::size_t vectors_together = 4;
-template <class T>
-LAGKV_INLINE void dots_of_block(four_rows<T> r, std::size_t channels, const float* v, float* out, std::size_t pitch) {
+LAGKV_INLINE void dots_of_block(four_rows<float> r, std::size_t channels, const float* v, float* out, std::size_t pitch) {
   const std::size_t whole = channels / lanes * lanes, rest = channels - whole;
   const float *v1 = v + channels, *v2 = v1 + channels, *v3 = v2 + channels;
   four sum0, sum1, sum2, sum3;
@@ -37,29 +36,62 @@ LAGKV_INLINE void dots_of_block(four_rows<T> r, std::size_t channels, const floa
   store_sums(sum2, out + 2 * pitch, r.size), store_sums(sum3, out + 3 * pitch, r.size);
 }
 
+// One vector after the other.
 template <class T>
-inline void dots_of(const T* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
-  constexpr std::size_t together = 32;  // rows that stay in the first cache while the vectors pass
+[[gnu::noinline]] inline void dots_one_by_one(const T* x, const rows& r, const float* vectors, std::size_t count, float* out,
+                                              std::size_t pitch) {
+  for (std::size_t v = 0; v < count; ++v)
+    for (std::size_t i = 0; i < r.tokens; i += 4)
+      dots_of_one(rows_from(x + static_cast<std::ptrdiff_t>(i) * r.stride, r.stride, r.tokens - i), r.channels,
+                  vectors + v * r.channels, out + v * pitch + i);
+}
+
+inline constexpr std::size_t tile_rows = 32;  // that stay in the first cache while the vectors pass
+
+// Rows of f32: those of one tile against all vectors, four by four.
+inline void dots_of_tile(const float* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
+  const std::size_t fours = count / vectors_together * vectors_together;
+  for (std::size_t v = 0; v < fours; v += vectors_together)
+    for (std::size_t i = 0; i < r.tokens; i += 4)
+      dots_of_block(rows_from(x + static_cast<std::ptrdiff_t>(i) * r.stride, r.stride, r.tokens - i), r.channels,
+                    vectors + v * r.channels, out + v * pitch + i, pitch);
+  dots_one_by_one(x, r, vectors + fours * r.channels, count - fours, out + fours * pitch, pitch);
+}
+
+inline void dots_by_tiles(const float* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
+  rows some = r;
+  for (std::size_t t = 0; t < r.tokens; t += tile_rows) {
+    some.tokens = r.tokens - t < tile_rows ? r.tokens - t : tile_rows;
+    dots_of_tile(x + static_cast<std::ptrdiff_t>(t) * r.stride, some, vectors, count, out + t, pitch);
+  }
+}
+
+// Rows of 16 bits against many vectors: a tile is widened once for all of them.
+template <class T>
+inline void dots_widened(const T* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
+  constexpr std::size_t most = 4096;  // floats: 16 KiB of the first cache
+  float wide[most];
+  const std::size_t fit = most / r.channels / 4 * 4, together = fit < tile_rows ? fit : tile_rows;
+  if (count < vectors_together || together == 0) return dots_one_by_one(x, r, vectors, count, out, pitch);
+  rows some{wide, dtype::f32, 0, r.channels, static_cast<std::ptrdiff_t>(r.channels)};
   for (std::size_t t = 0; t < r.tokens; t += together) {
-    const std::size_t end = r.tokens - t < together ? r.tokens : t + together;
-    for (std::size_t v = 0; v < count;) {
-      const std::size_t block = count - v < vectors_together ? 1 : vectors_together;
-      for (std::size_t i = t; i < end; i += 4) {
-        const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(i) * r.stride, r.stride, r.tokens - i);
-        if (block == 1)
-          dots_of_one(group, r.channels, vectors + v * r.channels, out + v * pitch + i);
-        else
-          dots_of_block(group, r.channels, vectors + v * r.channels, out + v * pitch + i, pitch);
+    some.tokens = r.tokens - t < together ? r.tokens - t : together;
+    for (std::size_t i = 0; i < some.tokens; ++i) {
+      const T* row = x + static_cast<std::ptrdiff_t>(t + i) * r.stride;
+      float* to = wide + i * r.channels;
+      for (std::size_t c = 0; c < r.channels; c += lanes) {
+        const std::size_t n = r.channels - c < lanes ? r.channels - c : lanes;
+        store_part(load_part(row + c, n), to + c, n);
       }
-      v += block;
     }
+    dots_of_tile(wide, some, vectors, count, out + t, pitch);
   }
 }
 
 inline void dots(const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
-  if (r.type == dtype::f32) return dots_of(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
-  if (r.type == dtype::f16) return dots_of(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
-  if (r.type == dtype::bf16) return dots_of(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::f32) return dots_by_tiles(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::f16) return dots_widened(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::bf16) return dots_widened(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
   // other types come widened
 }
 

@@ -63,18 +63,11 @@ LAGKV_INLINE void turn_four_back(const four_rows<T>& x, const turn& by, const fo
   turn_row_back<Neighbours>(x.d, coarse, fine.d, width, c, n, out.d, square.d);
 }
 
-// What is left of a row: the last turned channels, fewer than a vector, and those that carry no position. Widened to where they
-// go, then turned there. Not inlined: it would stand there four times, and most models have neither.
-template <class T>
-[[gnu::noinline]] inline void widen_rest(const T* x, std::size_t begin, std::size_t end, float* out) {
-  for (std::size_t c = begin; c < end; c += lanes) {
-    const std::size_t n = end - c < lanes ? end - c : lanes;
-    store_part(load_part(x + c, n), out + c, n);
-  }
-}
-
-[[gnu::noinline]] inline void turn_rest(std::size_t channels, const turn& by, const float* fine, std::size_t width,
-                                        std::size_t whole, float* out, vec& square) {
+// What is left of a row: the last turned channels, fewer than a vector, and those that carry no position. It stands in `out`, in
+// f32, and is turned there. Not inlined, as all of its kind: it would stand four times in each kernel, and most models have
+// neither.
+[[gnu::noinline]] inline void turn_rest_in_place(std::size_t channels, const turn& by, const float* fine, std::size_t width,
+                                                 std::size_t whole, float* out, vec& square) {
   if (whole < width) {
     const turned coarse = load_turned(by.coarse, width, whole, width - whole);
     if (by.neighbours)
@@ -89,14 +82,16 @@ template <class T>
 }
 
 template <class T>
-LAGKV_INLINE void turn_rest(const T* x, std::size_t channels, const turn& by, const float* fine, std::size_t width,
-                            std::size_t whole, float* out, vec& square) {
-  widen_rest(x, whole, width, out);
-  if (!by.neighbours) widen_rest(x, width + whole, 2 * width, out);
-  widen_rest(x, by.dims, channels, out);
-  vec copy = square;  // so that square can stay in a register
-  turn_rest(channels, by, fine, width, whole, out, copy);
-  square = copy;
+[[gnu::noinline]] inline void turn_rest(const T* x, std::size_t channels, const turn& by, const float* fine, std::size_t width,
+                                        std::size_t whole, float* out, vec& square) {
+  const std::size_t begins[] = {whole, width + whole, by.dims};
+  const std::size_t ends[] = {width, by.neighbours ? 0 : 2 * width, channels};
+  for (std::size_t part = 0; part < 3; ++part)
+    for (std::size_t c = begins[part]; c < ends[part]; c += lanes) {
+      const std::size_t n = ends[part] - c < lanes ? ends[part] - c : lanes;
+      store_part(load_part(x + c, n), out + c, n);
+    }
+  turn_rest_in_place(channels, by, fine, width, whole, out, square);
 }
 
 template <bool Neighbours, class T>
@@ -118,10 +113,12 @@ inline void turn_back_by(const T* x, const rows& r, const turn& by, float* out, 
     four square;
     for (std::size_t c = 0; c < whole; c += lanes) turn_four_back<Neighbours>(group, by, fine, width, c, lanes, to, square);
     if (rest) {
-      turn_rest(group.a, r.channels, by, fine.a, width, whole, to.a, square.a);
-      turn_rest(group.b, r.channels, by, fine.b, width, whole, to.b, square.b);
-      turn_rest(group.c, r.channels, by, fine.c, width, whole, to.c, square.c);
-      turn_rest(group.d, r.channels, by, fine.d, width, whole, to.d, square.d);
+      four copy = square;  // so that square can stay in registers
+      turn_rest(group.a, r.channels, by, fine.a, width, whole, to.a, copy.a);
+      turn_rest(group.b, r.channels, by, fine.b, width, whole, to.b, copy.b);
+      turn_rest(group.c, r.channels, by, fine.c, width, whole, to.c, copy.c);
+      turn_rest(group.d, r.channels, by, fine.d, width, whole, to.d, copy.d);
+      square = copy;
     }
     store_sums(square, squares + t, group.size);
   }
