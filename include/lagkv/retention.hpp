@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 
@@ -190,7 +191,11 @@ inline saved_cursor save(const cursor& c) {
   return bytes;
 }
 
-inline result<cursor> load_cursor(std::span<const std::byte> bytes) {
+LAGKV_EDGE result<cursor> load_cursor(std::span<const std::byte> bytes);
+
+#if LAGKV_BODIES
+
+LAGKV_EDGE result<cursor> load_cursor(std::span<const std::byte> bytes) {
   if (bytes.size() != saved_cursor{}.size())
     return detail::refuse({"saved cursor of ", bytes.size(), " bytes: must be ", saved_cursor{}.size()});
   std::size_t at = 0;
@@ -201,10 +206,16 @@ inline result<cursor> load_cursor(std::span<const std::byte> bytes) {
   };
   if (const std::uint64_t version = get(4); version != 1)
     return detail::refuse({"saved cursor of version ", version, ": must be 1"});
-  cursor c;
-  c.tokens = get(8), c.dropped = get(8), c.judged = get(8);
+  constexpr std::uint64_t most = (std::numeric_limits<std::size_t>::max)() / 4;  // sums of them hold, on 32 bits too
+  std::uint64_t count[3];
+  for (std::uint64_t& n : count)
+    if ((n = get(8)) > most) return detail::refuse({"saved cursor: a count of ", n, ": must be at most ", most});
+  const auto in_memory = [](std::uint64_t n) { return static_cast<std::size_t>(n); };
+  const cursor c{in_memory(count[0]), in_memory(count[1]), in_memory(count[2])};
   if (c.judged > c.tokens) return detail::refuse({"saved cursor: judged=", c.judged, ": must be at most tokens=", c.tokens});
   return c;
 }
+
+#endif
 
 }  // namespace lagkv::inline LAGKV_ABI
