@@ -137,15 +137,14 @@ inline void deviation_of(const T* x, const rows& r, const float* shift, const fl
   const float share = 1.0F / static_cast<float>(r.channels);
   const float unbiased = r.channels > 1 ? 1.0F / static_cast<float>(r.channels - 1) : 0.0F;
   const vec half = fill(-middle);
-  const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(sizeof(T));
+  constexpr std::size_t together = 4 * lanes * sizeof(T);  // bytes of one vector of four rows
 
   for (std::size_t t = 0; t < r.tokens; t += 4) {
     const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
-    if (r.ahead != nullptr)
-      prefetch_rows(static_cast<const std::byte*>(r.ahead) + static_cast<std::ptrdiff_t>(t) * step, step, group.size,
-                    r.channels * sizeof(T));
+    ahead_of_four ahead = rows_ahead(r, group, t, together);
     four_moments m;
     for (std::size_t c = 0; c < whole; c += lanes) {
+      fetch(ahead, together);
       const four v = load(group, c);
       bounds b = load_bounds(lo + c, hi + c);
       widen_bounds(b, v);

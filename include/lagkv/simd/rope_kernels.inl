@@ -100,18 +100,18 @@ inline void turn_back_by(const T* x, const rows& r, const turn& by, float* out, 
   const bool rest = whole < width || by.dims < r.channels;
   for (std::size_t t = 0; t < r.tokens; t += 4) {
     const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
-    if (r.ahead != nullptr) {
-      const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(sizeof(T));
-      prefetch_rows(static_cast<const std::byte*>(r.ahead) + static_cast<std::ptrdiff_t>(t) * step, step, group.size,
-                    r.channels * sizeof(T));
-    }
+    constexpr std::size_t together = (Neighbours ? 4 : 8) * lanes * sizeof(T);  // bytes of one step of four rows
+    ahead_of_four ahead = rows_ahead(r, group, t, together);
     // As in rows_from, the last row stands for those that are missing.
     const std::size_t last = r.tokens - 1, i = t, j = t + 1 < last ? t + 1 : last, k = t + 2 < last ? t + 2 : last,
                       l = t + 3 < last ? t + 3 : last;
     const four_pointers<const float> fine{by.fine[i], by.fine[j], by.fine[k], by.fine[l]};
     const four_pointers<float> to{out + i * r.channels, out + j * r.channels, out + k * r.channels, out + l * r.channels};
     four square;
-    for (std::size_t c = 0; c < whole; c += lanes) turn_four_back<Neighbours>(group, by, fine, width, c, lanes, to, square);
+    for (std::size_t c = 0; c < whole; c += lanes) {
+      fetch(ahead, together);
+      turn_four_back<Neighbours>(group, by, fine, width, c, lanes, to, square);
+    }
     if (rest) {
       four copy = square;  // so that square can stay in registers
       turn_rest(group.a, r.channels, by, fine.a, width, whole, to.a, copy.a);

@@ -294,9 +294,32 @@ LAGKV_INLINE void store_four(const four& v, float* p) {
   store(p, v.a), store(p + lanes, v.b), store(p + 2 * lanes, v.c), store(p + 3 * lanes, v.d);
 }
 
-// Memory is fastest where its lines are asked for in their order, which reading four rows at once is not.
-LAGKV_INLINE void prefetch_rows(const std::byte* first, std::ptrdiff_t step, std::size_t count, std::size_t bytes) {
+// Asks for the lines of four rows that come later, while four others are worked on. Memory is fastest where its lines are asked
+// for in their order, which reading four rows at once is not; and slower by a third where all are asked for at once, so it goes a
+// few at a time.
+struct ahead_of_four {
+  const std::byte* row = nullptr;  // null: nothing to ask for
+  std::ptrdiff_t step = 0;
+  std::size_t bytes = 0, at = 0;  // of a row, and how many have been asked for
+};
+
+// `group` are rows t.. of r, and each vector step of the loop to come calls fetch() for `together` bytes.
+template <class T>
+LAGKV_INLINE ahead_of_four rows_ahead(const rows& r, const four_rows<T>& group, std::size_t t, std::size_t together) {
   constexpr std::size_t line = 64;
-  for (std::size_t i = 0; i < count; ++i, first += step)
-    for (std::size_t b = 0; b < bytes; b += line) __builtin_prefetch(first + b);
+  const std::ptrdiff_t step = r.stride * static_cast<std::ptrdiff_t>(sizeof(T));
+  const std::size_t bytes = r.channels * sizeof(T);
+  if (r.ahead == nullptr) return {};
+  const std::byte* row = static_cast<const std::byte*>(r.ahead) + static_cast<std::ptrdiff_t>(t) * step;
+  if (bytes % together == 0 && group.size == 4) return {row, step, bytes, 0};
+  for (std::size_t i = 0; i < group.size; ++i, row += step)  // rows that do not go into steps, at once
+    for (std::size_t b = 0; b < bytes; b += line) __builtin_prefetch(row + b);
+  return {};
+}
+
+LAGKV_INLINE void fetch(ahead_of_four& a, std::size_t together) {
+  if (a.row == nullptr) return;
+  for (std::size_t b = 0; b < together; b += 64) __builtin_prefetch(a.row + a.at + b);
+  a.at += together;
+  if (a.at >= a.bytes) a.at = 0, a.row += a.step;
 }
