@@ -488,11 +488,15 @@ int main() {
 
 def habits(options):
     good, flags, absent = parsable()
-    std = sorted(n for n in includes_of("lagkv/lagkv.hpp", {}) if re.fullmatch(r"[a-z_0-9]+", n))
+    std = sorted({n for h in good for n in includes_of(h, {}) if re.fullmatch(r"[a-z_0-9]+", n)} - {"mdspan"})
     include = "#include <lagkv/lagkv.hpp>\n"
     standard = "".join(f"#include <{n}>\n" for n in std)
-    as_macros = lambda names: standard + "".join(f"#define {n} {MACROS[n]}\n" for n in names) + include
-    twice = "".join(f"#include <{h}>\n" for h in good) * 2
+    known = {}
+    others = sorted({n for h in good for n in includes_of(h, known) if n.startswith(tuple(third_parties()[0]))})
+    others = "".join(f"#include <{n}>\n" for n in others)  # theirs may not stand macros, and are not ours
+    all_headers = "".join(f"#include <{h}>\n" for h in good)
+    as_macros = lambda names: standard + others + "".join(f"#define {n} {MACROS[n]}\n" for n in names) + all_headers
+    twice = all_headers * 2
     outcomes = []
     for row, command in front_ends(options):
         if not command:
@@ -576,7 +580,8 @@ def main():
     os.chdir(ROOT)
 
     every = rows()
-    named = lambda row, begin: f"-{row.name}".find(f"-{begin}") >= 0
+    exact = {r.name for r in every}
+    named = lambda row, begin: row.name == begin if begin in exact else f"-{begin}" in f"-{row.name}"
     unknown = [n for n in options.rows if not any(named(r, n) for r in every)]
     if unknown:
         parser.error(f"no row is named {', '.join(unknown)}; --list shows all")
