@@ -302,7 +302,9 @@ TEST(LlamaAdapter, NumbersOfBlocksAreThoseOfGgml) {
     ggml_quantize_chunk(type, x.data(), blocks.data(), 0, 1, n, nullptr);
     ggml_get_type_traits(type)->to_float(blocks.data(), theirs.data(), n);
     for (auto target : lagkv::simd::all_targets) {
-      lagkv::simd::kernels(target).widen(blocks.data(), *lagkv::llama::dtype_of_ggml(type), n, mine.data());
+      if (!lagkv::simd::supported(target)) continue;
+      const auto& kernels = lagkv::simd::kernels<lagkv::simd::widen_kernels>(target);
+      kernels.widen(blocks.data(), *lagkv::llama::dtype_of_ggml(type), n, mine.data());
       for (std::size_t i = 0; i < n; ++i)  // where a sum is rounded once here and twice there, a unit in the last place
         ASSERT_NEAR(mine[i], theirs[i], type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_1 ? 64 * 0x1p-23 : 0)
             << ggml_type_name(type) << " " << lagkv::simd::name(target) << " " << i;
