@@ -79,6 +79,8 @@ inline lagkv::result<array> load(const std::filesystem::path& path) {
   if (detail::after(header, "fortran_order").rfind("False", 0) != 0) return fail("is in Fortran order: must be in C order");
   const std::string shape = detail::after(header, "shape");
   if (shape.empty() || shape[0] != '(') return fail("has a damaged header");
+  constexpr auto most =
+      static_cast<std::size_t>(std::uint64_t{SIZE_MAX} < std::uint64_t{1} << 46 ? SIZE_MAX / 2 : std::uint64_t{1} << 46);
   std::size_t bytes = detail::item_size(a.type);
   for (std::size_t at = 1; at < shape.size() && shape[at] != ')';) {
     if (shape[at] < '0' || shape[at] > '9') {
@@ -89,7 +91,7 @@ inline lagkv::result<array> load(const std::filesystem::path& path) {
     for (; at < shape.size() && shape[at] >= '0' && shape[at] <= '9'; ++at)
       n = n * 10 + static_cast<std::size_t>(shape[at] - '0');
     a.shape.push_back(n);
-    if (n != 0 && bytes > (std::size_t{1} << 46) / n) return fail("has a shape too large to be true");
+    if (n != 0 && bytes > most / n) return fail("has a shape too large to be true");
     bytes *= n;
   }
   const auto here = in.tellg();

@@ -11,6 +11,7 @@
 #include <lagkv/core.hpp>
 #include <lagkv/detail/function_ref.hpp>
 #include <lagkv/detail/message.hpp>
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/layer.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/plan.hpp>
@@ -261,7 +262,7 @@ LAGKV_FN void spare(std::span<float> scores, std::size_t heads, const due& d) {
     for (std::size_t i = 0; i < n; ++i) {
       float& score = scores[head * n + i];
       if (d.spares(head, d.judged.begin + i))
-        score = std::numeric_limits<float>::infinity();
+        score = infinity();
       else if (score > (std::numeric_limits<float>::max)())
         score = (std::numeric_limits<float>::max)();
     }

@@ -210,7 +210,7 @@ LAGKV_EDGE result<cursor> load_cursor(std::span<const std::byte> bytes) {
   std::uint64_t count[3];
   for (std::uint64_t& n : count)
     if ((n = get(8)) > most) return detail::refuse({"saved cursor: a count of ", n, ": must be at most ", most});
-  const auto in_memory = [](std::uint64_t n) { return static_cast<std::size_t>(n); };
+  const auto in_memory = [](auto n) { return static_cast<std::size_t>(n); };
   const cursor c{in_memory(count[0]), in_memory(count[1]), in_memory(count[2])};
   if (c.judged > c.tokens) return detail::refuse({"saved cursor: judged=", c.judged, ": must be at most tokens=", c.tokens});
   return c;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include <lagkv/detail/config.hpp>
 
@@ -12,8 +11,12 @@ namespace lagkv::inline LAGKV_ABI::detail {
 inline bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7f800000U) != 0x7f800000U; }
 inline bool is_nan(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7fffffffU) > 0x7f800000U; }
 
+// From bits, too: Clang warns of the standard library's in a file built with -ffast-math.
+inline float infinity() { return __builtin_bit_cast(float, 0x7f800000U); }
+inline float not_a_number() { return __builtin_bit_cast(float, 0x7fc00000U); }
+
 /// The norm from its square; NaN, which goes first, where that is not finite.
-inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : std::numeric_limits<float>::quiet_NaN(); }
+inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : not_a_number(); }
 
 /// Whether two numbers, neither of which is NaN, are not the same.
 inline bool differ(double a, double b) { return a < b || b < a; }

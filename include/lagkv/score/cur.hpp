@@ -5,6 +5,7 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
 
@@ -57,7 +58,7 @@ LAGKV_FN void cur::operator()(const layer& l, std::size_t head, token_range judg
 }
 
 LAGKV_FN float cur::share(float x, float total) {
-  if (!detail::finite(x)) return std::numeric_limits<float>::quiet_NaN();
+  if (!detail::finite(x)) return detail::not_a_number();
   return total > 0 ? x / total : 0.0F;
 }
 

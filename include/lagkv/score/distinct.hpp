@@ -7,6 +7,7 @@
 #include <span>
 
 #include <lagkv/detail/message.hpp>
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/score/moments.hpp>
 #include <lagkv/score/random.hpp>
@@ -76,8 +77,7 @@ LAGKV_FN void distinct::operator()(const layer& l, std::size_t head, token_range
     for (std::size_t i = all.size(); i-- > 0;) {
       const bool known = code[i] >= 0;
       if (i < part.size())
-        scores[i] =
-            known ? static_cast<float>(i) * step - static_cast<float>(later[code[i]]) : std::numeric_limits<float>::quiet_NaN();
+        scores[i] = known ? static_cast<float>(i) * step - static_cast<float>(later[code[i]]) : detail::not_a_number();
       if (known) ++later[code[i]];
     }
   };

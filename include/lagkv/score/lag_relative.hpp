@@ -7,6 +7,7 @@
 #include <span>
 #include <utility>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/method.hpp>
 #include <lagkv/score/rows.hpp>
 #include <lagkv/simd/lagkv_kernels.hpp>
@@ -50,7 +51,7 @@ struct lag_relative {
     float *lo, *hi;
 
     void reset(std::size_t channels) const {
-      constexpr float infinity = std::numeric_limits<float>::infinity();
+      const float infinity = detail::infinity();
       for (std::size_t c = 0; c < channels; ++c) lo[c] = infinity, hi[c] = -infinity;
     }
   };

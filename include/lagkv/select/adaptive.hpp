@@ -6,6 +6,7 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/plan.hpp>
 #include <lagkv/retention.hpp>
 #include <lagkv/select/top_k.hpp>
@@ -56,7 +57,7 @@ LAGKV_FN void adaptive::choose(float* scores, std::size_t heads, std::size_t n, 
   const std::size_t safe = retention::share(safeguard, keep);
   for (std::size_t head = 0; head < heads && safe > 0; ++head) {
     top_k::pick(scores + head * n, n, safe, head * n, best, ws);
-    for (std::size_t i = 0; i < safe; ++i) scores[best[i]] = std::numeric_limits<float>::infinity();
+    for (std::size_t i = 0; i < safe; ++i) scores[best[i]] = detail::infinity();
   }
   top_k::pick(scores, heads * n, heads * keep, 0, best, ws);
 }

@@ -40,7 +40,7 @@ class calibration {
       const rotated how{&(*ropes)[i], {.known = {}, .dropped = static_cast<std::size_t>(seen.rows()[behind])}};
       if (i == layers_.size()) layers_.push_back({query_moments(e.queries.heads(), e.queries.channels()), e.scale});
       workspace_.turns.prepare((*ropes)[i], e.queries.channels());
-      layers_[i].moments.add(e.queries.unrotated(how), {skip > behind ? std::min(skip - behind, n) : 0, n}, workspace_);
+      layers_[i].moments.add(e.queries.unrotated(how), {skip > behind ? (std::min)(skip - behind, n) : 0, n}, workspace_);
     }
     return {};
   }

@@ -28,14 +28,14 @@ struct wanted {
   bool any() const { return queries > 0 || mass || positions; }
 
   friend wanted operator|(const wanted& a, const wanted& b) {
-    return {std::max(a.queries, b.queries), a.mass || b.mass, a.positions || b.positions};
+    return {(std::max)(a.queries, b.queries), a.mass || b.mass, a.positions || b.positions};
   }
 };
 
 /// What a policy reads of it. Statistics of queries, where they are not `calibrated`, are taken from the last 256 tokens'.
 inline wanted wanted_by(const policy& p, bool calibrated) {
   constexpr std::size_t for_statistics = 256;
-  return {.queries = std::max(p.needs.queries, p.needs.statistics && !calibrated ? for_statistics : 0),
+  return {.queries = (std::max)(p.needs.queries, p.needs.statistics && !calibrated ? for_statistics : 0),
           .mass = p.needs.mass,
           // A mean mass counts the queries from the row's own on; survivors are turned back by their own positions.
           .positions = (p.needs.mass && p.retain.again) || (p.needs.rope && (p.retain.again || p.needs.all_rows))};
@@ -50,7 +50,7 @@ class row_array {
     if (heads != heads_ || rows > pitch_) {
       const std::size_t pitch = rows + rows / 4 + 64;
       std::vector<T> wider(heads * pitch);
-      for (std::size_t head = 0; head < std::min(heads, heads_); ++head)
+      for (std::size_t head = 0; head < (std::min)(heads, heads_); ++head)
         std::copy_n(data_.data() + head * pitch_, rows_, wider.data() + head * pitch);
       data_ = std::move(wider), heads_ = heads, pitch_ = pitch;
     }
@@ -59,7 +59,7 @@ class row_array {
     rows_ = rows;
   }
 
-  void shrink(std::size_t rows) { rows_ = std::min(rows, rows_); }
+  void shrink(std::size_t rows) { rows_ = (std::min)(rows, rows_); }
 
   void erase(std::size_t first, std::size_t n) {
     if (rows_ == 0) return;
@@ -154,7 +154,7 @@ class recording {
     if (taken == 0) return;
     for (layer_part& l : layers_) {
       l.last = rows_.empty() ? -1 : rows_.back();
-      l.queries.resize((l.held() - std::min(taken, l.held())) * l.width());
+      l.queries.resize((l.held() - (std::min)(taken, l.held())) * l.width());
       l.mass.shrink(rows_.size()), l.positions.shrink(rows_.size());
     }
   }
@@ -197,7 +197,7 @@ class recording {
     layer_part& l = layers_[i];
     extras e;
     e.mass = l.mass.view(), e.positions = l.positions.view(), e.scale = l.scale;
-    const std::size_t n = std::min(l.held(), what_.queries);
+    const std::size_t n = (std::min)(l.held(), what_.queries);
     if (n > 0) {
       const strided<float> as_met(
           l.queries.data() + (l.held() - n) * l.width(), {l.query_heads, l.channels},
@@ -228,8 +228,8 @@ class recording {
 
   /// Up to twice what is wanted is held, so that a token of an answer moves the others seldom.
   void add_queries(layer_part& l, const tensor& queries) {
-    const std::size_t given = queries.capacity(), n = std::min(given, what_.queries);
-    if (l.held() + n > 2 * what_.queries) l.forget_before(std::min(l.held(), what_.queries - n));
+    const std::size_t given = queries.capacity(), n = (std::min)(given, what_.queries);
+    if (l.held() + n > 2 * what_.queries) l.forget_before((std::min)(l.held(), what_.queries - n));
     const std::size_t before = l.queries.size();
     l.queries.resize(before + n * l.width());
     float* to = l.queries.data() + before;
