@@ -59,8 +59,9 @@ namespace detail {
 /// Where what a policy needs is not there at this call, nothing is judged.
 LAGKV_FN bool met(const needs& n, const layer& l);
 
-/// What is due of this layer, protected rows counted.
-LAGKV_FN due due_of(const policy& p, const layer& l, const cursor& at);
+/// `d`, which the policy's retention says is due, with the positions of this layer and its protected rows counted; nothing where
+/// what the policy needs is not there.
+LAGKV_FN due due_of(const policy& p, const layer& l, due d);
 
 /// Protected rows go before all others.
 LAGKV_FN void spare(std::span<float> scores, std::size_t heads, const due& d);
@@ -237,8 +238,7 @@ LAGKV_FN bool met(const needs& n, const layer& l) {
          (!n.statistics || e->query_mean || (e->queries && offered > 0)) && (!n.calibrated || e->query_mean);
 }
 
-LAGKV_FN due due_of(const policy& p, const layer& l, const cursor& at) {
-  due d = p.retain.due(at, l.tokens);
+LAGKV_FN due due_of(const policy& p, const layer& l, due d) {
   if (d.empty()) return d;
   if (!met(p.needs, l)) return {};
   if (l.extra == nullptr) return d;
@@ -418,8 +418,9 @@ LAGKV_FN std::size_t step(const policy& p, const layer& l, cursor& at, workspace
     advance(at, out, 0);
     return at.tokens;
   };
-  if (p.retain.due(at, l.tokens).empty()) return nothing();  // most calls end here
-  const due d = due_of(p, l, at);
+  const due now = p.retain.due(at, l.tokens);
+  if (now.empty()) return nothing();  // most calls end here
+  const due d = due_of(p, l, now);
   if (d.empty()) return nothing();
   if (by_partition(p, d) && needs_scores(d)) {
     out.reset(d.judged, l.tokens, l.keys.heads(), d.keep);
@@ -467,7 +468,7 @@ LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers) {
 
 LAGKV_FN const plan& judge(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
   plan& out = ws.decision;
-  const due d = detail::due_of(p, l, at);
+  const due d = detail::due_of(p, l, p.retain.due(at, l.tokens));
   if (d.empty()) {
     out.clear(l.tokens);
     return out;

@@ -39,7 +39,7 @@ class stacked {
   status check(std::size_t tokens) const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const View& v = layers_[i];
-      const std::string name = detail::refuse({"layer ", i, " of ", layers_.size(), ": "}).message;
+      const std::string name = detail::joined({"layer ", i, " of ", layers_.size(), ": "});
       if (v.type() != type() || v.heads() != each() || v.channels() != channels())
         return detail::refuse({name, text(v), ": must be as layer 0, ", text(layers_[0])});
       if (v.heads() == 0) return detail::refuse({name, "heads=0: must be 1 or more"});
@@ -51,7 +51,7 @@ class stacked {
  private:
   std::size_t each() const { return layers_.empty() ? 0 : layers_[0].heads(); }
   static std::string text(const View& v) {
-    return detail::refuse({name(v.type()), ", heads=", v.heads(), ", channels=", v.channels()}).message;
+    return detail::joined({name(v.type()), ", heads=", v.heads(), ", channels=", v.channels()});
   }
 
   std::span<const View> layers_{};

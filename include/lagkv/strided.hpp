@@ -42,9 +42,7 @@ struct dimension {
 /// the smaller ones span. (Interleavings with coprime strides that would pass as well are not laid out by any engine.)
 LAGKV_EDGE bool lie_apart(std::span<dimension> dims);
 
-inline std::string text(const strides& s) {
-  return refuse({"head=", s.head, ", token=", s.token, ", channel=", s.channel}).message;
-}
+inline std::string text(const strides& s) { return joined({"head=", s.head, ", token=", s.token, ", channel=", s.channel}); }
 
 /// Whether `tokens` tokens at such strides lie apart; a row has `units` units.
 LAGKV_EDGE status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units);

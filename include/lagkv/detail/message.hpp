@@ -38,7 +38,10 @@ class piece {
   kind kind_;
 };
 
-/// "tokens=", 7, ": must be at most ", 5 -> the error of that text.
+/// "tokens=", 7, ": must be at most ", 5 -> that text, in one.
+std::string joined(std::initializer_list<piece> pieces);
+
+/// The error of that text.
 error refuse(std::initializer_list<piece> pieces);
 
 #if LAGKV_BODIES
@@ -73,11 +76,13 @@ LAGKV_EDGE void piece::append_to(std::string& out) const {
   out.append(first, static_cast<std::size_t>(digits + sizeof digits - first));
 }
 
-LAGKV_EDGE error refuse(std::initializer_list<piece> pieces) {
-  error e;
-  for (const piece& p : pieces) p.append_to(e.message);
-  return e;
+LAGKV_EDGE std::string joined(std::initializer_list<piece> pieces) {
+  std::string text;
+  for (const piece& p : pieces) p.append_to(text);
+  return text;
 }
+
+LAGKV_EDGE error refuse(std::initializer_list<piece> pieces) { return {joined(pieces)}; }
 
 #endif
 

@@ -46,9 +46,7 @@ template <class T>
                   vectors + v * r.channels, out + v * pitch + i);
 }
 
-inline constexpr std::size_t tile_rows = 32;  // that stay in the first cache while the vectors pass
-
-// Rows of f32: those of one tile against all vectors, four by four.
+// Rows of f32 against all vectors, four by four.
 inline void dots_of_tile(const float* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
   const std::size_t fours = count / vectors_together * vectors_together;
   for (std::size_t v = 0; v < fours; v += vectors_together)
@@ -58,40 +56,36 @@ inline void dots_of_tile(const float* x, const rows& r, const float* vectors, st
   dots_one_by_one(x, r, vectors + fours * r.channels, count - fours, out + fours * pitch, pitch);
 }
 
-inline void dots_by_tiles(const float* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
-  rows some = r;
-  for (std::size_t t = 0; t < r.tokens; t += tile_rows) {
-    some.tokens = r.tokens - t < tile_rows ? r.tokens - t : tile_rows;
-    dots_of_tile(x + static_cast<std::ptrdiff_t>(t) * r.stride, some, vectors, count, out + t, pitch);
-  }
-}
-
-// Rows of 16 bits against many vectors: a tile is widened once for all of them.
+// Rows of 16 bits: against many vectors they are widened once for all of them, where there is room for four.
 template <class T>
-inline void dots_widened(const T* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
+inline void dots_of_tile(const T* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
   constexpr std::size_t most = 4096;  // floats: 16 KiB of the first cache
   float wide[most];
-  const std::size_t fit = most / r.channels / 4 * 4, together = fit < tile_rows ? fit : tile_rows;
-  if (count < vectors_together || together == 0) return dots_one_by_one(x, r, vectors, count, out, pitch);
+  const std::size_t fit = most / r.channels / 4 * 4;
+  if (count < vectors_together || fit == 0) return dots_one_by_one(x, r, vectors, count, out, pitch);
   rows some{wide, dtype::f32, 0, r.channels, static_cast<std::ptrdiff_t>(r.channels)};
-  for (std::size_t t = 0; t < r.tokens; t += together) {
-    some.tokens = r.tokens - t < together ? r.tokens - t : together;
-    for (std::size_t i = 0; i < some.tokens; ++i) {
-      const T* row = x + static_cast<std::ptrdiff_t>(t + i) * r.stride;
-      float* to = wide + i * r.channels;
-      for (std::size_t c = 0; c < r.channels; c += lanes) {
-        const std::size_t n = r.channels - c < lanes ? r.channels - c : lanes;
-        store_part(load_part(row + c, n), to + c, n);
-      }
-    }
+  for (std::size_t t = 0; t < r.tokens; t += fit) {
+    some.tokens = r.tokens - t < fit ? r.tokens - t : fit;
+    for (std::size_t i = 0; i < some.tokens; ++i)
+      widen_of(x + static_cast<std::ptrdiff_t>(t + i) * r.stride, r.channels, wide + i * r.channels);
     dots_of_tile(wide, some, vectors, count, out + t, pitch);
   }
 }
 
+template <class T>
+inline void dots_of(const T* x, const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
+  constexpr std::size_t together = 32;  // rows that stay in the first cache while the vectors pass
+  rows tile = r;
+  for (std::size_t t = 0; t < r.tokens; t += together) {
+    tile.tokens = r.tokens - t < together ? r.tokens - t : together;
+    dots_of_tile(x + static_cast<std::ptrdiff_t>(t) * r.stride, tile, vectors, count, out + t, pitch);
+  }
+}
+
 inline void dots(const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
-  if (r.type == dtype::f32) return dots_by_tiles(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
-  if (r.type == dtype::f16) return dots_widened(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
-  if (r.type == dtype::bf16) return dots_widened(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::f32) return dots_of(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::f16) return dots_of(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
+  if (r.type == dtype::bf16) return dots_of(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
   // other types come widened
 }
 

@@ -55,12 +55,12 @@ struct four_pointers {
 
 template <bool Neighbours, class T>
 LAGKV_INLINE void turn_four_back(const four_rows<T>& x, const turn& by, const four_pointers<const float>& fine, std::size_t width,
-                                 std::size_t c, std::size_t n, const four_pointers<float>& out, four& square) {
-  const turned coarse = load_turned(by.coarse, width, c, n);
-  turn_row_back<Neighbours>(x.a, coarse, fine.a, width, c, n, out.a, square.a);
-  turn_row_back<Neighbours>(x.b, coarse, fine.b, width, c, n, out.b, square.b);
-  turn_row_back<Neighbours>(x.c, coarse, fine.c, width, c, n, out.c, square.c);
-  turn_row_back<Neighbours>(x.d, coarse, fine.d, width, c, n, out.d, square.d);
+                                 std::size_t c, const four_pointers<float>& out, four& square) {
+  const turned coarse = load_turned(by.coarse, width, c, lanes);
+  turn_row_back<Neighbours>(x.a, coarse, fine.a, width, c, lanes, out.a, square.a);
+  turn_row_back<Neighbours>(x.b, coarse, fine.b, width, c, lanes, out.b, square.b);
+  turn_row_back<Neighbours>(x.c, coarse, fine.c, width, c, lanes, out.c, square.c);
+  turn_row_back<Neighbours>(x.d, coarse, fine.d, width, c, lanes, out.d, square.d);
 }
 
 // What is left of a row: the last turned channels, fewer than a vector, and those that carry no position. It stands in `out`, in
@@ -87,10 +87,7 @@ template <class T>
   const std::size_t begins[] = {whole, width + whole, by.dims};
   const std::size_t ends[] = {width, by.neighbours ? 0 : 2 * width, channels};
   for (std::size_t part = 0; part < 3; ++part)
-    for (std::size_t c = begins[part]; c < ends[part]; c += lanes) {
-      const std::size_t n = ends[part] - c < lanes ? ends[part] - c : lanes;
-      store_part(load_part(x + c, n), out + c, n);
-    }
+    if (begins[part] < ends[part]) widen_of(x + begins[part], ends[part] - begins[part], out + begins[part]);
   turn_rest_in_place(channels, by, fine, width, whole, out, square);
 }
 
@@ -110,7 +107,7 @@ inline void turn_back_by(const T* x, const rows& r, const turn& by, float* out, 
     four square;
     for (std::size_t c = 0; c < whole; c += lanes) {
       fetch(ahead, together);
-      turn_four_back<Neighbours>(group, by, fine, width, c, lanes, to, square);
+      turn_four_back<Neighbours>(group, by, fine, width, c, to, square);
     }
     if (rest) {
       four copy = square;  // so that square can stay in registers

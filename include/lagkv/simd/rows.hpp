@@ -32,27 +32,17 @@ const Family& kernels(target t);
 
 /// What a family's header ends with: its tables, which its .inl has made.
 #if defined(__x86_64__)
-#define LAGKV_KERNELS_OF(family)                                            \
-  namespace lagkv::inline LAGKV_ABI::simd {                                 \
-  template <>                                                               \
-  LAGKV_FN const family& kernels<family>(target t) {                        \
-    if (t == target::avx512) return avx512::family##_table;                 \
-    return t == target::avx2 ? avx2::family##_table : sse2::family##_table; \
-  }                                                                         \
-  }
+#define LAGKV_WIDER_TABLE_OF(family, t)                     \
+  if ((t) == target::avx512) return avx512::family##_table; \
+  if ((t) == target::avx2) return avx2::family##_table;
 #else
-#if defined(__i386__)
-#define LAGKV_BASELINE sse2
-#elif defined(__aarch64__)
-#define LAGKV_BASELINE neon
-#else
-#define LAGKV_BASELINE scalar
+#define LAGKV_WIDER_TABLE_OF(family, t)
 #endif
-#define LAGKV_KERNELS_OF(family)                   \
-  namespace lagkv::inline LAGKV_ABI::simd {        \
-  template <>                                      \
-  LAGKV_FN const family& kernels<family>(target) { \
-    return LAGKV_BASELINE::family##_table;         \
-  }                                                \
+#define LAGKV_KERNELS_OF(family)                                      \
+  namespace lagkv::inline LAGKV_ABI::simd {                           \
+  template <>                                                         \
+  LAGKV_FN const family& kernels<family>([[maybe_unused]] target t) { \
+    LAGKV_WIDER_TABLE_OF(family, t)                                   \
+    return LAGKV_BASELINE::family##_table;                            \
+  }                                                                   \
   }
-#endif

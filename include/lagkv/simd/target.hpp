@@ -26,12 +26,13 @@ constexpr const char* name(target t) {
 }
 
 #if defined(__x86_64__) || defined(__i386__)
-inline constexpr target baseline = target::sse2;
+#define LAGKV_BASELINE sse2
 #elif defined(__aarch64__)
-inline constexpr target baseline = target::neon;
+#define LAGKV_BASELINE neon
 #else
-inline constexpr target baseline = target::scalar;
+#define LAGKV_BASELINE scalar
 #endif
+inline constexpr target baseline = target::LAGKV_BASELINE;
 
 namespace detail {
 

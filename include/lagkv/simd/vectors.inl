@@ -166,6 +166,14 @@ LAGKV_INLINE void store_part(vec v, float* p, std::size_t n) {
   if (lanes == 1 || n == lanes) return store(p, v);
   __builtin_memcpy(p, &v, n * sizeof(float));
 }
+// n adjacent elements.
+template <class T>
+inline void widen_of(const T* x, std::size_t n, float* out) {
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(out + i, load(x + i));
+  if (i < n) store_part(load_part(x + i, n - i), out + i, n - i);
+}
+
 LAGKV_INLINE void storei(std::int32_t* p, ivec v) { __builtin_memcpy(p, &v, sizeof v); }
 LAGKV_INLINE vec fill(float x) { return vec{} + x; }
 LAGKV_INLINE float first_of(vec v) {

@@ -1,12 +1,5 @@
 // Part of lagkv (MIT). Included once a target (each_target.inl): widen_kernels.
 
-template <class T>
-inline void widen_of(const T* x, std::size_t n, float* out) {
-  std::size_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(out + i, load(x + i));
-  if (i < n) store_part(load_part(x + i, n - i), out + i, n - i);
-}
-
 // Blocks of 32 with f16 scales: i is the first of `lanes` bytes, which hold elements i and i + 16.
 
 LAGKV_INLINE vec widen_one(f16 h) {
