@@ -60,15 +60,15 @@ int main(int argc, char** argv) {
     lagkv::cursor cursor;
     const double cpu = bench::cpu_seconds();
     const auto start = std::chrono::steady_clock::now();
-    rows = threads == 1 ? lagkv::step(*policy, layer, cursor, workers[0])
-                        : lagkv::step(*policy, layer, cursor, std::span(workers), pool);
+    rows = threads == 1 ? lagkv::compress(*policy, layer, cursor, workers[0])
+                        : lagkv::compress(*policy, layer, cursor, std::span(workers), pool);
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
     if (i == 0) continue;  // it grows the workspace
     wall_times.push_back(time.count());
     cpu_times.push_back(bench::cpu_seconds() - cpu);
   }
 
-  const lagkv::plan& plan = workers[0].decision;
+  const lagkv::plan& plan = lagkv::last_plan(workers[0]);
   std::printf("{\"target\": \"%s\", \"rows\": %zu", lagkv::simd::name(lagkv::simd::best()), rows);
   print("seconds", wall_times);
   print("cpu_seconds", cpu_times);

@@ -10,7 +10,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include <examples/thread_pool.hpp>
@@ -91,7 +91,7 @@ void step(benchmark::State& state, const setup& s) {
   lagkv::workspace workspace(s.kernels);
   run_cold(state, c, [&] {
     lagkv::cursor cursor;
-    benchmark::DoNotOptimize(lagkv::step(policy, layer, cursor, workspace, s.direction));
+    benchmark::DoNotOptimize(lagkv::compress(policy, layer, cursor, workspace, s.direction));
   });
   count(state, c.elements(), c.bytes());
 }
@@ -116,7 +116,7 @@ void step_threads(benchmark::State& state, const setup& s) {
     state.ResumeTiming();
     own.push_back(bench::wall_seconds([&] {
       lagkv::cursor cursor;
-      benchmark::DoNotOptimize(lagkv::step(policy, layer, cursor, workers, pool, s.direction));
+      benchmark::DoNotOptimize(lagkv::compress(policy, layer, cursor, workers, pool, s.direction));
     }));
   }
   state.counters["x_read"] = bench::median(own) / bench::median(read);
@@ -143,11 +143,11 @@ void score(benchmark::State& state, const setup& s) {
   cache& c = cache_of(s);
   const lagkv::policy policy = s.policy();
   const lagkv::layer layer = c.view(s.how);
-  const lagkv::due due = policy.retain.due({}, c.tokens());
+  const lagkv::candidates due = policy.budget.due({}, c.tokens());
   lagkv::workspace workspace(s.kernels);
-  std::vector<float> scores(due.judged.size());
+  std::vector<float> scores(due.rows.size());
   run_cold(state, c, [&] {
-    for (std::size_t head = 0; head < cache::heads; ++head) policy.score(layer, head, due.judged, scores, workspace);
+    for (std::size_t head = 0; head < cache::heads; ++head) policy.score(layer, head, due.rows, scores, workspace);
     benchmark::DoNotOptimize(scores.data());
   });
   count(state, c.elements(), c.bytes());
@@ -157,15 +157,15 @@ void score(benchmark::State& state, const setup& s) {
 void select(benchmark::State& state, const setup& s) {
   cache& c = cache_of(s);
   const lagkv::policy policy = s.policy();
-  const lagkv::due due = policy.retain.due({}, c.tokens());
-  const std::size_t n = due.judged.size();
+  const lagkv::candidates due = policy.budget.due({}, c.tokens());
+  const std::size_t n = due.rows.size();
   lagkv::workspace workspace(s.kernels);
   c.restore();
   std::vector<float> scores(cache::heads * n);
   for (std::size_t head = 0; head < cache::heads; ++head)
-    policy.score(c.view(), head, due.judged, std::span(scores).subspan(head * n, n), workspace);
+    policy.score(c.view(), head, due.rows, std::span(scores).subspan(head * n, n), workspace);
   lagkv::plan plan;
-  plan.reset(due.judged, c.tokens(), cache::heads, due.keep);
+  plan.reset(due.rows, c.tokens(), cache::heads, due.keep);
   run_cold(state, c, [&] {
     lagkv::top_k{}(scores, cache::heads, due, plan, workspace);
     benchmark::DoNotOptimize(plan.kept.data());
@@ -179,8 +179,8 @@ void compact(benchmark::State& state, const setup& s) {
   const lagkv::layer layer = c.view(s.how);
   lagkv::workspace workspace(s.kernels);
   c.restore();
-  const lagkv::plan plan = lagkv::judge(s.policy(), layer, {}, workspace);
-  const std::size_t rows = plan.tokens_after() - plan.judged.begin;
+  const lagkv::plan plan = lagkv::plan_eviction(s.policy(), layer, {}, workspace);
+  const std::size_t rows = plan.tokens_after() - plan.candidates.begin;
   const std::size_t bytes = 2 * cache::heads * rows * layer.keys.row_bytes();
   const bench::memory copy(bytes);
   const auto memcpy_both = [&] {  // half of it from the keys, half from the values
@@ -220,7 +220,7 @@ class asked {
     extras_.query_mean = view(mean_, dim, 1), extras_.query_covariance = view(covariance_, dim, dim);
     if (factored) extras_.query_factors = view(factors_, dim, factors);
     extras_.rope = &rope_;
-    extras_.mass = {mass_.data(), static_cast<std::ptrdiff_t>(tokens)};
+    extras_.accumulated_attention = {mass_.data(), static_cast<std::ptrdiff_t>(tokens)};
   }
 
   const lagkv::extras& extras() const { return extras_; }
@@ -239,7 +239,7 @@ class asked {
 /// A whole step of any policy; x_lagkv is its time over that of LagKV's step at the same share kept.
 void method(benchmark::State& state, const setup& s, const std::string& policy) {
   cache& c = cache_of(s);
-  const auto parsed = lagkv::parse(policy, lagkv::all_methods());
+  const auto parsed = lagkv::parse(policy, lagkv::methods_with_eigen());
   if (!parsed) return state.SkipWithError(parsed.message().c_str());
   const asked beside(s.dim, s.tokens, parsed->needs.calibrated);
   lagkv::layer layer = c.view(s.how);
@@ -248,7 +248,7 @@ void method(benchmark::State& state, const setup& s, const std::string& policy) 
   lagkv::workspace workspace(s.kernels);
   const auto step_of = [&](const lagkv::policy& p) {
     lagkv::cursor cursor;
-    benchmark::DoNotOptimize(lagkv::step(p, layer, cursor, workspace));
+    benchmark::DoNotOptimize(lagkv::compress(p, layer, cursor, workspace));
   };
   const lagkv::policy reference = s.policy();
   run_cold(
@@ -268,7 +268,7 @@ void observe(benchmark::State& state, const setup& s) {
   lagkv::layer layer = c.view(s.how);
   layer.extra = &beside.extras();
   lagkv::workspace workspace(s.kernels);
-  run_cold(state, c, [&] { lagkv::observe(layer, 1, workspace); });
+  run_cold(state, c, [&] { lagkv::accumulate_attention(layer, 1, workspace); });
   count(state, c.elements() / 2, c.bytes() / 2);  // keys only
 }
 
@@ -280,7 +280,7 @@ void due_nothing(benchmark::State& state) {
   layer.tokens = 200;
   lagkv::workspace workspace;
   lagkv::cursor cursor;
-  for (auto _ : state) benchmark::DoNotOptimize(lagkv::step(policy, layer, cursor, workspace));
+  for (auto _ : state) benchmark::DoNotOptimize(lagkv::compress(policy, layer, cursor, workspace));
 }
 
 /// A token of decoding, over many: the tokens of one partition are appended outside the timed part.
@@ -295,7 +295,7 @@ void decode(benchmark::State& state, const setup& s) {
     c.restore();
     cursor = {};
     layer.tokens = 16 + 2 * s.lag - 1;
-    tokens = lagkv::step(policy, layer, cursor, workspace);
+    tokens = lagkv::compress(policy, layer, cursor, workspace);
   };
   restart();
   while (state.KeepRunningBatch(static_cast<benchmark::IterationCount>(s.lag))) {
@@ -306,7 +306,7 @@ void decode(benchmark::State& state, const setup& s) {
     }
     for (std::size_t i = 0; i < s.lag; ++i) {
       layer.tokens = tokens + 1;
-      tokens = lagkv::step(policy, layer, cursor, workspace);
+      tokens = lagkv::compress(policy, layer, cursor, workspace);
     }
   }
 }
@@ -376,7 +376,7 @@ void register_all() {
                              "manifold:sink=16,keep=0.25",
                              "novelty:sink=16,keep=0.25",
                              "distinct:sink=16,keep=0.25",
-                             "novelty:sink=16,keep=0.25,unrotate=no",
+                             "novelty:sink=16,keep=0.25,pre_rope=no",
                              "manifold:sink=16,keep=0.25,lag=128",
                              "leverage:sink=16,keep=0.25",
                              "leverage:sink=16,keep=0.25,sketch=48",

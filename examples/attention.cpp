@@ -43,7 +43,7 @@ lagkv::extras beside(engine& e, std::span<const std::uint32_t> protect) {
   lagkv::extras x;
   x.queries = lagkv::strided<float>(e.queries.data(), {query_heads, channels},
                                     {.head = channels, .token = query_heads * channels}, e.batch);
-  x.mass = {e.mass.data(), capacity};
+  x.accumulated_attention = {e.mass.data(), capacity};
   x.positions = {e.positions.data(), capacity};
   x.protect = protect;
   return x;
@@ -72,8 +72,8 @@ bool run(const std::string& text) {
     const lagkv::extras x = beside(e, protect);
     const lagkv::layer l = view(e, x);
     if (const lagkv::status ok = check(*policy, l); !ok) return std::printf("  %s\n", ok.message().c_str()), false;
-    if (policy->needs.mass) lagkv::observe(l, n, workspace);  // before the step: use, then compress
-    e.tokens = lagkv::step(*policy, l, cursor, workspace);
+    lagkv::accumulate(*policy, l, cursor, n, workspace);  // before compress(), with the queries of the new tokens
+    e.tokens = lagkv::compress(*policy, l, cursor, workspace);
     return true;
   };
   if (!forward_and_compress(120)) return false;

@@ -1,4 +1,4 @@
-// Scorers of one's own: a function, and a struct of options. The retention says which tokens are judged and how many stay;
+// Scorers of one's own: a function, and a struct of options. The budget says which tokens are judged and how many stay;
 // sinks and recent tokens never reach the scorer.
 #include <cstdio>
 #include <span>
@@ -7,8 +7,8 @@
 #include <lagkv/lagkv.hpp>
 
 // A function: tokens with long value vectors matter.
-void value_norm(const lagkv::layer& l, std::size_t head, lagkv::token_range judged, std::span<float> out, lagkv::workspace& ws) {
-  lagkv::for_each_row(l.values, head, judged, ws, [&](std::size_t i, std::span<const float> row) {
+void value_norm(const lagkv::layer& l, std::size_t head, lagkv::token_range candidates, std::span<float> out, lagkv::workspace& ws) {
+  lagkv::for_each_row(l.values, head, candidates, ws, [&](std::size_t i, std::span<const float> row) {
     out[i] = 0;
     for (float x : row) out[i] += x * x;
   });
@@ -18,10 +18,10 @@ void value_norm(const lagkv::layer& l, std::size_t head, lagkv::token_range judg
 struct value_over_key {
   int power = 1;
 
-  void operator()(const lagkv::layer& l, std::size_t head, lagkv::token_range judged, std::span<float> out,
+  void operator()(const lagkv::layer& l, std::size_t head, lagkv::token_range candidates, std::span<float> out,
                   lagkv::workspace& ws) const {
-    value_norm(l, head, judged, out, ws);
-    lagkv::for_each_row(l.keys, head, judged, ws, [&](std::size_t i, std::span<const float> row) {
+    value_norm(l, head, candidates, out, ws);
+    lagkv::for_each_row(l.keys, head, candidates, ws, [&](std::size_t i, std::span<const float> row) {
       float square = 1e-6F;
       for (float x : row) square += x * x;
       for (int p = 0; p < power; ++p) out[i] /= square;
@@ -43,12 +43,12 @@ int main() {
                              lagkv::strided<float>(v.data(), {1, channels}, strides), tokens};
     // 2 sinks and the last 16 tokens are safe; of those between, as many stay as fill 22 rows.
     lagkv::policy policy;
-    policy.retain = {.sink = 2, .recent = 16, .kind = lagkv::budget::capacity, .amount = 22};
+    policy.budget = {.sink = 2, .recent = 16, .keeps = lagkv::keep::capacity{.rows = 22}};
     policy.score = score;
     policy.needs.values = true;
     lagkv::workspace workspace;
-    const lagkv::plan& plan = judge(policy, layer, {}, workspace);
-    std::printf("%-16s keeps of tokens %zu..%zu:", name, plan.judged.begin, plan.judged.end - 1);
+    const lagkv::plan& plan = plan_eviction(policy, layer, {}, workspace);
+    std::printf("%-16s keeps of tokens %zu..%zu:", name, plan.candidates.begin, plan.candidates.end - 1);
     for (std::uint32_t t : plan.of(0)) std::printf(" %u", t);
     std::printf("\n");
     return std::vector<std::uint32_t>(plan.of(0).begin(), plan.of(0).end());

@@ -70,7 +70,7 @@ int main() {
       }
     const lagkv::layer layer{keys.view(), values.view(), tokens + 1};
     if (const lagkv::status s = check(policy, layer); !s) return std::printf("%s\n", s.message().c_str()), 1;
-    tokens = lagkv::step(policy, layer, cursor, workspace);
+    tokens = lagkv::compress(policy, layer, cursor, workspace);
     freed += keys.release(tokens);
   }
   std::printf("%zu tokens seen, %zu left in chunks of %zu; %zu chunks were freed on the way\n", cursor.seen(), tokens, chunk,

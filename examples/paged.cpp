@@ -60,7 +60,7 @@ int main() {
     for (int i = 0; i < 500; ++i) append(p, s);
     if (const lagkv::status ok = check(policy, view(p, s)); !ok) return std::printf("%s\n", ok.message().c_str()), 1;
     const std::size_t before = s.table.size();
-    s.tokens = lagkv::step(policy, view(p, s), s.cursor, workspace);
+    s.tokens = lagkv::compress(policy, view(p, s), s.cursor, workspace);
     release_unused(p, s);
     std::printf("position %4zu: %zu blocks in use, %zu go back to the pool, %zu are free\n", s.cursor.seen(), before,
                 before - s.table.size(), p.free_blocks.size());

@@ -49,8 +49,8 @@ int main() {
     const std::size_t n = cursor.seen() < prompt ? chunk : 1;
     if (!run_model(c, cursor.seen(), n)) return std::printf("the cache is full\n"), 1;
     peak = peak < c.tokens ? c.tokens : peak;
-    c.tokens = lagkv::step(*policy, view(c), cursor, workspace);  // after attention: use, then compress
-    if (!workspace.decision.empty()) ++compressions;
+    c.tokens = lagkv::compress(*policy, view(c), cursor, workspace);  // after attention: use, then compress
+    if (!lagkv::last_plan(workspace).empty()) ++compressions;
     if (cursor.seen() % 1024 == 0)
       std::printf("%s: next position %4zu, rows in use %4zu, dropped %4zu\n", n == 1 ? "decode " : "prefill", cursor.seen(),
                   cursor.tokens, cursor.dropped);
@@ -58,7 +58,7 @@ int main() {
   std::printf("%zu compressions; at most %zu rows were in use at once\n", compressions, peak);
 
   // However the tokens came: what one compression of all of them would leave.
-  const std::size_t judged = (total - 16) / 128 - 1;
-  const std::size_t expected = 16 + judged * 32 + 128 + (total - 16) % 128;
-  return c.tokens == expected && cursor.dropped == judged * 96 && peak <= capacity ? 0 : 1;
+  const std::size_t candidates = (total - 16) / 128 - 1;
+  const std::size_t expected = 16 + candidates * 32 + 128 + (total - 16) % 128;
+  return c.tokens == expected && cursor.dropped == candidates * 96 && peak <= capacity ? 0 : 1;
 }

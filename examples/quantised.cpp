@@ -28,13 +28,13 @@ int main() {
 
   lagkv::cursor cursor;
   lagkv::workspace workspace;
-  const std::size_t left = step(policy, layer, cursor, workspace);
+  const std::size_t left = compress(policy, layer, cursor, workspace);
   const std::size_t bytes = heads * (layer.keys.row_bytes() + layer.values.row_bytes());  // a token, of this layer
   std::printf("%zu tokens of %zu bytes before, %zu after\n", cells, bytes, left);
 
   for (std::size_t h = 0; h < heads; ++h)  // every row is, to the byte, the one that the plan names
     for (std::size_t row = 0; row < left; ++row) {
-      const std::size_t now = (row * heads + h) * units, then = (workspace.decision.source(h, row) * heads + h) * units;
+      const std::size_t now = (row * heads + h) * units, then = (lagkv::last_plan(workspace).source(h, row) * heads + h) * units;
       if (std::memcmp(&k[now], &k_before[then], layer.keys.row_bytes()) != 0) return 1;
       if (std::memcmp(&v[now], &v_before[then], layer.values.row_bytes()) != 0) return 1;
     }

@@ -37,15 +37,15 @@ int main() {
         }
       }
     layer.tokens = before + n;
-    layer.tokens = lagkv::step(*policy, layer, cursor, workspace);
+    layer.tokens = lagkv::compress(*policy, layer, cursor, workspace);
     std::printf("%2zu tokens appended, %2zu seen: %2zu rows stay\n", n, cursor.seen(), layer.tokens);
     for (std::size_t h = 0; h < heads; ++h) {
       std::uint32_t* p = positions.data() + h * total;
-      lagkv::compact(p, h, workspace.decision);
+      lagkv::compact(p, h, lagkv::last_plan(workspace));
       std::string picture(cursor.seen(), '.');
       for (std::size_t row = 0; row < layer.tokens; ++row) {
         if (row > 0 && p[row] <= p[row - 1]) return std::printf("positions do not ascend\n"), 1;
-        picture[p[row]] = row < sink ? 'S' : row < cursor.judged ? 'K' : 'w';
+        picture[p[row]] = row < sink ? 'S' : row < cursor.compressed ? 'K' : 'w';
       }
       std::printf("   head %zu  %s\n", h, picture.c_str());
     }

@@ -53,8 +53,8 @@ int main(int argc, char** argv) {
       const lagkv::layer layer{npy::view(keys[l]), npy::view(values[l]), keys[l].shape[1]};
       if (const auto ok = lagkv::check(*policy, layer); !ok)
         return std::fprintf(stderr, "survivors: %s\n", ok.message().c_str()), 2;
-      left[l] = digits_left(lagkv::judge(*policy, layer, {}, ws));
+      left[l] = digits_left(lagkv::plan_eviction(*policy, layer, {}, ws));
     }
-    std::printf("%-42s %12zu %9.0f %9.0f %9.0f\n", text, ws.decision.tokens_after(), left[0], left[1], left[2]);
+    std::printf("%-42s %12zu %9.0f %9.0f %9.0f\n", text, lagkv::last_plan(ws).tokens_after(), left[0], left[1], left[2]);
   }
 }

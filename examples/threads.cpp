@@ -40,15 +40,15 @@ int main() {
   for (std::size_t l = 0; l < layers; ++l) model.emplace_back(l);
   for (cache& c : model) views.push_back(c.view());
   std::vector<lagkv::cursor> cursors(layers);
-  lagkv::step(policy, views, cursors, workers, pool);
+  lagkv::compress(policy, views, cursors, workers, pool);
 
   // Or layer by layer, a head a task: what one thread gives, to the byte.
   bool same = true;
   for (std::size_t l = 0; l < layers; ++l) {
     cache shared(l), alone(l);
     lagkv::cursor a, b;
-    lagkv::step(policy, shared.view(), a, workers, pool);
-    lagkv::step(policy, alone.view(), b, workers[0]);
+    lagkv::compress(policy, shared.view(), a, workers, pool);
+    lagkv::compress(policy, alone.view(), b, workers[0]);
     same = same && a == b && a == cursors[l] && shared.keys == alone.keys && shared.values == alone.values &&
            model[l].keys == alone.keys && model[l].values == alone.values;
   }

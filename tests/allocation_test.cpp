@@ -53,11 +53,11 @@ counts allocations_of(const lagkv::policy& p, lagkv::layer view, lagkv::workspac
   lagkv::cursor at;
   view.tokens = 1500;
   const std::size_t before = allocations;
-  view.tokens = lagkv::step(p, view, at, ws);
+  view.tokens = lagkv::compress(p, view, at, ws);
   const std::size_t between = allocations;
   for (int i = 0; i < 3000; ++i) {
     ++view.tokens;
-    view.tokens = lagkv::step(p, view, at, ws);
+    view.tokens = lagkv::compress(p, view, at, ws);
   }
   return {between - before, allocations - between};
 }
@@ -67,7 +67,7 @@ TEST(allocation, none_once_warm) {
   host queries(layout::heads_first, dtype::f32, make_cube(2, 4, 64, 8));
   std::vector<float> mass(std::size_t{2} * 4500, 1.0F);
   lagkv::extras extras;
-  extras.queries = queries.view(), extras.mass = {mass.data(), 4500};
+  extras.queries = queries.view(), extras.accumulated_attention = {mass.data(), 4500};
   for (layout l : {layout::heads_first, layout::transposed, layout::both_strided, layout::blocks_of_16})
     for (dtype type : all_types) {
       cache c(l, type, x, x);
@@ -77,8 +77,8 @@ TEST(allocation, none_once_warm) {
             "streaming_llm:sink=4,capacity=500", "random:sink=4,recent=64,keep=0.5", "key_diff:recent=64,keep=0.5",
             "key_diff:lag=64,keep=0.25", "cur:lag=64,keep=0.25,pool=3", "manifold:capacity=500,every=40",
             "key_norm:recent=64,keep=0.5,select=chunks", "value_norm:capacity=500,every=40,select=chunks", "snapkv:keep=0.5",
-            "h2o:capacity=500,every=40,recent_share=0.5", "tova:capacity=500,every=40", "distinct:unrotate=no,keep=0.5",
-            "distinct:unrotate=no,lag=64,keep=0.25", "fuse:lagkv+key_diff+snapkv,lag=64,keep=0.25"}) {
+            "h2o:capacity=500,every=40,recent_share=0.5", "tova:capacity=500,every=40", "distinct:pre_rope=no,keep=0.5",
+            "distinct:pre_rope=no,lag=64,keep=0.25", "fuse:lagkv+key_diff+snapkv,lag=64,keep=0.25"}) {
         SCOPED_TRACE(std::string(text) + " " + name(l) + " " + lagkv::name(type));
         lagkv::workspace ws;
         lagkv::layer view = c.layer(0);
@@ -103,10 +103,10 @@ TEST(allocation, none_for_rotating_keys_again) {
   cache c(layout::transposed, dtype::f16, x, x);
   lagkv::workspace ws;
   lagkv::cursor at;
-  lagkv::step(named("lagkv:sink=4,lag=64,ratio=0.25"), c.layer(400), at, ws);
-  lagkv::rerotate(c.keys.view(), ws.decision, {}, ws);
+  lagkv::compress(named("lagkv:sink=4,lag=64,ratio=0.25"), c.layer(400), at, ws);
+  lagkv::rerotate(c.keys.view(), lagkv::last_plan(ws), {}, ws);
   const std::size_t before = allocations;
-  lagkv::rerotate(c.keys.view(), ws.decision, {}, ws);
+  lagkv::rerotate(c.keys.view(), lagkv::last_plan(ws), {}, ws);
   EXPECT_EQ(allocations, before);
 }
 
@@ -116,9 +116,9 @@ TEST(without_exceptions, step_runs) {
   const lagkv::policy p = named(plain::policy_text);
   lagkv::workspace ws;
   lagkv::cursor at;
-  ASSERT_EQ(plain::compress(one.layer(100)), lagkv::step(p, other.layer(100), at, ws));
+  ASSERT_EQ(plain::compress(one.layer(100)), lagkv::compress(p, other.layer(100), at, ws));
   for (std::size_t i = 0; i < at.tokens; ++i) EXPECT_EQ(one.keys.row(1, i), other.keys.row(1, i));
-  EXPECT_EQ(plain::refusal(), "lagkv: lag=0: must be 1 or more");
+  EXPECT_EQ(plain::refusal(), "lagkv: lag=0: must be a whole number from 1 to 2147483647");
 }
 
 }  // namespace

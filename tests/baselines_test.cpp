@@ -61,14 +61,14 @@ TEST(streaming_llm, never_drops_a_sink) {
 TEST(streaming_llm, reads_no_element) {
   const lagkv::tensor nowhere = lagkv::strided<float>(reinterpret_cast<float*>(64), {2, 4}, {4000, 4, 1});
   lagkv::workspace ws;
-  EXPECT_EQ(lagkv::judge(named("streaming_llm:sink=4,capacity=50"), {nowhere, nowhere, 90}, {}, ws).judged,
+  EXPECT_EQ(lagkv::plan_eviction(named("streaming_llm:sink=4,capacity=50"), {nowhere, nowhere, 90}, {}, ws).candidates,
             (lagkv::token_range{4, 44}));
 }
 
 std::vector<std::uint32_t> kept_at_random(const std::string& text, const cube& x, layout l = layout::heads_first) {
   cache c(l, dtype::f16, x, x);
   lagkv::workspace ws;
-  const auto& kept = lagkv::judge(named(text), c.layer(x.tokens), {}, ws).kept;
+  const auto& kept = lagkv::plan_eviction(named(text), c.layer(x.tokens), {}, ws).kept;
   return {kept.begin(), kept.end()};
 }
 

@@ -4,7 +4,7 @@
 #include <limits>
 #include <string>
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "support/host.hpp"
@@ -16,17 +16,17 @@ using lagkv::dtype;
 
 // ---- parse ----------------------------------------------------------------------------------------------------------
 
-constexpr const char* keys_of_lagkv = "lagkv: unknown key '%': must be one of sink, lag, ratio, value_weight, form, unrotate";
+constexpr const char* keys_of_lagkv = "lagkv: unknown key '%': must be one of sink, lag, ratio, value_weight, form, pre_rope";
 /// The names that a message lists, from the list of policies itself.
 std::string names_of(bool fusable) {
   std::string out = fusable ? "" : "fuse";
-  for (const lagkv::method* m : lagkv::methods())
+  for (const lagkv::method_entry* m : lagkv::methods())
     if (!fusable || m->make != nullptr) out.append(out.empty() ? "" : ", ").append(m->name);
-  return out + " (leverage: include lagkv/all_methods.hpp)";
+  return out + " (those that need Eigen: include lagkv/methods_with_eigen.hpp)";
 }
 const std::string names = "unknown policy '%': must be one of " + names_of(false);
 constexpr const char* shared =
-    "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, smooth, agree, unrotate, select, chunk, safeguard, "
+    "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, smooth, heads, pre_rope, select, chunk, safeguard, "
     "pyramid";
 
 std::string with(std::string text, const std::string& word) { return text.replace(text.find('%'), 1, word); }
@@ -44,7 +44,7 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"random", ""},
       {"random:sink=4,recent=32,keep=0.5,seed=9007199254740992", ""},
 
-      {"lagkv:lag=0", "lag=0: must be 1 or more"},
+      {"lagkv:lag=0", "lag=0: must be a whole number from 1 to 2147483647"},
       {"lagkv:ratio=1.5", "ratio=1.5: must be above 0 and at most 1"},
       {"lagkv:ratio=1.0000001", "ratio=1.0000001: must be above 0 and at most 1"},
       {"lagkv:ratio=0", "ratio=0: must be above 0 and at most 1"},
@@ -54,16 +54,17 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"lagkv:ratio=1e999", "ratio=1e999: must be above 0 and at most 1"},
       {"lagkv:ratio=half", "ratio=half: must be above 0 and at most 1"},
       {"lagkv:ratio=0.5x", "ratio=0.5x: must be above 0 and at most 1"},
-      {"lagkv:ratio=0,5", with(keys_of_lagkv, "5")},
-      {"lagkv:lag=1.5", "lag=1.5: must be a whole number, 1 or more"},
-      {"lagkv:lag=-1", "lag=-1: must be a whole number, 1 or more"},
-      {"lagkv:lag=3000000000", "lag=3000000000: must be at most 2147483647"},
-      {"lagkv:lag=1e300", "lag=1e300: must be a whole number, 1 or more"},
-      {"lagkv:sink=-1", "sink=-1: must be a whole number, 0 or more"},
-      {"lagkv:sink=nan", "sink=nan: must be a whole number, 0 or more"},
-      {"lagkv:sink= 4", "sink= 4: must be a whole number, 0 or more"},
+      {"lagkv:ratio=0,5", "ratio=0: must be above 0 and at most 1"},
+      {"lagkv:ratio=1,5", with(keys_of_lagkv, "5")},
+      {"lagkv:lag=1.5", "lag=1.5: must be a whole number from 1 to 2147483647"},
+      {"lagkv:lag=-1", "lag=-1: must be a whole number from 1 to 2147483647"},
+      {"lagkv:lag=3000000000", "lag=3000000000: must be a whole number from 1 to 2147483647"},
+      {"lagkv:lag=1e300", "lag=1e300: must be a whole number from 1 to 2147483647"},
+      {"lagkv:sink=-1", "sink=-1: must be a whole number from 0 to 2147483647"},
+      {"lagkv:sink=nan", "sink=nan: must be a whole number from 0 to 2147483647"},
+      {"lagkv:sink= 4", "sink= 4: must be a whole number from 0 to 2147483647"},
       {"lagkv:value_weight=-1", "value_weight=-1: must be from 0 to 1000000"},
-      {"lagkv:value_weight=1e7", "value_weight=1e+07: must be from 0 to 1000000"},
+      {"lagkv:value_weight=1e7", "value_weight=1e7: must be from 0 to 1000000"},
       {"lagkv:form=other", "form=other: must be one of paper, local, kvpress, kvpress_cross"},
       {"lagkv:form=pape", "form=pape: must be one of paper, local, kvpress, kvpress_cross"},
       {"lagkv:lags=4", with(keys_of_lagkv, "lags")},
@@ -83,11 +84,11 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {":sink=4", with(names, "")},
       {"streaming_llm", "capacity, keep: give one of them"},
       {"streaming_llm:capacity=50,keep=0.5", "capacity, keep: give one of them"},
-      {"streaming_llm:sink=4,capacity=4", "capacity=4: must be 5 or more"},
+      {"streaming_llm:sink=4,capacity=4", "capacity=4: must be 5 or more (sink + 1)"},
       {"streaming_llm:keep=1.5", "keep=1.5: must be above 0 and at most 1"},
       {"random:recent=0", ""},
       {"random:keep=2", "keep=2: must be above 0 and at most 1"},
-      {"random:seed=-1", "seed=-1: must be a whole number, 0 or more"},
+      {"random:seed=-1", "seed=-1: must be a whole number from 0 to 9007199254740992"},
       {"random:lagg=4", "unknown key 'lagg': must be one of " + std::string(shared) + ", seed"},
       {"key_norm:keep=0", "keep=0: must be above 0 and at most 1"},
       {"key_norm:keep=-1", "keep=-1: must be above 0 and at most 1"},
@@ -97,29 +98,29 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"key_norm:budget_mb=0", "budget_mb=0: must be above 0 and at most 1000000000"},
       {"key_norm:lag=16,capacity=100", "lag=16: a partition keeps a share: give keep"},
       {"key_norm:lag=16,pyramid=20", "lag=16: a partition keeps the same share in all layers: not with pyramid"},
-      {"key_norm:pyramid=0.5", "pyramid=0.5: must be 0, or from 1 to 1000000"},
+      {"key_norm:pyramid=0.5", "pyramid=0.5: must be from 1 to 1000000"},
       {"key_norm:pool=4", "pool=4: must be an odd number"},
-      {"key_norm:every=0", "every=0: must be a whole number, 1 or more"},
+      {"key_norm:every=0", "every=0: must be a whole number from 1 to 2147483647"},
       {"key_norm:select=best", "select=best: must be one of top_k, chunks, adaptive"},
-      {"key_norm:select=chunks,chunk=0", "chunk=0: must be a whole number, 1 or more"},
+      {"key_norm:select=chunks,chunk=0", "chunk=0: must be a whole number from 1 to 2147483647"},
       {"key_norm:select=adaptive,safeguard=1.5", "safeguard=1.5: must be from 0 to 1"},
       {"key_norm:recent_share=-0.5", "recent_share=-0.5: must be from 0 to 1"},
       {"key_norm:window=3", "unknown key 'window': must be one of " + std::string(shared)},
-      {"distinct:bits=0", "bits=0: must be from 1 to 16"},
-      {"distinct:bits=17", "bits=17: must be from 1 to 16"},
-      {"snapkv:window=0", "window=0: must be a whole number, 1 or more"},
+      {"distinct:bits=0", "bits=0: must be a whole number from 1 to 16"},
+      {"distinct:bits=17", "bits=17: must be a whole number from 1 to 16"},
+      {"snapkv:window=0", "window=0: must be a whole number from 1 to 2147483647"},
       {"snapkv:kernel=4", "kernel=4: must be an odd number"},
-      {"cur:window=0", "window=0: must be a whole number, 1 or more"},
+      {"cur:window=0", "window=0: must be a whole number from 1 to 2147483647"},
       {"h2o:form=max", "form=max: must be one of sum, mean"},
-      {"fuse", "of: must be two to four methods, such as lagkv+key_diff"},
-      {"fuse:cur", "of: must be two to four methods, such as lagkv+key_diff"},
+      {"fuse", "of: must be two to four methods joined by +"},
+      {"fuse:cur", "of: must be two to four methods joined by +"},
       {"fuse:cur+streaming_llm", "unknown method 'streaming_llm': must be one of " + names_of(true)},
       {"fuse:cur+lagkv", "lag=0: lagkv compares partitions: must be 1 or more"},
       {"fuse:cur+key_diff,weights=1", "weights: must be as many numbers as methods, such as 1+0.5"},
       {"fuse:cur+key_diff,weights=1+2+3", "weights: must be as many numbers as methods, such as 1+0.5"},
       {"fuse:cur+key_diff,weights=1+-2", "weight=-2: must be from 0 to 1000000"},
       {"fuse:cur+key_diff,by=first", "by=first: must be one of sum, best"},
-      {"fuse:cur+key_diff+key_norm+random+tova", "of: must be two to four methods, such as lagkv+key_diff"}};
+      {"fuse:cur+key_diff+key_norm+random+tova", "of: must be two to four methods joined by +"}};
   for (const auto& [text, message] : table) {
     const auto p = lagkv::parse(text);
     const std::string input(text), name = input.substr(0, input.find(':')) + ": ";
@@ -150,46 +151,45 @@ TEST(parse, survives_any_text) {
 TEST(parse, gives_what_the_string_says) {
   const auto lagkv = lagkv::parse("lagkv:ratio=0.29,lag=100,sink=3,value_weight=0");
   ASSERT_TRUE(lagkv);
-  EXPECT_EQ(lagkv->retain.sink, 3U);
-  EXPECT_EQ(lagkv->retain.lag, 100U);
-  EXPECT_EQ(lagkv->retain.amount, 0.29);
-  EXPECT_EQ(lagkv->retain.kind, lagkv::budget::share_of_partition);
+  EXPECT_EQ(lagkv->budget.sink, 3U);
+  EXPECT_EQ(lagkv->budget.lag(), 100U);
+  ASSERT_TRUE(lagkv->budget.as<lagkv::keep::partitions>());
+  EXPECT_EQ(lagkv->budget.as<lagkv::keep::partitions>()->ratio, 0.29);
   EXPECT_FALSE(lagkv->needs.values);
   EXPECT_FALSE(lagkv->adjust);
   EXPECT_TRUE(lagkv::parse("lagkv")->needs.values);
   EXPECT_TRUE(lagkv::parse("lagkv:form=kvpress")->adjust);
-  EXPECT_EQ(lagkv::parse("lagkv:form=kvpress_cross")->retain.kind, lagkv::budget::share_of_all);
-  EXPECT_EQ(lagkv::parse("random:recent=7")->retain.recent, 7U);
+  EXPECT_TRUE(lagkv::parse("lagkv:form=kvpress_cross")->budget.as<lagkv::keep::share>());
+  EXPECT_EQ(lagkv::parse("random:recent=7")->budget.recent, 7U);
 }
 
 TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {
-  for (const lagkv::method* m : lagkv::all_methods()) {
-    const auto p = lagkv::parse(m->name, lagkv::all_methods());
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+    const auto p = lagkv::parse(m->name, lagkv::methods_with_eigen());
     EXPECT_TRUE(p || p.message().find("give one of") != std::string::npos) << m->name << ": " << p.message();
-    EXPECT_FALSE(m->meaning.empty() || m->reads.empty() || (m->source.empty() && m->name != "random")) << m->name;
-    for (auto list : {m->parameters, m->whole_parameters})
-      for (const lagkv::parameter& q : list) EXPECT_FALSE(q.key.empty() || q.range.empty() || q.meaning.empty()) << m->name;
+    EXPECT_FALSE(m->meaning.empty() || m->reads.empty() || (m->source.empty() && m->name != "random" && m->name != "full")) << m->name;
+    for (auto list : {m->own.parameters, m->whole.parameters})
+      for (const lagkv::parameter& q : list) EXPECT_FALSE(q.key.empty() || lagkv::text(q.accepts).empty() || q.meaning.empty()) << m->name;
   }
   const lagkv::policy parsed = *lagkv::parse("lagkv"), made = *lagkv::make_lagkv();
-  EXPECT_EQ(parsed.retain.sink, made.retain.sink);
-  EXPECT_EQ(parsed.retain.lag, made.retain.lag);
-  EXPECT_EQ(parsed.retain.amount, made.retain.amount);
+  EXPECT_EQ(parsed.budget.sink, made.budget.sink);
+  EXPECT_EQ(parsed.budget.lag(), made.budget.lag());
+  EXPECT_EQ(parsed.budget.as<lagkv::keep::partitions>()->ratio, made.budget.as<lagkv::keep::partitions>()->ratio);
 }
 
 TEST(parse, shared_keys_have_the_defaults_of_their_options) {
-  const lagkv::policy parsed = *lagkv::parse("key_diff"), made = *lagkv::make_policy(lagkv::key_diff{});
-  EXPECT_EQ(parsed.retain.sink, made.retain.sink);
-  EXPECT_EQ(parsed.retain.recent, made.retain.recent);
-  EXPECT_EQ(parsed.retain.lag, made.retain.lag);
-  EXPECT_EQ(parsed.retain.amount, made.retain.amount);
-  EXPECT_EQ(parsed.retain.kind, made.retain.kind);
-  EXPECT_EQ(parsed.retain.every, made.retain.every);
-  EXPECT_EQ(parsed.retain.recent_share, made.retain.recent_share);
-  EXPECT_EQ(parsed.retain.slope.beta, made.retain.slope.beta);
+  const lagkv::policy parsed = *lagkv::parse("key_diff"), made = *lagkv::make_policy(lagkv::key_diff_score{});
+  EXPECT_EQ(parsed.budget.sink, made.budget.sink);
+  EXPECT_EQ(parsed.budget.recent, made.budget.recent);
+  EXPECT_EQ(parsed.budget.lag(), made.budget.lag());
+  ASSERT_TRUE(parsed.budget.as<lagkv::keep::share>() && made.budget.as<lagkv::keep::share>());
+  EXPECT_EQ(parsed.budget.as<lagkv::keep::share>()->of_all, made.budget.as<lagkv::keep::share>()->of_all);
+  EXPECT_EQ(parsed.budget.recent_share, made.budget.recent_share);
+  EXPECT_EQ(parsed.budget.slope.beta, made.budget.slope.beta);
   EXPECT_FALSE(parsed.select || parsed.adjust || parsed.ragged || parsed.fused_count != 0);
-  EXPECT_EQ(lagkv::parse("snapkv:window=48")->retain.recent, 48U) << "the method's own window";
-  EXPECT_EQ(lagkv::parse("snapkv:window=48,recent=7")->retain.recent, 7U);
-  EXPECT_EQ(lagkv::parse("h2o")->retain.recent_share, 0.5);
+  EXPECT_EQ(lagkv::parse("snapkv:window=48")->budget.recent, 48U) << "the method's own window";
+  EXPECT_EQ(lagkv::parse("snapkv:window=48,recent=7")->budget.recent, 7U);
+  EXPECT_EQ(lagkv::parse("h2o")->budget.recent_share, 0.5);
 }
 
 TEST(parse, fusions_give_each_key_to_every_method_that_has_it) {
@@ -201,7 +201,7 @@ TEST(parse, fusions_give_each_key_to_every_method_that_has_it) {
   EXPECT_EQ(p->weight, 1);
   EXPECT_EQ(p->fused[0].weight, 0.5);
   EXPECT_EQ(p->fused[1].weight, 2);
-  EXPECT_EQ(p->retain.recent, 32U) << "the widest of their windows";
+  EXPECT_EQ(p->budget.recent, 32U) << "the widest of their windows";
   EXPECT_TRUE(lagkv::parse("fuse:keep=0.25,of=key_norm+cur"));
   EXPECT_TRUE(lagkv::parse("fuse:lagkv+key_diff,lag=64,value_weight=0"));
 }
@@ -209,9 +209,9 @@ TEST(parse, fusions_give_each_key_to_every_method_that_has_it) {
 TEST(make, refuses_what_no_string_can_say) {
   EXPECT_EQ(lagkv::make_lagkv({.ratio = std::numeric_limits<double>::quiet_NaN()}).message(),
             "ratio=nan: must be above 0 and at most 1");
-  EXPECT_EQ(lagkv::make_lagkv({.lag = std::size_t{1} << 40}).message(), "lag=1099511627776: must be at most 2147483647");
+  EXPECT_EQ(lagkv::make_lagkv({.lag = std::size_t{1} << 40}).message(), "lag=1099511627776: must be a whole number from 1 to 2147483647");
   EXPECT_EQ(lagkv::make_streaming_llm({.sink = std::size_t{1} << 40, .capacity = 5}).message(),
-            "sink=1099511627776: must be at most 2147483647");
+            "sink=1099511627776: must be a whole number from 0 to 2147483647");
 }
 
 // ---- check ----------------------------------------------------------------------------------------------------------
@@ -280,8 +280,8 @@ TEST(check, layers_and_policies) {
   EXPECT_EQ(check(keys_only, {{}, two, 10}).message(), "keys: the tensor is empty");
   lagkv::policy p;
   EXPECT_EQ(check(p, {two, two, 100}).message(), "policy: has no scorer");
-  p = keys_only, p.retain.lag = 0;
-  EXPECT_EQ(check(p, {two, two, 100}).message(), "lag=0: must be 1 or more where each partition keeps a share");
+  p = keys_only, p.budget.keeps = lagkv::keep::partitions{0, 0.5};
+  EXPECT_EQ(check(p, {two, two, 100}).message(), "lag=0: must be 1 or more if each partition keeps a share");
   const lagkv::tensor endless = lagkv::strided<float>(memory, {1, 4}, {0, 4, 1});
   EXPECT_EQ(check(keys_only, {endless, {}, std::size_t{1} << 32}).message(), "tokens=4294967296: must be at most 4294967295");
 }
@@ -317,7 +317,7 @@ TEST(cursor, is_refused_where_it_cannot_be_one) {
   EXPECT_EQ(lagkv::load_cursor({}).message(), "saved cursor of 0 bytes: must be 28");
   bytes[1] = std::byte{1};
   EXPECT_EQ(lagkv::load_cursor(bytes).message(), "saved cursor of version 257: must be 1");
-  EXPECT_EQ(lagkv::load_cursor(lagkv::save({10, 5, 11})).message(), "saved cursor: judged=11: must be at most tokens=10");
+  EXPECT_EQ(lagkv::load_cursor(lagkv::save({10, 5, 11})).message(), "saved cursor: compressed=11: must be at most tokens=10");
   const std::size_t most =
       std::numeric_limits<std::size_t>::max() / 4;  // a 32-bit machine drops no half of what a 64-bit one saved
   EXPECT_TRUE(lagkv::load_cursor(lagkv::save({most, most, most})));

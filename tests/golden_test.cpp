@@ -23,14 +23,14 @@ testing::AssertionResult same_but_for_ties(const std::set<int>& ours, const std:
                                            const std::vector<double>& exact, const golden_case& c) {
   if (ours == theirs) return testing::AssertionSuccess();
   if (ours.size() != theirs.size()) return testing::AssertionFailure() << ours.size() << " kept, not " << theirs.size();
-  const auto judged = [&](int token) { return static_cast<std::size_t>(token) - c.sink; };
+  const auto candidates = [&](int token) { return static_cast<std::size_t>(token) - c.sink; };
   std::vector<double> cut(c.partitions(), std::numeric_limits<double>::max());
   for (int token : theirs)
-    if (judged(token) < exact.size()) cut[judged(token) / c.lag] = std::min(cut[judged(token) / c.lag], exact[judged(token)]);
+    if (candidates(token) < exact.size()) cut[candidates(token) / c.lag] = std::min(cut[candidates(token) / c.lag], exact[candidates(token)]);
   std::vector<int> differ;
   std::set_symmetric_difference(ours.begin(), ours.end(), theirs.begin(), theirs.end(), std::back_inserter(differ));
   for (int token : differ)
-    if (judged(token) >= exact.size() || relative(exact[judged(token)], cut[judged(token) / c.lag]) > 1e-6)
+    if (candidates(token) >= exact.size() || relative(exact[candidates(token)], cut[candidates(token) / c.lag]) > 1e-6)
       return testing::AssertionFailure() << "token " << token << " does not tie with the cut";
   return testing::AssertionSuccess();
 }
@@ -72,7 +72,7 @@ TEST_P(official, scores_and_kept_tokens) {
       const lagkv::layer layer = ours.layer(c.tokens);
       lagkv::workspace ws(target);
       ASSERT_EQ(lagkv::check(policy, layer).message(), "");
-      const lagkv::plan plan = lagkv::judge(policy, layer, {}, ws);
+      const lagkv::plan plan = lagkv::plan_eviction(policy, layer, {}, ws);
       ASSERT_EQ(plan.tokens_after(), kept_each);
 
       std::vector<float> scores(judged_end - c.sink);
@@ -93,7 +93,7 @@ TEST_P(official, scores_and_kept_tokens) {
         }
 
       lagkv::cursor at;
-      ASSERT_EQ(lagkv::step(policy, layer, at, ws), kept_each);
+      ASSERT_EQ(lagkv::compress(policy, layer, at, ws), kept_each);
       for (std::size_t h = 0; h < c.heads; ++h)
         for (std::size_t i = 0; i < kept_each; ++i) {
           ASSERT_EQ(ours.keys.row(h, i), original.keys.row(h, plan.source(h, i)));
@@ -132,7 +132,7 @@ TEST_P(stream, lengths_cursor_and_positions_after_every_call) {
       s.append(static_cast<std::size_t>(steps[i]), policy, ws);
       ASSERT_EQ(s.tokens(), static_cast<std::size_t>(lengths[i])) << "call " << i;
       // The reference counts the sinks from the start, the cursor from the first judgement on.
-      ASSERT_EQ(std::max(s.at().judged, c.sink), static_cast<std::size_t>(compressed[i])) << "call " << i;
+      ASSERT_EQ(std::max(s.at().compressed, c.sink), static_cast<std::size_t>(compressed[i])) << "call " << i;
       ASSERT_EQ(s.at().seen(), s.seen());
       if (i == c.middle_step) {
         EXPECT_TRUE(same_positions(s, "kept_middle"));
@@ -155,7 +155,7 @@ using kvpress = testing::TestWithParam<layout>;
 struct kvpress_case {
   golden_case c = golden_of("kvpress").at(0);
   cube k = golden_cube(c, "keys"), v = golden_cube(c, "values");
-  lagkv::token_range judged{c.sink, c.sink + c.partitions() * c.lag};
+  lagkv::token_range candidates{c.sink, c.sink + c.partitions() * c.lag};
 
   lagkv::policy policy(lagkv::lagkv_form form, double removed) const {
     return *lagkv::make_lagkv({.sink = c.sink, .lag = c.lag, .ratio = 1 - removed, .form = form});
@@ -169,15 +169,15 @@ TEST_P(kvpress, cross_scoring) {
     SCOPED_TRACE(lagkv::simd::name(target));
     cache ours(GetParam(), dtype::f32, g.k, g.v);
     lagkv::workspace ws(target);
-    std::vector<float> scores(g.judged.size());
+    std::vector<float> scores(g.candidates.size());
     for (std::size_t h = 0; h < g.c.heads; ++h) {
-      g.policy(lagkv::lagkv_form::kvpress_cross, .5).score(ours.layer(g.c.tokens), h, g.judged, scores, ws);
+      g.policy(lagkv::lagkv_form::kvpress_cross, .5).score(ours.layer(g.c.tokens), h, g.candidates, scores, ws);
       for (std::size_t i = 0; i < scores.size(); ++i)  // kvpress halves the sum
-        ASSERT_LE(relative(scores[i], reference[h * g.c.tokens + g.judged.begin + i]), 1e-5);
+        ASSERT_LE(relative(scores[i], reference[h * g.c.tokens + g.candidates.begin + i]), 1e-5);
     }
     for (auto [removed, file] : {std::pair{.5, "lagkv_cross_kept_0.5"}, {.75, "lagkv_cross_kept_0.75"}}) {
       const auto kept = golden<int>(g.c, file);
-      const lagkv::plan plan = lagkv::judge(g.policy(lagkv::lagkv_form::kvpress_cross, removed), ours.layer(g.c.tokens), {}, ws);
+      const lagkv::plan plan = lagkv::plan_eviction(g.policy(lagkv::lagkv_form::kvpress_cross, removed), ours.layer(g.c.tokens), {}, ws);
       ASSERT_EQ(plan.tokens_after() * g.c.heads, kept.size());
       for (std::size_t h = 0; h < g.c.heads; ++h)
         for (std::size_t i = 0; i < plan.tokens_after(); ++i)
@@ -193,15 +193,15 @@ TEST_P(kvpress, ranks) {
     SCOPED_TRACE(lagkv::simd::name(target));
     cache ours(GetParam(), dtype::f32, g.k, g.v);
     lagkv::workspace ws(target);
-    std::vector<float> scores(g.judged.size());
+    std::vector<float> scores(g.candidates.size());
     const lagkv::policy policy = g.policy(lagkv::lagkv_form::kvpress, .75);
     for (std::size_t h = 0; h < g.c.heads; ++h) {
-      policy.score(ours.layer(g.c.tokens), h, g.judged, scores, ws);
-      policy.adjust(scores, 1, {.judged = g.judged}, ws);
+      policy.score(ours.layer(g.c.tokens), h, g.candidates, scores, ws);
+      policy.adjust(scores, 1, {.rows = g.candidates}, ws);
       for (std::size_t i = 0; i < scores.size(); ++i)
-        ASSERT_FLOAT_EQ(scores[i], reference[h * g.c.tokens + g.judged.begin + i]) << "token " << g.judged.begin + i;
+        ASSERT_FLOAT_EQ(scores[i], reference[h * g.c.tokens + g.candidates.begin + i]) << "token " << g.candidates.begin + i;
     }
-    EXPECT_EQ(lagkv::judge(policy, ours.layer(g.c.tokens), {}, ws).tokens_after(), g.c.tokens / 4);
+    EXPECT_EQ(lagkv::plan_eviction(policy, ours.layer(g.c.tokens), {}, ws).tokens_after(), g.c.tokens / 4);
   }
 }
 

@@ -441,7 +441,7 @@ TEST_P(kernels, distances_of_scaled_rows_with_weights) {
   });
 }
 
-TEST_P(kernels, turn_back) {
+TEST_P(kernels, inverse_rotate) {
   for_each_size([&](const packed& x, std::mt19937& random) {
     if (x.channels < 2) return;
     const std::size_t dims = 2 + random() % (x.channels - 1) / 2 * 2, pairs = dims / 2;
@@ -467,7 +467,7 @@ TEST_P(kernels, turn_back) {
     for (std::size_t t = 0; t < x.tokens; ++t) fill_in(angles[t], tables[t]), near[t] = tables[t].data();
 
     std::vector<float> all(x.tokens * x.channels + 1, 77.0F), squares(x.tokens + 1, 77.0F);
-    table.turn_back(x.rows(), {dims, neighbours, far.data(), near.data()}, all.data(), squares.data());
+    table.inverse_rotate(x.rows(), {dims, neighbours, far.data(), near.data()}, all.data(), squares.data());
     for (std::size_t t = 0; t < x.tokens; ++t) {
       const float* out = all.data() + t * x.channels;
       double sum = 0;
@@ -486,7 +486,7 @@ TEST_P(kernels, turn_back) {
 
       std::vector<float> alone(x.channels);
       float square = 0;
-      table.turn_back(part(x, t, 1), {dims, neighbours, far.data(), &near[t]}, alone.data(), &square);
+      table.inverse_rotate(part(x, t, 1), {dims, neighbours, far.data(), &near[t]}, alone.data(), &square);
       ASSERT_TRUE(same_bits(square, squares[t])) << "token " << t << " alone";
       for (std::size_t c = 0; c < x.channels; ++c) ASSERT_TRUE(same_bits(alone[c], out[c])) << "token " << t << " alone";
     }
@@ -564,12 +564,12 @@ TEST_P(kernels, add_rows_goes_row_by_row) {
   });
 }
 
-TEST_P(kernels, add_moments) {
+TEST_P(kernels, add_statistics) {
   for_each_size([&](const packed& x, std::mt19937& random) {
     const std::vector<float> factors = normal_values(x.tokens, random), start = normal_values(2 * x.channels, random);
     std::vector<float> found = start;
     found.push_back(77.0F);
-    table.add_moments(x.rows(), factors.data(), found.data(), found.data() + x.channels);
+    table.add_statistics(x.rows(), factors.data(), found.data(), found.data() + x.channels);
     for (std::size_t c = 0; c < x.channels; ++c) {
       double sum = start[c], square = start[x.channels + c], size = std::fabs(sum), squares = std::fabs(square);
       for (std::size_t t = 0; t < x.tokens; ++t) {
@@ -583,7 +583,7 @@ TEST_P(kernels, add_moments) {
     std::vector<float> cut = start;
     for (std::size_t t = 0, n = 0; t < x.tokens; t += n) {
       n = 1 + random() % (x.tokens - t);
-      table.add_moments(part(x, t, n), &factors[t], cut.data(), cut.data() + x.channels);
+      table.add_statistics(part(x, t, n), &factors[t], cut.data(), cut.data() + x.channels);
     }
     cut.push_back(77.0F);
     ASSERT_EQ(cut, found);

@@ -57,8 +57,8 @@ void expect_like_dense(const lagkv::tensor& far, const char* what) {
     ASSERT_EQ(check(p, {far, {}, tokens}).message(), "") << what;
     lagkv::workspace a, b;
     lagkv::cursor at_a, at_b;
-    ASSERT_EQ(step(p, {far, {}, tokens}, at_a, a), step(p, {near, {}, tokens}, at_b, b)) << what;
-    EXPECT_EQ(a.decision.kept, b.decision.kept) << what;
+    ASSERT_EQ(compress(p, {far, {}, tokens}, at_a, a), compress(p, {near, {}, tokens}, at_b, b)) << what;
+    EXPECT_EQ(lagkv::last_plan(a).kept, lagkv::last_plan(b).kept) << what;
     for (std::size_t h = 0; h < heads; ++h)
       for (std::size_t t = 0; t < tokens; ++t)
         ASSERT_EQ(std::memcmp(row_of(h, t), dense.data() + (h * tokens + t) * units, row), 0)
@@ -111,10 +111,10 @@ TEST(large, a_scale_a_row_far_from_the_next) {
       lagkv::scaled(lagkv::strided<std::uint8_t>(bytes.data(), {heads, channels}, {tokens * channels, channels}, tokens), scales);
   lagkv::workspace ws;
   lagkv::cursor at;
-  const std::size_t left = step(named("key_norm:sink=3,keep=0.5"), {x, {}, tokens}, at, ws);
+  const std::size_t left = compress(named("key_norm:sink=3,keep=0.5"), {x, {}, tokens}, at, ws);
   for (std::size_t h = 0; h < heads; ++h)
     for (std::size_t t = 0; t < left; ++t)
-      EXPECT_EQ(x.scale_of(h, t).factor, static_cast<float>(h * 1000 + ws.decision.source(h, t)));
+      EXPECT_EQ(x.scale_of(h, t).factor, static_cast<float>(h * 1000 + lagkv::last_plan(ws).source(h, t)));
 }
 
 }  // namespace

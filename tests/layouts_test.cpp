@@ -152,13 +152,13 @@ constexpr lagkv::toward directions[] = {lagkv::toward::front, lagkv::toward::win
 
 /// The row that holds what is row i after compaction to the front.
 std::size_t row_of(const lagkv::plan& p, lagkv::toward direction, std::size_t i) {
-  return direction == lagkv::toward::front || i < p.judged.begin ? i : i + p.tokens_before - p.tokens_after();
+  return direction == lagkv::toward::front || i < p.candidates.begin ? i : i + p.tokens_before - p.tokens_after();
 }
 
 using stepper =
     std::function<std::size_t(const lagkv::policy&, const lagkv::layer&, lagkv::cursor&, lagkv::workspace&, lagkv::toward)>;
 const stepper plain_step = [](const auto& policy, const auto& layer, auto& at, auto& ws, lagkv::toward direction) {
-  return lagkv::step(policy, layer, at, ws, direction);
+  return lagkv::compress(policy, layer, at, ws, direction);
 };
 
 /// Steps on the engine's memory and on a plain copy.
@@ -169,7 +169,7 @@ void expect_as_plain(const side& keys, const side& values, const std::vector<byt
   if (lagkv::is_byte(keys.view.type()))  // the policies below do not depend on a scale that all tokens of a head share
     for (const char* text : {"key_norm:sink=3,keep=0.4", "value_norm:sink=3,keep=0.4"}) {
       const lagkv::policy p = named(text);
-      const lagkv::due due = p.retain.due({}, tokens);
+      const lagkv::candidates due = p.budget.due({}, tokens);
       plain k(keys), v(values);
       lagkv::workspace ws, plain_ws;
       const auto scores = lagkv::score(p, {keys.view, values.view, tokens}, due, ws);
@@ -188,13 +188,13 @@ void expect_as_plain(const side& keys, const side& values, const std::vector<byt
       lagkv::workspace ws, plain_ws;
       lagkv::cursor at, plain_at;
       const std::size_t left = step_of_host(p, layer, at, ws, direction);
-      ASSERT_EQ(lagkv::step(p, {k.view(), v.view(), tokens}, plain_at, plain_ws, direction), left);
+      ASSERT_EQ(lagkv::compress(p, {k.view(), v.view(), tokens}, plain_at, plain_ws, direction), left);
       ASSERT_LT(left, tokens);
       ASSERT_EQ(at, plain_at);
-      ASSERT_EQ(ws.decision.kept, plain_ws.decision.kept);
+      ASSERT_EQ(lagkv::last_plan(ws).kept, lagkv::last_plan(plain_ws).kept);
       for (std::size_t h = 0; h < heads; ++h)
         for (std::size_t i = 0; i < left; ++i) {
-          const std::size_t row = row_of(ws.decision, direction, i);
+          const std::size_t row = row_of(lagkv::last_plan(ws), direction, i);
           ASSERT_EQ(keys.row(h, row), k.row(h, row)) << "head " << h << ", row " << row;
           ASSERT_EQ(values.row(h, row), v.row(h, row)) << "head " << h << ", row " << row;
         }
@@ -435,10 +435,10 @@ TEST(vllm, keys_in_groups_of_x_channels) {
                                 lagkv::workspace& workspace, lagkv::toward direction) {
     plain rows_in_use(key);
     const lagkv::tensor copy = rows_in_use.view();
-    const lagkv::plan& plan = judge(policy, {copy, values, tokens}, cursor, workspace);
+    const lagkv::plan& plan = plan_eviction(policy, {copy, values, tokens}, cursor, workspace);
     if (!plan.empty()) {
       lagkv::plan each;
-      each.reset(plan.judged, plan.tokens_before, groups.heads(), plan.of(0).size());
+      each.reset(plan.candidates, plan.tokens_before, groups.heads(), plan.of(0).size());
       for (std::size_t g = 0; g < groups.heads(); ++g) std::ranges::copy(plan.of(g / (d / x)), each.row(g));
       compact(groups, each, direction);
       compact(values, plan, direction);
@@ -477,9 +477,9 @@ TEST(vllm, blocks_that_another_sequence_uses_are_copied_first) {
     lagkv::cursor cursor;
     const bytes before = memory;
 
-    const lagkv::plan& plan = judge(policy, view(), cursor, workspace);
+    const lagkv::plan& plan = plan_eviction(policy, view(), cursor, workspace);
     if (!plan.empty())
-      for (std::size_t i = plan.judged.begin / block; i < table.size(); ++i)
+      for (std::size_t i = plan.candidates.begin / block; i < table.size(); ++i)
         if (const std::int32_t shared = table[i]; users[static_cast<std::size_t>(shared)] > 1) {
           table[i] = free_blocks.back(), free_blocks.pop_back();
           copy_block(shared, table[i]);
@@ -582,15 +582,15 @@ TEST(sglang, slots_are_freed_from_the_middle_of_the_list) {
   lagkv::workspace workspace;
   lagkv::cursor cursor;
 
-  const std::size_t left = step(policy, {view(k_buffer), view(v_buffer), tokens}, cursor, workspace, lagkv::toward::window);
-  const auto first = list.begin() + static_cast<std::ptrdiff_t>(workspace.decision.judged.begin);
+  const std::size_t left = compress(policy, {view(k_buffer), view(v_buffer), tokens}, cursor, workspace, lagkv::toward::window);
+  const auto first = list.begin() + static_cast<std::ptrdiff_t>(lagkv::last_plan(workspace).candidates.begin);
   const auto last = first + static_cast<std::ptrdiff_t>(list.size() - left);
   free_slots.insert(free_slots.end(), first, last);
   list.erase(first, last);
 
   ASSERT_EQ(list.size(), left);
   for (std::size_t h = 0; h < heads; ++h)
-    for (std::size_t i = 0; i < left; ++i) ASSERT_EQ(row(h, i), before[h * tokens + workspace.decision.source(h, i)]);
+    for (std::size_t i = 0; i < left; ++i) ASSERT_EQ(row(h, i), before[h * tokens + lagkv::last_plan(workspace).source(h, i)]);
   EXPECT_TRUE(std::equal(list.end() - 16, list.end(), list_before.end() - 16)) << "the window lies where it lay";
   EXPECT_EQ(free_slots.size() + list.size(), tokens);
 }
@@ -987,12 +987,12 @@ TEST(ring, a_stream_goes_round) {
       const lagkv::layer layer{keys, values, used};
       ASSERT_EQ(check(policy, layer).message(), "");
       if (direction == lagkv::toward::front) {
-        used = step(policy, layer, cursor, workspace, lagkv::toward::front);
+        used = compress(policy, layer, cursor, workspace, lagkv::toward::front);
       } else {
-        const std::size_t left = step(policy, layer, cursor, workspace, lagkv::toward::window), freed = layer.tokens - left;
+        const std::size_t left = compress(policy, layer, cursor, workspace, lagkv::toward::window), freed = layer.tokens - left;
         if (freed > 0) {
           lagkv::plan before_the_hole;  // rows [0, begin) go to the end of [0, begin + freed)
-          const std::size_t begin = workspace.decision.judged.begin;
+          const std::size_t begin = lagkv::last_plan(workspace).candidates.begin;
           before_the_hole.reset({0, begin + freed}, layer.tokens, heads, begin);
           for (std::size_t h = 0; h < heads; ++h) std::iota(before_the_hole.row(h), before_the_hole.row(h) + begin, 0U);
           compact(layer, before_the_hole, lagkv::toward::window);
@@ -1002,7 +1002,7 @@ TEST(ring, a_stream_goes_round) {
         ASSERT_EQ(first, freed_in_all % slots_of_ring);
       }
 
-      plain_used = step(policy, {plain_k.view(), plain_v.view(), plain_used}, plain_at, plain_ws);
+      plain_used = compress(policy, {plain_k.view(), plain_v.view(), plain_used}, plain_at, plain_ws);
       ASSERT_EQ(used, plain_used);
       ASSERT_EQ(cursor, plain_at);
       const lagkv::ring now(lagkv::strided<float>(key_slots.data(), {heads, d}, distance, slots_of_ring), first);
@@ -1035,9 +1035,9 @@ TEST(stacked, layers_keep_the_same_tokens) {
 
   // keys, values: a std::vector<lagkv::strided<lagkv::f16>> each, a view for each layer, of the same heads and channels
   const lagkv::stacked<lagkv::strided<lagkv::f16>> all_keys(keys), all_values(values);
-  used = step(*lagkv::parse("key_diff:agree=yes,keep=0.25"), {all_keys, all_values, used}, cursor, workspace);
+  used = compress(*lagkv::parse("key_diff:heads=shared,keep=0.25"), {all_keys, all_values, used}, cursor, workspace);
 
-  const lagkv::plan& plan = workspace.decision;
+  const lagkv::plan& plan = lagkv::last_plan(workspace);
   ASSERT_LT(used, all);
   for (std::size_t h = 0; h < layers * heads; ++h)
     for (std::size_t t = 0; t < used; ++t) {

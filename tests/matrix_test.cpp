@@ -14,7 +14,7 @@ using namespace support;
 using lagkv::dtype;
 
 constexpr std::size_t heads = 2, group = 2, tokens = 160, channels = 8, sink = 3, recent = 6;
-const std::vector<std::uint32_t> spared{5, 17, 18, 19, 20, 44, 71, 90, 121};
+const std::vector<std::uint32_t> stay{5, 17, 18, 19, 20, 44, 71, 90, 121};
 
 /// An engine's sequence: cache, running mass and positions, which step() is to keep in line.
 class engine {
@@ -42,33 +42,33 @@ class engine {
     host queries(layout_, type_, last_rows(q_, seen_, asked));
     lagkv::extras e;
     e.queries = queries.view(), e.query_count = asked;
-    e.mass = {mass_.data(), tokens};
+    e.accumulated_attention = {mass_.data(), tokens};
     e.positions = {positions_.data(), tokens};
     e.rope = &rope_;
-    if (protect_) e.protect = spared;
+    if (protect_) e.protect = stay;
     lagkv::layer l = kv_.layer(in_use_);
     l.extra = &e;
     ASSERT_EQ(check(policy_, l).message(), "");
-    lagkv::observe(l, n, ws_);
+    lagkv::accumulate_attention(l, n, ws_);
     const std::vector<float> mass_before = mass_;
 
     const lagkv::cursor before = at_;
-    const lagkv::due due = policy_.retain.due(before, in_use_);
-    const std::size_t now = lagkv::step(policy_, l, at_, ws_);
-    const lagkv::plan& plan = ws_.decision;
+    const lagkv::candidates due = policy_.budget.due(before, in_use_);
+    const std::size_t now = lagkv::compress(policy_, l, at_, ws_);
+    const lagkv::plan& plan = lagkv::last_plan(ws_);
     ASSERT_EQ(plan.tokens_before, in_use_);
-    ASSERT_EQ(plan.judged, due.judged);
+    ASSERT_EQ(plan.candidates, due.rows);
     ASSERT_EQ(at_.seen(), seen_);
     for (std::size_t h = 0; h < heads && !plan.empty(); ++h) {
       const auto kept = plan.of(h);
       ASSERT_TRUE(protect_ ? kept.size() >= due.keep : kept.size() == due.keep) << kept.size() << " of " << due.keep;
       ASSERT_EQ(kept.size(), plan.of(0).size());
       for (std::size_t i = 0; i < kept.size(); ++i) {
-        ASSERT_TRUE(kept[i] >= plan.judged.begin && kept[i] < plan.judged.end);
+        ASSERT_TRUE(kept[i] >= plan.candidates.begin && kept[i] < plan.candidates.end);
         ASSERT_TRUE(i == 0 || kept[i] > kept[i - 1]);
       }
       if (due.partition != 0 && !protect_) {
-        for (std::size_t b = due.judged.begin; b < due.judged.end; b += due.partition) {
+        for (std::size_t b = due.rows.begin; b < due.rows.end; b += due.partition) {
           ASSERT_EQ(std::count_if(kept.begin(), kept.end(), [&](auto r) { return r >= b && r < b + due.partition; }),
                     static_cast<std::ptrdiff_t>(due.keep_each));
         }
@@ -88,7 +88,7 @@ class engine {
       expected_[h] = left;
       for (std::uint32_t s = 0; s < std::min(sink, seen_); ++s) ASSERT_EQ(left[s], s) << "sinks stay";
       for (std::size_t r = 0; r < std::min(recent, now); ++r) ASSERT_EQ(left[now - 1 - r], seen_ - 1 - r) << "the window stays";
-      for (std::uint32_t p : spared)
+      for (std::uint32_t p : stay)
         if (protect_ && p < seen_) {
           ASSERT_TRUE(std::binary_search(left.begin(), left.end(), p)) << p;
         }
@@ -125,7 +125,7 @@ class engine {
 /// Every method that has scores, by a string that other keys can follow, and some fusions.
 std::vector<std::string> scorers() {
   std::vector<std::string> out;
-  for (const lagkv::method* m : lagkv::all_methods())
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
     if (m->make != nullptr && m->name != "lagkv") out.push_back(std::string(m->name) + ":");
   for (std::string& s : out)
     if (s == "snapkv:") s += "window=6,";
@@ -154,7 +154,7 @@ TEST_P(matrix, properties_hold) {
   const auto& [scorer, budget, select, protect] = GetParam();
   const std::string text = scorer + "sink=3,recent=6," + budget.keys + ",select=" + select;
   SCOPED_TRACE(text);
-  const auto parsed = lagkv::parse(text, lagkv::all_methods());
+  const auto parsed = lagkv::parse(text, lagkv::methods_with_eigen());
   ASSERT_TRUE(parsed) << parsed.message();
   std::vector<std::uint32_t> prefilled, decoded;
   std::size_t which = 0;
@@ -201,7 +201,7 @@ class ragged : public testing::TestWithParam<std::string> {};
 
 TEST_P(ragged, heads_share_one_budget_and_go_on_by_themselves) {
   const std::string text = GetParam() + "sink=3,recent=6,keep=0.4,select=adaptive,safeguard=0.5";
-  const auto parsed = lagkv::parse(text, lagkv::all_methods());
+  const auto parsed = lagkv::parse(text, lagkv::methods_with_eigen());
   ASSERT_TRUE(parsed) << parsed.message();
   const cube k = make_cube(64, 3, tokens, channels), v = make_cube(65, 3, tokens, channels);
   const cube q = make_cube(66, 6, tokens, channels);
@@ -213,8 +213,8 @@ TEST_P(ragged, heads_share_one_budget_and_go_on_by_themselves) {
     ASSERT_FALSE(check(*parsed, layer)) << "hosts must say that they can";
     ASSERT_EQ(check(*parsed, layer, true).message(), "");
     lagkv::workspace ws;
-    const lagkv::plan plan = lagkv::judge(*parsed, layer, {}, ws);
-    const lagkv::due due = parsed->retain.due({}, 100);
+    const lagkv::plan plan = lagkv::plan_eviction(*parsed, layer, {}, ws);
+    const lagkv::candidates due = parsed->budget.due({}, 100);
     ASSERT_EQ(plan.kept.size(), 3 * due.keep);
     for (std::size_t h = 0; h < 3; ++h) {
       ASSERT_GE(plan.of(h).size(), due.keep / 2);
@@ -252,7 +252,7 @@ TEST(ragged_decode, each_head_is_a_sequence_of_its_own) {
   for (std::size_t h = 0; h < 2; ++h) std::copy_n(k.row(h, 0), 100 * channels, memory.data() + h * 150 * channels);
   const lagkv::policy p = named_any("key_diff:sink=2,recent=10,keep=0.3,select=adaptive");
   lagkv::workspace ws;
-  const lagkv::plan plan = lagkv::judge(p, {view(0, 2), {}, 100}, {}, ws);
+  const lagkv::plan plan = lagkv::plan_eviction(p, {view(0, 2), {}, 100}, {}, ws);
   ASSERT_NE(plan.tokens_after(0), plan.tokens_after(1)) << "or this shows nothing";
   lagkv::compact(view(0, 2), plan);
   for (std::size_t h = 0; h < 2; ++h) {
@@ -261,7 +261,7 @@ TEST(ragged_decode, each_head_is_a_sequence_of_its_own) {
     std::size_t rows = at.tokens;
     for (std::size_t t = 100; t < 150; ++t) {
       std::copy_n(k.row(h, t), channels, memory.data() + (h * 150 + rows) * channels);
-      rows = lagkv::step(p, {view(h, 1), {}, rows + 1}, at, ws);
+      rows = lagkv::compress(p, {view(h, 1), {}, rows + 1}, at, ws);
     }
     EXPECT_EQ(at.seen(), 150U);
     EXPECT_LT(rows, plan.tokens_after(h) + 50);
@@ -282,8 +282,8 @@ TEST(ties, go_to_the_earlier_token) {
       SCOPED_TRACE(text);
       asked_cache c(layout::heads_first, dtype::f32, same, same, cube(2, 80, 4));
       lagkv::workspace ws;
-      const lagkv::plan plan = lagkv::judge(named_any(text), c.layer(80), {}, ws);
-      ASSERT_EQ(plan.judged, (lagkv::token_range{4, 64}));
+      const lagkv::plan plan = lagkv::plan_eviction(named_any(text), c.layer(80), {}, ws);
+      ASSERT_EQ(plan.candidates, (lagkv::token_range{4, 64}));
       for (std::size_t h = 0; h < 2; ++h) {
         std::vector<std::uint32_t> first(20);
         std::iota(first.begin(), first.end(), 4U);

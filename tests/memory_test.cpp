@@ -88,7 +88,7 @@ TEST_P(memory, is_neither_read_nor_written_outside_the_view) {
             for (const lagkv::policy& p : policies) {
               guarded_head keys(s, type, k, side), values(s, type, v, side);
               lagkv::cursor at;
-              lagkv::step(p, {keys.view(), values.view(), 19}, at, ws, direction);
+              lagkv::compress(p, {keys.view(), values.view(), 19}, at, ws, direction);
               ASSERT_LT(at.tokens, 19U);
             }
   }
@@ -100,7 +100,7 @@ TEST_P(memory, of_the_values_is_left_alone_at_weight_0) {
   const lagkv::layer l{keys.view(), values.view(), 19};
   values.forbid();
   lagkv::workspace ws(GetParam());
-  EXPECT_EQ(lagkv::judge(named("lagkv:sink=2,lag=5,ratio=0.4,value_weight=0"), l, {}, ws).tokens_after(), 2U + 2 * 2 + 5 + 2);
+  EXPECT_EQ(lagkv::plan_eviction(named("lagkv:sink=2,lag=5,ratio=0.4,value_weight=0"), l, {}, ws).tokens_after(), 2U + 2 * 2 + 5 + 2);
 }
 
 TEST_P(memory, of_the_cache_is_left_alone_where_nothing_is_due) {
@@ -110,7 +110,7 @@ TEST_P(memory, of_the_cache_is_left_alone_where_nothing_is_due) {
   keys.forbid();
   lagkv::workspace ws(GetParam());
   lagkv::cursor at;
-  EXPECT_EQ(lagkv::step(named("lagkv:sink=2,lag=9,ratio=0.4"), l, at, ws), 19U);
+  EXPECT_EQ(lagkv::compress(named("lagkv:sink=2,lag=9,ratio=0.4"), l, at, ws), 19U);
 }
 
 INSTANTIATE_TEST_SUITE_P(guarded, memory, testing::ValuesIn(targets()), target_name{});

@@ -33,9 +33,9 @@ std::size_t budget(const golden_case& c, double share_removed) {
 }
 
 /// A score for every token: those outside the judged rows are kept whatever happens.
-scores padded(const golden_case& c, row_range judged, const scores& s) {
+scores padded(const golden_case& c, row_range candidates, const scores& s) {
   scores out(c.tokens, infinity);
-  std::copy(s.begin(), s.end(), out.begin() + static_cast<std::ptrdiff_t>(judged.begin));
+  std::copy(s.begin(), s.end(), out.begin() + static_cast<std::ptrdiff_t>(candidates.begin));
   return out;
 }
 
@@ -80,7 +80,7 @@ struct press {
   const char* name;
   std::size_t first, last;  ///< tokens at both ends to which kvpress gives a score of its own
   double tolerance;         ///< relative
-  scores (*compute)(const press_data&, std::size_t head, row_range judged);
+  scores (*compute)(const press_data&, std::size_t head, row_range candidates);
 
   friend std::ostream& operator<<(std::ostream& out, const press& p) { return out << p.name; }
 };
@@ -107,16 +107,16 @@ using kvpress = testing::TestWithParam<press>;
 TEST_P(kvpress, scores_and_kept_tokens) {
   const press_data g;
   const press& p = GetParam();
-  const row_range judged{p.first, g.c.tokens - p.last};
+  const row_range candidates{p.first, g.c.tokens - p.last};
   const auto theirs = golden<float>(g.c, std::string(p.name) + "_score");
   for (std::size_t h = 0; h < g.c.heads; ++h) {
-    const scores ours = p.compute(g, h, judged);
-    ASSERT_EQ(ours.size(), judged.size());
+    const scores ours = p.compute(g, h, candidates);
+    ASSERT_EQ(ours.size(), candidates.size());
     for (std::size_t i = 0; i < ours.size(); ++i)
-      ASSERT_LE(relative(theirs[h * g.c.tokens + judged.begin + i], ours[i]), p.tolerance) << "head " << h << " row " << i;
+      ASSERT_LE(relative(theirs[h * g.c.tokens + candidates.begin + i], ours[i]), p.tolerance) << "head " << h << " row " << i;
     if (p.name == std::string("leverage")) continue;  // not a press of kvpress: scores only
     for (const auto& [share, text] : removed)
-      EXPECT_TRUE(keeps_the_same(g.c, p.name + ("_kept_" + text), h, budget(g.c, share), padded(g.c, judged, ours)));
+      EXPECT_TRUE(keeps_the_same(g.c, p.name + ("_kept_" + text), h, budget(g.c, share), padded(g.c, candidates, ours)));
   }
 }
 
@@ -170,18 +170,18 @@ TEST_P(expected_attention, statistics) {
 TEST_P(expected_attention, scores_and_kept_tokens) {
   const golden_case& c = GetParam();
   const cube k = golden_cube(c, "keys"), v = golden_cube(c, "values"), q = golden_cube(c, "queries");
-  const row_range judged{c.sink, c.tokens};
+  const row_range candidates{c.sink, c.tokens};
   const auto theirs = golden<float>(c, "score");
   // Worst relative deviation: 5.9e-7 with the statistics of kvpress, 1.3e-6 with the oracle's own.
   const auto own = expected_queries(q, {.sink = c.sink, .seen = c.tokens, .future = c.future, .covariance = c.covariance});
   for (const query_statistics& statistics : {their_statistics(c), own})
     for (std::size_t h = 0; h < c.heads; ++h) {
-      const scores ours = expected_attention_scores(statistics, k, v, h, judged, c.value_norm);
-      ASSERT_EQ(ours.size(), judged.size());
+      const scores ours = expected_attention_scores(statistics, k, v, h, candidates, c.value_norm);
+      ASSERT_EQ(ours.size(), candidates.size());
       for (std::size_t i = 0; i < ours.size(); ++i)
-        ASSERT_LE(relative(theirs[h * c.tokens + judged.begin + i], ours[i]), 1e-5) << "head " << h << " row " << i;
+        ASSERT_LE(relative(theirs[h * c.tokens + candidates.begin + i], ours[i]), 1e-5) << "head " << h << " row " << i;
       for (const auto& [share, text] : removed)
-        EXPECT_TRUE(keeps_the_same(c, "kept_" + text, h, budget(c, share), padded(c, judged, ours)));
+        EXPECT_TRUE(keeps_the_same(c, "kept_" + text, h, budget(c, share), padded(c, candidates, ours)));
     }
 }
 

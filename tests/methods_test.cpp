@@ -9,7 +9,7 @@
 
 #include <Eigen/Eigenvalues>
 
-#include <lagkv/estimate_queries.hpp>
+#include <lagkv/attention/estimate_queries.hpp>
 
 #include "support/golden.hpp"
 #include "support/methods_oracle.hpp"
@@ -59,8 +59,8 @@ void expect_golden_kept(const golden_case& c, const std::string& prefix, const l
   for (auto [removed, file] : {std::pair{.5, "kept_0.5"}, {.75, "kept_0.75"}}) {
     const auto kept = golden<int>(c, prefix + file);
     lagkv::policy some = policy;
-    some.retain.amount = 1 - removed;
-    const lagkv::plan plan = lagkv::judge(some, layer, {}, ws);
+    some.budget.keeps = lagkv::keep::share{1 - removed};
+    const lagkv::plan plan = lagkv::plan_eviction(some, layer, {}, ws);
     ASSERT_EQ(plan.tokens_after() * c.heads, kept.size());
     for (std::size_t h = 0; h < c.heads; ++h) {
       std::set<std::size_t> a, b;
@@ -90,8 +90,8 @@ TEST_P(kvpress_methods, scores_and_kept_tokens) {
     const lagkv::policy policy = named_any(p.policy);
     ASSERT_EQ(check(policy, layer).message(), "");
 
-    const lagkv::due due{.judged = {0, c.tokens - p.behind}, .keep = 1};
-    const std::size_t n = due.judged.size();
+    const lagkv::candidates due{.rows = {0, c.tokens - p.behind}, .keep = 1};
+    const std::size_t n = due.rows.size();
     const auto scores = lagkv::score(policy, layer, due, ws);
     std::vector<std::vector<double>> all(c.heads);
     for (std::size_t h = 0; h < c.heads; ++h) {
@@ -129,7 +129,7 @@ TEST_P(golden_layouts, adakv_masks) {
       const lagkv::layer layer = ours.layer(c.tokens);
       EXPECT_EQ(check(policy, layer).message(), "policy: keeps different numbers of tokens a head, which this cache cannot hold");
       ASSERT_EQ(check(policy, layer, true).message(), "");
-      const lagkv::plan plan = lagkv::judge(policy, layer, {}, ws);
+      const lagkv::plan plan = lagkv::plan_eviction(policy, layer, {}, ws);
       const auto mask = golden<std::uint8_t>(c, file);
       std::vector<std::uint8_t> found(mask.size());
       for (std::size_t h = 0; h < c.heads; ++h)
@@ -170,9 +170,9 @@ TEST_P(golden_layouts, expected_attention) {
                                ",values=" + (c.value_norm ? "yes" : "no");
       const lagkv::policy policy = named_any(text);
       ASSERT_EQ(check(policy, layer).message(), "");
-      const lagkv::due due{.judged = {c.sink, c.tokens}, .keep = 1};
+      const lagkv::candidates due{.rows = {c.sink, c.tokens}, .keep = 1};
       const auto scores = lagkv::score(policy, layer, due, ws);
-      const std::size_t n = due.judged.size();
+      const std::size_t n = due.rows.size();
       std::vector<std::vector<double>> all(c.heads, std::vector<double>(c.tokens, INFINITY));
       for (std::size_t h = 0; h < c.heads; ++h)
         for (std::size_t i = 0; i < n; ++i) {
@@ -215,7 +215,7 @@ support::query_statistics plain_statistics(const cube& q) {
 struct formula {
   const char* name;
   const char* policy;  ///< without lag
-  std::function<std::vector<double>(const inputs&, std::size_t head, row_range judged, row_range reference)> scores;
+  std::function<std::vector<double>(const inputs&, std::size_t head, row_range candidates, row_range reference)> scores;
   bool by_partition = true;  ///< whether partitions change the formula
   double tolerance = 2e-5;   ///< of the largest score of the head
 };
@@ -229,11 +229,11 @@ const formula formulas[] = {
     {"manifold", "manifold", [](const inputs& x, auto h, auto j, auto r) { return manifold_scores(x.keys, h, j, r); }},
     {"manifold_window", "manifold:window=9",
      [](const inputs& x, auto h, auto j, auto) { return windowed_manifold_scores(x.keys, h, j, 9); }},
-    {"novelty", "novelty:unrotate=no,agree=no,smooth=0",
+    {"novelty", "novelty:pre_rope=no,heads=own,smooth=0",
      [](const inputs& x, auto h, auto j, auto r) {
        return novelty_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end});  // not the sinks
      }},
-    {"distinct", "distinct:unrotate=no,bits=5",
+    {"distinct", "distinct:pre_rope=no,bits=5",
      [](const inputs& x, auto h, auto j, auto r) {
        return distinct_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end}, 5);  // not the sinks
      }},
@@ -246,7 +246,7 @@ const formula formulas[] = {
      }},
     {"leverage", "leverage", [](const inputs& x, auto h, auto j, auto r) { return leverage_scores(x.keys, h, j, r); }},
     {"snapkv", "snapkv:window=6,kernel=3",
-     [](const inputs& x, auto h, auto j, auto) { return snapkv_scores(x.queries, x.keys, h, j, 6, 3); }, false},
+     [](const inputs& x, auto h, auto j, auto) { return snapkv_scores(x.queries, x.keys, h, j, 6, 3); }, true},
     {"h2o", "h2o:recent_share=0",
      [](const inputs& x, auto h, auto j, auto) { return h2o_scores(x.queries, x.keys, h, j, false); }, false},
     {"tova", "tova", [](const inputs& x, auto, auto j, auto) { return tova_scores(x.queries, x.keys, j); }, false},
@@ -285,15 +285,15 @@ TEST_P(formulas_in_double, hold) {
         const lagkv::layer layer = ours.layer(s.tokens);
         ASSERT_EQ(check(policy, layer).message(), "");
         lagkv::workspace ws(target);
-        lagkv::due due{.judged = {sink, s.tokens - recent}, .keep = 1};
-        if (lag != 0) due = policy.retain.due({}, s.tokens);
-        const std::size_t n = due.judged.size(), part = lag != 0 ? lag : n;
+        lagkv::candidates due{.rows = {sink, s.tokens - recent}, .keep = 1};
+        if (lag != 0) due = policy.budget.due({}, s.tokens);
+        const std::size_t n = due.rows.size(), part = lag != 0 ? lag : n;
         ASSERT_GT(n, 0U);
         const auto scores = lagkv::score(policy, layer, due, ws);
         for (std::size_t h = 0; h < s.heads; ++h) {
           std::vector<double> exact;
-          if (!f.by_partition) exact = f.scores(x, h, {due.judged.begin, due.judged.end}, {0, s.tokens});
-          for (std::size_t at = due.judged.begin; f.by_partition && at < due.judged.end; at += part) {
+          if (!f.by_partition) exact = f.scores(x, h, {due.rows.begin, due.rows.end}, {0, s.tokens});
+          for (std::size_t at = due.rows.begin; f.by_partition && at < due.rows.end; at += part) {
             const row_range all{0, s.tokens}, next{at + part, at + 2 * part};
             const auto some = f.scores(x, h, {at, at + part}, lag != 0 ? next : all);
             exact.insert(exact.end(), some.begin(), some.end());
@@ -331,7 +331,7 @@ TEST(attention, given_weights_count_as_the_computed_ones) {
     lagkv::workspace ws;
     const lagkv::policy p = named_any(text);
     lagkv::layer l = ours.layer(60);
-    const lagkv::due due{.judged = {2, 50}, .keep = 1};
+    const lagkv::candidates due{.rows = {2, 50}, .keep = 1};
     const auto of_queries = lagkv::score(p, l, due, ws);
     const std::vector<float> computed(of_queries.begin(), of_queries.end());
     lagkv::extras e;
@@ -348,7 +348,7 @@ TEST(attention, more_queries_than_asked_for_change_nothing) {
   const auto scores_with = [&](std::size_t queries, const char* text) {
     asked_cache c(layout::heads_first, dtype::f16, k, k, last_rows(q, 80, queries));
     lagkv::workspace ws;
-    const auto s = lagkv::score(named_any(text), c.layer(80), {.judged = {4, 60}, .keep = 1}, ws);
+    const auto s = lagkv::score(named_any(text), c.layer(80), {.rows = {4, 60}, .keep = 1}, ws);
     return std::vector<float>(s.begin(), s.end());
   };
   EXPECT_EQ(scores_with(8, "snapkv:window=8"), scores_with(80, "snapkv:window=8"));
@@ -366,10 +366,10 @@ TEST(attention, a_mass_observed_in_pieces_is_that_of_all_queries) {
     seen += n;
     host some(layout::transposed, dtype::f32, last_rows(q, seen, n));
     lagkv::extras e;
-    e.queries = some.view(), e.mass = {mass.data(), 128};
+    e.queries = some.view(), e.accumulated_attention = {mass.data(), 128};
     lagkv::layer l = whole.kv.layer(seen);
     l.extra = &e;
-    lagkv::observe(l, n, ws);
+    lagkv::accumulate_attention(l, n, ws);
   }
   for (std::size_t h = 0; h < 2; ++h) {
     const auto exact = h2o_scores(q, k, h, {0, 120}, false);
@@ -420,7 +420,7 @@ TEST(novelty, of_many_rows_takes_its_moments_from_some_evenly_spread) {
   cache c(layout::heads_first, dtype::f32, k, k);
   lagkv::workspace ws;
   const auto scores =
-      lagkv::score(named_any("novelty:unrotate=no,agree=no,smooth=0"), c.layer(tokens), {.judged = {5, 5005}, .keep = 1}, ws);
+      lagkv::score(named_any("novelty:pre_rope=no,heads=own,smooth=0"), c.layer(tokens), {.rows = {5, 5005}, .keep = 1}, ws);
   for (std::size_t i = 0; i < 5000; ++i) ASSERT_LE(relative(scores[i], exact[i]), 1e-5) << i;
 }
 
@@ -435,14 +435,14 @@ TEST(novelty, channels_that_do_not_vary_and_zero_keys_are_no_numbers_to_divide_b
   cache c(layout::heads_first, dtype::f32, k, k);
   lagkv::workspace ws;
   const auto scores =
-      lagkv::score(named_any("novelty:unrotate=no,agree=no,smooth=0"), c.layer(60), {.judged = {4, 50}, .keep = 1}, ws);
+      lagkv::score(named_any("novelty:pre_rope=no,heads=own,smooth=0"), c.layer(60), {.rows = {4, 50}, .keep = 1}, ws);
   const auto exact = novelty_scores(k, 0, {4, 50}, {4, 60});
   for (std::size_t i = 0; i < 46; ++i) ASSERT_LE(relative(scores[i], exact[i]), 1e-5) << i;
 
   cube same(1, 60, 6);
   for (float& x : same.x) x = 2;
   cache all_same(layout::heads_first, dtype::f32, same, same);
-  for (float s : lagkv::score(named_any("novelty:unrotate=no"), all_same.layer(60), {.judged = {4, 50}, .keep = 1}, ws))
+  for (float s : lagkv::score(named_any("novelty:pre_rope=no"), all_same.layer(60), {.rows = {4, 50}, .keep = 1}, ws))
     ASSERT_EQ(s, 0.0F);
 }
 
@@ -454,8 +454,8 @@ TEST(distinct, of_a_text_that_repeats_itself_the_last_copy_stays) {
     for (std::size_t t = 0; t < copies * n; ++t) std::copy_n(once.row(h, t % n), 32, k.row(h, t));
   cache c(layout::heads_first, dtype::f32, k, k);
   lagkv::workspace ws;
-  const lagkv::policy p = named_any("distinct:unrotate=no,bits=16,sink=0,recent=0,keep=0.25");
-  const lagkv::plan plan = lagkv::judge(p, c.layer(copies * n), {}, ws);
+  const lagkv::policy p = named_any("distinct:pre_rope=no,bits=16,sink=0,recent=0,keep=0.25");
+  const lagkv::plan plan = lagkv::plan_eviction(p, c.layer(copies * n), {}, ws);
   for (std::size_t h = 0; h < 2; ++h) {
     ASSERT_EQ(plan.of(h).size(), n);
     for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(plan.of(h)[i], (copies - 1) * n + i);
@@ -469,7 +469,7 @@ TEST(distinct, keys_that_are_all_alike_go_by_age_and_broken_ones_first) {
   k.row(0, 23)[5] = INFINITY;
   cache c(layout::heads_first, dtype::f32, k, k);
   lagkv::workspace ws;
-  const auto scores = lagkv::score(named_any("distinct:unrotate=no"), c.layer(40), {.judged = {2, 38}, .keep = 1}, ws);
+  const auto scores = lagkv::score(named_any("distinct:pre_rope=no"), c.layer(40), {.rows = {2, 38}, .keep = 1}, ws);
   std::size_t later = 40 - 2 - 2;  // but the broken ones
   for (std::size_t t = 2; t < 38; ++t) {
     if (t == 17 || t == 23) {
@@ -485,7 +485,7 @@ TEST(leverage, does_not_change_under_an_invertible_projection) {
   const cube k = make_cube(51, 2, 200, 12);
   cache c(layout::heads_first, dtype::f32, k, k);
   lagkv::workspace ws;
-  const lagkv::due due{.judged = {0, 200}, .keep = 1};
+  const lagkv::candidates due{.rows = {0, 200}, .keep = 1};
   const auto exact_scores = lagkv::score(named_any("leverage:ridge=1e-9"), c.layer(200), due, ws);
   const std::vector<float> exact(exact_scores.begin(), exact_scores.end());
   const auto square = lagkv::score(named_any("leverage:ridge=1e-9,sketch=12,seed=5"), c.layer(200), due, ws);
@@ -590,7 +590,7 @@ TEST(expected_attention, scores_by_factors_are_those_by_the_covariance) {
     lagkv::extras by_covariance, by_factors;
     by_covariance.query_mean = s.mean_view(), by_covariance.query_covariance = s.covariance_view();
     by_factors.query_mean = f.mean_view(), by_factors.query_factors = f.factors_view();
-    const lagkv::due due{.judged = {4, 60}, .keep = 1};
+    const lagkv::candidates due{.rows = {4, 60}, .keep = 1};
     const lagkv::policy p = named_any("expected_attention:calibrated=yes");
     const auto scores = [&](const lagkv::extras& e) {
       const lagkv::layer l{keys.view(), values.view(), 90, &e};
@@ -631,7 +631,7 @@ TEST(expected_attention, takes_statistics_from_the_queries_that_are_offered) {
   asked_cache c(layout::tokens_first, dtype::f32, k, k, q);
   lagkv::workspace ws;
   const lagkv::policy p = named_any("expected_attention:values=no");
-  const lagkv::due due{.judged = {4, 60}, .keep = 1};
+  const lagkv::candidates due{.rows = {4, 60}, .keep = 1};
   const auto scores = lagkv::score(p, c.layer(90), due, ws);
   const auto exact = expected_attention_scores(plain_statistics(q), k, k, 0, {4, 60}, false);
   const double largest = *std::max_element(exact.begin(), exact.end());
@@ -650,15 +650,15 @@ TEST(methods, rows_that_are_not_finite_go_first) {
     lagkv::workspace ws;
     const lagkv::policy p = named_any(text);
     ASSERT_EQ(check(p, c.layer(120)).message(), "");
-    const lagkv::plan plan = lagkv::judge(p, c.layer(120), {}, ws);
+    const lagkv::plan plan = lagkv::plan_eviction(p, c.layer(120), {}, ws);
     ASSERT_LT(plan.tokens_after(), 120U);
     for (std::uint32_t bad : {20U, 30U, 31U})
       for (std::uint32_t kept : plan.of(0)) EXPECT_NE(kept, bad);
-    if (plan.judged.size() > 0) {
-      const auto s = lagkv::score(p, c.layer(120), {.judged = plan.judged, .keep = 1, .partition = p.retain.lag}, ws);
+    if (plan.candidates.size() > 0) {
+      const auto s = lagkv::score(p, c.layer(120), {.rows = plan.candidates, .keep = 1, .partition = p.budget.lag()}, ws);
       int finite = 0;
       for (float x : s) finite += std::isfinite(x) ? 1 : 0;
-      EXPECT_GE(finite, static_cast<int>(plan.judged.size()) - 3) << "the others are scored";
+      EXPECT_GE(finite, static_cast<int>(plan.candidates.size()) - 3) << "the others are scored";
     }
   }
 }

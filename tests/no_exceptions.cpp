@@ -13,7 +13,7 @@ std::size_t compress(const lagkv::layer& l) {
   if (!policy || !lagkv::check(*policy, l)) return 0;
   lagkv::workspace ws;
   lagkv::cursor at;
-  return lagkv::step(*policy, l, at, ws);
+  return lagkv::compress(*policy, l, at, ws);
 }
 
 std::string refusal() { return lagkv::parse("lagkv:lag=0").message(); }

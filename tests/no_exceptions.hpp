@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <string>
 
-#include <lagkv/layer.hpp>
+#include <lagkv/cache/layer.hpp>
 
 namespace plain {
 

@@ -1,4 +1,4 @@
-// What a NaN, an infinity or a huge number does, and to whom: score/lag_relative.hpp states it, these tests hold it to it.
+// What a NaN, an infinity or a huge number does, and to whom: score/lagkv_score.hpp states it, these tests hold it to it.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -146,13 +146,13 @@ TEST_P(nonfinite, never_changes_how_much_stays) {
       for (layout l : {layout::heads_first, layout::transposed, layout::blocks_of_7}) {
         fixture f(type, l);
         lagkv::workspace ws(target);
-        const std::size_t left = lagkv::judge(named(text), f.c.layer(tokens), {}, ws).tokens_after();
+        const std::size_t left = lagkv::plan_eviction(named(text), f.c.layer(tokens), {}, ws).tokens_after();
         for (std::size_t t = 0; t < tokens; t += 1 + t % 3)
           for (std::size_t channel = t % 4; channel < 21; channel += 9) f.put(t, channel, bad.bits(type), t % 2 == 0);
-        const lagkv::plan first = lagkv::judge(named(text), f.c.layer(tokens), {}, ws);
+        const lagkv::plan first = lagkv::plan_eviction(named(text), f.c.layer(tokens), {}, ws);
         lagkv::cursor at;
-        EXPECT_EQ(lagkv::step(named(text), f.c.layer(tokens), at, ws), left);
-        EXPECT_EQ(ws.decision.kept, first.kept) << "deterministic";
+        EXPECT_EQ(lagkv::compress(named(text), f.c.layer(tokens), at, ws), left);
+        EXPECT_EQ(lagkv::last_plan(ws).kept, first.kept) << "deterministic";
         EXPECT_TRUE(f.c.intact());
       }
 }
@@ -162,7 +162,7 @@ TEST_P(nonfinite, token_is_the_first_to_go) {
   fixture f(dtype::f32);
   for (std::size_t i = 0; i < 9; ++i) f.put(sink + i, i, bad.bits(dtype::f32)), f.put(sink + i, i, bad.bits(dtype::f32), true);
   lagkv::workspace ws(target);
-  const lagkv::plan plan = lagkv::judge(named("lagkv:sink=3,lag=12,ratio=0.25"), f.c.layer(tokens), {}, ws);
+  const lagkv::plan plan = lagkv::plan_eviction(named("lagkv:sink=3,lag=12,ratio=0.25"), f.c.layer(tokens), {}, ws);
   EXPECT_EQ(plan.kept[0], sink + 9);
   EXPECT_EQ(plan.kept[1], sink + 10);
   EXPECT_EQ(plan.kept[2], sink + 11);

@@ -28,7 +28,7 @@ constexpr const char* every_policy[] = {"lagkv:sink=4,lag=16,ratio=0.25",
 
 // ---- lengths --------------------------------------------------------------------------------------------------------
 
-TEST(retention, nothing_happens_below_two_lags_after_the_static_part) {
+TEST(budget, nothing_happens_below_two_lags_after_the_static_part) {
   const cube x = make_cube(1, 2, 60, 8);
   const lagkv::policy p = named("lagkv:sink=4,lag=16,ratio=0.25");
   lagkv::workspace ws;
@@ -36,18 +36,18 @@ TEST(retention, nothing_happens_below_two_lags_after_the_static_part) {
     cache c(layout::heads_first, dtype::f32, x, x);
     const cache before = c;
     lagkv::cursor at;
-    EXPECT_TRUE(lagkv::judge(p, c.layer(n), at, ws).empty());
-    EXPECT_EQ(lagkv::step(p, c.layer(n), at, ws), n);
+    EXPECT_TRUE(lagkv::plan_eviction(p, c.layer(n), at, ws).empty());
+    EXPECT_EQ(lagkv::compress(p, c.layer(n), at, ws), n);
     EXPECT_EQ(at, (lagkv::cursor{n, 0, 0}));
     for (std::size_t t = 0; t < 60; ++t) EXPECT_EQ(c.keys.row(0, t), before.keys.row(0, t));
   }
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::cursor at;
-  EXPECT_EQ(lagkv::step(p, c.layer(36), at, ws), 4U + 4 + 16);
+  EXPECT_EQ(lagkv::compress(p, c.layer(36), at, ws), 4U + 4 + 16);
   EXPECT_EQ(at, (lagkv::cursor{24, 12, 8}));
 }
 
-TEST(retention, keeps_what_the_formula_says) {
+TEST(budget, keeps_what_the_formula_says) {
   lagkv::workspace ws;
   for (std::size_t sink : {0U, 1U, 5U, 16U})
     for (std::size_t lag : {1U, 2U, 7U, 16U})
@@ -58,21 +58,21 @@ TEST(retention, keeps_what_the_formula_says) {
           cache c(layout::heads_first, dtype::f32, x, x);
           lagkv::cursor at;
           const auto kept = static_cast<std::size_t>(ratio * static_cast<double>(lag));
-          ASSERT_EQ(lagkv::step(p, c.layer(n), at, ws), sink + kept * ((n - sink) / lag - 1) + lag + (n - sink) % lag);
+          ASSERT_EQ(lagkv::compress(p, c.layer(n), at, ws), sink + kept * ((n - sink) / lag - 1) + lag + (n - sink) % lag);
           ASSERT_EQ(at.seen(), n);
         }
 }
 
-TEST(retention, share_of_a_hundred_is_truncated_as_python_does) {
-  EXPECT_EQ(lagkv::retention::share(0.29, 100), 28U);
-  EXPECT_EQ(lagkv::retention::share(0.57, 100), 56U);
-  EXPECT_EQ(lagkv::retention::share(1.0, 100), 100U);
+TEST(budget, share_of_a_hundred_is_truncated_as_python_does) {
+  EXPECT_EQ(lagkv::share_of(0.29, 100), 28U);
+  EXPECT_EQ(lagkv::share_of(0.57, 100), 56U);
+  EXPECT_EQ(lagkv::share_of(1.0, 100), 100U);
 }
 
-TEST(retention, judges_again_only_what_is_new_after_tokens_were_taken_back) {
-  const lagkv::retention r{.sink = 4, .lag = 8};
+TEST(budget, judges_again_only_what_is_new_after_tokens_were_taken_back) {
+  const lagkv::budget r{.sink = 4, .keeps = lagkv::keep::partitions{8, 0.5}};
   EXPECT_TRUE(r.due({40, 10, 30}, 20).empty());  // the host took back into the judged part
-  EXPECT_EQ(r.due({40, 10, 30}, 36 - 6 + 16).judged, (lagkv::token_range{30, 38}));
+  EXPECT_EQ(r.due({40, 10, 30}, 36 - 6 + 16).rows, (lagkv::token_range{30, 38}));
 }
 
 // ---- every policy ---------------------------------------------------------------------------------------------------
@@ -90,23 +90,23 @@ TEST_P(policies, plan_rows_and_cursor_agree) {
     lagkv::workspace ws;
     ASSERT_EQ(lagkv::check(p, stepped.layer(127)).message(), "");
 
-    const lagkv::plan plan = lagkv::judge(p, planned.layer(127), {}, ws);
+    const lagkv::plan plan = lagkv::plan_eviction(p, planned.layer(127), {}, ws);
     ASSERT_FALSE(plan.empty());
     ASSERT_EQ(plan.heads(), 3U);
     ASSERT_EQ(plan.tokens_before, 127U);
     for (std::size_t h = 0; h < 3; ++h) {
       const auto kept = plan.of(h);
       for (std::size_t i = 0; i < kept.size(); ++i) {
-        ASSERT_GE(kept[i], plan.judged.begin);
-        ASSERT_LT(kept[i], plan.judged.end);
+        ASSERT_GE(kept[i], plan.candidates.begin);
+        ASSERT_LT(kept[i], plan.candidates.end);
         ASSERT_TRUE(i == 0 || kept[i - 1] < kept[i]) << "ascending and unique";
       }
     }
 
     // judge + compact + advance is step.
     lagkv::cursor a, b;
-    const std::size_t left = lagkv::step(p, stepped.layer(127), a, ws);
-    EXPECT_EQ(ws.decision.kept, plan.kept);
+    const std::size_t left = lagkv::compress(p, stepped.layer(127), a, ws);
+    EXPECT_EQ(lagkv::last_plan(ws).kept, plan.kept);
     lagkv::compact(planned.layer(127), plan);
     lagkv::advance(b, plan);
     EXPECT_EQ(a, b);
@@ -115,7 +115,7 @@ TEST_P(policies, plan_rows_and_cursor_agree) {
 
     // Compaction to the window leaves the same rows, elsewhere; the window does not move.
     lagkv::cursor w;
-    EXPECT_EQ(lagkv::step(p, window.layer(127), w, ws, toward::window), left);
+    EXPECT_EQ(lagkv::compress(p, window.layer(127), w, ws, toward::window), left);
     EXPECT_EQ(w, a);
     const std::size_t freed = 127 - left;
     std::vector<int> side(127), to_window(127);
@@ -123,7 +123,7 @@ TEST_P(policies, plan_rows_and_cursor_agree) {
       std::iota(side.begin(), side.end(), 0), to_window = side;
       lagkv::compact(side.data(), h, plan), lagkv::compact(to_window.data(), h, plan, toward::window);
       for (std::size_t i = 0; i < left; ++i) {
-        const std::size_t from = plan.source(h, i), there = i < plan.judged.begin ? i : i + freed;
+        const std::size_t from = plan.source(h, i), there = i < plan.candidates.begin ? i : i + freed;
         for (const cache* c : {&stepped, &planned}) {
           ASSERT_EQ(c->keys.row(h, i), before.keys.row(h, from));
           ASSERT_EQ(c->values.row(h, i), before.values.row(h, from));
@@ -139,8 +139,8 @@ TEST_P(policies, plan_rows_and_cursor_agree) {
     EXPECT_TRUE(stepped.intact() && planned.intact() && window.intact());
 
     // Idempotent: the same call again finds nothing to do.
-    EXPECT_EQ(lagkv::step(p, stepped.layer(left), a, ws), left);
-    EXPECT_TRUE(ws.decision.empty());
+    EXPECT_EQ(lagkv::compress(p, stepped.layer(left), a, ws), left);
+    EXPECT_TRUE(lagkv::last_plan(ws).empty());
     EXPECT_EQ(a, b);
   }
 }
@@ -165,7 +165,7 @@ TEST(policies, side_arrays_of_any_stride) {
   const cube x = make_cube(5, 1, 90, 4);
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::workspace ws;
-  const lagkv::plan p = lagkv::judge(named("lagkv:sink=4,lag=16,ratio=0.25"), c.layer(90), {}, ws);
+  const lagkv::plan p = lagkv::plan_eviction(named("lagkv:sink=4,lag=16,ratio=0.25"), c.layer(90), {}, ws);
   std::vector<double> wide(3 * 90, -1.0);
   for (std::size_t i = 0; i < 90; ++i) wide[3 * i] = static_cast<double>(i);
   lagkv::compact(wide.data(), 0, p, toward::front, 3);
@@ -178,7 +178,7 @@ TEST(policies, of_equal_scores_the_earlier_token_stays) {
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::workspace ws;
   for (const char* text : {"lagkv:sink=0,lag=20,ratio=0.25", "lagkv:sink=0,lag=20,ratio=0.25,form=local"}) {
-    const lagkv::plan p = lagkv::judge(named(text), c.layer(80), {}, ws);
+    const lagkv::plan p = lagkv::plan_eviction(named(text), c.layer(80), {}, ws);
     EXPECT_EQ(std::vector(p.kept.begin(), p.kept.end()),
               (std::vector<std::uint32_t>{0, 1, 2, 3, 4, 20, 21, 22, 23, 24, 40, 41, 42, 43, 44}))
         << text;
@@ -198,14 +198,14 @@ TEST(policies, ratio_1_keeps_all_and_a_tiny_one_nothing) {
   lagkv::workspace ws;
   cache c = before;
   lagkv::cursor at;
-  EXPECT_EQ(lagkv::step(named("lagkv:sink=4,lag=16,ratio=1"), c.layer(100), at, ws), 100U);
+  EXPECT_EQ(lagkv::compress(named("lagkv:sink=4,lag=16,ratio=1"), c.layer(100), at, ws), 100U);
   EXPECT_EQ(at, (lagkv::cursor{100, 0, 84}));
   for (std::size_t i = 0; i < 100; ++i) ASSERT_EQ(c.keys.row(1, i), before.keys.row(1, i));
 
   for (auto direction : {toward::front, toward::window}) {
     cache none = before;
     at = {};
-    EXPECT_EQ(lagkv::step(named("lagkv:sink=4,lag=16,ratio=0.05"), none.layer(100), at, ws, direction), 20U);
+    EXPECT_EQ(lagkv::compress(named("lagkv:sink=4,lag=16,ratio=0.05"), none.layer(100), at, ws, direction), 20U);
     EXPECT_EQ(at, (lagkv::cursor{20, 80, 4}));
     for (std::size_t i = 0; i < 16; ++i)
       ASSERT_EQ(none.keys.row(1, (direction == toward::front ? 4 : 84) + i), before.keys.row(1, 84 + i));
@@ -217,9 +217,9 @@ TEST(policies, one_result_whenever_asked) {
   for (const char* text : every_policy) {
     cache c(layout::tokens_first, dtype::bf16, k, v);
     lagkv::workspace fresh, used;
-    const lagkv::plan first = lagkv::judge(named(text), c.layer(300), {}, fresh);
-    lagkv::judge(named("lagkv:sink=1,lag=50,ratio=0.5"), c.layer(290), {}, used);
-    EXPECT_EQ(lagkv::judge(named(text), c.layer(300), {}, used).kept, first.kept) << text;
+    const lagkv::plan first = lagkv::plan_eviction(named(text), c.layer(300), {}, fresh);
+    EXPECT_FALSE(lagkv::plan_eviction(named("lagkv:sink=1,lag=50,ratio=0.5"), c.layer(290), {}, used).empty());
+    EXPECT_EQ(lagkv::plan_eviction(named(text), c.layer(300), {}, used).kept, first.kept) << text;
   }
 }
 
@@ -259,11 +259,11 @@ TEST(views, keys_and_values_may_differ_in_everything) {
       p.score(c.layer(150), 1, {5, 125}, scores, ws);
       for (std::size_t i = 0; i < 120; ++i) ASSERT_LE(relative(scores[i], exact[i]), 2e-6);
       lagkv::cursor at;
-      lagkv::step(p, c.layer(150), at, ws);
+      lagkv::compress(p, c.layer(150), at, ws);
       for (std::size_t h = 0; h < 2; ++h)
         for (std::size_t i = 0; i < at.tokens; ++i) {
-          ASSERT_EQ(c.keys.row(h, i), before.keys.row(h, ws.decision.source(h, i)));
-          ASSERT_EQ(c.values.row(h, i), before.values.row(h, ws.decision.source(h, i)));
+          ASSERT_EQ(c.keys.row(h, i), before.keys.row(h, lagkv::last_plan(ws).source(h, i)));
+          ASSERT_EQ(c.values.row(h, i), before.values.row(h, lagkv::last_plan(ws).source(h, i)));
         }
       EXPECT_TRUE(c.intact());
     }
@@ -277,7 +277,7 @@ TEST(views, a_value_weight_of_0_needs_no_values) {
   ASSERT_EQ(lagkv::check(p, l).message(), "");
   lagkv::workspace ws;
   lagkv::cursor at;
-  EXPECT_EQ(lagkv::step(p, l, at, ws), 4U + 5 * 4 + 16);
+  EXPECT_EQ(lagkv::compress(p, l, at, ws), 4U + 5 * 4 + 16);
 }
 
 #if SIZE_MAX > 0xffffffffU  // where there are such addresses
@@ -331,7 +331,7 @@ TEST(streaming, any_chunking_ends_like_one_prefill) {
         const std::size_t before = parts.tokens(), chunk = std::min(400 - parts.seen(), 1 + random() % most);
         parts.append(chunk, p, ws);
         // Never more than 2 lag - 1 tokens wait beside those just appended.
-        ASSERT_LE(before, std::max(parts.at().judged, p.retain.sink) + 2 * p.retain.lag - 1);
+        ASSERT_LE(before, std::max(parts.at().compressed, p.budget.sink) + 2 * p.budget.lag() - 1);
       }
       ASSERT_EQ(parts.at(), whole.at()) << text;
       for (std::size_t h = 0; h < 2; ++h) ASSERT_EQ(parts.positions(h), whole.positions(h)) << text;

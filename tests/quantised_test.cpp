@@ -365,7 +365,7 @@ TEST_P(quantised_caches, scores_are_those_of_the_same_numbers_in_f32) {
       const lagkv::layer l{k.view(), v.view(), capacity, &e}, plain{plain_k.view(), plain_v.view(), capacity, &e};
       ASSERT_EQ(check(p, l).message(), "");
       lagkv::workspace ws(target), other(target);
-      const lagkv::due due = p.retain.due({}, capacity);
+      const lagkv::candidates due = p.budget.due({}, capacity);
       const auto scores = lagkv::score(p, l, due, ws), right = lagkv::score(p, plain, due, other);
       for (std::size_t i = 0; i < right.size(); ++i) {
         if (sums(type))
@@ -383,10 +383,10 @@ TEST_P(quantised_caches, rows_move_whole_in_both_directions) {
     const lagkv::policy p = named("lagkv:sink=3,lag=32,ratio=0.4");
     lagkv::workspace ws;
     lagkv::cursor at;
-    const std::size_t left = lagkv::step(p, {k.view(), v.view(), capacity}, at, ws, direction);
-    const lagkv::plan& plan = ws.decision;
+    const std::size_t left = lagkv::compress(p, {k.view(), v.view(), capacity}, at, ws, direction);
+    const lagkv::plan& plan = lagkv::last_plan(ws);
     ASSERT_LT(left, capacity);
-    const std::size_t gone = capacity - left, begin = plan.judged.begin;
+    const std::size_t gone = capacity - left, begin = plan.candidates.begin;
     for (std::size_t h = 0; h < heads; ++h)
       for (std::size_t i = 0; i < left; ++i) {
         const std::size_t now = direction == lagkv::toward::front || i < begin ? i : i + gone;
@@ -404,8 +404,8 @@ TEST_P(quantised_caches, plan_keeps_what_f32_would_keep) {
   host plain_k(layout::heads_first, dtype::f32, k.values()), plain_v(layout::heads_first, dtype::f32, v.values());
   const lagkv::policy p = named("lagkv:sink=3,lag=32,ratio=0.4");
   lagkv::workspace ws, other;
-  EXPECT_EQ(judge(p, {k.view(), v.view(), capacity}, {}, ws).kept,
-            judge(p, {plain_k.view(), plain_v.view(), capacity}, {}, other).kept);
+  EXPECT_EQ(plan_eviction(p, {k.view(), v.view(), capacity}, {}, ws).kept,
+            plan_eviction(p, {plain_k.view(), plain_v.view(), capacity}, {}, other).kept);
 }
 
 INSTANTIATE_TEST_SUITE_P(all, quantised_caches, testing::ValuesIn(all_cases()),
@@ -436,18 +436,18 @@ TEST(hadamard, scores_are_those_of_the_rows_before_the_transform) {
       const lagkv::layer l{turned, turned, capacity}, r{open, open, capacity};
       ASSERT_EQ(check(p, l).message(), "");
       lagkv::workspace ws, other;
-      const auto scores = lagkv::score(p, l, p.retain.due({}, capacity), ws);
-      const auto expected = lagkv::score(p, r, p.retain.due({}, capacity), other);
+      const auto scores = lagkv::score(p, l, p.budget.due({}, capacity), ws);
+      const auto expected = lagkv::score(p, r, p.budget.due({}, capacity), other);
       for (std::size_t i = 0; i < expected.size(); ++i)
         ASSERT_NEAR(scores[i], expected[i], 2e-5F * std::fabs(expected[i])) << text << " " << block;
     }
     const cube before = stored;
     lagkv::workspace ws;
     lagkv::cursor at;
-    const std::size_t left = lagkv::step(named("lagkv:sink=3,lag=32,ratio=0.4,value_weight=0"), {turned, {}, capacity}, at, ws);
+    const std::size_t left = lagkv::compress(named("lagkv:sink=3,lag=32,ratio=0.4,value_weight=0"), {turned, {}, capacity}, at, ws);
     for (std::size_t h = 0; h < heads; ++h)
       for (std::size_t i = 0; i < left; ++i)
-        ASSERT_EQ(std::memcmp(stored.row(h, i), before.row(h, ws.decision.source(h, i)), channels * sizeof(float)), 0)
+        ASSERT_EQ(std::memcmp(stored.row(h, i), before.row(h, lagkv::last_plan(ws).source(h, i)), channels * sizeof(float)), 0)
             << "rows move as they are stored";
   }
 }

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/compact.hpp>
-#include <lagkv/rerotate.hpp>
-#include <lagkv/strided.hpp>
+#include <lagkv/plan/compact.hpp>
+#include <lagkv/plan/rerotate.hpp>
+#include <lagkv/view/strided.hpp>
 
 #include "support/rotation.hpp"
 
@@ -118,9 +118,9 @@ TEST_P(rerotate, from_one_position_to_another) {
 }
 
 /// The plan of heads that keep these rows of [begin, end).
-lagkv::plan plan_of(lagkv::token_range judged, std::size_t tokens, const std::vector<std::vector<std::uint32_t>>& kept) {
+lagkv::plan plan_of(lagkv::token_range candidates, std::size_t tokens, const std::vector<std::vector<std::uint32_t>>& kept) {
   lagkv::plan p;
-  p.judged = judged, p.tokens_before = tokens;
+  p.candidates = candidates, p.tokens_before = tokens;
   for (const auto& of_head : kept) {
     p.kept.insert(p.kept.end(), of_head.begin(), of_head.end());
     p.first.push_back(p.kept.size());

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <random>
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "support/methods_oracle.hpp"
@@ -37,10 +37,10 @@ std::vector<float> flat(const std::vector<std::vector<double>>& s) {
 std::vector<std::vector<std::size_t>> kept_by(const lagkv::selector& select, const std::vector<std::vector<double>>& s,
                                               std::size_t keep, std::size_t partition = 0) {
   const std::size_t n = s[0].size();
-  lagkv::due d{.judged = {7, 7 + n}, .keep = keep};
+  lagkv::candidates d{.rows = {7, 7 + n}, .keep = keep};
   if (partition != 0) d.partition = partition, d.keep_each = keep, d.keep = n / partition * keep;
   lagkv::plan p;
-  p.reset(d.judged, n + 20, s.size(), d.keep);
+  p.reset(d.rows, n + 20, s.size(), d.keep);
   lagkv::workspace ws;
   select(flat(s), s.size(), d, p, ws);
   std::vector<std::vector<std::size_t>> out(s.size());
@@ -49,7 +49,7 @@ std::vector<std::vector<std::size_t>> kept_by(const lagkv::selector& select, con
   return out;
 }
 
-std::vector<std::vector<double>> part_of(const std::vector<std::vector<double>>& s, std::size_t begin, std::size_t n) {
+std::vector<std::vector<double>> method_of(const std::vector<std::vector<double>>& s, std::size_t begin, std::size_t n) {
   std::vector<std::vector<double>> out;
   for (const auto& head : s)
     out.emplace_back(head.begin() + static_cast<std::ptrdiff_t>(begin), head.begin() + static_cast<std::ptrdiff_t>(begin + n));
@@ -69,7 +69,7 @@ TEST(chunks, of_each_partition) {
   const auto s = random_scores(2, 60, 99);
   std::vector<std::size_t> rows;
   for (std::size_t at = 0; at < 60; at += 20)
-    for (std::size_t row : chunk_rows(part_of(s, at, 20), 6, 9)) rows.push_back(at + row);
+    for (std::size_t row : chunk_rows(method_of(s, at, 20), 6, 9)) rows.push_back(at + row);
   for (const auto& head : kept_by(lagkv::chunks{6}, s, 9, 20)) EXPECT_EQ(head, rows);
 }
 
@@ -93,7 +93,7 @@ TEST(adaptive, in_each_partition) {
   const auto s = random_scores(3, 60, 98);
   const auto found = kept_by(lagkv::adaptive{0.2}, s, 7, 20);
   for (std::size_t at = 0; at < 60; at += 20) {
-    const auto mask = adakv_mask(part_of(s, at, 20), 7, 0.2);
+    const auto mask = adakv_mask(method_of(s, at, 20), 7, 0.2);
     for (std::size_t h = 0; h < 3; ++h)
       for (std::size_t i = 0; i < 20; ++i) EXPECT_EQ(mask[h][i], std::binary_search(found[h].begin(), found[h].end(), at + i));
   }
@@ -109,7 +109,7 @@ TEST(pool, is_an_average_with_zeros_beyond_the_ends) {
 TEST(pool, stays_within_a_partition) {
   std::vector<float> scores{3, 0, 6, 9, 1, 1, 1, 1};
   lagkv::workspace ws;
-  lagkv::pool{3}(scores, 1, {.judged = {0, 8}, .partition = 4}, ws);
+  lagkv::pool{3}(scores, 1, {.rows = {0, 8}, .partition = 4}, ws);
   EXPECT_EQ(scores, (std::vector<float>{1, 3, 5, 5, 2.0F / 3, 1, 1, 2.0F / 3}));
 }
 
@@ -125,13 +125,13 @@ TEST(fusion, adds_up_ranks_times_weights) {
   cache c(layout::heads_first, dtype::f32, k, v);
   for (std::size_t lag : {std::size_t{0}, std::size_t{16}}) {
     const lagkv::policy p = named_any("fuse:key_norm+value_norm+cur,weights=1+0.5+2,sink=4,recent=16,lag=" + std::to_string(lag));
-    const lagkv::due due = p.retain.due({}, 100);
+    const lagkv::candidates due = p.budget.due({}, 100);
     lagkv::workspace ws;
     const auto found = lagkv::score(p, c.layer(100), due, ws);
-    const std::size_t n = due.judged.size(), part = lag != 0 ? lag : n;
+    const std::size_t n = due.rows.size(), part = lag != 0 ? lag : n;
     for (std::size_t h = 0; h < 2; ++h)
       for (std::size_t at = 0; at < n; at += part) {
-        const row_range rows{due.judged.begin + at, due.judged.begin + at + part};
+        const row_range rows{due.rows.begin + at, due.rows.begin + at + part};
         const auto exact =
             rank_fusion({key_norm_scores(k, h, rows), value_norm_scores(v, h, rows), cur_scores(k, v, h, rows)}, {1, 0.5, 2});
         for (std::size_t i = 0; i < part; ++i) ASSERT_NEAR(found[h * n + at + i], exact[i], 1e-6) << lag;
@@ -149,7 +149,7 @@ TEST(fusion, by_best_gives_each_scorer_its_share_of_the_budget) {
       const lagkv::policy p = named_any("fuse:key_norm+value_norm,by=best,sink=0,recent=0,weights=1+" + std::to_string(weight) +
                                         ",keep=" + std::to_string(keep));
       lagkv::workspace ws;
-      const lagkv::plan& plan = lagkv::judge(p, c.layer(200), {.tokens = 200}, ws);
+      const lagkv::plan& plan = lagkv::plan_eviction(p, c.layer(200), {.tokens = 200}, ws);
       for (std::size_t h = 0; h < 2; ++h) {
         const auto kept = plan.of(h);
         const auto n = static_cast<double>(kept.size());
@@ -181,32 +181,32 @@ TEST(fusion, by_best_gives_each_scorer_its_share_of_the_budget) {
 
 // ---- budgets --------------------------------------------------------------------------------------------------------
 
-lagkv::retention retention_of(const std::string& text) { return named_any(text).retain; }
+lagkv::budget retention_of(const std::string& text) { return named_any(text).budget; }
 
 TEST(budgets, capacity_judges_everything_between_sinks_and_window_again) {
-  const lagkv::retention r = retention_of("key_norm:sink=4,recent=10,capacity=50");
+  const lagkv::budget r = retention_of("key_norm:sink=4,recent=10,capacity=50");
   EXPECT_TRUE(r.due({}, 50).empty());
-  const lagkv::due d = r.due({.tokens = 50, .dropped = 30, .judged = 40}, 51);
-  EXPECT_EQ(d.judged, (token_range{4, 41}));
+  const lagkv::candidates d = r.due({.tokens = 50, .dropped = 30, .compressed = 40}, 51);
+  EXPECT_EQ(d.rows, (token_range{4, 41}));
   EXPECT_EQ(d.keep, 36U);
   EXPECT_EQ(r.due({}, 300).keep, 36U);
-  const lagkv::retention lazy = retention_of("key_norm:sink=4,recent=10,capacity=50,every=8");
+  const lagkv::budget lazy = retention_of("key_norm:sink=4,recent=10,capacity=50,every=8");
   EXPECT_TRUE(lazy.due({}, 57).empty());
   EXPECT_EQ(lazy.due({}, 58).keep, 36U);
 }
 
 TEST(budgets, a_share_of_the_budget_can_be_the_window) {
-  const lagkv::retention r = retention_of("h2o:sink=0,keep=0.5");
-  EXPECT_EQ(r.due({}, 100).judged, (token_range{0, 75})) << "half of 50";
+  const lagkv::budget r = retention_of("h2o:sink=0,keep=0.5");
+  EXPECT_EQ(r.due({}, 100).rows, (token_range{0, 75})) << "half of 50";
   EXPECT_EQ(r.due({}, 100).keep, 25U);
-  EXPECT_EQ(retention_of("h2o:sink=4,capacity=64").due({}, 100).judged, (token_range{4, 68}));
-  EXPECT_EQ(retention_of("key_norm:recent=8,recent_share=0.1,keep=0.5").due({}, 100).judged, (token_range{4, 92}));
+  EXPECT_EQ(retention_of("h2o:sink=4,capacity=64").due({}, 100).rows, (token_range{4, 68}));
+  EXPECT_EQ(retention_of("key_norm:recent=8,recent_share=0.1,keep=0.5").due({}, 100).rows, (token_range{4, 92}));
 }
 
 TEST(budgets, pyramids_fall_by_equal_steps_and_add_up) {
   lagkv::policy p = named_any("key_norm:sink=4,recent=16,keep=0.25,pyramid=20");
   std::vector<std::size_t> kept;
-  for (std::size_t i = 0; i < 9; ++i) kept.push_back(lagkv::for_layer(p, i, 9).retain.due({}, 1000).keep);
+  for (std::size_t i = 0; i < 9; ++i) kept.push_back(lagkv::for_layer(p, i, 9).budget.due({}, 1000).keep);
   // 250 - 20 = 230 on average; 1.95 times in the first layer, 0.05 times in the last.
   EXPECT_EQ(kept.front(), 449U);
   EXPECT_EQ(kept[4], 230U);
@@ -216,52 +216,52 @@ TEST(budgets, pyramids_fall_by_equal_steps_and_add_up) {
   EXPECT_NEAR(static_cast<double>(sum), 9.0 * 230, 9);
   for (std::size_t i = 1; i < 9; ++i) EXPECT_NEAR(static_cast<double>(kept[i - 1]) - static_cast<double>(kept[i]), 54.6, 1);
 
-  p.retain.amount = 0.8;  // 1.95 times 780 is more than there is: the first layer keeps all
-  EXPECT_TRUE(lagkv::for_layer(p, 0, 9).retain.due({}, 1000).empty());
-  EXPECT_EQ(lagkv::for_layer(p, 8, 9).retain.due({}, 1000).keep, 580U);
-  EXPECT_EQ(p.retain.due({}, 1000).keep, 780U) << "one layer has no slope";
+  p.budget.keeps = lagkv::keep::share{0.8};  // 1.95 times 780 is more than there is: the first layer keeps all
+  EXPECT_TRUE(lagkv::for_layer(p, 0, 9).budget.due({}, 1000).empty());
+  EXPECT_EQ(lagkv::for_layer(p, 8, 9).budget.due({}, 1000).keep, 580U);
+  EXPECT_EQ(p.budget.due({}, 1000).keep, 780U) << "one layer has no slope";
 }
 
 TEST(budgets, bytes_become_tokens) {
   const cube x = make_cube(73, 2, 50, 16);
   cache c(layout::heads_first, dtype::f16, x, x);
   const lagkv::policy p = named_any("key_norm:budget_mb=0.01");
-  EXPECT_EQ(check(p, c.layer(50)).message(), "budget: is in bytes: make it a number of tokens by fit()");
+  EXPECT_EQ(check(p, c.layer(50)).message(), "budget: is in bytes: make it a number of rows by fit()");
   const auto fitted = lagkv::fit(p, c.layer(50), 1);
   ASSERT_TRUE(fitted);
-  EXPECT_EQ(fitted->retain.amount, 78) << "10,000 bytes, 2 heads x 2 x 16 x 2 bytes a token";
+  EXPECT_EQ(fitted->budget.as<lagkv::keep::capacity>()->rows, 78U) << "10,000 bytes, 2 heads x 2 x 16 x 2 bytes a token";
   EXPECT_EQ(check(*fitted, c.layer(50)).message(), "");
   EXPECT_EQ(lagkv::fit(p, c.layer(50), 3).message(),
             "budget: holds 26 tokens of 384 bytes: must hold 37 or more (sink + recent + 1)");
-  EXPECT_EQ(lagkv::fit(named_any("key_norm"), c.layer(50), 3)->retain.amount, 0.5);
+  EXPECT_EQ(lagkv::fit(named_any("key_norm"), c.layer(50), 3)->budget.as<lagkv::keep::share>()->of_all, 0.5);
 }
 
 // ---- protected positions --------------------------------------------------------------------------------------------
 
 TEST(protect, streaming_llm_keeps_what_it_must) {
   const cube x = make_cube(74, 1, 60, 4);
-  const std::vector<std::uint32_t> spared{7, 12, 40};
+  const std::vector<std::uint32_t> stay{7, 12, 40};
   lagkv::extras e;
-  e.protect = spared;
+  e.protect = stay;
   const lagkv::policy p = named_any("streaming_llm:sink=2,capacity=20");
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::layer l = c.layer(30);
   l.extra = &e;
   lagkv::workspace ws;
   lagkv::cursor at;
-  EXPECT_EQ(lagkv::step(p, l, at, ws), 20U);
+  EXPECT_EQ(lagkv::compress(p, l, at, ws), 20U);
   std::vector<std::uint32_t> positions;
-  for (std::size_t i = 0; i < 20; ++i) positions.push_back(static_cast<std::uint32_t>(ws.decision.source(0, i)));
+  for (std::size_t i = 0; i < 20; ++i) positions.push_back(static_cast<std::uint32_t>(lagkv::last_plan(ws).source(0, i)));
   EXPECT_EQ(positions[2], 7U);
   for (std::uint32_t t = 30; t < 60; ++t) {
     positions.push_back(t);
     l = c.layer(positions.size());
     l.extra = &e;
-    const std::size_t now = lagkv::step(p, l, at, ws);
+    const std::size_t now = lagkv::compress(p, l, at, ws);
     std::vector<std::uint32_t> left;
-    for (std::size_t i = 0; i < now; ++i) left.push_back(positions[ws.decision.source(0, i)]);
+    for (std::size_t i = 0; i < now; ++i) left.push_back(positions[lagkv::last_plan(ws).source(0, i)]);
     positions = left;
-    for (std::uint32_t s : spared)
+    for (std::uint32_t s : stay)
       if (s <= t) {
         ASSERT_TRUE(std::binary_search(positions.begin(), positions.end(), s)) << s << " at " << t;
       }
@@ -271,16 +271,16 @@ TEST(protect, streaming_llm_keeps_what_it_must) {
 
 TEST(protect, more_than_a_partition_keeps) {
   const cube x = make_cube(75, 2, 100, 8);
-  std::vector<std::uint32_t> spared;
-  for (std::uint32_t p = 20; p < 30; ++p) spared.push_back(p);
+  std::vector<std::uint32_t> stay;
+  for (std::uint32_t p = 20; p < 30; ++p) stay.push_back(p);
   lagkv::extras e;
-  e.protect = spared;
+  e.protect = stay;
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::layer l = c.layer(100);
   l.extra = &e;
   lagkv::workspace ws;
-  const lagkv::plan plan = lagkv::judge(named_any("lagkv:sink=4,lag=16,ratio=0.25"), l, {}, ws);
-  ASSERT_EQ(plan.judged, (token_range{4, 84}));
+  const lagkv::plan plan = lagkv::plan_eviction(named_any("lagkv:sink=4,lag=16,ratio=0.25"), l, {}, ws);
+  ASSERT_EQ(plan.candidates, (token_range{4, 84}));
   for (std::size_t h = 0; h < 2; ++h) {
     const auto in = [&](std::uint32_t begin, std::uint32_t end) {
       return std::count_if(plan.of(h).begin(), plan.of(h).end(), [&](auto r) { return r >= begin && r < end; });
@@ -294,14 +294,14 @@ TEST(protect, more_than_a_partition_keeps) {
 
 TEST(protect, is_refused_where_positions_are_not_known) {
   const cube x = make_cube(76, 1, 60, 4);
-  const std::vector<std::uint32_t> spared{7}, descending{7, 5};
+  const std::vector<std::uint32_t> stay{7}, descending{7, 5};
   cache c(layout::heads_first, dtype::f32, x, x);
   lagkv::extras e;
-  e.protect = spared;
+  e.protect = stay;
   lagkv::layer l = c.layer(60);
   l.extra = &e;
   EXPECT_EQ(check(named_any("key_norm:capacity=50"), l).message(),
-            "protect: the policy judges rows again, so it needs extras.positions to know them");
+            "protect: survivors are candidates again, so the policy needs extras.positions to know protected ones");
   EXPECT_EQ(check(named_any("key_norm"), l).message(), "");
   e.protect = descending;
   EXPECT_EQ(check(named_any("key_norm"), l).message(), "protect: position 5 after 7: must be ascending");
@@ -314,14 +314,14 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
   asked_cache c(layout::heads_first, dtype::f32, x, x, make_cube(78, 4, 60, 4));
   const lagkv::layer bare = c.kv.layer(60), asked = c.layer(60);
   EXPECT_EQ(named_any("snapkv:window=32").needs.queries, 32U);
-  EXPECT_TRUE(named_any("h2o").needs.mass);
-  EXPECT_TRUE(named_any("expected_attention").needs.statistics);
+  EXPECT_TRUE(named_any("h2o").needs.accumulated_attention);
+  EXPECT_TRUE(named_any("expected_attention").needs.query_statistics);
   EXPECT_FALSE(named_any("key_diff").needs.values);
   EXPECT_EQ(
       check(named_any("snapkv:window=32"), bare).message(),
       "queries: the policy reads those of the last 32 tokens, or their attention weights; the layer has none (layer.extra)");
   EXPECT_EQ(check(named_any("h2o"), bare).message(),
-            "mass: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
+            "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
             "(layer.extra)");
   EXPECT_EQ(check(named_any("expected_attention"), bare).message(),
             "query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)");
@@ -332,14 +332,14 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
 
   lagkv::workspace ws;
   lagkv::cursor at;
-  EXPECT_EQ(lagkv::step(named_any("snapkv:window=8"), bare, at, ws), 60U) << "unmet in a step: nothing is judged";
+  EXPECT_EQ(lagkv::compress(named_any("snapkv:window=8"), bare, at, ws), 60U) << "unmet in a step: nothing is candidates";
   host few(layout::heads_first, dtype::f32, make_cube(78, 4, 10, 4));
   lagkv::extras e;
   e.queries = few.view();
   lagkv::layer l = c.kv.layer(60);
   l.extra = &e;
-  EXPECT_EQ(lagkv::step(named_any("h2o"), l, at, ws), 60U) << "queries of 10 tokens are no running mass of 60";
-  EXPECT_EQ(lagkv::step(named_any("snapkv:window=16"), l, at, ws), 30U) << "fewer queries than wished for do";
+  EXPECT_EQ(lagkv::compress(named_any("h2o"), l, at, ws), 60U) << "queries of 10 tokens are no running mass of 60";
+  EXPECT_EQ(lagkv::compress(named_any("snapkv:window=16"), l, at, ws), 30U) << "fewer queries than wished for do";
 }
 
 TEST(needs, a_scorer_that_reads_all_rows_sees_none_moved) {
@@ -347,10 +347,10 @@ TEST(needs, a_scorer_that_reads_all_rows_sees_none_moved) {
   for (const char* text : {"snapkv:window=8,lag=16,keep=0.25", "h2o:lag=16,keep=0.25", "tova:lag=16,keep=0.25"}) {
     asked_cache c(layout::heads_first, dtype::f32, k, k, q);
     lagkv::workspace ws;
-    const lagkv::plan plan = lagkv::judge(named_any(text), c.layer(200), {}, ws);
+    const lagkv::plan plan = lagkv::plan_eviction(named_any(text), c.layer(200), {}, ws);
     lagkv::cursor at;
-    lagkv::step(named_any(text), c.layer(200), at, ws);
-    EXPECT_EQ(ws.decision.kept, plan.kept) << text;
+    lagkv::compress(named_any(text), c.layer(200), at, ws);
+    EXPECT_EQ(lagkv::last_plan(ws).kept, plan.kept) << text;
   }
 }
 

@@ -76,7 +76,7 @@ TYPED_TEST_SUITE(stacked_types, types);
 
 TYPED_TEST(stacked_types, a_policy_of_single_heads_does_to_all_layers_what_it_does_to_each) {
   for (const char* text :
-       {"lagkv:sink=3,lag=16,ratio=0.25", "key_diff:sink=3,recent=9,keep=0.4", "novelty:unrotate=no,agree=no,keep=0.3",
+       {"lagkv:sink=3,lag=16,ratio=0.25", "key_diff:sink=3,recent=9,keep=0.4", "novelty:pre_rope=no,heads=own,keep=0.3",
         "value_norm:sink=2,recent=5,capacity=50", "streaming_llm:capacity=40"}) {
     SCOPED_TRACE(text);
     const lagkv::policy p = named(text);
@@ -84,11 +84,11 @@ TYPED_TEST(stacked_types, a_policy_of_single_heads_does_to_all_layers_what_it_do
     ASSERT_EQ(check(p, together.stacked()).message(), "");
     lagkv::workspace ws;
     lagkv::cursor at;
-    const std::size_t left = lagkv::step(p, together.stacked(), at, ws);
+    const std::size_t left = lagkv::compress(p, together.stacked(), at, ws);
     ASSERT_LT(left, tokens);
     for (std::size_t i = 0; i < layers; ++i) {
       lagkv::cursor own;
-      ASSERT_EQ(lagkv::step(p, apart.one(i), own, ws), left);
+      ASSERT_EQ(lagkv::compress(p, apart.one(i), own, ws), left);
       ASSERT_EQ(own.seen(), at.seen());
     }
     for (std::size_t i = 0; i < together.memory().size(); ++i)
@@ -99,15 +99,15 @@ TYPED_TEST(stacked_types, a_policy_of_single_heads_does_to_all_layers_what_it_do
 TYPED_TEST(stacked_types, agree_is_over_the_heads_of_all_layers) {
   for (const char* method : {"key_diff", "key_norm", "novelty"}) {
     SCOPED_TRACE(method);
-    const std::string keys = ":unrotate=no,smooth=0,sink=3,recent=9,keep=0.4";
+    const std::string keys = ":pre_rope=no,smooth=0,sink=3,recent=9,keep=0.4";
     model_cache<TypeParam> c(31);
     const model_cache<TypeParam> original(31);
     lagkv::workspace ws;
 
     // Scores layer by layer, and their mean in double.
-    const lagkv::policy each = named(method + keys + ",agree=no");
-    const lagkv::due due = each.retain.due({}, tokens);
-    const std::size_t n = due.judged.size();
+    const lagkv::policy each = named(method + keys + ",heads=own");
+    const lagkv::candidates due = each.budget.due({}, tokens);
+    const std::size_t n = due.rows.size();
     std::vector<double> mean(n);
     for (std::size_t i = 0; i < layers; ++i) {
       const auto scores = lagkv::score(each, c.one(i), due, ws);
@@ -120,11 +120,11 @@ TYPED_TEST(stacked_types, agree_is_over_the_heads_of_all_layers) {
     ASSERT_GT(mean[best[due.keep - 1]] - mean[best[due.keep]], 1e-7) << "or the choice is rounding's";
     best.resize(due.keep);
     std::sort(best.begin(), best.end());
-    for (std::uint32_t& t : best) t += static_cast<std::uint32_t>(due.judged.begin);
+    for (std::uint32_t& t : best) t += static_cast<std::uint32_t>(due.rows.begin);
 
-    const lagkv::policy all = named(method + keys + ",agree=yes");
+    const lagkv::policy all = named(method + keys + ",heads=shared");
     ASSERT_EQ(check(all, c.stacked()).message(), "");
-    const lagkv::plan plan = lagkv::judge(all, c.stacked(), {}, ws);
+    const lagkv::plan plan = lagkv::plan_eviction(all, c.stacked(), {}, ws);
     for (std::size_t h = 0; h < layers * heads; ++h)
       ASSERT_TRUE(std::equal(plan.of(h).begin(), plan.of(h).end(), best.begin(), best.end())) << "head " << h;
     lagkv::compact(c.stacked(), plan);
@@ -141,8 +141,8 @@ TEST(stacked, layers_share_one_budget_where_heads_may_differ) {
   const lagkv::policy p = named("key_diff:sink=3,recent=9,keep=0.4,select=adaptive,safeguard=0.2");
   ASSERT_EQ(check(p, c.stacked(), true).message(), "");
   lagkv::workspace ws;
-  const lagkv::plan plan = lagkv::judge(p, c.stacked(), {}, ws);
-  const lagkv::due due = p.retain.due({}, tokens);
+  const lagkv::plan plan = lagkv::plan_eviction(p, c.stacked(), {}, ws);
+  const lagkv::candidates due = p.budget.due({}, tokens);
   std::vector<std::size_t> of_layer(layers);
   for (std::size_t h = 0; h < layers * heads; ++h) of_layer[h / heads] += plan.of(h).size();
   EXPECT_EQ(of_layer[0] + of_layer[1] + of_layer[2], layers * heads * due.keep);
@@ -172,11 +172,11 @@ TEST(stacked, bytes_and_their_scales_are_stacked_each) {
   lagkv::workspace ws, own;
   std::vector<std::vector<std::uint32_t>> kept;
   for (std::size_t i = 0; i < layers; ++i) {
-    const auto alone = lagkv::judge(p, {lagkv::scaled(rows[i], scales[i]), {}, n}, {}, own).of(0);
+    const auto alone = lagkv::plan_eviction(p, {lagkv::scaled(rows[i], scales[i]), {}, n}, {}, own).of(0);
     kept.emplace_back(alone.begin(), alone.end());
   }
   ASSERT_NE(kept[0], kept[1]) << "or this shows nothing";
-  const lagkv::plan plan = lagkv::judge(p, layer, {}, ws);
+  const lagkv::plan plan = lagkv::plan_eviction(p, layer, {}, ws);
   lagkv::compact(layer, plan);
   for (std::size_t i = 0; i < layers; ++i) {
     ASSERT_EQ(std::vector<std::uint32_t>(plan.of(i).begin(), plan.of(i).end()), kept[i]);

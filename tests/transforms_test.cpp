@@ -44,7 +44,7 @@ TEST(smooth, is_a_triangle_within_the_judged_range_or_the_partition) {
           std::vector<float> scores = numbers(11, heads * all);
           if (broken) scores[all / 2] = nan, scores[all - 1] = -std::numeric_limits<float>::infinity();
           const std::vector<float> before = scores;
-          const lagkv::due due{.judged = {4, 4 + all}, .keep = 1, .partition = partition};
+          const lagkv::candidates due{.rows = {4, 4 + all}, .keep = 1, .partition = partition};
           lagkv::smooth{reach}(scores, heads, due, ws);
           for (std::size_t at = 0; at < heads * all; at += n) {
             const std::vector<double> exact = triangle(before, at, at + n, reach);
@@ -61,7 +61,7 @@ TEST(smooth, is_a_triangle_within_the_judged_range_or_the_partition) {
 TEST(smooth, of_heads_that_agree_is_that_of_each) {
   lagkv::workspace ws;
   std::vector<float> one = numbers(12, 3 * 40), other = one;
-  const lagkv::due due{.judged = {0, 40}, .keep = 1};
+  const lagkv::candidates due{.rows = {0, 40}, .keep = 1};
   lagkv::mean_of_heads{}(one, 3, due, ws);
   other = one;
   lagkv::smooth{5}(one, 3, due, ws);
@@ -73,7 +73,7 @@ TEST(mean_of_heads, is_the_mean_and_the_same_for_all) {
   lagkv::workspace ws;
   std::vector<float> scores = numbers(13, 4 * 21);
   const std::vector<float> before = scores;
-  lagkv::mean_of_heads{}(scores, 4, {.judged = {0, 21}, .keep = 1}, ws);
+  lagkv::mean_of_heads{}(scores, 4, {.rows = {0, 21}, .keep = 1}, ws);
   for (std::size_t i = 0; i < 21; ++i) {
     double sum = 0;
     for (std::size_t h = 0; h < 4; ++h) sum += static_cast<double>(before[h * 21 + i]);
@@ -89,34 +89,34 @@ TEST(mean_of_heads, is_the_mean_and_the_same_for_all) {
 std::vector<float> scores_of(const std::string& text, const cube& k) {
   cache c(layout::heads_first, lagkv::dtype::f32, k, k);
   lagkv::workspace ws;
-  const auto s = lagkv::score(named(text), c.layer(k.tokens), {.judged = {0, k.tokens}, .keep = 1}, ws);
+  const auto s = lagkv::score(named(text), c.layer(k.tokens), {.rows = {0, k.tokens}, .keep = 1}, ws);
   return {s.begin(), s.end()};
 }
 
 TEST(policy_keys, smooth_and_agree_are_the_transforms) {
   const cube k = make_cube(14, 3, 50, 8);
-  const lagkv::due due{.judged = {0, 50}, .keep = 1};
+  const lagkv::candidates due{.rows = {0, 50}, .keep = 1};
   lagkv::workspace ws;
   std::vector<float> own = scores_of("key_diff", k), smoothed = own, agreed = own;
   lagkv::smooth{3}(smoothed, 3, due, ws);
   lagkv::mean_of_heads{}(agreed, 3, due, ws);
   EXPECT_EQ(scores_of("key_diff:smooth=3", k), smoothed);
-  EXPECT_EQ(scores_of("key_diff:agree=yes", k), agreed);
+  EXPECT_EQ(scores_of("key_diff:heads=shared", k), agreed);
   lagkv::smooth{3}(agreed, 3, due, ws);
-  EXPECT_EQ(scores_of("key_diff:agree=yes,smooth=3", k), agreed);
-  EXPECT_EQ(scores_of("key_diff:agree=no,smooth=0", k), own);
+  EXPECT_EQ(scores_of("key_diff:heads=shared,smooth=3", k), agreed);
+  EXPECT_EQ(scores_of("key_diff:heads=own,smooth=0", k), own);
 }
 
 TEST(policy_keys, a_method_has_its_own_where_none_are_given) {
   const cube k = make_cube(15, 3, 50, 8);
-  EXPECT_EQ(scores_of("novelty:unrotate=no", k), scores_of("novelty:unrotate=no,agree=yes,smooth=8", k));
-  EXPECT_NE(scores_of("novelty:unrotate=no", k), scores_of("novelty:unrotate=no,agree=no", k));
-  EXPECT_NE(scores_of("novelty:unrotate=no", k), scores_of("novelty:unrotate=no,smooth=0", k));
+  EXPECT_EQ(scores_of("novelty:pre_rope=no", k), scores_of("novelty:pre_rope=no,heads=shared,smooth=8", k));
+  EXPECT_NE(scores_of("novelty:pre_rope=no", k), scores_of("novelty:pre_rope=no,heads=own", k));
+  EXPECT_NE(scores_of("novelty:pre_rope=no", k), scores_of("novelty:pre_rope=no,smooth=0", k));
 }
 
 TEST(policy_keys, each_scorer_of_a_fusion_is_smoothed_before_it_is_ranked) {
   const cube k = make_cube(16, 1, 40, 8);
-  const lagkv::due due{.judged = {0, 40}, .keep = 1};
+  const lagkv::candidates due{.rows = {0, 40}, .keep = 1};
   lagkv::workspace ws;
   std::vector<float> sum(40);
   for (const char* text : {"key_diff:smooth=2", "key_norm:smooth=2"}) {

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include <lagkv/core.hpp>
-#include <lagkv/rope.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/view/rope.hpp>
 #include <lagkv/simd/target.hpp>
 
 namespace tool {

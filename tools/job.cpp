@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "arguments.hpp"
 
@@ -96,11 +96,11 @@ lagkv::status load_rope(const options& o, job& j) {
 /// Which options bring what the policy lacks.
 std::string hint(const job& j) {
   const lagkv::needs& n = j.policy.needs;
-  if (n.rope && !j.rope) return ": give --rope-base, or unrotate=no for keys as they are";
+  if (n.rope && !j.rope) return ": give --rope-base, or pre_rope=no for keys as they are";
   if (n.calibrated && j.query_mean.data.empty()) return ": give --query-mean and --query-covariance";
   if (!j.queries.data.empty()) return "";
-  if (n.queries > 0 || n.mass) return ": give --queries";
-  return n.statistics && j.query_mean.data.empty() ? ": give --query-mean and --query-covariance, or --queries" : "";
+  if (n.queries > 0 || n.accumulated_attention) return ": give --queries";
+  return n.query_statistics && j.query_mean.data.empty() ? ": give --query-mean and --query-covariance, or --queries" : "";
 }
 
 lagkv::status check_policy(const options& o, job& j) {
@@ -143,7 +143,7 @@ lagkv::extras extras_of(job& j) {
 
 lagkv::result<job> prepare(const options& o) {
   job j;
-  const lagkv::result<lagkv::policy> policy = lagkv::parse(o.policy, lagkv::all_methods());
+  const lagkv::result<lagkv::policy> policy = lagkv::parse(o.policy, lagkv::methods_with_eigen());
   if (!policy) return lagkv::error{policy.message()};
   j.policy = *policy;
   j.method = o.policy.substr(0, o.policy.find(':'));

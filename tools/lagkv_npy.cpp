@@ -58,7 +58,7 @@ int main(int argc, char** argv) {
   app.add_option("--layer", o.layer,
                  "the arrays are layer I of N, counted from 0: 2/30; for pyramid and budget_mb (default: 0/1)");
   app.add_option("--steps", o.steps, "append that many tokens a step: 300,1,1 or 300,1x400; writes lengths.npy");
-  app.add_flag("--scores", o.scores, "write scores.npy: the scores of all tokens judged at once, whatever --steps says");
+  app.add_flag("--scores", o.scores, "write scores.npy: the scores of all tokens candidates at once, whatever --steps says");
   app.add_option("--target", o.target, "force scalar, sse2, avx2, avx512 or neon (default: the widest here)");
   app.add_option("--out", o.out, "folder for the results, made where it is missing");
   app.add_flag("--list", o.list, "print the policies with their keys, defaults and ranges, and end");

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 namespace tool {
 
@@ -52,19 +52,22 @@ std::string number(double x) {
   return digits;
 }
 
-std::string initial_value(const lagkv::parameter& p) {
-  if (p.initial == lagkv::parameter::none) return "...";
-  if (p.type != lagkv::parameter::kind::word) return number(p.initial);
-  std::string_view words = p.range;
-  for (auto skip = static_cast<int>(p.initial); skip > 0; --skip) words.remove_prefix(words.find('|') + 1);
+/// The value of an option in a struct of defaults, as a string writes it.
+std::string initial_value(const lagkv::parameter& p, const void* defaults) {
+  if (!p.given(defaults)) return "...";
+  if (p.accepts.type != lagkv::accepted::kind::word) return number(p.get(defaults));
+  std::string_view words = p.accepts.words;
+  for (auto skip = static_cast<int>(p.get(defaults)); skip > 0; --skip) words.remove_prefix(words.find('|') + 1);
   return std::string(words.substr(0, words.find('|')));
 }
 
-/// "must be a whole number, 1 or more" -> "whole, 1 or more".
-std::string accepted(const lagkv::parameter& p) {
-  std::string out(p.range);
-  for (const auto& [from, to] : {std::pair{"must be ", ""}, std::pair{"a whole number", "whole"}})
+/// "must be a whole number from 1 to 9" -> "whole, from 1 to 9"; no upper limit that nobody meets.
+std::string accepted(const lagkv::accepted& a) {
+  std::string out = a.type == lagkv::accepted::kind::word ? std::string(a.words) : lagkv::text(a);
+  for (const auto& [from, to] : {std::pair{"must be ", ""}, std::pair{"a whole number", "whole,"}})
     if (out.find(from) == 0) out.replace(0, std::strlen(from), to);
+  if (a.type == lagkv::accepted::kind::whole && a.most == lagkv::accepts::most_tokens)
+    return "whole, " + number(a.least) + " or more";
   return out;
 }
 
@@ -75,38 +78,41 @@ std::string key_entry(std::string_view key, std::string_view value, std::string_
   return entry(std::move(head), text);
 }
 
-std::string keys(std::span<const lagkv::parameter> parameters) {
+std::string key_line(std::string_view key, std::string_view value, std::string_view meaning, const lagkv::accepted& a) {
+  return key_entry(key, value, std::string(meaning) + ' ' + together('[' + accepted(a) + ']'));
+}
+
+std::string keys(const lagkv::option_table& table) {
+  const lagkv::option_values defaults(table);
   std::string out;
-  for (const lagkv::parameter& p : parameters)
-    out += key_entry(p.key, initial_value(p), std::string(p.meaning) + ' ' + together('[' + accepted(p) + ']'));
+  for (const lagkv::parameter& p : table.parameters) out += key_line(p.key, initial_value(p, defaults.get()), p.meaning, p.accepts);
   return out;
 }
 
 std::string options_for(const lagkv::needs& n) {
-  if (n.statistics) return together("[--query-mean, --query-covariance or --queries]");
-  return n.queries > 0 || n.mass ? "[--queries]" : "";
+  if (n.query_statistics) return together("[--query-mean, --query-covariance or --queries]");
+  return n.queries > 0 || n.accumulated_attention ? "[--queries]" : "";
 }
 
-std::string describe(const lagkv::method& m) {
-  const bool whole = m.whole != nullptr;
-  std::vector<double> initial;
-  for (const lagkv::parameter& p : m.parameters) initial.push_back(p.initial);
-  const lagkv::result<lagkv::part> part = whole ? lagkv::error{} : m.make(initial, 0);
-  const lagkv::part plain;
+std::string describe(const lagkv::method_entry& m) {
+  const bool whole = m.make_whole != nullptr;
+  const lagkv::option_values defaults(m.own);
+  const lagkv::result<lagkv::method> part = whole ? lagkv::error{} : m.make(defaults.get(), 0);
+  const lagkv::method plain;
   constexpr const char* instead = "default of the shared key";
 
   std::string out =
       entry(std::string(m.name), std::string(m.meaning) + (m.source.empty() ? "" : ", ") + together(std::string(m.source)));
   out += entry("", std::string("reads ").append(m.reads) + ' ' + (part ? options_for(part->needs) : ""));
-  out += keys(whole ? m.whole_parameters : m.parameters);
+  out += keys(whole ? m.whole : m.own);
   if (part && part->recent != plain.recent) out += key_entry("recent", std::to_string(part->recent), instead);
   if (part && part->recent_share != plain.recent_share) out += key_entry("recent_share", number(part->recent_share), instead);
   return out + '\n';
 }
 
-std::string names(bool (*which)(const lagkv::method&), const char* between) {
+std::string names(bool (*which)(const lagkv::method_entry&), const char* between) {
   std::string out;
-  for (const lagkv::method* m : lagkv::all_methods())
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
     if (which(*m)) out += (out.empty() ? "" : between) + std::string(m->name);
   return out;
 }
@@ -120,16 +126,17 @@ std::string list_policies() {
       "A policy is NAME or NAME:KEY=VALUE,KEY=VALUE,... with keys in any order. Those not given have the\n"
       "values below; KEY=... has none.\n\n";
   out += heading("Policies");
-  for (const lagkv::method* m : lagkv::all_methods()) out += describe(*m);
-  out += heading("Keys of every policy but " + names([](const lagkv::method& m) { return m.whole != nullptr; }, " and ") +
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) out += describe(*m);
+  out += heading("Keys of every policy but " + names([](const lagkv::method_entry& m) { return m.make_whole != nullptr; }, ", ") +
                  ", and of every fusion");
-  out += keys(lagkv::shared_parameters) + '\n';
+  out += keys(lagkv::shared_options) + '\n';
   out += heading("Fusions");
   out += entry("fuse:A+B", "the sum of the ranks that two to four of these give: " +
-                               names([](const lagkv::method& m) { return m.make != nullptr; }, ", "));
+                               names([](const lagkv::method_entry& m) { return m.make != nullptr; }, ", "));
   out += entry("", "fuse:lagkv+key_diff,lag=128,weights=1+0.5");
   out += entry("", "each key goes to every method that has it");
-  return out + keys(lagkv::fuse_parameters);
+  for (const lagkv::fusion_parameter& p : lagkv::fusion_parameters) out += key_line(p.key, p.initial, p.meaning, p.accepts);
+  return out;
 }
 
 }  // namespace tool

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/core.hpp>
-#include <lagkv/strided.hpp>
-#include <lagkv/tensor.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/view/strided.hpp>
+#include <lagkv/view/tensor.hpp>
 
 namespace npy {
 

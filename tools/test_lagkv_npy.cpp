@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "test_lagkv_npy.hpp"
 
@@ -23,15 +23,15 @@ class official : public lagkv_npy {
   void expect_kept(const fs::path& input, std::size_t sink, std::size_t lag, std::size_t keep) const {
     const npy::array a = load(out() / "kept.npy"), b = load(input / "kept.npy"), s = load(input / "score.npy");
     ASSERT_EQ(a.shape, b.shape);
-    const std::size_t heads = a.shape[0], rows = a.shape[1], judged = s.size() / heads;
+    const std::size_t heads = a.shape[0], rows = a.shape[1], candidates = s.size() / heads;
     for (std::size_t h = 0; h < heads; ++h) {
       const auto x = a.as<std::int32_t>().subspan(h * rows, rows), y = b.as<std::int32_t>().subspan(h * rows, rows);
       std::vector<std::int32_t> differing;
       std::set_symmetric_difference(x.begin(), x.end(), y.begin(), y.end(), std::back_inserter(differing));
       for (std::int32_t position : differing) {
         const std::size_t at = static_cast<std::size_t>(position) - sink;
-        ASSERT_LT(at, judged);
-        const auto scores = s.as<float>().subspan(h * judged, judged);
+        ASSERT_LT(at, candidates);
+        const auto scores = s.as<float>().subspan(h * candidates, candidates);
         std::vector<float> sorted(scores.begin() + static_cast<std::ptrdiff_t>(at / lag * lag),
                                   scores.begin() + static_cast<std::ptrdiff_t>((at / lag + 1) * lag));
         std::sort(sorted.rbegin(), sorted.rend());
@@ -108,8 +108,8 @@ TEST_F(lagkv_npy, other_policies) {
   ASSERT_EQ(cross.shape, (std::vector<std::size_t>{2, 40}));
   for (std::size_t h = 0; h < 2; ++h)
     for (std::size_t t = 0; t < 40; ++t) {
-      const bool judged = t >= 4 && t < 28;
-      const float expected = judged ? paper.as<float>()[h * 24 + t - 4] / 2 : 1.0F;
+      const bool candidates = t >= 4 && t < 28;
+      const float expected = candidates ? paper.as<float>()[h * 24 + t - 4] / 2 : 1.0F;
       ASSERT_NEAR(cross.as<float>()[h * 40 + t], expected, 1e-5 * expected);
     }
   EXPECT_EQ(load(out() / "kept.npy").shape, (std::vector<std::size_t>{2, 20}));
@@ -150,7 +150,7 @@ TEST_F(lagkv_npy, takes_values_of_another_type_and_dim) {
 
 TEST_F(lagkv_npy, refuses_bad_input_in_one_line) {
   const fs::path tiny = golden("tiny");
-  expect_refused(compress("lagkv:lag=0", tiny), "lag=0: must be 1 or more");
+  expect_refused(compress("lagkv:lag=0", tiny), "lag=0: must be a whole number from 1 to 2147483647");
   expect_refused(compress("lagkv:ratio=1.5", tiny), "ratio=1.5: must be above 0 and at most 1");
   expect_refused(compress("lagcv", tiny), "unknown policy 'lagcv'");
   expect_refused(compress("lagkv", tiny, "--steps 10,10"), "add up to 20");
@@ -198,12 +198,12 @@ TEST_F(lagkv_npy, lists_policies_and_helps) {
   const auto expect_keys = [&](std::span<const lagkv::parameter> keys) {
     for (const lagkv::parameter& p : keys) expect_listed(std::string("\n  ").append(p.key).append("="));
   };
-  for (const lagkv::method* m : lagkv::all_methods()) {
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
     expect_listed(std::string("\n").append(m->name).append(" "));
-    expect_keys(m->whole != nullptr ? m->whole_parameters : m->parameters);
+    expect_keys(m->make_whole != nullptr ? m->whole.parameters : m->own.parameters);
   }
-  expect_keys(lagkv::shared_parameters);
-  expect_keys(lagkv::fuse_parameters);
+  expect_keys(lagkv::policy_parameters);
+  for (const lagkv::fusion_parameter& p : lagkv::fusion_parameters) expect_listed(std::string("\n  ").append(p.key).append("="));
   EXPECT_EQ(list.output.find("=-1"), std::string::npos);
   std::istringstream lines(list.output);
   for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 100U) << line;

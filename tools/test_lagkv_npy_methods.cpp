@@ -382,7 +382,7 @@ TEST_F(decoding, novelty_is_told_from_all_keys_dropped_ones_too) {
   };
   const auto nothing = [](std::size_t, const row_list&, std::size_t) {};
   const auto expected = decode(steps(), {.capacity = 64, .sink = sink, .recent = 16, .every = 4}, nothing, score);
-  expect_fine(compress("novelty:unrotate=no,agree=no,smooth=0,sink=4,recent=16,capacity=64,every=4", input(), steps_option));
+  expect_fine(compress("novelty:pre_rope=no,heads=own,smooth=0,sink=4,recent=16,capacity=64,every=4", input(), steps_option));
   expect_kept(expected);
 }
 
@@ -432,16 +432,16 @@ TEST_F(rotated, keys_are_judged_as_they_were_before) {
       {{.base = 5000, .pairs = lagkv::rope::pairing::neighbours, .position_scale = 0.25F},
        "--rope-base 5000 --rope-pairs neighbours --rope-scale 0.25"},
       {{.base = 1e5, .dims = 48, .factors = factors}, "--rope-base 1e5 --rope-dims 48 --rope-factors " + factors_file.string()}};
-  for (const char* policy : {"novelty:keep=0.25", "key_diff:unrotate=yes,keep=0.25",
-                             "lagkv:unrotate=yes,sink=4,lag=32,ratio=0.25", "novelty:capacity=70,every=9"}) {
-    std::string unrotated(policy);
-    const std::size_t at = unrotated.find("unrotate=yes,");
+  for (const char* policy : {"novelty:keep=0.25", "key_diff:pre_rope=yes,keep=0.25",
+                             "lagkv:pre_rope=yes,sink=4,lag=32,ratio=0.25", "novelty:capacity=70,every=9"}) {
+    std::string pre_rope(policy);
+    const std::size_t at = pre_rope.find("pre_rope=yes,");
     if (at == std::string::npos)
-      unrotated += ",unrotate=no";
+      pre_rope += ",pre_rope=no";
     else
-      unrotated.replace(at, 13, "unrotate=no,");
-    const std::string steps = unrotated.find("capacity") != std::string::npos ? " --steps 100,1x200" : " --scores";
-    expect_fine(compress(unrotated, input(), steps));
+      pre_rope.replace(at, 13, "pre_rope=no,");
+    const std::string steps = pre_rope.find("capacity") != std::string::npos ? " --steps 100,1x200" : " --scores";
+    expect_fine(compress(pre_rope, input(), steps));
     const npy::array expected = load(out() / "kept.npy");
     const npy::array scores = steps == " --scores" ? load(out() / "scores.npy") : npy::array{};
     for (const auto& [rope, options] : cases) {
@@ -458,7 +458,7 @@ TEST_F(rotated, keys_are_judged_as_they_were_before) {
         ASSERT_TRUE(std::isnan(y) ? std::isnan(x) : std::abs(x - y) <= 1e-4F * std::abs(y)) << i << ": " << x << ", " << y;
       }
       if (std::string(policy) == "novelty:keep=0.25") {
-        expect_fine(compress("novelty:keep=0.25,unrotate=no", folder_ / "in"));
+        expect_fine(compress("novelty:keep=0.25,pre_rope=no", folder_ / "in"));
         EXPECT_FALSE(load(out() / "kept.npy").data == expected.data) << "or this shows nothing";
       }
     }
@@ -466,7 +466,7 @@ TEST_F(rotated, keys_are_judged_as_they_were_before) {
 }
 
 TEST_F(rotated, refuses_embeddings_that_cannot_be) {
-  expect_refused(compress("novelty", input()), ": give --rope-base, or unrotate=no for keys as they are");
+  expect_refused(compress("novelty", input()), ": give --rope-base, or pre_rope=no for keys as they are");
   expect_refused(compress("novelty", input(), "--rope-base 0"), "rope: base=0: must be above 0 and finite");
   expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-dims 65"), "rope: dims=65: must be at most the 64");
   expect_refused(compress("novelty", input(), "--rope-base 1e4 --rope-dims 7"), "rope: dims=7: must be even");

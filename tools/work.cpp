@@ -32,14 +32,14 @@ std::size_t unbroken_rows(const std::vector<std::uint32_t>& positions, std::size
 std::size_t wanted_queries(const job& j, std::size_t rows) {
   const lagkv::needs& n = j.policy.needs;
   if (j.queries.data.empty()) return 0;
-  return n.statistics && j.query_mean.data.empty() ? rows : std::min(n.queries, rows);
+  return n.query_statistics && j.query_mean.data.empty() ? rows : std::min(n.queries, rows);
 }
 
 /// A plan for tokens that are all there, no memory moved: heads may keep different numbers of them.
-outcome judge_at_once(job& j) {
+outcome plan_at_once(job& j) {
   const lagkv::extras extras = extras_of(j);
   lagkv::workspace workspace(j.target);
-  const lagkv::plan& plan = lagkv::judge(j.policy, {npy::view(j.keys), npy::view(j.values), j.tokens, &extras}, {}, workspace);
+  const lagkv::plan& plan = lagkv::plan_eviction(j.policy, {npy::view(j.keys), npy::view(j.values), j.tokens, &extras}, {}, workspace);
   outcome result;
   result.fewest = j.tokens;
   result.mask.assign(j.heads * j.tokens, 0);
@@ -54,20 +54,20 @@ outcome judge_at_once(job& j) {
 }  // namespace
 
 outcome compress(job& j) {
-  if (j.policy.ragged) return judge_at_once(j);
+  if (j.policy.ragged) return plan_at_once(j);
   const std::vector<std::size_t> steps = j.steps.empty() ? std::vector<std::size_t>{j.tokens} : j.steps;
   const lagkv::tensor all_keys = npy::view(j.keys), all_values = npy::view(j.values);
   std::vector<std::byte> key_memory(j.keys.data.size()), value_memory(j.values.data.size());
   std::vector<std::uint32_t> positions(j.heads * j.tokens);  // of the rows
-  std::vector<float> mass(j.policy.needs.mass ? positions.size() : 0);
-  const bool again = j.policy.needs.moments && j.policy.retain.again;
-  std::vector<double> moments(again ? j.heads * lagkv::key_moments::size(j.keys.shape[2]) : 0);
+  std::vector<float> mass(j.policy.needs.accumulated_attention ? positions.size() : 0);
+  const bool again = j.policy.needs.key_statistics && j.policy.budget.again();
+  std::vector<double> moments(again ? j.heads * lagkv::key_statistics::size(j.keys.shape[2]) : 0);
   const auto stride = static_cast<std::ptrdiff_t>(j.tokens);
 
   lagkv::extras extras = extras_of(j);
   extras.positions = {positions.data(), stride};
-  if (!mass.empty()) extras.mass = {mass.data(), stride};
-  if (again) extras.moments = {moments.data()};
+  if (!mass.empty()) extras.accumulated_attention = {mass.data(), stride};
+  if (again) extras.key_statistics = {moments.data()};
   lagkv::layer cache{npy::view(key_memory.data(), j.keys, j.tokens), npy::view(value_memory.data(), j.values, j.tokens), 0,
                      &extras};
   lagkv::workspace workspace(j.target);
@@ -84,13 +84,13 @@ outcome compress(job& j) {
     cache.tokens += n, seen += n, unbroken += n;
     if (!mass.empty()) {
       extras.queries = npy::view(j.queries, seen - n, n);
-      lagkv::observe(cache, n, workspace);
+      lagkv::accumulate_attention(cache, n, workspace);
     }
-    lagkv::observe_keys(j.policy, cache, cursor, n, workspace);
+    lagkv::accumulate_key_statistics(j.policy, cache, cursor, n, workspace);
     const std::size_t offered = wanted_queries(j, unbroken);
     extras.queries = offered == 0 ? lagkv::tensor() : npy::view(j.queries, seen - offered, offered);
-    cache.tokens = lagkv::step(j.policy, cache, cursor, workspace);
-    if (!workspace.decision.empty()) unbroken = unbroken_rows(positions, j.tokens, cache.tokens, seen);
+    cache.tokens = lagkv::compress(j.policy, cache, cursor, workspace);
+    if (!lagkv::last_plan(workspace).empty()) unbroken = unbroken_rows(positions, j.tokens, cache.tokens, seen);
     result.lengths.push_back(static_cast<std::int32_t>(cache.tokens));
   }
 
@@ -111,28 +111,30 @@ outcome compress(job& j) {
 
 score_array compute_scores(job& j) {
   const lagkv::policy& p = j.policy;
-  const bool by_partition = p.retain.kind == lagkv::budget::share_of_partition;
-  lagkv::due due = p.retain.due({}, j.tokens);
+  const bool by_partition = p.budget.as<lagkv::keep::partitions>() != nullptr;
+  lagkv::candidates due = p.budget.due({}, j.tokens);
   if (due.empty() && !by_partition) {  // the budget is met: as if there were none
-    lagkv::retention nothing_stays = p.retain;
-    nothing_stays.amount = 0, nothing_stays.every = 1, nothing_stays.slope = {};
-    due = nothing_stays.due({}, j.tokens);
+    lagkv::budget least = p.budget;
+    least.slope = {};
+    if (p.budget.as<lagkv::keep::share>() != nullptr) least.keeps = lagkv::keep::share{.of_all = 0, .lag = p.budget.lag()};
+    if (p.budget.again()) least.keeps = lagkv::keep::capacity{.rows = 0};
+    due = least.due({}, j.tokens);
   }
-  const std::size_t n = due.judged.size();
+  const std::size_t n = due.rows.size();
 
   score_array scores;
   if (by_partition)
-    scores.shape = {j.heads, n / p.retain.lag, p.retain.lag};
+    scores.shape = {j.heads, n / p.budget.lag(), p.budget.lag()};
   else
     scores.shape = {j.heads, j.tokens};
-  const std::size_t width = by_partition ? n : j.tokens, before = by_partition ? 0 : due.judged.begin;
+  const std::size_t width = by_partition ? n : j.tokens, before = by_partition ? 0 : due.rows.begin;
   scores.data.assign(j.heads * width, j.method == "lagkv" ? 1.0F : std::numeric_limits<float>::quiet_NaN());
   if (n == 0) return scores;
   const lagkv::extras extras = extras_of(j);
   lagkv::workspace workspace(j.target);
-  const std::span<const float> judged =
+  const std::span<const float> candidates =
       lagkv::score(p, {npy::view(j.keys), npy::view(j.values), j.tokens, &extras}, due, workspace);
-  for (std::size_t h = 0; h < j.heads; ++h) std::copy_n(judged.data() + h * n, n, scores.data.data() + h * width + before);
+  for (std::size_t h = 0; h < j.heads; ++h) std::copy_n(candidates.data() + h * n, n, scores.data.data() + h * width + before);
   return scores;
 }
 

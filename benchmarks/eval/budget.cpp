@@ -1,7 +1,7 @@
 #include "budget.hpp"
 
-#include <lagkv/all_methods.hpp>
-#include <lagkv/parse.hpp>
+#include <lagkv/methods_with_eigen.hpp>
+#include <lagkv/methods.hpp>
 
 #include <fmt/format.h>
 
@@ -13,7 +13,7 @@
 namespace eval {
 namespace {
 
-lagkv::result<lagkv::policy> parse(const std::string& policy) { return lagkv::parse(policy, lagkv::all_methods()); }
+lagkv::result<lagkv::policy> parse(const std::string& policy) { return lagkv::parse(policy, lagkv::methods_with_eigen()); }
 
 // lagkv calls its share ratio, all others call it keep.
 std::string with_share(const std::string& policy, double share) {
@@ -28,18 +28,18 @@ bool has_budget(const std::string& policy) {
   return false;
 }
 
-lagkv::retention retention_of(const std::string& policy) {
+lagkv::budget budget_of(const std::string& policy) {
   const auto made = parse(policy);
   if (!made) throw std::invalid_argument(made.message());
-  return made->retain;
+  return made->budget;
 }
 
-std::size_t kept_by(const lagkv::retention& r, std::size_t tokens) {
-  const lagkv::due due = r.due({}, tokens);
-  return tokens - due.judged.size() + due.keep;
+std::size_t kept_by(const lagkv::budget& b, std::size_t tokens) {
+  const lagkv::candidates due = b.due({}, tokens);
+  return tokens - due.rows.size() + due.keep;
 }
 
-bool by_partition(const lagkv::retention& r) { return r.kind == lagkv::budget::share_of_partition && !r.oldest_first; }
+bool by_partition(const lagkv::budget& b) { return b.as<lagkv::keep::partitions>() != nullptr; }
 
 std::size_t rounded(double x) { return static_cast<std::size_t>(std::lround(x)); }
 
@@ -47,19 +47,19 @@ std::size_t rounded(double x) { return static_cast<std::size_t>(std::lround(x));
 constexpr double most_short = 0.05;
 
 budgeted share_each_partition(const std::string& policy, double removed, std::size_t tokens) {
-  const lagkv::retention r = retention_of(with_share(policy, 0.5));
-  const std::size_t judged = r.due({}, tokens).judged.size(), asked = rounded(removed * static_cast<double>(tokens));
-  const std::size_t drop = std::min(asked, judged);
+  const lagkv::budget b = budget_of(with_share(policy, 0.5));
+  const std::size_t candidates = b.due({}, tokens).rows.size(), asked = rounded(removed * static_cast<double>(tokens));
+  const std::size_t drop = std::min(asked, candidates);
   if (static_cast<double>(asked - drop) > most_short * static_cast<double>(tokens))
     return {"", 0,
-            fmt::format("{} of {} tokens are in partitions that can be judged (sink {}, lag {}): {} cannot go", judged, tokens,
-                        r.sink, r.lag, asked)};
-  const std::size_t partitions = judged / r.lag;
-  const std::size_t each = r.lag - std::min(r.lag, rounded(static_cast<double>(drop) / static_cast<double>(partitions)));
+            fmt::format("{} of {} tokens are in partitions that can be candidates (sink {}, lag {}): {} cannot go", candidates, tokens,
+                        b.sink, b.lag(), asked)};
+  const std::size_t partitions = candidates / b.lag();
+  const std::size_t each = b.lag() - std::min(b.lag(), rounded(static_cast<double>(drop) / static_cast<double>(partitions)));
   // Half a token more, so that int() cannot fall below; an empty partition still needs a ratio above 0.
-  const double share = std::min(1.0, (static_cast<double>(each) + 0.5) / static_cast<double>(r.lag));
+  const double share = std::min(1.0, (static_cast<double>(each) + 0.5) / static_cast<double>(b.lag()));
   const std::string made = with_share(policy, share);
-  return {made, kept_by(retention_of(made), tokens), ""};
+  return {made, kept_by(budget_of(made), tokens), ""};
 }
 
 // Each 32nd token of a text that grows has the survivors judged again.
@@ -71,7 +71,7 @@ std::string with_capacity(const std::string& policy, std::size_t rows) {
 budgeted share_of_all(const std::string& policy, std::size_t goal, std::size_t tokens, bool decoding) {
   const double share = std::min(1.0, (static_cast<double>(goal) + 0.5) / static_cast<double>(tokens));
   const std::string made = decoding ? with_capacity(policy, goal) : with_share(policy, share);
-  const std::size_t kept = kept_by(retention_of(made), tokens);
+  const std::size_t kept = kept_by(budget_of(made), tokens);
   if (kept == goal) return {made, kept, ""};
   return {"", 0, fmt::format("keeps {} of {} tokens where {} are asked for (sinks and window stay)", kept, tokens, goal)};
 }
@@ -91,11 +91,11 @@ std::vector<setting> settings_of(const std::vector<std::string>& policies, const
   for (const std::string& policy : all) {
     if (policy == "full") continue;
     if (has_budget(policy)) {
-      static_cast<void>(retention_of(policy));  // throws where it is none
+      static_cast<void>(budget_of(policy));  // throws where it is none
       add({policy, of_its_own});
       continue;
     }
-    static_cast<void>(retention_of(with_share(policy, 0.5)));
+    static_cast<void>(budget_of(with_share(policy, 0.5)));
     for (const double share : removed) add({policy, share});
   }
   return made;
@@ -109,8 +109,8 @@ std::map<setting, budgeted> equal_budgets(const std::vector<setting>& at_one_sha
     if (s.policy == "full") {
       made[s] = {"", tokens, ""};
     } else if (s.removed == of_its_own) {
-      made[s] = {s.policy, kept_by(retention_of(s.policy), tokens), ""};
-    } else if (by_partition(retention_of(with_share(s.policy, 0.5)))) {
+      made[s] = {s.policy, kept_by(budget_of(s.policy), tokens), ""};
+    } else if (by_partition(budget_of(with_share(s.policy, 0.5)))) {
       made[s] = share_each_partition(s.policy, s.removed, tokens);
       if (!goal && made[s].failure.empty()) goal = made[s].kept;
     } else {

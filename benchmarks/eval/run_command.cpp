@@ -1,6 +1,6 @@
 #include "run_command.hpp"
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include <fmt/format.h>
 
@@ -38,7 +38,7 @@ constexpr std::size_t picture_columns = 128;
 constexpr std::size_t spare_tokens = 8;  // pieces cut into tokens by themselves may take a token more than together
 
 host::named_policy parse(const std::string& policy) {
-  return host::parse(policy.empty() ? "full" : policy, lagkv::all_methods());
+  return host::parse(policy.empty() ? "full" : policy, lagkv::methods_with_eigen());
 }
 
 std::map<std::string, std::string> contents(const std::map<std::string, std::string>& paths) {

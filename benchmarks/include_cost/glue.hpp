@@ -17,6 +17,6 @@ inline lagkv::layer view(const cache& c) {
 
 inline bool compress(const lagkv::policy& policy, cache& c, lagkv::cursor& at, lagkv::workspace& ws) {
   if (!lagkv::check(policy, view(c))) return false;
-  c.tokens = lagkv::step(policy, view(c), at, ws);
+  c.tokens = lagkv::compress(policy, view(c), at, ws);
   return true;
 }

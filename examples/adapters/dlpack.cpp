@@ -32,7 +32,7 @@ extern "C" long long compress(const DLManagedTensor* keys, const DLManagedTensor
   if (const lagkv::status s = check(policy, layer); !s) return refused(s.message());
   lagkv::workspace workspace;  // a program that decodes keeps both, the cursor for each layer and sequence
   lagkv::cursor cursor;
-  return static_cast<long long>(lagkv::step(policy, layer, cursor, workspace));
+  return static_cast<long long>(lagkv::compress(policy, layer, cursor, workspace));
 }
 
 int main() {

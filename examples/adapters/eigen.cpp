@@ -24,7 +24,7 @@ int main() {
   if (const lagkv::status s = check(policy, layer); !s) return std::printf("%s\n", s.message().c_str()), 1;
   lagkv::workspace workspace;
   lagkv::cursor cursor;
-  const auto rows = static_cast<Eigen::Index>(lagkv::step(policy, layer, cursor, workspace));
+  const auto rows = static_cast<Eigen::Index>(lagkv::compress(policy, layer, cursor, workspace));
 
   std::printf("%d tokens before, %d after; tokens of head 0 around the first partition's end:", int(tokens), int(rows));
   for (Eigen::Index t = 16; t < 24; ++t) std::printf(" %g", static_cast<double>(values(t, 0, 0)));

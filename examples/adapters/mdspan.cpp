@@ -42,7 +42,7 @@ int main() {
     const lagkv::layer layer{*k, *v, static_cast<std::size_t>(in_use[b])};
     if (const lagkv::status s = check(policy, layer); !s) return std::printf("%s\n", s.message().c_str()), 1;
     lagkv::cursor cursor;
-    const auto rows = static_cast<int>(lagkv::step(policy, layer, cursor, workspace));
+    const auto rows = static_cast<int>(lagkv::compress(policy, layer, cursor, workspace));
     std::printf("sequence %d: %d tokens before, %d after\n", b, in_use[b], rows);
     as_expected = as_expected && at(value_memory, b, rows - 1, 1, 0) == static_cast<float>(in_use[b] - 1);
     for (int t = 1; t < rows; ++t)  // survivors lie at the front, in their order

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include <lagkv/adapters/llama.hpp>
-#include <lagkv/parse.hpp>
+#include <lagkv/methods.hpp>
 
 #include "model.hpp"
 
@@ -21,7 +21,7 @@ struct named_policy {
 };
 
 /// One of lagkv's policy strings, or `full`, which keeps everything. Throws std::invalid_argument that says what is wrong.
-[[nodiscard]] named_policy parse(const std::string& text, std::span<const lagkv::method* const> known = lagkv::methods());
+[[nodiscard]] named_policy parse(const std::string& text, std::span<const lagkv::method_entry* const> known = lagkv::methods());
 
 /// What one call of compressor::compress did.
 struct compression {

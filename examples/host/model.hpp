@@ -14,7 +14,7 @@
 #include <vector>
 
 #include <lagkv/adapters/llama/probe.hpp>
-#include <lagkv/query_statistics.hpp>
+#include <lagkv/attention/query_statistics.hpp>
 
 namespace host {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/query_statistics.hpp>
+#include <lagkv/attention/query_statistics.hpp>
 
 namespace host {
 

@@ -1,5 +1,5 @@
 // Hides a 64-digit pass key in a long prompt, compresses the model's cache and asks for the key.
-#include <lagkv/retention.hpp>
+#include <lagkv/policy/budget.hpp>
 
 #include "host/compressor.hpp"
 #include "host/model.hpp"
@@ -74,9 +74,9 @@ void declare(CLI::App& app, arguments& a) {
 std::vector<std::string> of_equal_sizes(const arguments& a, std::size_t tokens) {
   std::vector<std::string> policies = {"full"};
   for (const double ratio : a.ratios) {
-    const lagkv::retention lagkv{.sink = 16, .lag = 1024, .amount = ratio};
-    const lagkv::due due = lagkv.due({}, tokens);
-    const std::size_t kept = tokens - due.judged.size() + due.keep;
+    const lagkv::budget lagkv{.sink = 16, .lag = 1024, .amount = ratio};
+    const lagkv::candidates due = lagkv.due({}, tokens);
+    const std::size_t kept = tokens - due.rows.size() + due.keep;
     const double share = std::min(1.0, (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens));
     policies.push_back(fmt::format("lagkv:lag=1024,ratio={}", ratio));
     policies.push_back(fmt::format("novelty:keep={:.5f}", share));

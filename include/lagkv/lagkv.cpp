@@ -6,4 +6,4 @@
 #define LAGKV_COMPILING
 
 #include <lagkv/lagkv.hpp>
-#include <lagkv/query_statistics.hpp>
+#include <lagkv/attention/query_statistics.hpp>

@@ -1,35 +1,39 @@
 // lagkv: KV-cache compression without attention weights, per head and in place. MIT licence.
-// Everything but the adapters and the methods that need Eigen (all_methods.hpp); docs/design.md shows how the parts fit.
+// Everything but the adapters and the methods that need Eigen (methods_with_eigen.hpp); docs/design.md shows how the parts fit.
 #pragma once
 
 #include <lagkv/detail/config.hpp>
 
 #if defined(LAGKV_USABLE)
-#include <lagkv/attention.hpp>
-#include <lagkv/compact.hpp>
-#include <lagkv/core.hpp>
-#include <lagkv/dtype.hpp>
-#include <lagkv/hadamard.hpp>
-#include <lagkv/layer.hpp>
-#include <lagkv/method.hpp>
-#include <lagkv/paged.hpp>
-#include <lagkv/parallel.hpp>
-#include <lagkv/parse.hpp>
-#include <lagkv/plan.hpp>
-#include <lagkv/policies.hpp>
-#include <lagkv/policy.hpp>
-#include <lagkv/recipes.hpp>
-#include <lagkv/rerotate.hpp>
-#include <lagkv/retention.hpp>
-#include <lagkv/ring.hpp>
-#include <lagkv/rope.hpp>
-#include <lagkv/scaled.hpp>
-#include <lagkv/score/rows.hpp>
+#include <lagkv/attention/attention.hpp>
+#include <lagkv/cache/cursor.hpp>
+#include <lagkv/cache/extras.hpp>
+#include <lagkv/cache/layer.hpp>
+#include <lagkv/compress.hpp>
+#include <lagkv/methods.hpp>
+#include <lagkv/plan/candidates.hpp>
+#include <lagkv/plan/compact.hpp>
+#include <lagkv/plan/plan.hpp>
+#include <lagkv/plan/rerotate.hpp>
+#include <lagkv/policy/budget.hpp>
+#include <lagkv/policy/method.hpp>
+#include <lagkv/policy/options.hpp>
+#include <lagkv/policy/parse.hpp>
+#include <lagkv/policy/policy.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/target.hpp>
-#include <lagkv/stacked.hpp>
-#include <lagkv/strided.hpp>
-#include <lagkv/tensor.hpp>
-#include <lagkv/unrotate.hpp>
 #include <lagkv/version.hpp>
+#include <lagkv/view/dtype.hpp>
+#include <lagkv/view/hadamard.hpp>
+#include <lagkv/view/paged.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/view/ring.hpp>
+#include <lagkv/view/rope.hpp>
+#include <lagkv/view/scaled.hpp>
+#include <lagkv/view/stacked.hpp>
+#include <lagkv/view/strided.hpp>
+#include <lagkv/view/tensor.hpp>
 #include <lagkv/workspace.hpp>
 #endif

@@ -2,80 +2,143 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+#include <new>
+#include <type_traits>
+#include <utility>
 
 #include <lagkv/detail/vector.hpp>
-#include <lagkv/plan.hpp>
 #include <lagkv/simd/rows.hpp>
-#include <lagkv/unrotate.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Scratch for one thread at a time; share it among layers and sequences. It allocates only when a request is larger than
-/// all before it.
+/// Scratch for one thread at a time; share it among layers and sequences. It allocates only while a call needs more than all
+/// calls before it.
 class workspace {
  public:
-  /// The kernels of `t`; those of simd::best() where `t` cannot run on this CPU (target() tells).
+  /// The kernels of `t`; those of simd::best() if this CPU cannot run `t` (target() tells).
   explicit workspace(simd::target t = simd::best()) : target_(simd::supported(t) ? t : simd::best()) {}
+  /// A copy has scratch of its own.
+  workspace(const workspace& other) : workspace(other.target_) {}
+  workspace(workspace&& other) noexcept { swap(other); }
+  workspace& operator=(const workspace&) = delete;
+  workspace& operator=(workspace&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~workspace() {
+    for (const kept_object& k : kept_) k.destroy(k.object);
+    for (const block& b : blocks_) release(b);
+  }
 
-  simd::target target() const { return target_; }
-  /// Those of one family, such as simd::row_kernels.
+  simd::target target() const noexcept { return target_; }
+
+  /// The kernels of one family, such as simd::row_kernels.
   template <class Family>
   const Family& kernels() const {
     return simd::kernels<Family>(target_);
   }
 
-  /// The plan of the last judge() or step().
-  plan decision{};
+  /// What is taken while a frame lives is given back at its end. Frames nest.
+  class frame {
+   public:
+    explicit frame(workspace& ws) : ws_(ws), block_(ws.block_), used_(ws.used_) { ++ws.depth_; }
+    ~frame() {
+      ws_.block_ = block_, ws_.used_ = used_;
+      if (--ws_.depth_ == 0 && ws_.blocks_.size() > 1) ws_.merge();
+    }
+    frame(const frame&) = delete;
+    frame& operator=(const frame&) = delete;
 
-  /// Cosines and sines for rows that are turned back.
-  detail::turn_tables turns{};
-
-  /// What the scratch is for. Each purpose has its own memory; `own` is for scorers, transforms and selectors of the host's.
-  enum purpose : std::uint8_t {
-    range_low,  // lag_relative: of the reference, a channel
-    range_high,
-    deviation,
-    reference,      // mean, anchor or centroid, a channel
-    per_row,        // norms and the like, a row
-    gathered_rows,  // rows.hpp
-    wide_rows,
-    turned_rows,
-    turned_squares,
-    one_row,
-    query_rows,  // attention.hpp: queries in f32, logits, weights of all rows
-    logits,
-    weights,
-    scores,    // of all heads
-    fused,     // of one scorer of a fusion
-    rows_own,  // transforms and selectors of the library
-    own,
-    purposes
+   private:
+    workspace& ws_;
+    std::size_t block_, used_;
   };
 
-  /// n floats with undefined content, valid until the next request for the same purpose.
-  float* floats(purpose p, std::size_t n) {
-    if (floats_[p].size() < n) floats_[p].resize(n);
-    return floats_[p].data();
+  /// n numbers of undefined content, aligned to 64 bytes, until the end of the innermost frame. compress() and all that
+  /// calls scorers, transforms and selectors has opened one for them.
+  template <class T>
+  T* take(std::size_t n) {
+    static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= line);
+    return reinterpret_cast<T*>(bytes(n * sizeof(T)));
   }
 
-  /// n integers likewise.
-  std::int32_t* keys(std::size_t n) {
-    if (keys_.size() < n) keys_.resize(n);
-    return keys_.data();
-  }
-
-  /// n doubles likewise: matrices.
-  double* doubles(std::size_t n) {
-    if (doubles_.size() < n) doubles_.resize(n);
-    return doubles_.data();
+  /// An object that stays from call to call, one of each type: made when it is first asked for.
+  template <class T>
+  T& kept() {
+    for (const kept_object& k : kept_)
+      if (k.type == &type_of<T>) return *static_cast<T*>(k.object);
+    T* made = new T;
+    kept_.push_back({&type_of<T>, made, [](void* object) { delete static_cast<T*>(object); }});
+    return *made;
   }
 
  private:
-  simd::target target_;
-  detail::vector<float> floats_[purposes]{};
-  detail::vector<std::int32_t> keys_{};
-  detail::vector<double> doubles_{};
+  static constexpr std::size_t line = 64, least_block = 16384;  // bytes
+
+  struct block {
+    std::byte* data;
+    std::size_t size;
+  };
+  struct kept_object {
+    const char* type;
+    void* object;
+    void (*destroy)(void*);
+  };
+  template <class T>
+  static constexpr char type_of = 0;
+
+  void swap(workspace& other) noexcept {
+    std::swap(target_, other.target_);
+    blocks_.swap(other.blocks_), kept_.swap(other.kept_);
+    std::swap(block_, other.block_), std::swap(used_, other.used_), std::swap(depth_, other.depth_);
+  }
+
+  static void release(const block& b) noexcept { ::operator delete(b.data, std::align_val_t{line}); }
+
+  std::byte* bytes(std::size_t n) {
+    n = (n + line - 1) / line * line;
+    if (blocks_.empty() || used_ + n > blocks_[block_].size) next_block(n);
+    std::byte* out = blocks_[block_].data + used_;
+    used_ += n;
+    return out;
+  }
+
+  /// What is in use never moves: more memory is a further block.
+  void next_block(std::size_t n);
+
+  /// Makes one block of all, so that what was needed once is there in one piece. Without memory for it they stay.
+  void merge() noexcept;
+
+  simd::target target_ = simd::baseline;
+  detail::vector<block> blocks_{};
+  std::size_t block_ = 0, used_ = 0;  // where the next bytes are taken
+  std::size_t depth_ = 0;             // of frames
+  detail::vector<kept_object> kept_{};
 };
+
+#if LAGKV_BODIES
+
+LAGKV_FN void workspace::next_block(std::size_t n) {
+  std::size_t next = blocks_.empty() ? 0 : block_ + 1;
+  while (next < blocks_.size() && blocks_[next].size < n) ++next;
+  if (next == blocks_.size()) {
+    blocks_.reserve(next + 1);
+    const std::size_t size = n > least_block ? n : least_block;
+    blocks_.push_back({static_cast<std::byte*>(::operator new(size, std::align_val_t{line})), size});
+  }
+  block_ = next, used_ = 0;
+}
+
+LAGKV_FN void workspace::merge() noexcept {
+  std::size_t all = 0;
+  for (const block& b : blocks_) all += b.size;
+  void* data = ::operator new(all, std::align_val_t{line}, std::nothrow);
+  if (data == nullptr) return;
+  for (const block& b : blocks_) release(b);
+  blocks_.resize(1);
+  blocks_[0] = {static_cast<std::byte*>(data), all};
+}
+
+#endif
 
 }  // namespace lagkv::inline LAGKV_ABI

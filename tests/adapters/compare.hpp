@@ -111,13 +111,13 @@ void expect_like_plain(lagkv::dtype type, const std::function<subject<T>(T*)>& m
       const lagkv::policy policy = support::named(text);
       ASSERT_TRUE(check(policy, adapted)) << check(policy, adapted).message();
       lagkv::workspace a, b;
-      const lagkv::plan &mine = judge(policy, adapted, {}, a), &theirs = judge(policy, expected, {}, b);
+      const lagkv::plan &mine = plan_eviction(policy, adapted, {}, a), &theirs = plan_eviction(policy, expected, {}, b);
       ASSERT_FALSE(theirs.empty());
       ASSERT_EQ(mine.heads(), theirs.heads());
       for (std::size_t h = 0; h < k.heads; ++h)
         ASSERT_EQ(std::vector(mine.of(h).begin(), mine.of(h).end()), std::vector(theirs.of(h).begin(), theirs.of(h).end()));
       lagkv::cursor at, other;
-      ASSERT_EQ(step(policy, adapted, at, a, direction), step(policy, expected, other, b, direction));
+      ASSERT_EQ(compress(policy, adapted, at, a, direction), compress(policy, expected, other, b, direction));
       ASSERT_TRUE(same_bytes(keys[0], keys[1]) && same_bytes(values[0], values[1])) << text;
       ASSERT_FALSE(same_bytes(keys[0], first_keys) || same_bytes(values[0], first_values)) << text;
     }

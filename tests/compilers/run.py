@@ -25,7 +25,7 @@ import time
 
 # ---- what is compiled: change it here ---------------------------------------------------------------------------------
 
-TESTS = ["dispatch", "golden", "kernels", "nonfinite", "properties", "quantised", "unrotate"]  # tests/NAME_test.cpp
+TESTS = ["dispatch", "golden", "kernels", "nonfinite", "properties", "quantised", "pre_rope"]  # tests/NAME_test.cpp
 SUPPORT = ["tests/support/oracle.cpp", "tests/support/methods_oracle.cpp", "tests/other_lanes.cpp"]
 FLAGS = "-std=c++20 -O1 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror".split()
 FLAGS_OF = {"tests/other_lanes.cpp": ["-Wno-psabi"]}  # vectors as arguments, which are inlined

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/all_methods.hpp>
-#include <lagkv/parse.hpp>
+#include <lagkv/methods_with_eigen.hpp>
+#include <lagkv/methods.hpp>
 
 #include "budget.hpp"
 
@@ -23,10 +23,10 @@ std::vector<setting> at(double removed, const std::vector<std::string>& policies
 
 // What the parsed string drops from so many tokens.
 std::size_t kept_by(const std::string& policy, std::size_t tokens) {
-  const auto made = lagkv::parse(policy, lagkv::all_methods());
+  const auto made = lagkv::parse(policy, lagkv::methods_with_eigen());
   EXPECT_TRUE(made) << made.message();
-  const lagkv::due due = made->retain.due({}, tokens);
-  return tokens - due.judged.size() + due.keep;
+  const lagkv::candidates due = made->budget.due({}, tokens);
+  return tokens - due.rows.size() + due.keep;
 }
 
 TEST(Budget, EquationThirteenByHand) {
@@ -87,7 +87,7 @@ TEST(Budget, WhileDecodingTheGoalIsACapacity) {
 TEST(Budget, SaysWhatCannotGo) {
   const auto made = eval::equal_budgets(at(0.75, {"lagkv:lag=1024", "snapkv", "snapkv:window=600"}), 2000);
   EXPECT_EQ(made.at({"lagkv:lag=1024", 0.75}).failure,
-            "0 of 2000 tokens are in partitions that can be judged (sink 16, lag 1024): 1500 cannot go");
+            "0 of 2000 tokens are in partitions that can be candidates (sink 16, lag 1024): 1500 cannot go");
   EXPECT_EQ(made.at({"snapkv", 0.75}).kept, 500U);  // a policy that cannot meet the share sets no goal
   EXPECT_NE(made.at({"snapkv:window=600", 0.75}).failure, "");
 }

@@ -220,7 +220,7 @@ TEST_P(EveryCache, KeepsWhatAPlainArrayKeeps) {
     const auto& seen = s.probe.layers()[l];
     std::vector<float> wide_k = numbers_of(k, saved->keys(l).type, head_size, seen.keys.hadamard_block);
     std::vector<float> wide_v = numbers_of(v, saved->values(l).type, head_size, seen.values.hadamard_block);
-    const auto& plan = judge(*policy, {dense(wide_k, kv_heads, 280), dense(wide_v, kv_heads, 280), 280}, {}, ws);
+    const auto& plan = plan_eviction(*policy, {dense(wide_k, kv_heads, 280), dense(wide_v, kv_heads, 280), 280}, {}, ws);
     ASSERT_EQ(plan.tokens_after(), left->tokens());
     for (auto [mine, theirs] : {std::pair{&k, &left->keys(l)}, std::pair{&v, &left->values(l)}}) {
       const bytes found = rows_of(*theirs, left->cells(), kv_heads);
@@ -340,7 +340,7 @@ TEST(LlamaAdapter, QuantisedCachesAreSeenUnderTheirTransform) {
 
 /// Largest difference between layer 0's keys of one token at different positions, over the size of a key. Before RoPE they are
 /// the same: nothing but the token has gone into them.
-double spread_over_positions(session& s, bool turned_back) {
+double spread_over_positions(session& s, bool inverse_rotated) {
   constexpr std::size_t different = 7, tokens = 250;
   EXPECT_TRUE(s.feed(tokens));
   bytes state = s.state();
@@ -361,7 +361,7 @@ double spread_over_positions(session& s, bool turned_back) {
   double worst = 0;
   for (std::size_t h = 0; h < kv_heads; ++h) {
     std::vector<float> rows;
-    lagkv::for_each_row(turned_back ? l->keys.unrotated(how) : l->keys, h, {0, tokens}, ws,
+    lagkv::for_each_row(inverse_rotated ? l->keys.pre_rope(how) : l->keys, h, {0, tokens}, ws,
                         [&](std::size_t, std::span<const float> row) { rows.insert(rows.end(), row.begin(), row.end()); });
     for (std::size_t t = different; t < tokens; ++t) {
       double apart = 0, size = 0;
@@ -470,11 +470,11 @@ TEST(LlamaAdapter, ASelectorThatKeepsUnequalCountsIsRefusedAndNothingMoves) {
   ASSERT_TRUE(s.feed(120));
   const bytes before = s.state();
   auto policy = *lagkv::parse(small_lag);
-  policy.select = [](std::span<const float>, std::size_t heads, const lagkv::due& d, lagkv::plan& out, lagkv::workspace&) {
+  policy.select = [](std::span<const float>, std::size_t heads, const lagkv::candidates& d, lagkv::plan& out, lagkv::workspace&) {
     out.kept.clear();
     for (std::size_t h = 0; h < heads; ++h) {
       out.first[h] = out.kept.size();
-      for (std::size_t i = 0; i <= h; ++i) out.kept.push_back(static_cast<std::uint32_t>(d.judged.begin + i));
+      for (std::size_t i = 0; i <= h; ++i) out.kept.push_back(static_cast<std::uint32_t>(d.rows.begin + i));
     }
     out.first[heads] = out.kept.size();
   };
@@ -514,7 +514,7 @@ TEST(LlamaAdapter, ARestoredSequenceGoesOnWithItsCursor) {
   const auto r = must(cb.compress(0, way::in_place));
   EXPECT_TRUE(r.compressed);
   EXPECT_EQ(r.tokens_before, cursor.tokens + 100);
-  EXPECT_EQ(cb.at(0).judged, 16U + 8 * ((300 - 16) / 32 - 1));
+  EXPECT_EQ(cb.at(0).candidates, 16U + 8 * ((300 - 16) / 32 - 1));
 }
 
 TEST(LlamaAdapter, ARestoredSequenceIsJudgedByTheMomentsOfAllItsTokens) {
@@ -594,7 +594,7 @@ masses mass_of(session& s) {
   const std::size_t rows = s.probe.recorded().rows().size();
   masses m = zeros(rows);
   for (std::size_t l = 0; l < layers; ++l) {
-    const auto side = s.probe.recorded().beside(l).mass;
+    const auto side = s.probe.recorded().beside(l).accumulated_attention;
     EXPECT_TRUE(side) << "layer " << l;
     for (std::size_t h = 0; h < kv_heads && side; ++h) m[l][h].assign(side.of(h), side.of(h) + rows);
   }
@@ -661,7 +661,7 @@ class EveryAttention : public testing::TestWithParam<cache_case> {};
 
 TEST_P(EveryAttention, TheMassIsWhatTheModelAttendedTo) {
   session s(GetParam().options());
-  s.probe.record({.queries = 300, .mass = true});
+  s.probe.record({.queries = 300, .accumulated_attention = true});
   ASSERT_TRUE(s.feed(150) && s.feed(9) && s.feed(1) && s.feed(1));
   ASSERT_EQ(s.probe.recorded().obstacle(), "");
   masses by_hand = zeros(161);
@@ -705,7 +705,7 @@ void expect_both_ways_the_same(const session::options& options, const char* poli
   if (left.what().any()) {
     EXPECT_TRUE(std::equal(left.rows().begin(), left.rows().end(), right.rows().begin(), right.rows().end())) << policy;
   }
-  if (left.what().mass) {
+  if (left.what().accumulated_attention) {
     EXPECT_EQ(worst_difference(mass_of(a), mass_of(b)), 0) << policy;
   }
   for (std::size_t l = 0; l < layers && left.what().queries > 0; ++l) EXPECT_EQ(queries_of(a, l), queries_of(b, l)) << policy;
@@ -723,9 +723,9 @@ TEST_P(EveryAttention, BothWaysGiveTheSameBytes) {
                 "key_diff:capacity=60",
                 "h2o:form=mean,capacity=60",
                 "novelty:keep=0.5",
-                "novelty:agree=no,capacity=60,every=8",
-                "key_diff:unrotate=yes,keep=0.5",
-                "fuse:key_diff+h2o,agree=yes,keep=0.5"};
+                "novelty:heads=own,capacity=60,every=8",
+                "key_diff:pre_rope=yes,keep=0.5",
+                "fuse:key_diff+h2o,heads=shared,keep=0.5"};
   for (const char* policy : policies) expect_both_ways_the_same(GetParam().options(), policy);
 }
 
@@ -754,7 +754,7 @@ void expect_the_models_own_softmax(ggml_type keys, double tolerance) {
                      own[l][q / 3][t] += static_cast<double>(w[t]) / 3;
                return true;
              }});
-  s.probe.record({.mass = true});
+  s.probe.record({.accumulated_attention = true});
   ASSERT_TRUE(s.feed(130) && s.feed(10) && s.feed(1));
   EXPECT_LT(worst_difference(own, mass_of(s)), tolerance);
 }
@@ -783,7 +783,7 @@ TEST(LlamaRecording, AsksForNothingUnlessAskedItself) {
 
 TEST(LlamaRecording, ChunksGiveTheMassOfOneFeed) {
   session whole({.type = GGML_TYPE_F32}), chunked({.type = GGML_TYPE_F32});
-  for (session* s : {&whole, &chunked}) s->probe.record({.mass = true});
+  for (session* s : {&whole, &chunked}) s->probe.record({.accumulated_attention = true});
   ASSERT_TRUE(whole.feed(120));
   for (int i = 0; i < 6; ++i) ASSERT_TRUE(chunked.feed(20));
   // In deeper layers the sizes of batches alone change a quantised model's queries: there only the sums are compared.
@@ -817,7 +817,7 @@ TEST(LlamaRecording, TheMassFollowsItsRows) {
         }
     }
     // In holes or repacked cells alike, new tokens add to the rows that are there.
-    s.probe.record({.queries = 64, .mass = true, .positions = true});
+    s.probe.record({.queries = 64, .accumulated_attention = true, .positions = true});
     masses expected = mass_of(s);
     ASSERT_TRUE(s.feed(16));
     for (auto& heads : expected)
@@ -852,7 +852,7 @@ TEST(LlamaRecording, IsPutBackWithASavedSequence) {
 
 TEST(LlamaRecording, APrefillForSeveralPoliciesServesEach) {
   session s({});
-  s.probe.record({.queries = 64, .mass = true});
+  s.probe.record({.queries = 64, .accumulated_attention = true});
   ASSERT_TRUE(s.feed(200));
   const bytes saved = s.state();
   const lagkv::llama::recording recording = s.probe.recorded();
@@ -869,7 +869,7 @@ TEST(LlamaRecording, APrefillForSeveralPoliciesServesEach) {
 TEST(LlamaRecording, RowsThatTheHostTakesBackAreForgotten) {
   session s({});
   auto c = compressor_of(s, "h2o:keep=0.5");
-  s.probe.record({.queries = 64, .mass = true});
+  s.probe.record({.queries = 64, .accumulated_attention = true});
   llama_memory_t memory = llama_get_memory(s.context.get());
   ASSERT_TRUE(s.feed(120));
   llama_memory_seq_rm(memory, 0, 80, -1);
@@ -933,7 +933,7 @@ TEST(LlamaRecording, AttentionThatIsMoreThanASoftmaxIsRefused) {
 TEST(LlamaRecording, StatisticsAreServedByTheRecentQueries) {
   session s({});
   auto policy = *lagkv::parse("key_diff:keep=0.5");
-  policy.needs.statistics = true;
+  policy.needs.query_statistics = true;
   policy.score = [](const lagkv::layer& l, std::size_t, lagkv::token_range, std::span<float> out, lagkv::workspace&) {
     for (float& score : out) score = static_cast<float>(l.extra->queries.capacity());
     EXPECT_EQ(l.extra->queries.capacity(), 256U);
@@ -956,7 +956,7 @@ std::vector<lagkv::query_statistics> made_up_statistics(std::size_t n) {
 TEST(LlamaRecording, CalibratedStatisticsAreThoseOfThePositionsToCome) {
   session s({});
   auto policy = *lagkv::parse("key_diff:keep=0.5");
-  policy.needs.statistics = policy.needs.calibrated = true;
+  policy.needs.query_statistics = policy.needs.calibrated = true;
   std::vector<lagkv::query_statistics> found;
   policy.score = [&found](const lagkv::layer& l, std::size_t, lagkv::token_range, std::span<float> out, lagkv::workspace& ws) {
     lagkv::query_statistics seen{l.extra->query_mean.heads(), l.extra->query_mean.channels(), {}, {}, {}};
@@ -986,7 +986,7 @@ TEST(LlamaRecording, CalibratedStatisticsAreThoseOfThePositionsToCome) {
 TEST(LlamaRecording, StatisticsThatAreNotTheModelsAreRefusedAndTheSequenceLeftAlone) {
   session s({});
   auto policy = *lagkv::parse("key_diff:keep=0.5");
-  policy.needs.statistics = policy.needs.calibrated = true;
+  policy.needs.query_statistics = policy.needs.calibrated = true;
   const auto none = lagkv::llama::compressor::make(s.context.get(), policy, &s.probe);
   ASSERT_FALSE(none);
   EXPECT_EQ(none.message(), "policy: reads statistics of the model's queries: give them to make() (calibration.hpp)");

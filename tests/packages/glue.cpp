@@ -12,7 +12,7 @@ std::size_t compress(std::uint16_t* keys, std::uint16_t* values, std::size_t hea
   if (!policy || !lagkv::check(*policy, layer)) return 0;
   lagkv::cursor at;
   lagkv::workspace ws;
-  return lagkv::step(*policy, layer, at, ws);
+  return lagkv::compress(*policy, layer, at, ws);
 }
 
 const char* instructions() { return lagkv::simd::name(lagkv::simd::best()); }

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/recipes.hpp>
+#include <lagkv/policy/options.hpp>
 #include <tools/npy.hpp>
 
 #include "cube.hpp"

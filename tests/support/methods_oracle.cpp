@@ -51,9 +51,9 @@ VectorXd group_mean(std::size_t query_heads, std::size_t heads, std::size_t head
 }
 
 /// attention_weights on the judged rows.
-VectorXd weights_on(const cube& queries, const cube& keys, std::size_t query_head, std::size_t i, row_range judged) {
+VectorXd weights_on(const cube& queries, const cube& keys, std::size_t query_head, std::size_t i, row_range candidates) {
   const std::vector<double> w = attention_weights(queries, keys, query_head, i);
-  return Eigen::Map<const VectorXd>(w.data() + judged.begin, index(judged.size()));
+  return Eigen::Map<const VectorXd>(w.data() + candidates.begin, index(candidates.size()));
 }
 
 /// Row numbers, best first; of equal ones the earlier.
@@ -66,16 +66,16 @@ std::vector<std::size_t> by_score(const std::vector<double>& scores) {
 
 }  // namespace
 
-std::vector<double> key_norm_scores(const cube& keys, std::size_t head, row_range judged) {
-  return list(-matrix(keys, head, judged).rowwise().norm());
+std::vector<double> key_norm_scores(const cube& keys, std::size_t head, row_range candidates) {
+  return list(-matrix(keys, head, candidates).rowwise().norm());
 }
 
-std::vector<double> value_norm_scores(const cube& values, std::size_t head, row_range judged) {
-  return list(matrix(values, head, judged).rowwise().norm());
+std::vector<double> value_norm_scores(const cube& values, std::size_t head, row_range candidates) {
+  return list(matrix(values, head, candidates).rowwise().norm());
 }
 
-std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_range judged, row_range reference) {
-  const MatrixXd k = matrix(keys, head, judged), r = matrix(keys, head, reference);
+std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference) {
+  const MatrixXd k = matrix(keys, head, candidates), r = matrix(keys, head, reference);
   RowVectorXd anchor = RowVectorXd::Zero(r.cols());
   for (Index t = 0; t < r.rows(); ++t)
     if (r.row(t).norm() > 0) anchor += r.row(t) / r.row(t).norm();
@@ -86,30 +86,30 @@ std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_rang
   return list(out);
 }
 
-std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t head, row_range judged, const cur_options& o) {
-  const VectorXd k = window_shares(matrix(keys, head, judged).rowwise().squaredNorm(), index(o.window));
-  const VectorXd v = window_shares(matrix(values, head, judged).rowwise().squaredNorm(), index(o.window));
+std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t head, row_range candidates, const cur_options& o) {
+  const VectorXd k = window_shares(matrix(keys, head, candidates).rowwise().squaredNorm(), index(o.window));
+  const VectorXd v = window_shares(matrix(values, head, candidates).rowwise().squaredNorm(), index(o.window));
   const VectorXd product = k.cwiseProduct(v);
   return list(o.normalised ? window_shares(product, product.size()) : product);
 }
 
-std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_range judged, row_range reference) {
+std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference) {
   const RowVectorXd centre = matrix(keys, head, reference).colwise().mean();
-  return list((matrix(keys, head, judged).rowwise() - centre).rowwise().norm());
+  return list((matrix(keys, head, candidates).rowwise() - centre).rowwise().norm());
 }
 
-std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range judged, std::size_t window) {
+std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range candidates, std::size_t window) {
   std::vector<double> out;
-  for (std::size_t begin = judged.begin; begin < judged.end; begin += window) {
-    const row_range own{begin, std::min(begin + window, judged.end)};
+  for (std::size_t begin = candidates.begin; begin < candidates.end; begin += window) {
+    const row_range own{begin, std::min(begin + window, candidates.end)};
     const std::vector<double> part = manifold_scores(keys, head, own, own);
     out.insert(out.end(), part.begin(), part.end());
   }
   return out;
 }
 
-std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range judged, row_range reference) {
-  MatrixXd k = matrix(keys, head, judged), r = matrix(keys, head, reference);
+std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference) {
+  MatrixXd k = matrix(keys, head, candidates), r = matrix(keys, head, reference);
   for (MatrixXd* x : {&k, &r})
     for (Index t = 0; t < x->rows(); ++t)
       if (x->row(t).norm() > 0) x->row(t) /= x->row(t).norm();
@@ -126,14 +126,14 @@ std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range
   return list(sum.cwiseSqrt());
 }
 
-std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, std::size_t bits) {
+std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference, std::size_t bits) {
   const auto odd = [](std::uint64_t seed) {
     std::uint64_t z = seed + 0x9e3779b97f4a7c15;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
     return ((z ^ z >> 31) & 1) == 1;
   };
-  MatrixXd u = matrix(keys, head, {judged.begin, reference.end}), r = matrix(keys, head, reference);
+  MatrixXd u = matrix(keys, head, {candidates.begin, reference.end}), r = matrix(keys, head, reference);
   for (MatrixXd* x : {&u, &r})
     for (Index t = 0; t < x->rows(); ++t)
       if (x->row(t).norm() > 0) x->row(t) /= x->row(t).norm();
@@ -146,7 +146,7 @@ std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_rang
           (odd((static_cast<std::uint64_t>(b) << 32) + static_cast<std::uint64_t>(c)) ? 1 : -1) / std::sqrt(variance(c));
   const MatrixXd sides = (u.rowwise() - mean) * planes;
   std::vector<double> out;
-  for (Index t = 0; t < static_cast<Index>(judged.end - judged.begin); ++t) {
+  for (Index t = 0; t < static_cast<Index>(candidates.end - candidates.begin); ++t) {
     double score = 0.5 * static_cast<double>(t) / static_cast<double>(u.rows());
     for (Index later = t + 1; later < u.rows(); ++later)
       if (((sides.row(t).array() > 0) == (sides.row(later).array() > 0)).all()) score -= 1;
@@ -155,11 +155,11 @@ std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_rang
   return out;
 }
 
-std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, double epsilon) {
+std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference, double epsilon) {
   MatrixXd r = matrix(keys, head, reference);
   const RowVectorXd centre = r.colwise().mean();
   r.rowwise() -= centre;
-  const MatrixXd x = matrix(keys, head, judged).rowwise() - centre;
+  const MatrixXd x = matrix(keys, head, candidates).rowwise() - centre;
   const MatrixXd gram = r.transpose() * r + epsilon * MatrixXd::Identity(r.cols(), r.cols());
   const MatrixXd solved = gram.llt().solve(x.transpose());
   return list(x.cwiseProduct(solved.transpose()).rowwise().sum());
@@ -187,32 +187,32 @@ std::vector<double> average_pool(const std::vector<double>& x, std::size_t kerne
   return out;
 }
 
-std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range judged, std::size_t window,
+std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates, std::size_t window,
                                   std::size_t kernel) {
   const VectorXd mean = group_mean(queries.heads, keys.heads, head, [&](std::size_t query_head) {
-    VectorXd sum = VectorXd::Zero(index(judged.size()));
+    VectorXd sum = VectorXd::Zero(index(candidates.size()));
     for (std::size_t i = queries.tokens - window; i < queries.tokens; ++i)
-      sum += weights_on(queries, keys, query_head, i, judged);
+      sum += weights_on(queries, keys, query_head, i, candidates);
     const std::vector<double> pooled = average_pool(list(sum / static_cast<double>(window)), kernel);
     return VectorXd(Eigen::Map<const VectorXd>(pooled.data(), index(pooled.size())));
   });
   return list(mean);
 }
 
-std::vector<double> h2o_scores(const cube& queries, const cube& keys, std::size_t head, row_range judged, bool mean) {
+std::vector<double> h2o_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates, bool mean) {
   std::vector<double> out = list(group_mean(queries.heads, keys.heads, head, [&](std::size_t query_head) {
-    VectorXd sum = VectorXd::Zero(index(judged.size()));
-    for (std::size_t i = 0; i < queries.tokens; ++i) sum += weights_on(queries, keys, query_head, i, judged);
+    VectorXd sum = VectorXd::Zero(index(candidates.size()));
+    for (std::size_t i = 0; i < queries.tokens; ++i) sum += weights_on(queries, keys, query_head, i, candidates);
     return sum;
   }));
   for (std::size_t i = 0; mean && i < out.size(); ++i)
-    out[i] /= static_cast<double>(std::min(queries.tokens, keys.tokens - (judged.begin + i)));
+    out[i] /= static_cast<double>(std::min(queries.tokens, keys.tokens - (candidates.begin + i)));
   return out;
 }
 
-std::vector<double> tova_scores(const cube& queries, const cube& keys, row_range judged) {
+std::vector<double> tova_scores(const cube& queries, const cube& keys, row_range candidates) {
   return list(group_mean(queries.heads, 1, 0, [&](std::size_t query_head) {
-    return weights_on(queries, keys, query_head, queries.tokens - 1, judged);
+    return weights_on(queries, keys, query_head, queries.tokens - 1, candidates);
   }));
 }
 
@@ -243,8 +243,8 @@ query_statistics expected_queries(const cube& queries, const expected_query_opti
 }
 
 std::vector<double> expected_attention_scores(const query_statistics& queries, const cube& keys, const cube& values,
-                                              std::size_t head, row_range judged, bool value_norm) {
-  const MatrixXd k = matrix(keys, head, judged);
+                                              std::size_t head, row_range candidates, bool value_norm) {
+  const MatrixXd k = matrix(keys, head, candidates);
   const Index channels = k.cols();
   const double d = static_cast<double>(channels);
   VectorXd out = group_mean(queries.heads, keys.heads, head, [&](std::size_t query_head) {
@@ -257,7 +257,7 @@ std::vector<double> expected_attention_scores(const query_statistics& queries, c
     }
     return softmax(logits);
   });
-  if (value_norm) out.array() *= matrix(values, head, judged).rowwise().norm().array();
+  if (value_norm) out.array() *= matrix(values, head, candidates).rowwise().norm().array();
   return list(out);
 }
 

@@ -20,14 +20,14 @@ struct row_range {
 // ---- Keys and values only ---------------------------------------------------------------------------------------------
 
 /// -|k| (arXiv 2406.11430).
-std::vector<double> key_norm_scores(const cube& keys, std::size_t head, row_range judged);
+std::vector<double> key_norm_scores(const cube& keys, std::size_t head, row_range candidates);
 
 /// |v|.
-std::vector<double> value_norm_scores(const cube& values, std::size_t head, row_range judged);
+std::vector<double> value_norm_scores(const cube& values, std::size_t head, row_range candidates);
 
 /// KeyDiff (arXiv 2504.15364): -cos(k, anchor), anchor = mean over the reference of k / |k|, where a row of norm 0 counts as
 /// zeros. 0 where the row or the anchor has norm 0.
-std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_range judged, row_range reference);
+std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference);
 
 struct cur_options {
   std::size_t window = 16;  ///< rows, counted from judged.begin; the last window may be shorter
@@ -35,27 +35,27 @@ struct cur_options {
 };
 
 /// CUR (CurDKV, arXiv 2509.15038): |k|^2 over its sum in the window, times the same of v. 0 where a sum is 0.
-std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t head, row_range judged,
+std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t head, row_range candidates,
                                const cur_options& o = {});
 
 /// ManifoldKV (arXiv 2602.08343): |k - mean over the reference|.
-std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_range judged, row_range reference);
+std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference);
 
 /// The same from the mean of the row's own window: `window` rows from judged.begin on, the last may be shorter.
-std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range judged, std::size_t window);
+std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range candidates, std::size_t window);
 
 /// Novelty: sqrt(mean over channels of (u - mean)^2 / variance), u = k / |k|, moments of u over the reference. Channels whose
 /// variance is not above 1e-6 of their mean square are left out.
-std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range judged, row_range reference);
+std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference);
 
 /// Distinct: minus the rows behind with the same code, plus 1/2 times the share of the rows that lie before. Codes are the signs
 /// of sum of s (u - mean) / deviation, u and the moments (of the reference) as in novelty; s is 1 where SplitMix64 seeded with
 /// 2^32 * bit + channel draws an odd number, else -1. Rows from judged.begin to the end of the reference count.
-std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range judged, row_range reference, std::size_t bits);
+std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference, std::size_t bits);
 
 /// Leverage (part of Compactor, arXiv 2507.08143): x^T (X^T X + epsilon I)^-1 x, X the reference minus its mean, x the row
 /// minus the same mean.
-std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range judged, row_range reference,
+std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,
                                     double epsilon = 0.01);
 
 // ---- Attention --------------------------------------------------------------------------------------------------------
@@ -68,15 +68,15 @@ std::vector<double> attention_weights(const cube& queries, const cube& keys, std
 std::vector<double> average_pool(const std::vector<double>& x, std::size_t kernel);
 
 /// SnapKV (arXiv 2404.14469): mean weight from the last `window` queries, pooled over the judged rows, mean over the group.
-std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range judged, std::size_t window,
+std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates, std::size_t window,
                                   std::size_t kernel);
 
 /// H2O (arXiv 2306.14048): sum of the weights from all queries, mean over the group. `mean`: over the number of queries that
 /// see the row (kvpress's ObservedAttention).
-std::vector<double> h2o_scores(const cube& queries, const cube& keys, std::size_t head, row_range judged, bool mean);
+std::vector<double> h2o_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates, bool mean);
 
 /// TOVA (arXiv 2401.06104): weights from the last query, mean over all query heads; the same for every KV head.
-std::vector<double> tova_scores(const cube& queries, const cube& keys, row_range judged);
+std::vector<double> tova_scores(const cube& queries, const cube& keys, row_range candidates);
 
 /// What is known of queries to come.
 struct query_statistics {
@@ -100,7 +100,7 @@ query_statistics expected_queries(const cube& queries, const expected_query_opti
 /// Expected attention (arXiv 2510.00636): softmax over the judged rows of m.k / sqrt(d) + k^T S k / (2 d), mean over the
 /// group; with `value_norm` times |v|.
 std::vector<double> expected_attention_scores(const query_statistics& queries, const cube& keys, const cube& values,
-                                              std::size_t head, row_range judged, bool value_norm);
+                                              std::size_t head, row_range candidates, bool value_norm);
 
 // ---- From scores to rows ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <limits>
 
-#include <lagkv/core.hpp>
+#include <lagkv/view/range.hpp>
 
 namespace support {
 

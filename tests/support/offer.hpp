@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/all_methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "host.hpp"
@@ -15,7 +15,7 @@ namespace support {
 
 /// Any policy, those that need Eigen too; an empty one, which fails whatever uses it, where the string names none.
 inline lagkv::policy named_any(const std::string& text) {
-  auto p = lagkv::parse(text, lagkv::all_methods());
+  auto p = lagkv::parse(text, lagkv::methods_with_eigen());
   return p ? *p : lagkv::policy{};
 }
 

@@ -20,19 +20,19 @@ std::vector<double> deviation_shares(const cube& x, std::size_t head, std::size_
   constexpr double infinity = std::numeric_limits<double>::infinity();
   std::vector<double> out;
   for (std::size_t p = 0; p < partitions; ++p, begin += o.lag) {
-    const Eigen::ArrayXXd judged = partition(x, head, begin, o.lag).cast<double>();
+    const Eigen::ArrayXXd candidates = partition(x, head, begin, o.lag).cast<double>();
     const Eigen::ArrayXXd reference = partition(x, head, o.own ? begin : begin + o.lag, o.lag).cast<double>();
     const Eigen::ArrayXXd low = reference.isFinite().select(reference, infinity).colwise().minCoeff();
     const Eigen::ArrayXXd high = reference.isFinite().select(reference, -infinity).colwise().maxCoeff();
-    const Eigen::Index channels = judged.cols();
+    const Eigen::Index channels = candidates.cols();
 
-    Eigen::ArrayXd s(judged.rows());
-    for (Eigen::Index t = 0; t < judged.rows(); ++t) {
+    Eigen::ArrayXd s(candidates.rows());
+    for (Eigen::Index t = 0; t < candidates.rows(); ++t) {
       Eigen::ArrayXd z = Eigen::ArrayXd::Zero(channels);
       for (Eigen::Index c = 0; c < channels; ++c)
-        if (high(0, c) > low(0, c)) z(c) = (judged(t, c) - low(0, c)) / (high(0, c) - low(0, c));
+        if (high(0, c) > low(0, c)) z(c) = (candidates(t, c) - low(0, c)) / (high(0, c) - low(0, c));
       s(t) = channels > 1 ? std::sqrt((z - z.mean()).square().sum() / static_cast<double>(channels - 1)) : 0.0;
-      if (!judged.row(t).isFinite().all()) s(t) = -infinity;
+      if (!candidates.row(t).isFinite().all()) s(t) = -infinity;
     }
     const double top = s.maxCoeff();
     Eigen::ArrayXd share = (s - top).exp();

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include <lagkv/rope.hpp>
+#include <lagkv/view/rope.hpp>
 
 #include "host.hpp"
 

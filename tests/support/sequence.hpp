@@ -24,8 +24,8 @@ class sequence {
       cache_.keys.put(k_, seen_, tokens_), cache_.values.put(v_, seen_, tokens_);
       for (auto& p : positions_) p[tokens_] = static_cast<int>(seen_);
     }
-    tokens_ = lagkv::step(policy, cache_.layer(tokens_), at_, ws);
-    for (std::size_t h = 0; h < positions_.size(); ++h) lagkv::compact(positions_[h].data(), h, ws.decision);
+    tokens_ = lagkv::compress(policy, cache_.layer(tokens_), at_, ws);
+    for (std::size_t h = 0; h < positions_.size(); ++h) lagkv::compact(positions_[h].data(), h, lagkv::last_plan(ws));
   }
 
   std::size_t tokens() const { return tokens_; }

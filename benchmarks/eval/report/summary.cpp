@@ -69,11 +69,11 @@ std::vector<double> values_of(const sample_list& samples, const std::string& sco
 cost_figures cost_of(const sample_list& samples) {
   cost_figures cost;
   if (samples.empty()) return cost;
-  double kept = 0, judged = 0, kept_mb = 0, full_mb = 0;
+  double kept = 0, candidates = 0, kept_mb = 0, full_mb = 0;
   std::vector<double> compress_ms, rates;
   for (const sample_result* s : samples) {
     kept += static_cast<double>(s->kept_tokens);
-    judged += static_cast<double>(s->judged_tokens);
+    candidates += static_cast<double>(s->judged_tokens);
     kept_mb += s->kept_mb;
     full_mb += s->full_mb;
     compress_ms.push_back(s->compress_ms);
@@ -81,7 +81,7 @@ cost_figures cost_of(const sample_list& samples) {
   }
   const auto count = static_cast<double>(samples.size());
   cost.kept_tokens = kept / count;
-  if (judged > 0) cost.kept_share = kept / judged;
+  if (candidates > 0) cost.kept_share = kept / candidates;
   cost.kept_mb = kept_mb / count;
   cost.full_mb = full_mb / count;
   cost.compress_ms = median(std::move(compress_ms));

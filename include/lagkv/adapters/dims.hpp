@@ -6,8 +6,8 @@
 #include <string>
 #include <type_traits>
 
-#include <lagkv/core.hpp>
-#include <lagkv/strided.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/view/strided.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 

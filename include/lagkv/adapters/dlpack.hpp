@@ -17,9 +17,9 @@
 #include <dlpack/dlpack.h>
 
 #include <lagkv/adapters/dims.hpp>
-#include <lagkv/core.hpp>
-#include <lagkv/strided.hpp>
-#include <lagkv/tensor.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/view/strided.hpp>
+#include <lagkv/view/tensor.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 

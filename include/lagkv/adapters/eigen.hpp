@@ -14,8 +14,8 @@
 #include <Eigen/Core>
 
 #include <lagkv/adapters/dims.hpp>
-#include <lagkv/core.hpp>
-#include <lagkv/strided.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/view/strided.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 

@@ -9,13 +9,13 @@
 //   auto done = compressor->compress(0);                   // cheap where nothing is due
 //
 // Policies that read queries or attention (snapkv, h2o, tova) have the probe record what they read, from the tokens on that
-// are decoded after the compressor is made; others slow nothing down. Those that judge keys without their positions
-// (novelty, unrotate=yes) need it for the rotary embedding of each layer, which it takes from the first graph. Those that read
+// are decoded after the compressor is made; others slow nothing down. Those that read keys as they were before RoPE
+// (novelty, pre_rope=yes) need it for the rotary embedding of each layer, which it takes from the first graph. Those that read
 // statistics of the model's queries (calibrated=yes) get them with make(); calibration.hpp counts them.
 //
 // Taken: caches of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1 (keys and values may differ), with or without flash
 // attention, on any backend. Quantised rows move as they are. llama.cpp stores most of them under a Hadamard matrix: the
-// probe sees it and policies get rows without it; without a probe they are judged as stored. Refused, with the sequence left
+// probe sees it and policies get rows without it; without a probe they are scored as stored. Refused, with the sequence left
 // as it was: other types, blocks that span tokens, models with sliding-window layers, recurrent and hybrid models, models
 // whose layers differ in width.
 #pragma once
@@ -37,8 +37,8 @@
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/state.hpp>
 #include <lagkv/adapters/llama/views.hpp>
-#include <lagkv/policy.hpp>
-#include <lagkv/query_statistics.hpp>
+#include <lagkv/compress.hpp>
+#include <lagkv/attention/query_statistics.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
@@ -64,9 +64,9 @@ struct report {
 /// What compression knows of a sequence, to be saved beside its state: plain data.
 struct checkpoint {
   cursor at{};                                 ///< how far it has been compressed
-  std::vector<std::vector<double>> moments{};  ///< of each layer's keys, dropped ones too (extras.moments), where the policy
-                                               ///< reads them
-  std::size_t observed = 0;                    ///< tokens of the sequence that they have
+  std::vector<std::vector<double>> key_statistics{};  ///< of each layer, dropped keys too (extras.key_statistics),
+                                                      ///< if the policy reads them
+  std::size_t counted = 0;  ///< tokens of the sequence that are in them
 };
 
 /// Compresses the sequences of one context. All layers and heads keep the same number of tokens, each its own choice.
@@ -86,13 +86,13 @@ class compressor {
       return error{"model: has sliding-window layers (" + std::to_string(window) + " tokens): not taken"};
     if (llama_model_n_head_kv(model) < 1) return error{"model: has no KV heads"};
     if (p.ragged) return unequal();
-    if (p.retain.slope.beta > 1)
+    if (p.budget.slope.beta > 1)
       return error{"policy: layers keep different numbers of tokens (pyramid), which llama.cpp's cache cannot hold"};
     if (p.needs.rope && probe == nullptr)
-      return error{"policy: judges keys without their positions: give the compressor a cache_probe, which sees their embedding"};
+      return error{"policy: reads keys as they were before RoPE: give the compressor a cache_probe, which sees their embedding"};
     if (p.needs.calibrated && queries.empty())
       return error{"policy: reads statistics of the model's queries: give them to make() (calibration.hpp)"};
-    if (!p.needs.statistics) queries.clear();
+    if (!p.needs.query_statistics) queries.clear();
     if (!queries.empty() && probe == nullptr)
       return error{"policy: reads statistics of queries: give the compressor a cache_probe, which sees their embedding"};
     compressor made(context, p, probe, std::move(queries));
@@ -100,11 +100,11 @@ class compressor {
     return made;
   }
 
-  /// Positions of `sequence` that are never dropped, in place of those given before. Where the policy judges rows again
+  /// Positions of `sequence` that are never dropped, in place of those given before. If survivors are candidates again
   /// (capacity=, budget_mb=), give them before the first token: their places are then recorded.
   status protect(llama_seq_id sequence, std::vector<std::uint32_t> positions) {
     wanted w = reads();
-    w.positions = w.positions || (policy_.retain.again && !positions.empty());
+    w.positions = w.positions || (policy_.budget.again() && !positions.empty());
     if (status ok = record(w); !ok) return ok;
     std::sort(positions.begin(), positions.end());
     positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
@@ -112,7 +112,7 @@ class compressor {
     return {};
   }
 
-  /// Judges and drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
+  /// Drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
   /// sequence is as it was. `observe(layer, plan)` is called for each layer with what it keeps.
   ///
   /// In place needs a probe, a cache in host memory, one sequence a context (n_seq_max 1), and positions 0, 1, 2, ... of
@@ -124,6 +124,7 @@ class compressor {
     if (last < 0) return report{};
     state& s = sequences_[sequence];
     if (status ok = fit_budget(sequence); !ok) return error{ok.message()};
+    take_back(s.at, expected_tokens(s, last));
     if (is_before_due(s, last)) return nothing_due(s, last);
     if (how != way::repack) {
       result<report> done = compress_in_place(sequence, s, last, observe);
@@ -156,7 +157,7 @@ class compressor {
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
   /// been compressed), and where the policy reads it, with the probe's recording of then. Compression goes on from there; in
-  /// place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache. Moments of other layers,
+  /// place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache. Key statistics of other layers,
   /// heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c, const recording* r = nullptr) {
     const result<saved_sequence> saved =
@@ -193,12 +194,13 @@ class compressor {
     return seen > s.at.dropped ? seen - s.at.dropped : 0;
   }
 
-  bool is_before_due(const state& s, llama_pos last) const { return policy_.retain.due(s.at, expected_tokens(s, last)).empty(); }
+  bool is_before_due(const state& s, llama_pos last) const { return policy_.budget.due(s.at, expected_tokens(s, last)).empty(); }
 
   report nothing_due(state& s, llama_pos last) {
     const std::size_t n = expected_tokens(s, last);
-    workspace_.decision.clear(n);
-    advance(s.at, workspace_.decision);
+    plan none;
+    none.clear(n);
+    advance(s.at, none);
     const std::size_t bytes = probe_ != nullptr ? n * row_bytes() : 0;
     return {.tokens_before = n, .tokens_after = n, .bytes_before = bytes, .bytes_after = bytes};
   }
@@ -231,40 +233,25 @@ class compressor {
     if (!offered) return error{offered.message()};
     const std::vector<layer>& layers = *offered;
 
-    std::vector<plan> plans;  // a selector may be the host's own: look at all its plans before anything moves
-    for (std::size_t i = 0; i < layers.size() && policy_.select; ++i) {
-      plans.push_back(judge(policy_, layers[i], s.at, workspace_));
-      if (!equal_counts(plans[i]) || plans[i].tokens_after() != plans[0].tokens_after()) return unequal();
-    }
-
     report done{.tokens_before = cells.size(), .tokens_after = cells.size(), .in_place = true};
     done.bytes_before = done.tokens_before * row_bytes();
-    cursor moved = s.at;
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      moved = s.at;
-      if (plans.empty()) {
-        step(policy_, layers[i], moved, workspace_, toward::window);
-      } else {
-        workspace_.decision = plans[i];
-        compact(layers[i], plans[i], toward::window);
-        compact(*layers[i].extra, plans[i], toward::window);
-        advance(moved, plans[i]);
-      }
-      observe(i, workspace_.decision);
-    }
-    const plan& p = workspace_.decision;
-    done.tokens_after = moved.tokens;
+    std::vector<cursor> moved(layers.size(), s.at);
+    const auto told = [&](std::size_t i, const plan& applied) { observe(i, applied); };
+    if (status ok = lagkv::compress(policy_, layers, moved, workspace_, {.direction = toward::window, .moved = told}); !ok)
+      return error{ok.message()};
+    const plan& p = last_plan(workspace_);
+    done.tokens_after = moved[0].tokens;
     done.bytes_after = done.tokens_after * row_bytes();
     done.compressed = true;
     const std::size_t freed = done.tokens_before - done.tokens_after;
     if (freed > 0) {
-      const auto first = positions.begin() + static_cast<std::ptrdiff_t>(p.judged.begin);
+      const auto first = positions.begin() + static_cast<std::ptrdiff_t>(p.candidates.begin);
       const auto end = first + static_cast<std::ptrdiff_t>(freed);
       llama_memory_seq_rm(memory_, sequence, *first, *(end - 1) + 1);
       positions.erase(first, end);
       forget_recorded(p, freed);
     }
-    s.at = moved;
+    s.at = moved[0];
     s.positions = std::move(positions);
     return done;
   }
@@ -301,7 +288,7 @@ class compressor {
 
     report done{.tokens_before = saved->tokens(), .tokens_after = saved->tokens()};
     done.bytes_before = done.bytes_after = saved->payload_bytes();
-    if (policy_.retain.due(s.at, saved->tokens()).empty()) return done;
+    if (policy_.budget.due(s.at, saved->tokens()).empty()) return done;
     std::vector<cached_layer> rows = saved->all_layers();
     if (probe_ != nullptr && probe_->layers().size() == rows.size())
       for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -312,7 +299,7 @@ class compressor {
     if (!offered) return error{offered.message()};
     std::vector<plan> plans;
     for (const layer& l : *offered) {
-      plans.push_back(judge(policy_, l, s.at, workspace_));
+      plans.push_back(plan_eviction(policy_, l, s.at, workspace_));
       if (!equal_counts(plans.back()) || plans.back().tokens_after() != plans[0].tokens_after()) return unequal();
     }
     std::vector<std::uint8_t> fewer = saved->rebuilt(plans);
@@ -355,7 +342,7 @@ class compressor {
     if (w.any() && probe_ == nullptr)
       return error{"policy: reads " +
                    std::string(w.queries > 0 ? "queries"
-                               : w.mass      ? "attention"
+                               : w.accumulated_attention      ? "attention"
                                              : "positions of rows") +
                    ": give the compressor a cache_probe"};
     if (w.any() && llama_n_seq_max(context_) != 1)
@@ -373,12 +360,12 @@ class compressor {
 
   /// The rows that a plan has freed are gone.
   void forget_recorded(const plan& p, std::size_t freed) {
-    if (probe_ != nullptr && freed > 0) probe_->recorded().erase(p.judged.begin, freed, p.tokens_before - p.judged.end);
+    if (probe_ != nullptr && freed > 0) probe_->recorded().erase(p.candidates.begin, freed, p.tokens_before - p.candidates.end);
   }
 
   /// A budget in bytes becomes a number of tokens as soon as the layers are known.
   status fit_budget(llama_seq_id sequence) {
-    if (policy_.retain.kind != budget::bytes) return {};
+    if (policy_.budget.as<keep::bytes>() == nullptr) return {};
     if (probe_ != nullptr && !probe_->layers().empty()) return fit_to(probe_->layers());
     std::vector<std::uint8_t> bytes(llama_state_seq_get_size(context_, sequence));
     llama_state_seq_get_data(context_, bytes.data(), bytes.size(), sequence);
@@ -395,7 +382,7 @@ class compressor {
     return {};
   }
 
-  /// All layers as the policy gets them, checked: judge() and step() cannot fail afterwards.
+  /// All layers as the policy gets them, checked: plan_eviction() and compress() cannot fail afterwards.
   result<std::vector<layer>> offer(state& s, const std::vector<cached_layer>& cached, std::span<const std::int32_t> cells,
                                    llama_pos last) {
     recording* recorded = probe_ != nullptr && probe_->recorded().what().any() ? &probe_->recorded() : nullptr;
@@ -421,8 +408,8 @@ class compressor {
     if (!queries_.empty())
       if (status ok = expect_queries(layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     if (status ok = check(policy_, layers[0]); !ok) return error{ok.message()};  // the others are of the same form
-    if (policy_.needs.moments && policy_.retain.again)
-      if (status ok = observe(s, layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
+    if (policy_.needs.key_statistics && policy_.budget.again())
+      if (status ok = accumulate(s, layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     return layers;
   }
 
@@ -450,21 +437,21 @@ class compressor {
     return {};
   }
 
-  /// Adds the keys since the last time to the moments of each layer.
-  status observe(state& s, const std::vector<layer>& layers, std::size_t seen) {
-    const std::size_t each = heads_ * key_moments::size(layers[0].keys.channels());
-    if (s.moments.empty()) s.moments.assign(layers.size(), std::vector<double>(each));
-    if (s.moments.size() != layers.size())
-      return error{"moments of " + std::to_string(s.moments.size()) + " layers: must be those of " +
+  /// Adds the keys since the last time to the key statistics of each layer.
+  status accumulate(state& s, const std::vector<layer>& layers, std::size_t seen) {
+    const std::size_t each = heads_ * key_statistics::size(layers[0].keys.channels());
+    if (s.key_statistics.empty()) s.key_statistics.assign(layers.size(), std::vector<double>(each));
+    if (s.key_statistics.size() != layers.size())
+      return error{"key statistics of " + std::to_string(s.key_statistics.size()) + " layers: must be those of " +
                    std::to_string(layers.size())};
-    for (const auto& of_layer : s.moments)
+    for (const auto& of_layer : s.key_statistics)
       if (of_layer.size() != each)
-        return error{"moments of " + std::to_string(of_layer.size()) + " numbers a layer: must be " + std::to_string(each)};
+        return error{"key statistics of " + std::to_string(of_layer.size()) + " numbers a layer: must be " + std::to_string(each)};
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      beside_[i].moments = {s.moments[i].data()};
-      observe_keys(policy_, layers[i], s.at, seen > s.observed ? seen - s.observed : 0, workspace_);
+      beside_[i].key_statistics = {s.key_statistics[i].data()};
+      accumulate_key_statistics(policy_, layers[i], s.at, seen > s.counted ? seen - s.counted : 0, workspace_);
     }
-    s.observed = seen;
+    s.counted = seen;
     return {};
   }
 

@@ -6,19 +6,19 @@
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
-#include <lagkv/method.hpp>
-#include <lagkv/score/rows.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/rows/rows.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
 /// (|k|^2 / their sum over a window) * (|v|^2 / their sum), windows counted from the first judged row (from the first of each
 /// partition). A row that is not finite takes no part. Reads each key and value once.
 /// Source: kvpress 0.5.5, CURPress (which then divides by the sum over all tokens: the order is the same).
-struct cur {
+struct cur_score {
   std::size_t window = 16;  ///< tokens; kvpress's default
   std::size_t lag = 0;      ///< tokens a partition; 0: the whole judged range at once
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
+  void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 
  private:
   static float share(float x, float total);
@@ -26,28 +26,24 @@ struct cur {
   static float sum(const float* x, std::size_t n);
 };
 
-inline part part_of(const cur& s) { return {.score = s, .needs = {.values = true}}; }
+inline method method_of(const cur_score& s) { return {.score = s, .needs = {.values = true}}; }
 
 inline constexpr parameter cur_parameters[] = {
-    {"window", parameter::kind::positive, 16, accepts::positive, "tokens that norms are compared with"}};
+    option<&cur_score::window>("window", accepts::positive, "tokens that norms are compared with")};
 
-inline constexpr method cur_method{
-    .name = "cur",
-    .meaning = "large norms of key and value among neighbours",
-    .source = "arXiv 2509.15038",
-    .reads = "keys, values",
-    .parameters = cur_parameters,
-    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-      return part_of(cur{static_cast<std::size_t>(v[0]), lag});
-    },
-};
+inline constexpr method_entry cur_entry =
+    entry_of<cur_score>({.name = "cur",
+                   .meaning = "large norms of key and value among neighbours",
+                   .source = "arXiv 2509.15038",
+                   .reads = "keys, values"}, cur_parameters);
 
 #if LAGKV_BODIES
 
-LAGKV_FN void cur::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
-  float* other = ws.floats(workspace::deviation, out.size());
-  squares_of_rows(l.keys, head, judged, out.data(), ws);
-  squares_of_rows(l.values, head, judged, other, ws);
+LAGKV_FN void cur_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
+  const workspace::frame scratch(ws);
+  float* other = ws.take<float>(out.size());
+  squares_of_rows(l.keys, head, candidates, out.data(), ws);
+  squares_of_rows(l.values, head, candidates, other, ws);
   const std::size_t part = lag == 0 ? out.size() : lag;
   for (std::size_t begin = 0; begin < out.size(); begin += part)
     for (std::size_t at = begin; at < begin + part; at += window) {
@@ -57,12 +53,12 @@ LAGKV_FN void cur::operator()(const layer& l, std::size_t head, token_range judg
     }
 }
 
-LAGKV_FN float cur::share(float x, float total) {
+LAGKV_FN float cur_score::share(float x, float total) {
   if (!detail::finite(x)) return detail::not_a_number();
   return total > 0 ? x / total : 0.0F;
 }
 
-LAGKV_FN float cur::sum(const float* x, std::size_t n) {
+LAGKV_FN float cur_score::sum(const float* x, std::size_t n) {
   float total = 0;
   for (std::size_t i = 0; i < n; ++i) total += detail::finite(x[i]) ? x[i] : 0.0F;
   return total;

@@ -6,12 +6,12 @@
 #include <limits>
 #include <span>
 
-#include <lagkv/detail/message.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/detail/numbers.hpp>
-#include <lagkv/method.hpp>
-#include <lagkv/score/moments.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/rows/key_statistics.hpp>
 #include <lagkv/score/random.hpp>
-#include <lagkv/score/rows.hpp>
+#include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
@@ -23,9 +23,9 @@ namespace lagkv::inline LAGKV_ABI {
 /// s_bc = 1 or -1 as sign() says. So keys that differ by an angle a, in units of what is usual, share each sign with probability
 /// 1 - a / pi (Charikar, STOC 2002). A key that is not finite takes no part and gets NaN, so it goes first.
 ///
-/// Reads each key once, and up to 8,191 of a head twice; values never. 2 * bits * channels flops a row. Keys are unrotated
+/// Reads each key once, and up to 8,191 of a head twice; values never. 2 * bits * channels flops a row. Keys are pre_rope
 /// unless the policy says otherwise. Source: this project; docs/research.md.
-struct distinct {
+struct distinct_score {
   static constexpr std::size_t most_bits = 16;
 
   std::size_t bits = 10;  ///< 1 to 16: at most 2^bits kinds of keys
@@ -36,43 +36,37 @@ struct distinct {
     return (detail::split_mix((std::uint64_t{bit} << 32U) + c) & 1U) != 0 ? 1.0F : -1.0F;
   }
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
+  void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 
  private:
   /// -1 for rows that are not finite.
   void encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code, workspace& ws) const;
 };
 
-inline part part_of(const distinct& s) { return {.score = s, .needs = {.moments = true}, .unrotated = unrotated_keys}; }
+inline method method_of(const distinct_score& s) { return {.score = s, .needs = {.key_statistics = true}, .pre_rope = pre_rope_keys}; }
 
 inline constexpr parameter distinct_parameters[] = {
-    {"bits", parameter::kind::count, 10, "must be from 1 to 16", "signs of a key's code: up to 2^bits kinds of keys"}};
+    option<&distinct_score::bits>("bits", accepts::whole(1, 16), "signs of a key's code: up to 2^bits kinds of keys")};
 
-inline constexpr method distinct_method{
-    .name = "distinct",
-    .meaning = "of keys that are alike the latest, without their positions",
-    .source = "this project",
-    .reads = "keys and their RoPE",
-    .parameters = distinct_parameters,
-    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-      if (!(v[0] >= 1 && v[0] <= distinct::most_bits))
-        return detail::refuse({"bits=", static_cast<std::size_t>(v[0]), ": must be from 1 to 16"});
-      return part_of(distinct{static_cast<std::size_t>(v[0]), lag});
-    },
-};
+inline constexpr method_entry distinct_entry =
+    entry_of<distinct_score>({.name = "distinct",
+                   .meaning = "of keys that are alike the latest, without their positions",
+                   .source = "this project",
+                   .reads = "keys and their RoPE"}, distinct_parameters);
 
 #if LAGKV_BODIES
 
-LAGKV_FN void distinct::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+LAGKV_FN void distinct_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
                                    workspace& ws) const {
   const std::size_t kinds = std::size_t{1} << bits;
   const auto score = [&](token_range part, token_range reference) {
     const token_range all{part.begin, reference.end};
-    std::int32_t* code = ws.keys(all.size() + kinds);
+    const workspace::frame scratch(ws);
+    std::int32_t* code = ws.take<std::int32_t>(all.size() + kinds);
     std::int32_t* later = code + all.size();
     encode(l, head, all, reference, code, ws);
     for (std::size_t kind = 0; kind < kinds; ++kind) later[kind] = 0;
-    float* scores = out.data() + (part.begin - judged.begin);
+    float* scores = out.data() + (part.begin - candidates.begin);
     const float step = 0.5F / static_cast<float>(all.size());
     for (std::size_t i = all.size(); i-- > 0;) {
       const bool known = code[i] >= 0;
@@ -81,25 +75,26 @@ LAGKV_FN void distinct::operator()(const layer& l, std::size_t head, token_range
       if (known) ++later[code[i]];
     }
   };
-  if (lag == 0) return score(judged, {judged.begin, l.tokens});
-  for_each_reference(l, judged, lag, score);
+  if (lag == 0) return score(candidates, {candidates.begin, l.tokens});
+  for_each_reference(l, candidates, lag, score);
 }
 
-LAGKV_FN void distinct::encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code,
+LAGKV_FN void distinct_score::encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code,
                                workspace& ws) const {
   const std::size_t channels = l.keys.channels();
-  float* mean = ws.floats(workspace::reference, 2 * channels);
+  const workspace::frame scratch(ws);
+  float* mean = ws.take<float>(2 * channels);
   float* scale = mean + channels;
   detail::usual(l, head, reference, mean, scale, ws);
   for (std::size_t c = 0; c < channels; ++c) scale[c] = __builtin_sqrtf(scale[c]);
-  float* planes = ws.floats(workspace::query_rows, bits * channels);
+  float* planes = ws.take<float>(bits * channels);
   for (std::size_t b = 0; b < bits; ++b)
     for (std::size_t c = 0; c < channels; ++c) planes[b * channels + c] = sign(b, c) * scale[c];
   float centre[most_bits];
   ws.kernels<simd::dot_kernels>().dots({mean, dtype::f32, 1, channels, 0}, planes, bits, centre, 1);
   for_each_rows_and_next(l.keys, head, all, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
     const float* factors = detail::inverse_norms(rows, ws);
-    float* sides = ws.floats(workspace::logits, bits * rows.tokens);
+    float* sides = ws.take<float>(bits * rows.tokens);
     ws.kernels<simd::dot_kernels>().dots(rows, planes, bits, sides, rows.tokens);
     std::int32_t* to = code + offset;
     for (std::size_t i = 0; i < rows.tokens; ++i) to[i] = 0;

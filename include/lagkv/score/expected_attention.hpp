@@ -5,9 +5,9 @@
 #include <span>
 #include <string>
 
-#include <lagkv/detail/message.hpp>
-#include <lagkv/method.hpp>
-#include <lagkv/score/rows.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 #include <lagkv/simd/score_kernels.hpp>
 
@@ -33,14 +33,14 @@ LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t
 /// where they must be `calibrated`.
 /// Cost: n d (1 + r) for each query head, r the number of factors, d for a covariance (and d^3 / 3). Source: the paper; kvpress
 /// 0.5.5, ExpectedAttentionPress; the factors are this project's.
-struct expected_attention {
+struct expected_attention_score {
   std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
   bool covariance = true;
   bool values = true;
   double epsilon = 0;       ///< added to the weight before it is multiplied by the norm of the value
   bool calibrated = false;  ///< only by the mean that the host gives
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
+  void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 
  private:
   std::size_t rank(const extras& e, std::size_t channels) const;
@@ -50,27 +50,21 @@ struct expected_attention {
   void read(const layer& l, std::size_t query_head, std::size_t factors, float* out, workspace& ws) const;
 };
 
-inline part part_of(const expected_attention& s) {
-  return {.score = s, .needs = {.values = s.values, .statistics = true, .calibrated = s.calibrated}};
+inline method method_of(const expected_attention_score& s) {
+  return {.score = s, .needs = {.values = s.values, .query_statistics = true, .calibrated = s.calibrated}};
 }
 
 inline constexpr parameter expected_attention_parameters[] = {
-    {"covariance", parameter::kind::word, 1, accepts::yes_no, "use the covariance of the queries"},
-    {"values", parameter::kind::word, 1, accepts::yes_no, "times the norm of the value"},
-    {"epsilon", parameter::kind::number, 0, "must be from 0 to 1000000", "added to the weight before that"},
-    {"calibrated", parameter::kind::word, 0, accepts::yes_no, "only by statistics that the host has of the model's queries"}};
+    option<&expected_attention_score::covariance>("covariance", accepts::yes_no, "use the covariance of the queries"),
+    option<&expected_attention_score::values>("values", accepts::yes_no, "times the norm of the value"),
+    option<&expected_attention_score::epsilon>("epsilon", accepts::weight, "added to the weight before that"),
+    option<&expected_attention_score::calibrated>("calibrated", accepts::yes_no, "only by statistics that the host has of the model's queries")};
 
-inline constexpr method expected_attention_method{
-    .name = "expected_attention",
-    .meaning = "attention that queries to come are expected to pay",
-    .source = "arXiv 2510.00636",
-    .reads = "keys, values, statistics of the queries (or queries)",
-    .parameters = expected_attention_parameters,
-    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-      if (!(v[2] >= 0 && v[2] <= 1e6)) return detail::refuse({"epsilon=", v[2], ": ", expected_attention_parameters[2].range});
-      return part_of(expected_attention{lag, v[0] > 0, v[1] > 0, v[2], v[3] > 0});
-    },
-};
+inline constexpr method_entry expected_attention_entry =
+    entry_of<expected_attention_score>({.name = "expected_attention",
+                   .meaning = "attention that queries to come are expected to pay",
+                   .source = "arXiv 2510.00636",
+                   .reads = "keys, values, statistics of the queries (or queries)"}, expected_attention_parameters);
 
 #if LAGKV_BODIES
 
@@ -122,18 +116,20 @@ LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t
 
 }  // namespace detail
 
-LAGKV_FN void expected_attention::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+LAGKV_FN void expected_attention_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
                                              workspace& ws) const {
   const extras& e = *l.extra;
   const tensor& side = e.query_mean ? e.query_mean : e.queries;
   const std::size_t channels = l.keys.channels(), group = side.heads() / l.keys.heads(), n = out.size();
   const std::size_t each = 1 + rank(e, channels);  // vectors of a query head: the mean, then the factors
-  float* vectors = ws.floats(workspace::weights, group * each * channels);
+  const workspace::frame scratch(ws);
+  float* vectors = ws.take<float>(group * each * channels);
   for (std::size_t g = 0; g < group; ++g) read(l, head * group + g, each - 1, vectors + g * each * channels, ws);
 
-  float* logits = ws.floats(workspace::logits, group * n);
-  for_each_rows_and_next(l.keys, head, judged, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
-    float* products = ws.floats(workspace::query_rows, group * each * rows.tokens);
+  float* logits = ws.take<float>(group * n);
+  for_each_rows_and_next(l.keys, head, candidates, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
+    const workspace::frame own(ws);
+    float* products = ws.take<float>(group * each * rows.tokens);
     ws.kernels<simd::dot_kernels>().dots(rows, vectors, group * each, products, rows.tokens);
     for (std::size_t g = 0; g < group; ++g) {
       float* logit = logits + g * n + offset;
@@ -150,18 +146,18 @@ LAGKV_FN void expected_attention::operator()(const layer& l, std::size_t head, t
     for (std::size_t at = 0; at < n; at += part)
       ws.kernels<simd::score_kernels>().add_softmax(logits + g * n + at, part, 1.0F / static_cast<float>(group), out.data() + at);
   if (!values) return;
-  float* norms = ws.floats(workspace::deviation, n);
-  squares_of_rows(l.values, head, judged, norms, ws);
+  float* norms = ws.take<float>(n);
+  squares_of_rows(l.values, head, candidates, norms, ws);
   for (std::size_t i = 0; i < n; ++i) out[i] = (out[i] + static_cast<float>(epsilon)) * detail::norm(norms[i]);
 }
 
-LAGKV_FN std::size_t expected_attention::rank(const extras& e, std::size_t channels) const {
+LAGKV_FN std::size_t expected_attention_score::rank(const extras& e, std::size_t channels) const {
   if (!covariance) return 0;
   if (e.query_mean && e.query_factors) return e.query_factors.capacity();
   return !e.query_mean || e.query_covariance ? channels : 0;
 }
 
-LAGKV_FN void expected_attention::read(const layer& l, std::size_t query_head, std::size_t factors, float* out,
+LAGKV_FN void expected_attention_score::read(const layer& l, std::size_t query_head, std::size_t factors, float* out,
                                        workspace& ws) const {
   const extras& e = *l.extra;
   const std::size_t channels = l.keys.channels();
@@ -177,7 +173,8 @@ LAGKV_FN void expected_attention::read(const layer& l, std::size_t query_head, s
     if (factors == 0) return;
     if (e.query_factors) return copy(e.query_factors, factors, spread, out + channels);
   }
-  double* matrix = ws.doubles(channels * (channels + 1));
+  const workspace::frame scratch(ws);
+  double* matrix = ws.take<double>(channels * (channels + 1));
   double* mean = matrix + channels * channels;
   if (e.query_mean) {
     copy(e.query_covariance, channels, 1.0F, matrix);

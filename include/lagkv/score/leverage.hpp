@@ -9,11 +9,11 @@
 
 #include <Eigen/Cholesky>
 
-#include <lagkv/detail/message.hpp>
-#include <lagkv/method.hpp>
-#include <lagkv/score/matrix.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/rows/matrix.hpp>
 #include <lagkv/score/random.hpp>
-#include <lagkv/score/rows.hpp>
+#include <lagkv/rows/rows.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
@@ -22,30 +22,31 @@ namespace lagkv::inline LAGKV_ABI {
 /// that many, and the scores are approximate. A row that is not finite is passed over in the reference, and goes first.
 /// Cost: n d^2 + d^3 / 3. Source: the paper; kvpress 0.5.5, LeverageScorePress, which takes keys before RoPE and a sketch of
 /// 48. Eigen may allocate.
-struct leverage {
+struct leverage_score {
   std::size_t lag = 0;     ///< tokens a partition; 0: the whole judged range at once
   std::size_t sketch = 0;  ///< columns; 0: exact
   double ridge = 0.01;
   std::uint64_t seed = 0;  ///< of the projection
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+  void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
     constexpr std::size_t together = detail::matrix_rows;
     const std::size_t channels = l.keys.channels(), width = sketch == 0 ? channels : sketch;
     const auto d = static_cast<Eigen::Index>(width), c = static_cast<Eigen::Index>(channels);
-    double* memory = ws.doubles(width * width + channels * width + together * (channels + width));
+    const workspace::frame scratch(ws);
+    double* memory = ws.take<double>(width * width + channels * width + together * (channels + width));
     Eigen::Map<Eigen::MatrixXd> gram(memory, d, d);
     Eigen::Map<Eigen::MatrixXd> projection(memory + width * width, c, d);
     double* rows = memory + width * width + channels * width;
     double* narrow = rows + together * channels;
     if (sketch != 0) draw(projection);
-    float* mean = ws.floats(workspace::reference, channels);
+    float* mean = ws.take<float>(channels);
 
     const auto projected = [&](const Eigen::Map<detail::matrix>& x) {
       Eigen::Map<detail::matrix> to(sketch == 0 ? rows : narrow, x.rows(), d);
       if (sketch != 0) to.noalias() = x * projection;
       return to;
     };
-    for_each_reference(l, judged, lag, [&](token_range part, token_range reference) {
+    for_each_reference(l, candidates, lag, [&](token_range part, token_range reference) {
       mean_of_rows(l.keys, head, reference, mean, ws, [](float) { return 1.0F; });
       gram.setIdentity();
       gram *= ridge;
@@ -55,7 +56,7 @@ struct leverage {
         gram.selfadjointView<Eigen::Lower>().rankUpdate(projected(x).transpose());
       });
       const Eigen::LLT<Eigen::Ref<Eigen::MatrixXd>> cholesky(gram);
-      float* scores = out.data() + (part.begin - judged.begin);
+      float* scores = out.data() + (part.begin - candidates.begin);
       detail::for_each_matrix(l.keys, head, part, mean, ws, rows, [&](Eigen::Map<detail::matrix>& x, std::size_t offset) {
         Eigen::Map<detail::matrix> y = projected(x);
         cholesky.matrixL().solveInPlace(y.transpose());
@@ -83,23 +84,17 @@ struct leverage {
   }
 };
 
-inline part part_of(const leverage& s) { return {.score = s, .needs = {.all_rows = s.lag == 0}}; }
+inline method method_of(const leverage_score& s) { return {.score = s, .needs = {.all_rows = s.lag == 0}}; }
 
 inline constexpr parameter leverage_parameters[] = {
-    {"sketch", parameter::kind::count, 0, accepts::count, "columns of a Gaussian projection; 0: exact (kvpress: 48)"},
-    {"ridge", parameter::kind::number, 0.01, "must be above 0 and at most 1000000", "added to the diagonal"},
-    {"seed", parameter::kind::count, 0, accepts::count, "another projection"}};
+    option<&leverage_score::sketch>("sketch", accepts::count, "columns of a Gaussian projection; 0: exact (kvpress: 48)"),
+    option<&leverage_score::ridge>("ridge", accepted{accepted::kind::number, 0, 1e6, true}, "added to the diagonal"),
+    option<&leverage_score::seed>("seed", accepts::seed, "another projection")};
 
-inline constexpr method leverage_method{
-    .name = "leverage",
-    .meaning = "keys that the others cannot make up for",
-    .source = "arXiv 2507.08143",
-    .reads = "keys",
-    .parameters = leverage_parameters,
-    .make = [](std::span<const double> v, std::size_t lag) -> result<part> {
-      if (!(v[1] > 0 && v[1] <= 1e6)) return detail::refuse({"ridge=", v[1], ": ", leverage_parameters[1].range});
-      return part_of(leverage{lag, static_cast<std::size_t>(v[0]), v[1], static_cast<std::uint64_t>(v[2])});
-    },
-};
+inline constexpr method_entry leverage_entry =
+    entry_of<leverage_score>({.name = "leverage",
+                   .meaning = "keys that the others cannot make up for",
+                   .source = "arXiv 2507.08143",
+                   .reads = "keys"}, leverage_parameters);
 
 }  // namespace lagkv::inline LAGKV_ABI

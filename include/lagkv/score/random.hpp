@@ -6,7 +6,7 @@
 #include <cstring>
 #include <span>
 
-#include <lagkv/method.hpp>
+#include <lagkv/policy/registry.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
@@ -24,22 +24,17 @@ LAGKV_FN std::uint64_t split_mix(std::uint64_t x);
 struct random_score {
   std::uint64_t seed = 0;
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace&) const;
+  void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace&) const;
 };
 
 inline constexpr parameter random_parameters[] = {
-    {"seed", parameter::kind::count, 0, accepts::count, "another seed, other tokens"}};
+    option<&random_score::seed>("seed", accepts::seed, "another seed, other tokens")};
 
-inline constexpr method random_method{
-    .name = "random",
-    .meaning = "random tokens: the baseline to beat",
-    .source = "",
-    .reads = "2 bytes of each key",
-    .parameters = random_parameters,
-    .make = [](std::span<const double> v, std::size_t) -> result<part> {
-      return part_of(random_score{static_cast<std::uint64_t>(v[0])});
-    },
-};
+inline constexpr method_entry random_entry =
+    entry_of<random_score>({.name = "random",
+                   .meaning = "random tokens: the baseline to beat",
+                   .source = "",
+                   .reads = "2 bytes of each key"}, random_parameters);
 
 #if LAGKV_BODIES
 
@@ -54,10 +49,10 @@ LAGKV_FN std::uint64_t split_mix(std::uint64_t x) {
 
 }  // namespace detail
 
-LAGKV_FN void random_score::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+LAGKV_FN void random_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
                                        workspace&) const {
-  for (std::size_t token = judged.begin; token < judged.end;) {
-    const tile t = l.keys.at(head, {token, judged.end});
+  for (std::size_t token = candidates.begin; token < candidates.end;) {
+    const tile t = l.keys.at(head, {token, candidates.end});
     const std::size_t unit = size_of(l.keys.type());
     const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(unit);
     const std::byte* key = t.data;
@@ -65,7 +60,7 @@ LAGKV_FN void random_score::operator()(const layer& l, std::size_t head, token_r
       std::uint16_t bits = 0;
       std::memcpy(&bits, key, unit < sizeof bits ? unit : sizeof bits);
       const std::uint64_t x = detail::split_mix(detail::split_mix(detail::split_mix(seed) + head) + token * 65536 + bits);
-      out[token - judged.begin] = static_cast<float>(x >> 40) * 0x1p-24F;
+      out[token - candidates.begin] = static_cast<float>(x >> 40) * 0x1p-24F;
     }
   }
 }

@@ -4,48 +4,44 @@
 #include <cstddef>
 #include <span>
 
-#include <lagkv/attention.hpp>
-#include <lagkv/method.hpp>
-#include <lagkv/score/pool.hpp>
+#include <lagkv/attention/attention.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/transform/pool.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
 /// Mean, over the last `window` queries and the query heads of the group, of the attention weights, averaged over `kernel`
 /// neighbours. Cost: add_attention(). Source: the paper; kvpress 0.5.5, SnapKVPress, whose defaults these are.
-struct snapkv {
+struct snapkv_score {
   std::size_t window = 64;  ///< queries; fewer where fewer are offered
   std::size_t kernel = 5;   ///< odd; 1: no pooling
   std::size_t lag = 0;      ///< tokens a partition, beyond which neighbours do not count; 0: the whole judged range at once
 
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
+  void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 };
 
-inline part part_of(const snapkv& s) {
+inline method method_of(const snapkv_score& s) {
   return {.score = s, .needs = {.all_rows = true, .queries = s.window}, .recent = s.window};
 }
 
 inline constexpr parameter snapkv_parameters[] = {
-    {"window", parameter::kind::positive, 64, accepts::positive, "queries that vote"},
-    {"kernel", parameter::kind::odd, 5, accepts::odd, "neighbours that scores are averaged over"}};
+    option<&snapkv_score::window>("window", accepts::positive, "queries that vote"),
+    option<&snapkv_score::kernel>("kernel", accepts::odd, "neighbours that scores are averaged over")};
 
-inline constexpr method snapkv_method{
-    .name = "snapkv",
-    .meaning = "attention of the last queries",
-    .source = "arXiv 2404.14469",
-    .reads = "keys, queries (or attention weights) of the last `window` tokens",
-    .parameters = snapkv_parameters,
-    .make = [](std::span<const double> v, std::size_t) -> result<part> {
-      return part_of(snapkv{static_cast<std::size_t>(v[0]), static_cast<std::size_t>(v[1])});
-    },
-};
+inline constexpr method_entry snapkv_entry =
+    entry_of<snapkv_score>({.name = "snapkv",
+                   .meaning = "attention of the last queries",
+                   .source = "arXiv 2404.14469",
+                   .reads = "keys, queries (or attention weights) of the last `window` tokens"}, snapkv_parameters);
 
 #if LAGKV_BODIES
 
-LAGKV_FN void snapkv::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out,
+LAGKV_FN void snapkv_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
                                  workspace& ws) const {
   const std::size_t offered = offered_queries(l), queries = offered < window ? offered : window;
+  const workspace::frame scratch(ws);
   const float* weights = detail::attention_alone(l, head, queries, group_share(l) / static_cast<float>(queries), ws);
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[candidates.begin + i];
   if (kernel > 1) pool{kernel}.apply(out, lag != 0 ? lag : out.size(), ws);
 }
 

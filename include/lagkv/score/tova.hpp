@@ -4,36 +4,34 @@
 #include <cstddef>
 #include <span>
 
-#include <lagkv/attention.hpp>
-#include <lagkv/method.hpp>
-#include <lagkv/score/pool.hpp>
+#include <lagkv/attention/attention.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/transform/pool.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Attention weights of the last query, mean over all query heads of the layer: part_of() adds mean_of_heads. Cost: one pass
+/// Attention weights of the last query, mean over all query heads of the layer: method_of() adds mean_of_heads. Cost: one pass
 /// over the keys. Source: the paper; kvpress 0.5.5, TOVAPress.
-struct tova {
-  void operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const;
+struct tova_score {
+  void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 };
 
-inline part part_of(const tova& s) {
+inline method method_of(const tova_score& s) {
   return {.score = s, .adjust = mean_of_heads{}, .needs = {.all_rows = true, .queries = 1}, .recent = 1};
 }
 
-inline constexpr method tova_method{
-    .name = "tova",
-    .meaning = "attention of the last query, mean over heads",
-    .source = "arXiv 2401.06104",
-    .reads = "keys, query (or attention weights) of the last token",
-    .parameters = {},
-    .make = [](std::span<const double>, std::size_t) -> result<part> { return part_of(tova{}); },
-};
+inline constexpr method_entry tova_entry =
+    entry_of<tova_score>({.name = "tova",
+                   .meaning = "attention of the last query, mean over heads",
+                   .source = "arXiv 2401.06104",
+                   .reads = "keys, query (or attention weights) of the last token"});
 
 #if LAGKV_BODIES
 
-LAGKV_FN void tova::operator()(const layer& l, std::size_t head, token_range judged, std::span<float> out, workspace& ws) const {
+LAGKV_FN void tova_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
+  const workspace::frame scratch(ws);
   const float* weights = detail::attention_alone(l, head, 1, group_share(l), ws);
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[judged.begin + i];
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[candidates.begin + i];
 }
 
 #endif

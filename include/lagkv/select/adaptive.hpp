@@ -7,8 +7,8 @@
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
-#include <lagkv/plan.hpp>
-#include <lagkv/retention.hpp>
+#include <lagkv/plan/plan.hpp>
+#include <lagkv/plan/candidates.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -21,7 +21,7 @@ struct adaptive {
   double safeguard = 0.2;
 
   /// scores: [heads][judged], `out` has been reset for them: it is filled in anew.
-  void operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const;
+  void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:
   /// The heads * keep best of [heads][n], as indices; the first safe ones of each head go before all others.
@@ -30,16 +30,17 @@ struct adaptive {
 
 #if LAGKV_BODIES
 
-LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out,
+LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                    workspace& ws) const {
-  const std::size_t n = d.judged.size(), part = d.part();
-  float* taken = ws.floats(workspace::rows_own, heads * n + heads * part);
+  const std::size_t n = c.rows.size(), part = c.group();
+  const workspace::frame scratch(ws);
+  float* taken = ws.take<float>(heads * n + heads * part);
   float* pooled = taken + heads * n;
   for (std::size_t i = 0; i < heads * n; ++i) taken[i] = 0;
   for (std::size_t at = 0; at < n; at += part) {
     for (std::size_t head = 0; head < heads; ++head)
       for (std::size_t i = 0; i < part; ++i) pooled[head * part + i] = scores[head * n + at + i];
-    const std::size_t begin = d.judged.begin + at, keep = d.keep_of(0, {begin, begin + part});
+    const std::size_t begin = c.rows.begin + at, keep = c.keep_of(0, {begin, begin + part});
     choose(pooled, heads, part, keep, out.kept.data(), ws);
     for (std::size_t i = 0; i < heads * keep; ++i) taken[out.kept[i] / part * n + at + out.kept[i] % part] = 1;
   }
@@ -47,14 +48,14 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
   for (std::size_t head = 0; head < heads; ++head) {
     out.first[head] = count;
     for (std::size_t i = 0; i < n; ++i)
-      if (taken[head * n + i] > 0) out.kept[count++] = static_cast<std::uint32_t>(d.judged.begin + i);
+      if (taken[head * n + i] > 0) out.kept[count++] = static_cast<std::uint32_t>(c.rows.begin + i);
   }
   out.first[heads] = count;
 }
 
 LAGKV_FN void adaptive::choose(float* scores, std::size_t heads, std::size_t n, std::size_t keep, std::uint32_t* best,
                                workspace& ws) const {
-  const std::size_t safe = retention::share(safeguard, keep);
+  const std::size_t safe = share_of(safeguard, keep);
   for (std::size_t head = 0; head < heads && safe > 0; ++head) {
     top_k::pick(scores + head * n, n, safe, head * n, best, ws);
     for (std::size_t i = 0; i < safe; ++i) scores[best[i]] = detail::infinity();

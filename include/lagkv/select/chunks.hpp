@@ -7,9 +7,9 @@
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
-#include <lagkv/plan.hpp>
-#include <lagkv/retention.hpp>
-#include <lagkv/score/rank.hpp>
+#include <lagkv/plan/plan.hpp>
+#include <lagkv/plan/candidates.hpp>
+#include <lagkv/transform/rank.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -23,11 +23,11 @@ struct chunks {
   std::size_t length = 20;  ///< tokens; kvpress's default
 
   /// scores: [heads][judged], `out` has been reset for them.
-  void operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const;
+  void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:
   /// Marks what stays of one partition of n rows.
-  void choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin, const due& d,
+  void choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin, const candidates& c,
               workspace& ws) const;
 
   /// Marks up to `left` rows more, the best of a chunk where they are fewer than its own; says how many.
@@ -38,41 +38,42 @@ struct chunks {
 
 #if LAGKV_BODIES
 
-LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const {
-  const std::size_t n = d.judged.size(), part = d.part();
+LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const {
+  const std::size_t n = c.rows.size(), part = c.group();
   const std::size_t most = (part + length - 1) / length;
-  float* sum = ws.floats(workspace::rows_own, 2 * n + 2 * most);
+  const workspace::frame scratch(ws);
+  float* sum = ws.take<float>(2 * n + 2 * most);
   float *taken = sum + n, *means = taken + n, *order = means + most;
   for (std::size_t i = 0; i < n; ++i) {
     sum[i] = taken[i] = 0;
     for (std::size_t head = 0; head < heads; ++head) sum[i] += scores[head * n + i];
   }
-  for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, means, order, part, d.judged.begin + at, d, ws);
+  for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, means, order, part, c.rows.begin + at, c, ws);
   for (std::size_t head = 0; head < heads; ++head) {
     std::uint32_t* to = out.row(head);
     for (std::size_t i = 0; i < n; ++i)
-      if (taken[i] > 0) *to++ = static_cast<std::uint32_t>(d.judged.begin + i);
+      if (taken[i] > 0) *to++ = static_cast<std::uint32_t>(c.rows.begin + i);
   }
 }
 
-LAGKV_FN void chunks::choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin, const due& d,
+LAGKV_FN void chunks::choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin, const candidates& c,
                              workspace& ws) const {
-  std::size_t left = d.keep_of(0, {begin, begin + n});
-  for (std::size_t i = 0; i < n && !d.protect.empty(); ++i)
-    if (d.spares(0, begin + i)) {
+  std::size_t left = c.keep_of(0, {begin, begin + n});
+  for (std::size_t i = 0; i < n && !c.protect.empty(); ++i)
+    if (c.is_protected(0, begin + i)) {
       sum[i] = (std::numeric_limits<float>::max)();
       taken[i] = 1, --left;
     }
   const std::size_t count = (n + length - 1) / length;
-  for (std::size_t c = 0; c < count; ++c) {
-    const token_range rows = of(c, n);
+  for (std::size_t k = 0; k < count; ++k) {
+    const token_range rows = of(k, n);
     float total = 0;
     for (std::size_t i = rows.begin; i < rows.end; ++i) total += sum[i] / static_cast<float>(rows.size());
-    means[c] = total;
+    means[k] = total;
   }
   detail::rank({means, count}, ws);
-  for (std::size_t c = 0; c < count; ++c)
-    order[count - 1 - static_cast<std::size_t>(means[c] * static_cast<float>(count) + 0.5F)] = static_cast<float>(c);
+  for (std::size_t k = 0; k < count; ++k)
+    order[count - 1 - static_cast<std::size_t>(means[k] * static_cast<float>(count) + 0.5F)] = static_cast<float>(k);
   for (std::size_t i = 0; i < count && left > 0; ++i) left -= take(of(static_cast<std::size_t>(order[i]), n), sum, taken, left);
 }
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <span>
 
-#include <lagkv/plan.hpp>
-#include <lagkv/retention.hpp>
+#include <lagkv/plan/plan.hpp>
+#include <lagkv/plan/candidates.hpp>
 #include <lagkv/simd/score_kernels.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -15,22 +15,23 @@ namespace lagkv::inline LAGKV_ABI {
 /// Ties go to the earlier token; a NaN is below every number. About log2(n) passes over n integers in cache.
 struct top_k {
   /// scores: [heads][judged], `out` has been reset for them.
-  void operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const;
+  void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
   /// The k best of n scores whose first one is of row `base`.
   static void pick(const float* scores, std::size_t n, std::size_t k, std::size_t base, std::uint32_t* out, workspace& ws) {
-    ws.kernels<simd::score_kernels>().top_k(scores, n, k, static_cast<std::uint32_t>(base), ws.keys(n), out);
+    const workspace::frame scratch(ws);
+    ws.kernels<simd::score_kernels>().top_k(scores, n, k, static_cast<std::uint32_t>(base), ws.take<std::int32_t>(n), out);
   }
 };
 
 #if LAGKV_BODIES
 
-LAGKV_FN void top_k::operator()(std::span<const float> scores, std::size_t heads, const due& d, plan& out, workspace& ws) const {
-  const std::size_t n = d.judged.size(), part = d.part();
+LAGKV_FN void top_k::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const {
+  const std::size_t n = c.rows.size(), part = c.group();
   for (std::size_t head = 0; head < heads; ++head) {
     std::uint32_t* to = out.row(head);
     for (std::size_t at = 0; at < n; at += part) {
-      const std::size_t begin = d.judged.begin + at, keep = d.keep_of(head, {begin, begin + part});
+      const std::size_t begin = c.rows.begin + at, keep = c.keep_of(head, {begin, begin + part});
       pick(scores.data() + head * n + at, part, keep, begin, to, ws);
       to += keep;
     }

@@ -15,7 +15,7 @@ enum class normal : std::uint8_t {
   fused        ///< z - 1/2 = x * inverse + shift: for rows of f16 and bf16
 };
 
-/// What lag_relative is made of.
+/// What lagkv_score is made of.
 struct lagkv_kernels {
   /// lo[c] = min(lo[c], x[.][c]), hi[c] = max(...); NaN is passed over, infinities count.
   void (*range)(const rows& x, float* lo, float* hi);

@@ -21,7 +21,7 @@ struct turn {
 struct rope_kernels {
   /// out[t] = row t as it was before it was turned, dense; channels from by.dims on as they are. Apart from x. squares[t] = the
   /// sum of its squares.
-  void (*turn_back)(const rows& x, const turn& by, float* out, float* squares);
+  void (*inverse_rotate)(const rows& x, const turn& by, float* out, float* squares);
 };
 
 template <>

@@ -1,6 +1,6 @@
 // Part of lagkv (MIT). Included once a target (each_target.inl): rope_kernels.
 
-// ---- turn_back ------------------------------------------------------------------------------------------------------
+// ---- inverse_rotate ------------------------------------------------------------------------------------------------------
 
 struct turned {
   vec cosine, sine;
@@ -126,11 +126,11 @@ inline void turn_back_of(const T* x, const rows& r, const turn& by, float* out, 
   return by.neighbours ? turn_back_by<true>(x, r, by, out, squares) : turn_back_by<false>(x, r, by, out, squares);
 }
 
-inline void turn_back(const rows& r, const turn& by, float* out, float* squares) {
+inline void inverse_rotate(const rows& r, const turn& by, float* out, float* squares) {
   if (r.type == dtype::f32) return turn_back_of(static_cast<const float*>(r.data), r, by, out, squares);
   if (r.type == dtype::f16) return turn_back_of(static_cast<const f16*>(r.data), r, by, out, squares);
   if (r.type == dtype::bf16) return turn_back_of(static_cast<const bf16*>(r.data), r, by, out, squares);
   // other types come widened
 }
 
-inline constexpr rope_kernels rope_kernels_table{turn_back};
+inline constexpr rope_kernels rope_kernels_table{inverse_rotate};

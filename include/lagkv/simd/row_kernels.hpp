@@ -22,7 +22,7 @@ struct row_kernels {
   void (*add_rows)(const rows& x, const float* weights, float* sum);
 
   /// Of y = factors[t] * x[t][c]: sum[c] += y, square[c] += y^2, likewise.
-  void (*add_moments)(const rows& x, const float* factors, float* sum, float* square);
+  void (*add_statistics)(const rows& x, const float* factors, float* sum, float* square);
 };
 
 template <>

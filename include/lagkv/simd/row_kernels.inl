@@ -100,7 +100,7 @@ inline void add_rows(const rows& r, const float* weights, float* sum) {
   // other types come widened
 }
 
-// ---- add_moments ----------------------------------------------------------------------------------------------------
+// ---- add_statistics ----------------------------------------------------------------------------------------------------
 
 LAGKV_INLINE void add_moment(vec& sum, vec& square, vec x) {
   sum += x;
@@ -108,7 +108,7 @@ LAGKV_INLINE void add_moment(vec& sum, vec& square, vec x) {
 }
 
 template <class T>
-inline void add_moments_of(const T* x, const rows& r, const float* factors, float* sum, float* square) {
+inline void add_statistics_of(const T* x, const rows& r, const float* factors, float* sum, float* square) {
   std::size_t c = 0;
   for (; c + 4 * lanes <= r.channels; c += 4 * lanes) {
     four sums = load_four(sum + c), squares = load_four(square + c);
@@ -129,11 +129,11 @@ inline void add_moments_of(const T* x, const rows& r, const float* factors, floa
   }
 }
 
-inline void add_moments(const rows& r, const float* factors, float* sum, float* square) {
-  if (r.type == dtype::f32) return add_moments_of(static_cast<const float*>(r.data), r, factors, sum, square);
-  if (r.type == dtype::f16) return add_moments_of(static_cast<const f16*>(r.data), r, factors, sum, square);
-  if (r.type == dtype::bf16) return add_moments_of(static_cast<const bf16*>(r.data), r, factors, sum, square);
+inline void add_statistics(const rows& r, const float* factors, float* sum, float* square) {
+  if (r.type == dtype::f32) return add_statistics_of(static_cast<const float*>(r.data), r, factors, sum, square);
+  if (r.type == dtype::f16) return add_statistics_of(static_cast<const f16*>(r.data), r, factors, sum, square);
+  if (r.type == dtype::bf16) return add_statistics_of(static_cast<const bf16*>(r.data), r, factors, sum, square);
   // other types come widened
 }
 
-inline constexpr row_kernels row_kernels_table{squares, distances, add_rows, add_moments};
+inline constexpr row_kernels row_kernels_table{squares, distances, add_rows, add_statistics};

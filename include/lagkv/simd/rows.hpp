@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <lagkv/dtype.hpp>
+#include <lagkv/view/dtype.hpp>
 #include <lagkv/simd/target.hpp>
 
 namespace lagkv::inline LAGKV_ABI::simd {

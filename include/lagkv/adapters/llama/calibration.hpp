@@ -14,7 +14,7 @@
 #include <vector>
 
 #include <lagkv/adapters/llama/probe.hpp>
-#include <lagkv/estimate_queries.hpp>
+#include <lagkv/attention/estimate_queries.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
@@ -39,8 +39,7 @@ class calibration {
       const std::size_t n = e.queries.capacity(), behind = rows - n;
       const rotated how{&(*ropes)[i], {.known = {}, .dropped = static_cast<std::size_t>(seen.rows()[behind])}};
       if (i == layers_.size()) layers_.push_back({query_moments(e.queries.heads(), e.queries.channels()), e.scale});
-      workspace_.turns.prepare((*ropes)[i], e.queries.channels());
-      layers_[i].moments.add(e.queries.unrotated(how), {skip > behind ? (std::min)(skip - behind, n) : 0, n}, workspace_);
+      layers_[i].queries.add(pre_rope(e.queries, how, workspace_), {skip > behind ? (std::min)(skip - behind, n) : 0, n}, workspace_);
     }
     return {};
   }
@@ -51,7 +50,7 @@ class calibration {
     std::vector<query_statistics> all;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       query_statistics s =
-          factored(layers_[i].moments.statistics(), probe_.embeddings()[i].with_factors(), expected_queries, rank);
+          factored(layers_[i].queries.statistics(), probe_.embeddings()[i].with_factors(), expected_queries, rank);
       if (const float scale = layers_[i].scale; scale > 0) s.multiply(scale * std::sqrt(static_cast<float>(s.channels)));
       all.push_back(std::move(s));
     }
@@ -60,7 +59,7 @@ class calibration {
 
  private:
   struct layer_part {
-    query_moments moments;
+    query_moments queries;
     float scale;  ///< of q.k
   };
 

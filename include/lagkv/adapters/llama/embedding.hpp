@@ -12,8 +12,8 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 
-#include <lagkv/core.hpp>
-#include <lagkv/rope.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/view/rope.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 

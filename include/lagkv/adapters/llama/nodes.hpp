@@ -9,7 +9,7 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 
-#include <lagkv/core.hpp>
+#include <lagkv/view/range.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama::detail {
 

@@ -17,8 +17,8 @@
 #include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/views.hpp>
-#include <lagkv/hadamard.hpp>
-#include <lagkv/strided.hpp>
+#include <lagkv/view/hadamard.hpp>
+#include <lagkv/view/strided.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
@@ -56,7 +56,7 @@ class cache_probe {
   /// Tells which cells hold which positions, after the host (or a repack) has put them there by llama_state_seq_set_data.
   void set_cells(std::vector<std::int32_t> cell_of_position) { cells_ = std::move(cell_of_position); }
 
-  /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. A mass needs the
+  /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. Accumulated attention needs the
   /// cache in host memory; queries come from any.
   void record(const wanted& what) { recording_.keep(what); }
 
@@ -192,7 +192,7 @@ class cache_probe {
     ggml_backend_tensor_get(positions_, batch_.data(), 0, batch_.size() * sizeof(llama_pos));
     recording_.append(batch_);
     cells_of_rows_.clear();
-    if (recording_.what().mass)
+    if (recording_.what().accumulated_attention)
       for (const llama_pos p : recording_.rows()) cells_of_rows_.push_back(cell_of(p));
   }
 
@@ -210,14 +210,14 @@ class cache_probe {
                                 batch_.size());
     const tensor queries = key_transform_ != 0 ? tensor(hadamard(as_met, key_transform_)) : tensor(as_met);
     tensor keys;
-    if (recording_.what().mass) {
+    if (recording_.what().accumulated_attention) {
       const matrix& m = detail::of_id(layers_, a.layer).keys;
-      if (!obstacle_.empty()) return error{"mass: " + obstacle_};
-      if (const status ok = check(m, heads, "mass: cache"); !ok) return ok;
-      if (m.width != heads * extent.channels) return error{"mass: the cache's rows are not the keys of all heads: not taken"};
+      if (!obstacle_.empty()) return error{"accumulated attention: " + obstacle_};
+      if (const status ok = check(m, heads, "accumulated attention: cache"); !ok) return ok;
+      if (m.width != heads * extent.channels) return error{"accumulated attention: the cache's rows are not the keys of all heads: not taken"};
       for (std::size_t i = 0; i < cells_of_rows_.size(); ++i)
         if (cells_of_rows_[i] < 0)
-          return error{"mass: the cell of position " + std::to_string(recording_.rows()[i]) + " has not been seen"};
+          return error{"accumulated attention: the cell of position " + std::to_string(recording_.rows()[i]) + " has not been seen"};
       keys = view(m, heads, cells_of_rows_);
     }
     recording_.add(a.layer, heads, queries, keys, *scale, workspace_);

@@ -13,32 +13,32 @@
 #include <llama.h>
 
 #include <lagkv/adapters/llama/nodes.hpp>
-#include <lagkv/attention.hpp>
-#include <lagkv/policy.hpp>
-#include <lagkv/strided.hpp>
+#include <lagkv/attention/attention.hpp>
+#include <lagkv/compress.hpp>
+#include <lagkv/view/strided.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
 /// What is recorded. By default nothing is.
 struct wanted {
   std::size_t queries = 0;  ///< those of the last so many tokens
-  bool mass = false;        ///< the attention that each row has received so far
+  bool accumulated_attention = false;       ///< the attention that each row has received so far
   bool positions = false;   ///< the position that each row was decoded at
 
-  bool any() const { return queries > 0 || mass || positions; }
+  bool any() const { return queries > 0 || accumulated_attention || positions; }
 
   friend wanted operator|(const wanted& a, const wanted& b) {
-    return {(std::max)(a.queries, b.queries), a.mass || b.mass, a.positions || b.positions};
+    return {(std::max)(a.queries, b.queries), a.accumulated_attention || b.accumulated_attention, a.positions || b.positions};
   }
 };
 
 /// What a policy reads of it. Statistics of queries, where they are not `calibrated`, are taken from the last 256 tokens'.
 inline wanted wanted_by(const policy& p, bool calibrated) {
   constexpr std::size_t for_statistics = 256;
-  return {.queries = (std::max)(p.needs.queries, p.needs.statistics && !calibrated ? for_statistics : 0),
-          .mass = p.needs.mass,
-          // A mean mass counts the queries from the row's own on; survivors are turned back by their own positions.
-          .positions = (p.needs.mass && p.retain.again) || (p.needs.rope && (p.retain.again || p.needs.all_rows))};
+  return {.queries = (std::max)(p.needs.queries, p.needs.query_statistics && !calibrated ? for_statistics : 0),
+          .accumulated_attention = p.needs.accumulated_attention,
+          // Their mean counts the queries from the row's own on; survivors are rotated back by their own positions.
+          .positions = (p.needs.accumulated_attention && p.budget.again()) || (p.needs.rope && (p.budget.again() || p.needs.all_rows))};
 }
 
 /// A number a row and head, [heads][rows].
@@ -93,9 +93,9 @@ class recording {
 
   /// From now on this is wanted: what is not is dropped. What was not recorded for the rows so far cannot be had for them.
   void keep(const wanted& w) {
-    if (!w.any() || (w.mass && !what_.mass) || (w.positions && !what_.positions)) clear();
+    if (!w.any() || (w.accumulated_attention && !what_.accumulated_attention) || (w.positions && !what_.positions)) clear();
     for (layer_part& l : layers_) {
-      if (!w.mass) l.mass = {};
+      if (!w.accumulated_attention) l.accumulated_attention = {};
       if (!w.positions) l.positions = {};
       if (w.queries == 0) l.queries = {};
     }
@@ -122,7 +122,7 @@ class recording {
   }
 
   /// Its attention in one layer: queries [query heads][tokens of the micro-batch][channels], f32, channels adjacent, as they
-  /// meet the stored keys; keys of all rows, read for the mass only.
+  /// meet the stored keys; keys of all rows, read for the accumulated attention only.
   void add(int id, std::size_t heads, const tensor& queries, const tensor& keys, float scale, workspace& ws) {
     if (!obstacle_.empty()) return;
     layer_part& l = detail::of_id(layers_, id);
@@ -137,13 +137,13 @@ class recording {
         for (std::size_t row = known; row < rows_.size(); ++row)
           l.positions.of(head)[row] = static_cast<std::uint32_t>(rows_[row]);
     }
-    if (!what_.mass) return;
-    l.mass.resize(heads, rows_.size());
+    if (!what_.accumulated_attention) return;
+    l.accumulated_attention.resize(heads, rows_.size());
     extras beside;
-    beside.queries = queries, beside.mass = l.mass.view(), beside.scale = scale;
+    beside.queries = queries, beside.accumulated_attention = l.accumulated_attention.view(), beside.scale = scale;
     layer rows;
     rows.keys = keys, rows.tokens = rows_.size(), rows.extra = &beside;
-    observe(rows, queries.capacity(), ws);
+    accumulate_attention(rows, queries.capacity(), ws);
   }
 
   /// The host has taken back the rows from this position on.
@@ -155,7 +155,7 @@ class recording {
     for (layer_part& l : layers_) {
       l.last = rows_.empty() ? -1 : rows_.back();
       l.queries.resize((l.held() - (std::min)(taken, l.held())) * l.width());
-      l.mass.shrink(rows_.size()), l.positions.shrink(rows_.size());
+      l.accumulated_attention.shrink(rows_.size()), l.positions.shrink(rows_.size());
     }
   }
 
@@ -167,7 +167,7 @@ class recording {
     else if (rows_.size() > window)
       rows_.erase(rows_.begin(), rows_.end() - static_cast<std::ptrdiff_t>(window));
     for (layer_part& l : layers_) {
-      l.mass.erase(first, n), l.positions.erase(first, n);
+      l.accumulated_attention.erase(first, n), l.positions.erase(first, n);
       if (l.held() > window) l.forget_before(window);
     }
   }
@@ -196,7 +196,7 @@ class recording {
   extras beside(std::size_t i) {
     layer_part& l = layers_[i];
     extras e;
-    e.mass = l.mass.view(), e.positions = l.positions.view(), e.scale = l.scale;
+    e.accumulated_attention = l.accumulated_attention.view(), e.positions = l.positions.view(), e.scale = l.scale;
     const std::size_t n = (std::min)(l.held(), what_.queries);
     if (n > 0) {
       const strided<float> as_met(
@@ -214,7 +214,7 @@ class recording {
     float scale = 0;
     std::size_t query_heads = 0, channels = 0, hadamard_block = 0;
     std::vector<float> queries;  ///< [tokens][query heads][channels]
-    row_array<float> mass;
+    row_array<float> accumulated_attention;
     row_array<std::uint32_t> positions;
 
     std::size_t width() const { return query_heads * channels; }
@@ -224,7 +224,7 @@ class recording {
     }
   };
 
-  bool of_every_row() const { return what_.mass || what_.positions; }
+  bool of_every_row() const { return what_.accumulated_attention || what_.positions; }
 
   /// Up to twice what is wanted is held, so that a token of an answer moves the others seldom.
   void add_queries(layer_part& l, const tensor& queries) {

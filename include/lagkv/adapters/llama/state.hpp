@@ -15,8 +15,8 @@
 #include <llama.h>
 
 #include <lagkv/adapters/llama/views.hpp>
-#include <lagkv/core.hpp>
-#include <lagkv/plan.hpp>
+#include <lagkv/view/range.hpp>
+#include <lagkv/plan/plan.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
@@ -71,7 +71,7 @@ class saved_sequence {
     put(bytes_.data(), count_at_);
     put32(static_cast<std::uint32_t>(after));
     for (std::size_t row = 0; row < after; ++row) {
-      const std::size_t source = row < first.judged.begin ? row : row + dropped;
+      const std::size_t source = row < first.candidates.begin ? row : row + dropped;
       put32(static_cast<std::uint32_t>(positions_[source]));
       put32(1);
       put32(static_cast<std::uint32_t>(sequence_));

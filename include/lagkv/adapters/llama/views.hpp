@@ -8,10 +8,10 @@
 
 #include <ggml.h>
 
-#include <lagkv/hadamard.hpp>
-#include <lagkv/layer.hpp>
-#include <lagkv/paged.hpp>
-#include <lagkv/tensor.hpp>
+#include <lagkv/view/hadamard.hpp>
+#include <lagkv/cache/layer.hpp>
+#include <lagkv/view/paged.hpp>
+#include <lagkv/view/tensor.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 

@@ -1,0 +1,530 @@
+// Part of lagkv (MIT). The one loop: what is due -> scores -> plan -> moves. For prefill, chunked prefill and decode alike.
+#pragma once
+
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include <lagkv/attention/attention.hpp>
+#include <lagkv/cache/cursor.hpp>
+#include <lagkv/cache/layer.hpp>
+#include <lagkv/detail/function_ref.hpp>
+#include <lagkv/detail/numbers.hpp>
+#include <lagkv/plan/candidates.hpp>
+#include <lagkv/plan/compact.hpp>
+#include <lagkv/plan/plan.hpp>
+#include <lagkv/policy/policy.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/rows/key_statistics.hpp>
+#include <lagkv/rows/pre_rope.hpp>
+#include <lagkv/select/top_k.hpp>
+#include <lagkv/transform/rank.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+// ---- one layer --------------------------------------------------------------------------------------------------------
+
+/// Drops what is due, moves the rows that stay, advances the cursor; returns the rows now in use. Call it after attention has used
+/// the tokens appended (use, then compress). Most calls find nothing due and return after a few comparisons.
+///
+/// Never fails, throws or locks; allocates only to grow the workspace. Side arrays of the extras move with the rows. check() must
+/// have accepted the policy for such layers; if what the policy needs is not offered at one call, nothing is dropped at it.
+std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front);
+
+/// The plan of the last call of compress(), or plan_eviction(), with this workspace. Empty if nothing was dropped.
+inline const plan& last_plan(workspace& ws) { return ws.kept<plan>(); }
+
+/// Plans without touching the cache: for hosts that move memory themselves, and then call advance(). The plan is the workspace's
+/// and holds until its next use; it is empty if nothing is due.
+[[nodiscard]] LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws);
+
+/// Moves the cursor past a plan that has been applied, as `head` has it.
+LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head);
+
+/// The same for all heads; if they differ, for the one that keeps most.
+LAGKV_FN void advance(cursor& at, const plan& applied);
+
+/// The scores [heads][candidates] as the selector gets them: transformed, and fused if there are several scorers. They are the
+/// workspace's and hold until its next use. Does not look at protected rows, nor whether scores are needed. A policy without a
+/// scorer gives zeros.
+[[nodiscard]] LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidates& c, workspace& ws);
+
+// ---- what a method keeps from call to call ----------------------------------------------------------------------------
+
+/// Adds the last n tokens to all that `p` has the host keep for it (needs.accumulated_attention, needs.key_statistics) and the layer
+/// offers. Call it before compress(), with the tokens appended since the last time; for attention, with their queries or weights.
+/// Nothing happens for what is not offered. Tokens that the host takes back stay counted.
+LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
+
+/// Only the key statistics: the last n rows, but the sinks, as `p` reads keys, to extras.key_statistics.
+LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
+
+// ---- all layers -------------------------------------------------------------------------------------------------------
+
+/// Is told of each layer, and its plan, after its rows have moved.
+using each_plan = detail::function_ref<void(std::size_t layer, const plan& applied)>;
+
+struct compress_options {
+  toward direction = toward::front;
+  /// The host holds all heads of all layers in the same number of rows: whatever would leave different numbers is refused.
+  bool equal_counts = true;
+  each_plan moved{};
+};
+
+/// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the
+/// first row moves; if it is refused (different counts in heads or layers, another number of cursors) cache and cursors are as
+/// they were. The rows now in use are cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
+LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
+                         const compress_options& o = {});
+
+// ---- the host's threads -----------------------------------------------------------------------------------------------
+
+// A parallel_for is any callable run(n, work) of the host's: it calls work(task, worker) once for each task below n, with
+// a worker below the number of workspaces given, never the same worker twice at one time, and returns when all are done. A
+// loop over tasks on one thread is one: [](std::size_t n, const auto& work) { for (std::size_t i = 0; i < n; ++i) work(i, 0U); }
+
+/// compress() with the heads of the layer shared among workers; the same plan and the same bytes as with one. If nothing is due
+/// `run` is not called. The plan is last_plan(workers[0]); all workspaces must be of one target, and scorers, transforms and
+/// selectors of the host's own must take being called for different heads at once. What looks across heads (selection among all
+/// candidates, fusion) is done by the caller.
+template <class ParallelFor>
+std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, const ParallelFor& run,
+                     toward direction = toward::front);
+
+/// compress() for each layer by itself, layers shared among workers: layers[i] with cursors[i]. The rows now in use are
+/// cursors[i].tokens.
+template <class ParallelFor>
+void compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
+              const ParallelFor& run, toward direction = toward::front);
+
+// ---- not API ----------------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+/// What is done for a head, with the workspace of whoever does it.
+using head_work = function_ref<void(std::size_t head, workspace&)>;
+
+/// Calls the work for each head below a number of them.
+using each_head_of = function_ref<void(std::size_t heads, head_work)>;
+
+/// Without threads of the host's: all heads one after the other.
+struct one_by_one {
+  workspace& ws;
+
+  void operator()(std::size_t heads, head_work work) const {
+    for (std::size_t head = 0; head < heads; ++head) work(head, ws);
+  }
+};
+
+template <class ParallelFor>
+struct in_parallel {
+  const ParallelFor& run;
+  std::span<workspace> workers;
+
+  void operator()(std::size_t heads, head_work work) const {
+    run(heads, [&](std::size_t head, std::size_t worker) { work(head, workers[worker]); });
+  }
+};
+
+/// `c`, which the budget says is due, with the positions of this layer and its protected rows counted; nothing if what the policy
+/// needs is not there.
+LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c);
+
+LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction,
+                              each_head_of each_head);
+
+}  // namespace detail
+
+inline std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction) {
+  return detail::compress(p, l, at, ws, direction, detail::one_by_one{ws});
+}
+
+template <class ParallelFor>
+std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, const ParallelFor& run,
+                     toward direction) {
+  return detail::compress(p, l, at, workers[0], direction, detail::in_parallel<ParallelFor>{run, workers});
+}
+
+template <class ParallelFor>
+void compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
+              const ParallelFor& run, toward direction) {
+  run(layers.size(), [&](std::size_t i, std::size_t worker) { compress(p, layers[i], cursors[i], workers[worker], direction); });
+}
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+/// Whether all that a policy needs is there at this call.
+LAGKV_FN bool met(const needs& n, const layer& l) {
+  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics) return true;
+  const extras* e = l.extra;
+  if (e == nullptr) return false;
+  const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
+  return (n.queries == 0 || offered > 0) && (!n.accumulated_attention || e->accumulated_attention || offered >= l.tokens) &&
+         (!n.query_statistics || e->query_mean || (e->queries && offered > 0)) && (!n.calibrated || e->query_mean);
+}
+
+LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c) {
+  if (c.empty()) return c;
+  if (!met(p.needs, l)) return {};
+  if (l.extra == nullptr) return c;
+  c.positions.known = l.extra->positions;
+  if (l.extra->protect.empty()) return c;
+  c.protect = l.extra->protect;
+  if (p.budget.as<keep::window>() != nullptr) {  // as many others go in place of those that must stay
+    for (std::size_t stay = c.count_protected(0, c.rows); stay > 0 && c.rows.end < l.tokens; ++c.rows.end)
+      if (!c.is_protected(0, c.rows.end)) --stay;
+  }
+  const std::size_t group = c.group();
+  std::size_t keep = 0;  // protected positions are in all heads: the counts are those of the first
+  for (std::size_t begin = c.rows.begin; begin < c.rows.end; begin += group) keep += c.keep_of(0, {begin, begin + group});
+  c.keep = keep;
+  return c;
+}
+
+/// Protected rows go before all others.
+LAGKV_FN void put_protected_first(std::span<float> scores, std::size_t heads, const candidates& c) {
+  const std::size_t n = c.rows.size();
+  for (std::size_t head = 0; head < heads; ++head)
+    for (std::size_t i = 0; i < n; ++i) {
+      float& score = scores[head * n + i];
+      if (c.is_protected(head, c.rows.begin + i))
+        score = infinity();
+      else if (score > (std::numeric_limits<float>::max)())
+        score = (std::numeric_limits<float>::max)();
+    }
+}
+
+/// Partitions that are scored in one call, and moved after it: enough for scorers that read each row once to gain by it, few
+/// enough to be still in cache. Blocks of them count from the first partition.
+LAGKV_FN std::size_t partitions_together(const layer& l, const candidates& c) {
+  constexpr std::size_t least = 8, bytes = std::size_t{1} << 21;
+  const std::size_t partition = c.partition * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
+  const std::size_t fit = bytes / partition;
+  return fit > least ? fit : least;
+}
+
+/// A layer as a scorer is shown it.
+class shown {
+ public:
+  shown(const layer& l, const row_positions& positions, key_view keys, workspace& ws) : seen_(&l) {
+    if (keys == nullptr) return;
+    rotated_ = {l.extra->rope, positions};
+    changed_ = l;
+    changed_.keys = keys(l, rotated_, ws);
+    seen_ = &changed_;
+  }
+  shown(const shown&) = delete;
+  shown& operator=(const shown&) = delete;
+
+  const layer& operator*() const { return *seen_; }
+
+ private:
+  const layer* seen_;
+  rotated rotated_{};
+  layer changed_{};
+};
+
+/// If nothing stays, or everything, no score is needed.
+inline bool needs_scores(const candidates& c) { return c.keep != 0 && c.keep != c.rows.size(); }
+
+/// Whether each partition can be planned and moved by itself.
+inline bool by_partition(const policy& p, const candidates& c) {
+  return c.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && c.protect.empty();
+}
+
+/// Plans the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the partitions of a
+/// block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
+LAGKV_FN void plan_partitions(const policy& p, const layer& l, const candidates& c, std::size_t head, plan& out, workspace& ws,
+                              toward direction, function_ref<void(std::size_t first, std::size_t end)> done) {
+  const std::size_t count = c.rows.size() / c.partition, together = partitions_together(l, c);
+  const std::size_t blocks = (count + together - 1) / together;
+  const shown seen(l, c.positions, p.pre_rope, ws);
+  for (std::size_t i = 0; i < blocks; ++i) {
+    const std::size_t first = (direction == toward::front ? i : blocks - 1 - i) * together;
+    const std::size_t end = first + together < count ? first + together : count;
+    const token_range rows{c.rows.begin + first * c.partition, c.rows.begin + end * c.partition};
+    const workspace::frame scratch(ws);
+    const std::span<float> scores{ws.take<float>(rows.size()), rows.size()};
+    p.score(*seen, head, rows, scores, ws);
+    for (std::size_t j = first; j < end; ++j)
+      top_k::pick(scores.data() + (j - first) * c.partition, c.partition, c.keep_each, c.rows.begin + j * c.partition,
+                  out.row(head) + j * c.keep_each, ws);
+    done(first, end);
+  }
+}
+
+/// The transformed scores of one scorer for all heads.
+LAGKV_FN void score_all(const scorer& score, key_view keys, const transforms& adjust, const layer& l, const candidates& c,
+                        std::span<float> out, workspace& ws, each_head_of each_head) {
+  const std::size_t n = c.rows.size(), heads = l.keys.heads();
+  each_head(heads, [&](std::size_t head, workspace& own_ws) {
+    const workspace::frame scratch(own_ws);
+    const std::span<float> own = out.subspan(head * n, n);
+    if (score)
+      score(*shown(l, c.positions, keys, own_ws), head, c.rows, own, own_ws);
+    else
+      for (float& s : own) s = 0;
+  });
+  const workspace::frame scratch(ws);
+  adjust(out, heads, c, ws);
+}
+
+/// Ranks, 0 to below 1, as one scorer of a fusion has them. For the best: minus the share of the budget at which a token
+/// would come in, were it this scorer's alone; a scorer without weight brings in none.
+LAGKV_FN void weigh(std::span<float> ranks, fusion by, double weight) {
+  const auto w = static_cast<float>(weight);
+  for (float& r : ranks) r = by == fusion::sum ? w * r : (r - 1) / w;
+}
+
+LAGKV_FN void score(const policy& p, const layer& l, const candidates& c, std::span<float> scores, workspace& ws,
+                    each_head_of each_head) {
+  const std::size_t heads = l.keys.heads(), all = scores.size();
+  score_all(p.score, p.pre_rope, p.adjust, l, c, scores, ws, each_head);
+  if (p.fused_count == 0) return;
+  rank_each(scores, heads, c, ws);
+  weigh(scores, p.by, p.weight);
+  const workspace::frame scratch(ws);
+  const std::span<float> more{ws.take<float>(all), all};
+  for (std::size_t i = 0; i < p.fused_count; ++i) {
+    score_all(p.fused[i].score, p.fused[i].pre_rope, p.fused[i].adjust, l, c, more, ws, each_head);
+    rank_each(more, heads, c, ws);
+    weigh(more, p.by, p.fused[i].weight);
+    for (std::size_t j = 0; j < all; ++j)
+      scores[j] = p.by == fusion::sum ? scores[j] + more[j] : scores[j] > more[j] ? scores[j] : more[j];
+  }
+}
+
+/// Scores of all candidates, then the rows that the selector takes.
+LAGKV_FN void plan_whole(const policy& p, const layer& l, const candidates& c, plan& out, workspace& ws, each_head_of each_head) {
+  const std::size_t heads = l.keys.heads(), all = heads * c.rows.size();
+  const std::span<float> scores{ws.take<float>(all), all};
+  score(p, l, c, scores, ws, each_head);
+  if (!c.protect.empty()) put_protected_first(scores, heads, c);
+  if (p.select)
+    p.select(scores, heads, c, out, ws);
+  else
+    top_k{}(scores, heads, c, out, ws);
+}
+
+/// Fills in the plan of what is due.
+LAGKV_FN void plan_due(const policy& p, const layer& l, const candidates& c, plan& out, workspace& ws, each_head_of each_head) {
+  out.reset(c.rows, l.tokens, l.keys.heads(), c.keep);
+  if (!needs_scores(c)) {
+    for (std::size_t head = 0; head < out.heads(); ++head)
+      for (std::size_t i = 0; i < c.keep; ++i) out.row(head)[i] = static_cast<std::uint32_t>(c.rows.begin + i);
+  } else if (by_partition(p, c)) {
+    each_head(out.heads(), [&](std::size_t head, workspace& own_ws) {
+      plan_partitions(p, l, c, head, out, own_ws, toward::front, [](std::size_t, std::size_t) {});
+    });
+  } else {
+    plan_whole(p, l, c, out, ws, each_head);
+  }
+}
+
+/// Moves the kept rows of one partition next to those of the partitions before (or behind) it.
+LAGKV_FN void move_partition(const tensor& x, std::size_t head, std::size_t index, std::span<const std::uint32_t> kept,
+                             const candidates& c, toward direction) {
+  const std::size_t behind = c.keep - (index + 1) * c.keep_each;
+  const std::size_t begin = c.rows.begin + index * c.partition;
+  const token_range place{c.rows.begin + index * c.keep_each, c.rows.end - behind};
+  move_kept(x, head, kept, {begin, begin + c.partition}, place, direction, false);
+}
+
+/// Plans one head by partition and moves the kept rows while they are in cache.
+LAGKV_FN void plan_and_move(const policy& p, const layer& l, const candidates& c, std::size_t head, plan& out, workspace& ws,
+                            toward direction) {
+  const std::size_t count = c.rows.size() / c.partition;
+  const auto move = [&](std::size_t index) {
+    const std::span<const std::uint32_t> kept(out.row(head) + index * c.keep_each, c.keep_each);
+    move_partition(l.keys, head, index, kept, c, direction);
+    if (l.values) move_partition(l.values, head, index, kept, c, direction);
+  };
+  std::size_t moved = count;
+  plan_partitions(p, l, c, head, out, ws, direction, [&](std::size_t first, std::size_t end) {
+    if (direction == toward::front) {
+      for (std::size_t i = first; i < end; ++i) move(i);
+      return;
+    }
+    // Rows that move up may land in their own partition, the reference of the one before: the first one of a block waits
+    // until the block before it has been scored.
+    for (const std::size_t stay = first == 0 ? 0 : first + 1; moved > stay;) move(--moved);
+  });
+  if (direction == toward::window) return;
+  const auto follow = [&](const tensor& x) {
+    move_window(out, head, [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
+  };
+  follow(l.keys);
+  if (l.values) follow(l.values);
+}
+
+#if defined(NDEBUG)
+inline void expect_same_sequence(const layer&, const cursor&) {}
+inline void remember_sequence(const layer&, cursor&, const plan&, toward) {}
+#else
+/// A number that row `row` of the values, which hosts leave as they are, is known by again; never 0.
+inline std::uint32_t mark_of(const layer& l, std::size_t row) {
+  const tile t = l.values.at(0, {row, row + 1});
+  const std::size_t unit = size_of(l.values.type());
+  std::uint32_t hash = 2166136261U;  // FNV-1a
+  for (std::size_t u = 0; u < l.values.row_units(); ++u) {
+    const std::byte* at = t.data + static_cast<std::ptrdiff_t>(u) * t.channel_stride * static_cast<std::ptrdiff_t>(unit);
+    for (std::size_t i = 0; i < unit; ++i) hash = (hash ^ static_cast<std::uint32_t>(at[i])) * 16777619U;
+  }
+  return hash | 1U;
+}
+
+inline void expect_same_sequence(const layer& l, const cursor& at) {
+  assert(at.tokens <= l.tokens && "lagkv: the cursor has more rows than the layer: take_back(), or a cursor{} for a new sequence");
+  assert((at.mark == 0 || !l.values || at.mark == mark_of(l, at.compressed - 1)) &&
+         "lagkv: the cursor is of another sequence: a new sequence needs a cursor{}");
+}
+
+inline void remember_sequence(const layer& l, cursor& at, const plan& applied, toward direction) {
+  at.mark = 0;
+  if (!l.values || at.compressed == 0 || applied.empty()) return;
+  const bool up = direction == toward::window && !applied.of(0).empty();
+  const std::size_t row = up ? applied.candidates.end - 1 : applied.candidates.begin + applied.of(0).size() - 1;
+  if (at.compressed == applied.candidates.begin + applied.of(0).size()) at.mark = mark_of(l, row);
+}
+#endif
+
+LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction,
+                              each_head_of each_head) {
+  plan& out = ws.kept<plan>();
+  const auto nothing = [&] {
+    out.clear(l.tokens);
+    advance(at, out, 0);
+    return at.tokens;
+  };
+  expect_same_sequence(l, at);
+  const candidates due = p.budget.due(at, l.tokens);
+  if (due.empty()) return nothing();  // most calls end here
+  const candidates c = candidates_of(p, l, due);
+  if (c.empty()) return nothing();
+  const workspace::frame scratch(ws);
+  if (by_partition(p, c) && needs_scores(c)) {
+    out.reset(c.rows, l.tokens, l.keys.heads(), c.keep);
+    each_head(out.heads(), [&](std::size_t head, workspace& own_ws) { plan_and_move(p, l, c, head, out, own_ws, direction); });
+  } else {
+    plan_due(p, l, c, out, ws, each_head);
+    each_head(out.heads(), [&](std::size_t head, workspace&) {
+      compact(l.keys, head, out, direction);
+      if (l.values) compact(l.values, head, out, direction);
+    });
+  }
+  if (l.extra != nullptr) compact(*l.extra, out, direction);
+  advance(at, out);
+  remember_sequence(l, at, out, direction);
+  return at.tokens;
+}
+
+/// How any of the scorers is shown keys, if one asks for it.
+LAGKV_FN key_view view_of_keys(const policy& p) {
+  key_view view = p.pre_rope;
+  for (std::size_t i = 0; i < p.fused_count && view == nullptr; ++i) view = p.fused[i].pre_rope;
+  return view;
+}
+
+LAGKV_FN bool equal_counts(const plan& a, const plan& b) {
+  for (std::size_t head = 0; head < a.heads(); ++head)
+    if (a.tokens_after(head) != b.tokens_after(0)) return false;
+  return a.tokens_after(0) == b.tokens_after(0);
+}
+
+LAGKV_EDGE error unequal(std::size_t layer) {
+  return refuse({"layer ", layer, ": would keep another number of tokens than layer 0, or its heads different ones: nothing moved"});
+}
+
+}  // namespace detail
+
+LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
+  plan& out = ws.kept<plan>();
+  const candidates c = detail::candidates_of(p, l, p.budget.due(at, l.tokens));
+  if (c.empty()) {
+    out.clear(l.tokens);
+    return out;
+  }
+  const workspace::frame scratch(ws);
+  detail::plan_due(p, l, c, out, ws, detail::one_by_one{ws});
+  return out;
+}
+
+LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head) {
+  at.tokens = applied.tokens_after(head);
+  at.dropped += applied.tokens_before - at.tokens;
+  if (!applied.empty()) at.compressed = applied.candidates.begin + applied.of(head).size(), at.mark = 0;
+  if (at.compressed > at.tokens) at.compressed = at.tokens, at.mark = 0;  // the host took tokens back
+}
+
+LAGKV_FN void advance(cursor& at, const plan& applied) {
+  std::size_t longest = 0;
+  for (std::size_t head = 1; head < applied.heads(); ++head)
+    if (applied.of(head).size() > applied.of(longest).size()) longest = head;
+  advance(at, applied, longest);
+}
+
+LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidates& c, workspace& ws) {
+  struct buffer {
+    detail::vector<float> scores{};
+  };
+  detail::vector<float>& scores = ws.kept<buffer>().scores;
+  scores.resize(l.keys.heads() * c.rows.size());
+  const workspace::frame scratch(ws);
+  detail::score(p, l, c, scores, ws, detail::one_by_one{ws});
+  return scores;
+}
+
+LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
+  if (p.needs.accumulated_attention) accumulate_attention(l, n, ws);
+  if (p.needs.key_statistics) accumulate_key_statistics(p, l, at, n, ws);
+}
+
+LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
+  if (l.extra == nullptr || !l.extra->key_statistics || n == 0) return;
+  const detail::shown seen(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws);
+  const std::size_t last = n < l.tokens ? l.tokens - n : 0, begin = last > p.budget.sink ? last : p.budget.sink;
+  for (std::size_t head = 0; head < l.keys.heads() && begin < l.tokens; ++head)
+    detail::add_statistics((*seen).keys, head, {begin, l.tokens}, 1, l.extra->key_statistics.of(head, l.keys.channels()), ws);
+}
+
+LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
+                         const compress_options& o) {
+  if (layers.size() != cursors.size())
+    return detail::refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
+  const auto own = [&](std::size_t i) { return for_layer(p, i, layers.size()); };
+  const bool chosen = static_cast<bool>(p.select);  // what a selector leaves is known only by its plans
+  std::vector<plan> plans;
+  candidates first{};
+  for (std::size_t i = 0; i < layers.size() && o.equal_counts; ++i) {
+    const policy mine = own(i);
+    if (chosen) {
+      plans.push_back(plan_eviction(mine, layers[i], cursors[i], ws));
+      if (!detail::equal_counts(plans[i], plans[0])) return detail::unequal(i);
+      continue;
+    }
+    const candidates c = detail::candidates_of(mine, layers[i], mine.budget.due(cursors[i], layers[i].tokens));
+    if (i == 0) first = c;
+    if (c.rows != first.rows || c.keep != first.keep || layers[i].tokens != layers[0].tokens) return detail::unequal(i);
+  }
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (plans.empty()) {
+      compress(own(i), layers[i], cursors[i], ws, o.direction);
+    } else {
+      compact(layers[i], plans[i], o.direction);
+      if (layers[i].extra != nullptr) compact(*layers[i].extra, plans[i], o.direction);
+      advance(cursors[i], plans[i]);
+    }
+    if (o.moved) o.moved(i, plans.empty() ? last_plan(ws) : plans[i]);
+  }
+  return {};
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -1,0 +1,67 @@
+// Part of lagkv (MIT). All methods, and the policies that strings name by them.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include <lagkv/policy/parse.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/score/cur.hpp>
+#include <lagkv/score/distinct.hpp>
+#include <lagkv/score/expected_attention.hpp>
+#include <lagkv/score/full.hpp>
+#include <lagkv/score/h2o.hpp>
+#include <lagkv/score/key_diff.hpp>
+#include <lagkv/score/key_norm.hpp>
+#include <lagkv/score/lagkv.hpp>
+#include <lagkv/score/manifold.hpp>
+#include <lagkv/score/novelty.hpp>
+#include <lagkv/score/paged_eviction.hpp>
+#include <lagkv/score/random.hpp>
+#include <lagkv/score/snapkv.hpp>
+#include <lagkv/score/streaming_llm.hpp>
+#include <lagkv/score/tova.hpp>
+#include <lagkv/score/value_norm.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// The methods that parse() knows; methods_with_eigen.hpp has those that need Eigen too.
+LAGKV_FN std::span<const method_entry* const> methods();
+
+/// The policy that a text describes: "lagkv:lag=1024,ratio=0.25", "snapkv:keep=0.25", "fuse:novelty+cur,keep=0.25",
+/// "streaming_llm:capacity=512", "full". policy/parse.hpp says how they are written, docs/methods.md lists all keys.
+LAGKV_EDGE result<policy> parse(std::string_view text);
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+// clang-format off
+inline constexpr const method_entry* all_entries[] = {
+    &full_entry,
+    &lagkv_entry,
+    &streaming_llm_entry,
+    &snapkv_entry,
+    &h2o_entry,
+    &tova_entry,
+    &key_diff_entry,
+    &key_norm_entry,
+    &value_norm_entry,
+    &cur_entry,
+    &manifold_entry,
+    &novelty_entry,
+    &distinct_entry,
+    &expected_attention_entry,
+    &paged_eviction_entry,
+    &random_entry};
+// clang-format on
+
+}  // namespace detail
+
+LAGKV_FN std::span<const method_entry* const> methods() { return detail::all_entries; }
+
+LAGKV_EDGE result<policy> parse(std::string_view text) { return parse(text, methods()); }
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

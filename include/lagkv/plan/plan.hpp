@@ -1,0 +1,71 @@
+// Part of lagkv (MIT). The decision as data: which tokens of each head stay.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <lagkv/view/range.hpp>
+#include <lagkv/detail/vector.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// Which rows of a layer stay. Tokens outside `judged` all stay; inside it each head keeps the ones listed, in
+/// ascending order. Plain data: print it, send it to a device, apply it with compact().
+struct plan {
+  token_range candidates{};                  ///< rows this plan speaks of, as they lay before compaction
+  std::size_t tokens_before = 0;         ///< rows in use before compaction
+  detail::vector<std::uint32_t> kept{};  ///< rows that stay, head after head
+  detail::vector<std::size_t> first{0};  ///< head h keeps kept[first[h]] .. kept[first[h + 1] - 1]
+
+  std::size_t heads() const { return first.size() - 1; }
+
+  /// Rows of `judged` that this head keeps, ascending.
+  std::span<const std::uint32_t> of(std::size_t head) const {
+    return std::span(kept).subspan(first[head], first[head + 1] - first[head]);
+  }
+
+  /// Rows of this head after compaction.
+  std::size_t tokens_after(std::size_t head = 0) const {
+    return heads() == 0 ? tokens_before : tokens_before - candidates.size() + of(head).size();
+  }
+
+  /// Whether anything moves or goes. A plan that drops nothing is empty.
+  bool empty() const { return candidates.empty(); }
+
+  /// The row that lies at row `i` of this head after compaction to the front.
+  std::size_t source(std::size_t head, std::size_t i) const;
+
+  /// The plan of `n` heads that keep `each` rows of `range`, to be filled in through row().
+  void reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each);
+
+  /// The plan that drops nothing.
+  void clear(std::size_t tokens) {
+    candidates = {};
+    tokens_before = tokens;
+    kept.clear();
+    if (first.size() != 1) first.resize(1);
+  }
+
+  std::uint32_t* row(std::size_t head) { return kept.data() + first[head]; }
+};
+
+#if LAGKV_BODIES
+
+LAGKV_FN std::size_t plan::source(std::size_t head, std::size_t i) const {
+  if (empty() || i < candidates.begin) return i;
+  const std::size_t inside = i - candidates.begin, stay = of(head).size();
+  return inside < stay ? of(head)[inside] : candidates.end + (inside - stay);
+}
+
+LAGKV_FN void plan::reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each) {
+  candidates = range;
+  tokens_before = tokens;
+  kept.resize(n * each);
+  first.resize(n + 1);
+  for (std::size_t h = 0; h <= n; ++h) first[h] = h * each;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

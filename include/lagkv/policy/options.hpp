@@ -1,0 +1,198 @@
+// Part of lagkv (MIT). From a method and options to a policy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <type_traits>
+
+#include <lagkv/policy/policy.hpp>
+#include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/select/adaptive.hpp>
+#include <lagkv/select/chunks.hpp>
+#include <lagkv/transform/mean_of_heads.hpp>
+#include <lagkv/transform/pool.hpp>
+#include <lagkv/transform/smooth.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// How a policy picks by scores.
+enum class selection : std::uint8_t {
+  top_k,    ///< the best tokens of each head
+  chunks,   ///< whole chunks of neighbours, the same for all heads (ChunkKV)
+  adaptive  ///< the best of all heads together, so that heads keep different numbers (AdaKV)
+};
+
+/// Whose scores decide in a head.
+enum class deciding_heads : std::uint8_t {
+  own,    ///< its own
+  shared  ///< the mean over the heads of the layer: all keep the same tokens
+};
+
+/// How many tokens stay, and how they are picked: what every scored method shares. Give at most one of keep, capacity and
+/// budget_mb; none of them means keep = 0.5.
+struct policy_options {
+  std::size_t sink = 4;
+  std::optional<std::size_t> recent{};
+  std::size_t lag = 0;
+  std::optional<double> keep{};
+  std::optional<std::size_t> capacity{};
+  std::optional<double> budget_mb{};
+  std::size_t every = 1;
+  std::optional<double> recent_share{};
+  std::size_t pool = 1;
+  std::optional<std::size_t> smooth{};
+  std::optional<deciding_heads> heads{};
+  std::optional<bool> pre_rope{};
+  selection select = selection::top_k;
+  std::size_t chunk = 20;
+  double safeguard = 0.2;
+  std::optional<double> pyramid{};
+};
+
+/// Key, member, range and meaning of each of them.
+inline constexpr parameter policy_parameters[] = {
+    option<&policy_options::sink>("sink", accepts::count, "first tokens, always kept (StreamingLLM's number)"),
+    option<&policy_options::recent>("recent", accepts::count,
+                                    "last tokens, always kept: the window (default: the method's own, 32 for most)"),
+    option<&policy_options::lag>("lag", accepts::count,
+                                 "tokens a partition: each is scored against the next one, the last is the window; 0: all tokens "
+                                 "between sinks and window are scored at once, against all tokens in use"),
+    option<&policy_options::keep>("keep", accepts::share,
+                                  "share kept of all tokens, or with lag of each partition; no token is a candidate twice, and "
+                                  "none before there are twice as many as the window or the partition holds (default 0.5)"),
+    option<&policy_options::capacity>("capacity", accepts::count,
+                                      "tokens kept, more than sink + recent; survivors are candidates again with the tokens that come"),
+    option<&policy_options::budget_mb>("budget_mb", accepted{accepted::kind::number, 0, 1e9, true},
+                                       "the same in 10^6 bytes for all layers together"),
+    option<&policy_options::every>("every", accepts::positive, "with capacity: compress when so many tokens exceed it"),
+    option<&policy_options::recent_share>("recent_share", accepts::fraction,
+                                          "share of the budget that the window is at least (default: the method's own, 0 for most)"),
+    option<&policy_options::pool>("pool", accepts::odd, "neighbours that scores are averaged over"),
+    option<&policy_options::smooth>(
+        "smooth", accepts::count,
+        "neighbours on each side that scores are averaged over, the nearer the more (default: the method's own, 0 for most)"),
+    option<&policy_options::heads>("heads", accepts::word("own|shared"),
+                                   "shared: all heads of a layer keep the same tokens, by the mean of their scores (default: the "
+                                   "method's own, own for most)"),
+    option<&policy_options::pre_rope>("pre_rope", accepts::yes_no,
+                                      "score keys as they were before RoPE (default: the method's own, no for most)"),
+    option<&policy_options::select>("select", accepts::word("top_k|chunks|adaptive"), "how tokens are picked by their scores"),
+    option<&policy_options::chunk>("chunk", accepts::positive, "with select=chunks: tokens a chunk"),
+    option<&policy_options::safeguard>("safeguard", accepts::fraction,
+                                       "with select=adaptive: share of its even part that each head keeps for sure"),
+    option<&policy_options::pyramid>("pyramid", accepts::number(1, 1e6),
+                                     "beta of budgets that fall from layer to layer (PyramidKV: 20; default: all equal)")};
+
+inline constexpr option_table shared_options = table_of<policy_options>(policy_parameters);
+
+/// A policy from a method. If its scorer works in partitions their length must be o.lag. Errors name the option, its value and
+/// what is accepted.
+LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o = {});
+
+/// A policy from a scorer; its lag, if it has one, becomes that of the options.
+template <class Scorer>
+requires(!std::is_same_v<Scorer, method>) result<policy> make_policy(Scorer s, const policy_options& o = {}) {
+  if constexpr (requires { s.lag = o.lag; }) s.lag = o.lag;
+  return make_policy(method_of(s), o);
+}
+
+/// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
+/// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
+/// makes room for the next of both.
+LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const policy_options& o = {}, fusion by = fusion::sum);
+
+/// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope.
+LAGKV_EDGE policy pre_rope(policy p);
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+/// What a method's scores go through before tokens are picked, and how its scorer is shown the keys.
+LAGKV_EDGE status adjust(method& m, const policy_options& o) {
+  const std::size_t reach = o.smooth.value_or(m.smooth);
+  const bool shared = o.heads ? *o.heads == deciding_heads::shared : m.shared_heads;
+  if (o.pre_rope) m.pre_rope = *o.pre_rope ? pre_rope_keys : nullptr;
+  if (m.pre_rope != nullptr && (m.needs.queries > 0 || m.needs.accumulated_attention || m.needs.query_statistics))
+    return error{"pre_rope=yes: queries meet keys as they are: not with a method that reads attention"};
+  m.needs.rope = m.pre_rope != nullptr;
+  if (o.pool > 1) m.adjust.then(pool{o.pool});
+  if (shared) m.adjust.then(mean_of_heads{});
+  if (reach > 0) m.adjust.then(smooth{reach, shared});
+  return {};
+}
+
+LAGKV_EDGE result<budget> make_budget(const method& m, const policy_options& o) {
+  budget b{.sink = o.sink, .recent = o.recent.value_or(m.recent), .recent_share = o.recent_share.value_or(m.recent_share)};
+  if ((o.keep ? 1 : 0) + (o.capacity ? 1 : 0) + (o.budget_mb ? 1 : 0) > 1)
+    return error{"keep, capacity, budget_mb: give one of them"};
+  if (o.lag != 0 && (o.capacity || o.budget_mb)) return refuse({"lag=", o.lag, ": a partition keeps a share: give keep"});
+  if (o.lag != 0 && o.pyramid)
+    return refuse({"lag=", o.lag, ": a partition keeps the same share in all layers: not with pyramid"});
+  if (o.pyramid) b.slope.beta = *o.pyramid;
+  const double share = o.keep.value_or(0.5);
+  if (o.capacity) {
+    if (const std::size_t least = b.sink + b.recent + 1; *o.capacity < least)
+      return refuse({"capacity=", *o.capacity, ": must be ", least, " or more (sink + recent + 1)"});
+    b.keeps = keep::capacity{*o.capacity, o.every};
+  } else if (o.budget_mb) {
+    b.keeps = keep::bytes{*o.budget_mb * 1e6, o.every};
+  } else if (o.lag != 0) {
+    b.keeps = keep::partitions{o.lag, share};
+  } else {
+    b.keeps = keep::share{share};
+  }
+  return b;
+}
+
+}  // namespace detail
+
+LAGKV_EDGE policy pre_rope(policy p) {
+  p.pre_rope = pre_rope_keys;
+  p.needs.rope = true;
+  return p;
+}
+
+LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o) {
+  if (status s = check(policy_parameters, &o); !s) return error{s.message()};
+  const result<budget> keeps = detail::make_budget(m, o);
+  if (!keeps) return error{keeps.message()};
+  method adjusted = m;
+  if (status s = detail::adjust(adjusted, o); !s) return error{s.message()};
+  policy p;
+  p.budget = *keeps;
+  p.score = adjusted.score, p.adjust = adjusted.adjust, p.needs = adjusted.needs, p.weight = adjusted.weight;
+  p.pre_rope = adjusted.pre_rope;
+  if (o.select == selection::chunks) p.select = chunks{o.chunk};
+  if (o.select == selection::adaptive) p.select = adaptive{o.safeguard}, p.ragged = true;
+  return p;
+}
+
+LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const policy_options& o, fusion by) {
+  constexpr std::size_t most = policy::most_fused + 1;
+  if (methods.size() < 2 || methods.size() > most)
+    return detail::refuse({"methods=", methods.size(), ": must be from 2 to ", most});
+  for (const method& m : methods)
+    if (!detail::fits(accepts::weight, m.weight)) return detail::refuse({"weight=", m.weight, ": ", text(accepts::weight)});
+  method first = methods[0];
+  for (const method& other : methods.subspan(1)) first.recent = first.recent > other.recent ? first.recent : other.recent;
+  first.recent_share = 0;
+  result<policy> made = make_policy(first, o);
+  if (!made) return made;
+  policy p = *made;
+  p.by = by;
+  for (const method& other : methods.subspan(1)) {
+    method& next = p.fused[p.fused_count++];
+    next = other;
+    if (status s = detail::adjust(next, o); !s) return error{s.message()};
+    p.needs = p.needs | next.needs;
+  }
+  return p;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -1,0 +1,142 @@
+// Part of lagkv (MIT). A policy: budget, scorer, transforms and selector as one value; whether it can work on a layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include <lagkv/policy/budget.hpp>
+#include <lagkv/policy/method.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/view/rope.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// How several scorers decide together, each by its ranks within a partition (or among all candidates of a head).
+enum class fusion : std::uint8_t {
+  sum,  ///< the weighted sum of the ranks: a token must please all
+  best  ///< the best of the ranks: a token must please one; each scorer has a share of the budget, in proportion to its weight
+};
+
+/// Which tokens stay, as one value: copy it freely, share it among threads. parse() makes one of a string, make_policy() of a
+/// scorer and options.
+struct policy {
+  static constexpr std::size_t most_fused = 3;
+
+  lagkv::budget budget{};
+  scorer score{};       ///< not called if nothing or everything is kept
+  transforms adjust{};  ///< optional
+  selector select{};    ///< optional; default top_k
+  lagkv::needs needs{};
+  key_view pre_rope = nullptr;  ///< pre_rope_keys: `score` is shown keys as they were before RoPE
+  /// The selector may keep different numbers of rows in each head. Such plans are for plan_eviction() and compact(): see check().
+  bool ragged = false;
+  /// Further scorers, fused with `score`.
+  method fused[most_fused];
+  std::size_t fused_count = 0;
+  double weight = 1;  ///< of `score` in the fusion
+  lagkv::fusion by = lagkv::fusion::sum;
+};
+
+/// Whether `p` can work on this layer and finds what it needs. Call it when a cache is set up; afterwards compress() cannot
+/// fail. Hosts that hold heads of different lengths say so by `any_length`; for others policies that need it are refused.
+LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false);
+
+/// The most rows that a layer has in use at once, if a sequence of at most `tokens` tokens comes in pieces of at most `chunk`
+/// tokens (a prompt is one piece unless the host splits it) and compress() is called after each: what to allocate. Protected
+/// tokens are not counted. With `slope`d budgets it is that of the layer of most rows. Cost: a few operations.
+[[nodiscard]] LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens);
+
+/// `p` for one layer of `layers`: if its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal
+/// numbers of tokens refuse policies whose budget.slope.used().
+[[nodiscard]] LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
+
+/// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are.
+LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
+
+#if LAGKV_BODIES
+
+LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
+  if (status s = check(l); !s) return s;
+  const budget& b = p.budget;
+  const extras* e = l.extra;
+  if (!p.score && b.as<keep::window>() == nullptr && b.as<keep::everything>() == nullptr)
+    return error{"policy: has no scorer"};
+  if (const auto* each = b.as<keep::partitions>(); each != nullptr && each->lag == 0)
+    return error{"lag=0: must be 1 or more if each partition keeps a share"};
+  if (b.as<keep::bytes>() != nullptr) return error{"budget: is in bytes: make it a number of rows by fit()"};
+  if (p.ragged && !any_length) return error{"policy: keeps different numbers of tokens a head, which this cache cannot hold"};
+  if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
+  if (p.needs.queries > 0 && !(e != nullptr && (e->queries || e->weights)))
+    return detail::refuse({"queries: the policy reads those of the last ", p.needs.queries,
+                           " tokens, or their attention weights; the layer has none (layer.extra)"});
+  if (p.needs.accumulated_attention && !(e != nullptr && (e->accumulated_attention || e->queries || e->weights)))
+    return error{
+        "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
+        "(layer.extra)"};
+  if (p.needs.query_statistics && !(e != nullptr && (e->query_mean || e->queries)))
+    return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
+  if (p.needs.calibrated && !(e != nullptr && e->query_mean))
+    return error{"query_mean: the policy reads statistics of the model's queries; the layer has none (layer.extra)"};
+  if (p.needs.rope) {
+    if (e == nullptr || e->rope == nullptr)
+      return error{"rope: the policy reads keys as they were before RoPE; the layer does not say which they carry (layer.extra)"};
+    if (status s = check(*e->rope, l.keys.channels()); !s) return detail::refuse({"rope: ", s.message()});
+    if ((b.again() || p.needs.all_rows) && !e->positions)
+      return error{"rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it"};
+  }
+  if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
+    return error{"protect: survivors are candidates again, so the policy needs extras.positions to know protected ones"};
+  if (l.tokens > (std::numeric_limits<std::uint32_t>::max)())
+    return detail::refuse({"tokens=", l.tokens, ": must be at most 4294967295"});
+  return {};
+}
+
+LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens) {
+  const budget& b = p.budget;
+  const auto larger = [](std::size_t x, std::size_t y) { return x > y ? x : y; };
+  const auto share_and_window = [&](double of_all, std::size_t unit) {
+    // Nothing goes before there are two units of candidates: a window by recent_share is one of a budget of all tokens.
+    return larger(share_of(of_all, tokens), b.sink) + 2 * unit;
+  };
+  std::size_t rest = tokens;  // the most rows after a call, if the sequence goes on for ever
+  if (const auto* each = b.as<keep::partitions>()) {
+    const std::size_t partitions = tokens > b.sink ? (tokens - b.sink) / each->lag : 0;
+    rest = b.sink + partitions * share_of(each->ratio, each->lag) + 2 * each->lag;
+  } else if (const auto* share = b.as<keep::share>()) {
+    const std::size_t goal = share_of(share->of_all, tokens), window = larger(share_of(b.recent_share, goal), b.recent);
+    rest = share_and_window(share->of_all, share->lag != 0 ? share->lag : larger(window, 1));
+    if (b.slope.beta > 1) rest = larger(rest, 2 * goal + 2 * window);
+  } else if (const auto* rows = b.as<keep::capacity>()) {
+    const std::size_t window = larger(share_of(b.recent_share, rows->rows), b.recent);
+    rest = larger(b.slope.beta > 1 ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
+  } else if (const auto* window = b.as<keep::window>()) {
+    const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);
+    rest = larger(larger(goal, b.sink), 1) + window->every - 1;
+  }
+  const std::size_t most = rest + chunk;
+  return most < tokens ? most : tokens;
+}
+
+LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {
+  p.budget.slope.layer = layer;
+  p.budget.slope.layers = layers;
+  return p;
+}
+
+LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers) {
+  const auto* bytes = p.budget.as<keep::bytes>();
+  if (bytes == nullptr) return p;
+  const std::size_t token = layers * l.keys.heads() * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
+  const auto rows = static_cast<std::size_t>(token == 0 ? 0 : bytes->amount / static_cast<double>(token));
+  const std::size_t least = p.budget.sink + p.budget.recent + 1;
+  if (rows < least)
+    return detail::refuse(
+        {"budget: holds ", rows, " tokens of ", token, " bytes: must hold ", least, " or more (sink + recent + 1)"});
+  p.budget.keeps = keep::capacity{rows, bytes->every};
+  return p;
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

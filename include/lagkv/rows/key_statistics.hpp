@@ -1,0 +1,87 @@
+// Part of lagkv (MIT). Statistics of keys: mean and variance of each channel, at unit length.
+#pragma once
+
+#include <cstddef>
+
+#include <lagkv/rows/rows.hpp>
+#include <lagkv/simd/row_kernels.hpp>
+
+namespace lagkv::inline LAGKV_ABI::detail {
+
+/// 1 / |x| of each row; NaN if the norm is not finite. Taken from ws.
+LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws);
+
+/// Adds the rows of `tokens` to `sums`, which are as key_statistics has them: of 64 neighbours in `every` * 64 each. Rows that
+/// are not finite are passed over.
+LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws);
+
+/// Of sums the mean of each channel and the inverse of its variance, 0 if the variance is below 1e-6 of the mean square (a
+/// constant channel). Returns how many are not 0.
+LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse);
+
+/// So many rows, or a few more, tell what is usual, where there are four times as many.
+inline constexpr std::size_t usual_rows = 2048;
+
+/// What keys usually are: of u = k / |k| the mean of each channel and the inverse of its variance, over the rows of `reference`,
+/// about 2,048 evenly spread ones where they are 8,192 or more; with extras.key_statistics over all keys that the sequence has had.
+/// Returns how many channels vary.
+LAGKV_FN std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws);
+
+#if LAGKV_BODIES
+
+LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws) {
+  float* out = ws.take<float>(rows.tokens);
+  squares(rows, out, ws);
+  for (std::size_t i = 0; i < rows.tokens; ++i) {
+    const float length = norm(out[i]);
+    out[i] = length > 0 || !finite(length) ? 1 / length : 0.0F;
+  }
+  return out;
+}
+
+LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws) {
+  constexpr std::size_t together = 64;  // sums of f32 over so many rows, of double over all
+  const std::size_t channels = x.channels();
+  const workspace::frame scratch(ws);
+  float* part = ws.take<float>(2 * channels);
+  for (std::size_t begin = tokens.begin; begin < tokens.end; begin += every * together) {
+    const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
+    for (std::size_t c = 0; c < 2 * channels; ++c) part[c] = 0.0F;
+    for_each_rows_and_next(x, head, some, {}, ws, [&](const simd::rows& rows, std::size_t) {
+      const workspace::frame own(ws);
+      for_each_finite_run(rows, inverse_norms(rows, ws), [&](const simd::rows& run, const float* factors) {
+        ws.kernels<simd::row_kernels>().add_statistics(run, factors, part, part + channels);
+        sums[2 * channels] += static_cast<double>(run.tokens);
+      });
+    });
+    for (std::size_t c = 0; c < 2 * channels; ++c) sums[c] += static_cast<double>(part[c]);
+  }
+}
+
+LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse) {
+  constexpr double nothing = 1e-6;
+  const double count = sums[2 * channels], n = count > 0 ? count : 1.0;
+  std::size_t varying = 0;
+  for (std::size_t c = 0; c < channels; ++c) {
+    const double m = sums[c] / n, square = sums[channels + c] / n, variance = square - m * m;
+    const bool varies = variance > nothing * square;
+    mean[c] = static_cast<float>(m), inverse[c] = varies ? static_cast<float>(1 / variance) : 0.0F;
+    varying += varies ? 1U : 0U;
+  }
+  return varying;
+}
+
+LAGKV_FN std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws) {
+  const std::size_t channels = l.keys.channels(), n = reference.size();
+  if (l.extra != nullptr && l.extra->key_statistics)
+    return mean_and_inverse_variance(l.extra->key_statistics.of(head, channels), channels, mean, inverse);
+  const workspace::frame scratch(ws);
+  double* sums = ws.take<double>(key_statistics::size(channels));
+  for (std::size_t i = 0; i < key_statistics::size(channels); ++i) sums[i] = 0;
+  add_statistics(l.keys, head, reference, n >= 4 * usual_rows ? n / usual_rows : 1, sums, ws);
+  return mean_and_inverse_variance(sums, channels, mean, inverse);
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI::detail

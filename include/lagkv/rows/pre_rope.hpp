@@ -1,0 +1,163 @@
+// Part of lagkv (MIT). Keys as they were before RoPE: for scorers that ask what a token is, not where.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <lagkv/detail/numbers.hpp>
+#include <lagkv/detail/vector.hpp>
+#include <lagkv/simd/rope_kernels.hpp>
+#include <lagkv/view/rope.hpp>
+#include <lagkv/view/tensor.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+namespace detail {
+
+/// The rotations of positions: a table of those of all remainders by 64, and that of the multiple of 64 that was asked for last.
+/// Costs cosines and sines once an embedding, then two multiplications a channel every 64 rows. 32 KiB for 128 channels (64 if
+/// pairs are neighbours).
+class rotations {
+ public:
+  /// Keeps what is there for the same embedding.
+  void prepare(const rope& r, std::size_t channels);
+
+  /// Calls use(i, rows, turns) for runs of the n positions position(0), position(1), ... that share a multiple of 64.
+  template <class Position, class Use>
+  void for_each_run(std::size_t n, const Position& position, const Use& use) {
+    const float* fine[together];
+    for (std::size_t begin = 0; begin < n;) {
+      const std::size_t block = position(begin) / together;
+      if (block != block_) turn_to(block);
+      std::size_t run = 0;
+      for (; run < together && begin + run < n; ++run) {
+        const std::size_t at = position(begin + run);
+        if (at / together != block) break;
+        fine[run] = fine_.data() + at % together * 2 * width();
+      }
+      use(begin, run, simd::turn{dims(), neighbours(), coarse_.data(), fine});
+      begin += run;
+    }
+  }
+
+ private:
+  static constexpr std::size_t together = 64, none = ~std::size_t{0};
+
+  struct turned {
+    double cosine, sine;
+  };
+  struct pair {
+    double angle = 0;
+    turned step{}, now{};  // by `together` positions, and by those of block_
+  };
+
+  std::size_t dims() const { return by_.rotated(channels_); }
+  bool neighbours() const { return by_.pairs == rope::pairing::neighbours; }
+  std::size_t width() const { return neighbours() ? dims() : dims() / 2; }  // of a row of cosines
+
+  bool same(const rope& r, std::size_t channels) const;
+
+  void fill_in(float* row, std::size_t j, turned t) const;
+
+  /// The block behind the last one takes products in place of cosines; in double that costs no digit of f32.
+  void turn_to(std::size_t block);
+
+  std::size_t channels_ = 0, block_ = none;
+  rope by_{};
+  vector<float> factors_{}, fine_{}, coarse_{};
+  vector<pair> pairs_{};
+};
+
+/// The first n rows of f32, f16 or bf16 of a tile, rotated back by the positions from `token` on.
+LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
+                                    workspace& ws);
+
+}  // namespace detail
+
+/// `keys`, shown to scorers as they were before RoPE; they move as they are. `how` must outlive it, and `ws` be the workspace of
+/// all that reads it.
+LAGKV_FN tensor pre_rope(const tensor& keys, const rotated& how, workspace& ws);
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
+                                workspace& ws) {
+  const std::size_t channels = x.channels();
+  float* out = ws.take<float>(n * channels);
+  float* squares = ws.take<float>(n);
+  const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
+  const auto row = [&](std::size_t i) { return t.data + static_cast<std::ptrdiff_t>(i) * step; };
+  const auto position = [&](std::size_t i) { return x.rotated()->positions.of(head, token + i); };
+  ws.kept<rotations>().for_each_run(n, position, [&](std::size_t i, std::size_t run, const simd::turn& by) {
+    const bool more = i + n + run <= t.tokens;  // the next rows, while these are worked on
+    ws.kernels<simd::rope_kernels>().inverse_rotate({row(i), type, run, channels, t.token_stride, more ? row(i + n) : nullptr}, by,
+                                               out + i * channels, squares + i);
+  });
+  return {out, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels), nullptr, squares};
+}
+
+LAGKV_FN void rotations::prepare(const rope& r, std::size_t channels) {
+  if (same(r, channels)) return;
+  channels_ = channels, by_ = r;
+  factors_.assign(r.factors.begin(), r.factors.end());
+  by_.factors = factors_;
+  const std::size_t pairs = dims() / 2;
+  pairs_.assign(pairs, {});
+  fine_.resize(together * 2 * width());
+  coarse_.resize(2 * width());
+  for (std::size_t j = 0; j < pairs; ++j) {
+    pair& p = pairs_[j];
+    p.angle = r.angle(j, channels);
+    p.step = {__builtin_cos(p.angle * together), __builtin_sin(p.angle * together)};
+    for (std::size_t i = 0; i < together; ++i) {
+      const double angle = p.angle * static_cast<double>(i);
+      fill_in(fine_.data() + i * 2 * width(), j, {__builtin_cos(angle), __builtin_sin(angle)});
+    }
+  }
+  block_ = none;
+}
+
+LAGKV_FN bool rotations::same(const rope& r, std::size_t channels) const {
+  if (channels != channels_ || differ(r.base, by_.base) || r.pairs != by_.pairs || r.dims != by_.dims ||
+      differ(r.position_scale, by_.position_scale) || r.factors.size() != factors_.size())
+    return false;
+  for (std::size_t j = 0; j < factors_.size(); ++j)
+    if (differ(r.factors[j], factors_[j])) return false;
+  return true;
+}
+
+LAGKV_FN void rotations::fill_in(float* row, std::size_t j, turned t) const {
+  const auto cosine = static_cast<float>(t.cosine), sine = static_cast<float>(t.sine);
+  float* sines = row + width();
+  if (neighbours())
+    row[2 * j] = row[2 * j + 1] = cosine, sines[2 * j] = sine, sines[2 * j + 1] = -sine;
+  else
+    row[j] = cosine, sines[j] = sine;
+}
+
+LAGKV_FN void rotations::turn_to(std::size_t block) {
+  const bool next = block_ != none && block == block_ + 1;
+  for (std::size_t j = 0; j < pairs_.size(); ++j) {
+    pair& p = pairs_[j];
+    const double angle = p.angle * static_cast<double>(block * together);
+    p.now = next ? turned{p.now.cosine * p.step.cosine - p.now.sine * p.step.sine,
+                          p.now.cosine * p.step.sine + p.now.sine * p.step.cosine}
+                 : turned{__builtin_cos(angle), __builtin_sin(angle)};
+    fill_in(coarse_.data(), j, p.now);
+  }
+  block_ = block;
+}
+
+}  // namespace detail
+
+LAGKV_FN tensor pre_rope(const tensor& keys, const rotated& how, workspace& ws) {
+  ws.kept<detail::rotations>().prepare(*how.by, keys.channels());
+  return keys.shown_by(detail::inverse_rotated, how);
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -1,0 +1,91 @@
+// Part of lagkv (MIT). A view of a pool of blocks through one sequence's block table (vLLM, SGLang slots, llama.cpp cells).
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+
+#include <lagkv/view/range.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/detail/vector.hpp>
+#include <lagkv/view/strided.hpp>
+#include <lagkv/view/tensor.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// How a pool of blocks lies in memory; distances in units (elements, or blocks of a block type: see dtype).
+struct block_layout {
+  std::size_t tokens = 16;      ///< tokens a block; 1 for a list of slots
+  std::ptrdiff_t block = 0;     ///< from a block to the next one in the pool
+  strides within{};             ///< inside a block
+  std::size_t pool_blocks = 0;  ///< blocks in the pool, where known (0: not checked)
+};
+
+/// Token t of the sequence is token t % layout.tokens of block table[t / layout.tokens].
+/// `table` is the host's and must outlive the view.
+template <class T, std::integral Index = std::int32_t>
+class paged {
+ public:
+  paged() = default;
+
+  template <stored_as<T> Stored>
+  paged(Stored* pool, shape extent, block_layout layout, std::span<const Index> table)
+      : pool_(reinterpret_cast<T*>(pool)), extent_(extent), layout_(layout), table_(table) {}
+
+  dtype type() const { return dtype_of<T>::value; }
+  std::size_t heads() const { return extent_.heads; }
+  std::size_t channels() const { return extent_.channels; }
+  std::size_t capacity() const { return table_.size() * layout_.tokens; }
+
+  tile at(std::size_t head, token_range tokens) const {
+    std::size_t block = tokens.begin / layout_.tokens;
+    const std::size_t offset = tokens.begin % layout_.tokens;
+    const T* first = detail::moved(pool_, static_cast<std::size_t>(table_[block]), layout_.block, head, layout_.within.head) +
+                     static_cast<std::ptrdiff_t>(offset) * layout_.within.token;
+    std::size_t run = layout_.tokens - offset;
+    // Neighbours in the table that are neighbours in the pool are one run: slots are mostly handed out in order.
+    if (layout_.block == static_cast<std::ptrdiff_t>(layout_.tokens) * layout_.within.token)
+      while (run < tokens.size() && table_[block + 1] == table_[block] + 1) {
+        run += layout_.tokens;
+        ++block;
+      }
+    return {reinterpret_cast<std::byte*>(const_cast<T*>(first)), run < tokens.size() ? run : tokens.size(), layout_.within.token,
+            layout_.within.channel};
+  }
+
+  status check(std::size_t tokens) const {
+    if (pool_ == nullptr) return error{"pool: is null"};
+    if (layout_.tokens == 0) return error{"block tokens=0: must be 1 or more"};
+    const std::size_t blocks = (tokens + layout_.tokens - 1) / layout_.tokens;
+    if (blocks > table_.size())
+      return detail::refuse({"block table of ", table_.size(), ": must be ", blocks, " or more for ", tokens, " tokens"});
+    detail::vector<Index> used(table_.begin(), table_.begin() + static_cast<std::ptrdiff_t>(blocks));
+    std::sort(used.begin(), used.end());
+    for (std::size_t i = 0; i < blocks; ++i) {
+      if (std::cmp_less(used[i], 0)) return detail::refuse({"block ", used[i], ": must be 0 or more"});
+      if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i], layout_.pool_blocks))
+        return detail::refuse({"block ", used[i], ": the pool has ", layout_.pool_blocks, " blocks"});
+      if (i > 0 && used[i] == used[i - 1]) return detail::refuse({"block ", used[i], ": stands twice in the table"});
+    }
+    const std::size_t spanned = blocks == 0 ? 0 : static_cast<std::size_t>(used.back()) + 1;
+    detail::dimension dims[] = {{spanned, layout_.block},
+                                {extent_.heads, layout_.within.head},
+                                {layout_.tokens, layout_.within.token},
+                                {extent_.channels / elements_of(type()), layout_.within.channel}};
+    if (!detail::lie_apart(dims))
+      return detail::refuse({"strides block=", layout_.block, ", ", detail::text(layout_.within), ": overlap"});
+    return {};
+  }
+
+ private:
+  T* pool_ = nullptr;
+  shape extent_{};
+  block_layout layout_{};
+  std::span<const Index> table_{};
+};
+
+}  // namespace lagkv::inline LAGKV_ABI

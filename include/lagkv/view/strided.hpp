@@ -1,0 +1,124 @@
+// Part of lagkv (MIT). A view of any regular array: [heads, tokens, channels], [tokens, heads, channels], transposed, padded.
+#pragma once
+
+#include <cstddef>
+#include <limits>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include <lagkv/view/range.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/view/tensor.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+struct shape {
+  std::size_t heads = 0;
+  std::size_t channels = 0;
+};
+
+/// Distances in units (elements, or blocks: see dtype), each of any size and sign.
+struct strides {
+  std::ptrdiff_t head = 0;
+  std::ptrdiff_t token = 0;
+  std::ptrdiff_t channel = 1;
+};
+
+/// A pointer to units that a view of T may stand on: T itself, or the host's own type of that size for all but float.
+template <class Pointee, class T>
+concept stored_as = std::is_trivially_copyable_v<Pointee> && sizeof(Pointee) == sizeof(T) &&
+                    (std::is_same_v<T, Pointee> || !std::is_same_v<T, float>);
+
+namespace detail {
+
+struct dimension {
+  std::size_t size;
+  std::ptrdiff_t stride;
+};
+
+/// Whether every combination of indices has an address of its own: sorted by stride, each dimension steps over all that
+/// the smaller ones span. (Interleavings with coprime strides that would pass as well are not laid out by any engine.)
+LAGKV_EDGE bool lie_apart(std::span<dimension> dims);
+
+inline std::string text(const strides& s) { return joined({"head=", s.head, ", token=", s.token, ", channel=", s.channel}); }
+
+/// Whether `tokens` tokens at such strides lie apart; a row has `units` units.
+LAGKV_EDGE status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units);
+
+/// Moves a pointer by units without ever forming an integer that overflows for caches beyond 2^32 elements.
+template <class T>
+T* moved(T* p, std::size_t a, std::ptrdiff_t stride_a, std::size_t b, std::ptrdiff_t stride_b) {
+  return p + (static_cast<std::ptrdiff_t>(a) * stride_a + static_cast<std::ptrdiff_t>(b) * stride_b);
+}
+
+}  // namespace detail
+
+/// One array of T, a unit of any dtype, with constant strides.
+template <class T>
+class strided {
+ public:
+  static constexpr std::size_t unbounded = (std::numeric_limits<std::size_t>::max)();
+
+  strided() = default;
+
+  /// `data` is element (head 0, token 0, channel 0) and stays the host's. `capacity` is in tokens; give it where it is
+  /// known, so that check() can tell when it is exceeded.
+  template <stored_as<T> Stored>
+  strided(Stored* data, shape extent, strides distance, std::size_t capacity = unbounded)
+      : data_(reinterpret_cast<T*>(data)), extent_(extent), distance_(distance), capacity_(capacity) {}
+
+  dtype type() const { return dtype_of<T>::value; }
+  std::size_t heads() const { return extent_.heads; }
+  std::size_t channels() const { return extent_.channels; }
+  std::size_t capacity() const { return capacity_; }
+
+  tile at(std::size_t head, token_range tokens) const {
+    return {reinterpret_cast<std::byte*>(detail::moved(data_, head, distance_.head, tokens.begin, distance_.token)),
+            tokens.size(), distance_.token, distance_.channel};
+  }
+
+  status check(std::size_t tokens) const {
+    if (data_ == nullptr) return error{"data: is null"};
+    const std::size_t addressed = capacity_ == unbounded ? tokens : capacity_;
+    return detail::check_strides(extent_, distance_, addressed, extent_.channels / elements_of(type()));
+  }
+
+ private:
+  T* data_ = nullptr;
+  shape extent_{};
+  strides distance_{};
+  std::size_t capacity_ = unbounded;
+};
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_EDGE bool lie_apart(std::span<dimension> dims) {
+  auto magnitude = [](std::ptrdiff_t s) { return s < 0 ? 0 - static_cast<std::size_t>(s) : static_cast<std::size_t>(s); };
+  for (std::size_t i = 1; i < dims.size(); ++i)
+    for (std::size_t j = i; j > 0 && magnitude(dims[j].stride) < magnitude(dims[j - 1].stride); --j)
+      std::swap(dims[j], dims[j - 1]);
+  std::size_t span = 0;
+  for (const dimension& d : dims) {
+    if (d.size <= 1) continue;
+    if (magnitude(d.stride) <= span) return false;
+    span += magnitude(d.stride) * (d.size - 1);
+  }
+  return true;
+}
+
+LAGKV_EDGE status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units) {
+  dimension dims[] = {{extent.heads, distance.head}, {tokens, distance.token}, {units, distance.channel}};
+  if (lie_apart(dims)) return {};
+  return refuse({"strides ", text(distance), ": overlap for ", extent.heads, " heads, ", tokens, " tokens, ", extent.channels,
+                 " channels"});
+}
+
+}  // namespace detail
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -1,0 +1,359 @@
+// Keys shown without their positions: against complex arithmetic in double, and against keys that never were rotated.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include <lagkv/lagkv.hpp>
+
+#include "support/methods_oracle.hpp"
+#include "support/offer.hpp"
+#include "support/rotation.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+using lagkv::rope;
+
+/// Positions of a few rows: neighbours, gaps, blocks skipped, back to the start, far away.
+std::vector<std::uint32_t> some_positions(std::size_t n) {
+  std::vector<std::uint32_t> out;
+  std::mt19937 random(3);
+  std::uint32_t p = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    out.push_back(p);
+    p += i % 11 == 10 ? static_cast<std::uint32_t>(random() % 200) : i % 5 == 4 ? 7U : 1U;
+    if (i == n / 2) p = 1000000;
+  }
+  out.back() = 3;
+  return out;
+}
+
+class pre_rope : public testing::TestWithParam<lagkv::simd::target> {};
+
+TEST_P(pre_rope, rows_of_every_view_type_and_embedding) {
+  lagkv::workspace ws(GetParam());
+  std::size_t which = 0;
+  for (std::size_t channels : {10U, 16U, 38U, 64U, 128U})
+    for (const rope& r : ropes(channels))
+      for (dtype type : all_types) {
+        const layout l = all_layouts[which++ % std::size(all_layouts)];
+        SCOPED_TRACE(std::string(name(l)) + " " + lagkv::name(type) + " " + std::to_string(channels));
+        const std::size_t heads = 2, tokens = 60;
+        host memory(l, type, make_cube(5, heads, tokens, channels));
+        std::vector<std::uint32_t> positions = some_positions(2 * tokens);
+        const lagkv::rotated how{&r, {{positions.data(), static_cast<std::ptrdiff_t>(tokens)}}};
+        const lagkv::tensor keys = lagkv::pre_rope(memory.view(), how, ws);
+        for (std::size_t h = 0; h < heads; ++h)
+          lagkv::for_each_row(keys, h, {1, tokens}, ws, [&](std::size_t i, std::span<const float> row) {
+            const std::vector<double> exact = turned(values_of(memory, h, i + 1), -1.0 * positions[h * tokens + i + 1], r);
+            double most = 0;
+            for (double x : exact) most = std::max(most, std::fabs(x));
+            for (std::size_t c = 0; c < channels; ++c) ASSERT_NEAR(row[c], exact[c], 4e-7 * most) << h << ", " << i << ", " << c;
+          });
+        ASSERT_TRUE(memory.intact());
+      }
+}
+
+TEST_P(pre_rope, rows_without_known_positions_count_from_those_dropped) {
+  lagkv::workspace ws(GetParam());
+  const rope r{.base = 5000};
+  host memory(layout::blocks_of_7, dtype::f32, make_cube(6, 1, 150, 32));
+  const lagkv::rotated how{&r, {{}, 999}};
+  lagkv::for_each_row(lagkv::pre_rope(memory.view(), how, ws), 0, {0, 150}, ws, [&](std::size_t i, std::span<const float> row) {
+    const std::vector<double> exact = turned(values_of(memory, 0, i), -(999.0 + static_cast<double>(i)), r);
+    for (std::size_t c = 0; c < 32; ++c) ASSERT_NEAR(row[c], exact[c], 1e-5) << i;
+  });
+}
+
+TEST_P(pre_rope, a_workspace_follows_its_embeddings) {
+  lagkv::workspace ws(GetParam());
+  std::vector<float> factors{1, 1, 1, 1};
+  const rope a{.base = 100, .factors = factors}, b{.base = 100};
+  host memory(layout::heads_first, dtype::f32, make_cube(7, 1, 3, 8));
+  const auto first_row = [&](const rope& r) {
+    const lagkv::rotated how{&r, {{}, 70}};
+    std::vector<float> out;
+    lagkv::for_each_row(lagkv::pre_rope(memory.view(), how, ws), 0, {2, 3}, ws,
+                        [&](std::size_t, std::span<const float> row) { out.assign(row.begin(), row.end()); });
+    return out;
+  };
+  const auto once = first_row(a);
+  EXPECT_EQ(once, first_row(b));
+  factors[2] = 3;  // in place: the same pointer
+  EXPECT_NE(once, first_row(a));
+  EXPECT_EQ(once, first_row(b));
+}
+
+INSTANTIATE_TEST_SUITE_P(all, pre_rope, testing::ValuesIn(targets()), target_name());
+
+// ---- policies -------------------------------------------------------------------------------------------------------
+
+/// Keys before and after RoPE, [heads][tokens][channels].
+struct pair_of_cubes {
+  cube plain, rotated;
+};
+
+pair_of_cubes rotated_cubes(const rope& r, std::size_t heads, std::size_t tokens, std::size_t channels) {
+  pair_of_cubes out{make_cube(8, heads, tokens, channels), cube(heads, tokens, channels)};
+  for (std::size_t h = 0; h < heads; ++h)
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const float* row = out.plain.row(h, t);
+      const auto exact = turned({row, row + channels}, static_cast<double>(t), r);
+      for (std::size_t c = 0; c < channels; ++c) out.rotated.row(h, t)[c] = static_cast<float>(exact[c]);
+    }
+  return out;
+}
+
+/// Those that judge keys alone, or keys and values.
+const char* const policies[] = {"novelty:sink=3,recent=5,keep=0.4",
+                                "novelty:heads=own,smooth=0,sink=3,recent=5,keep=0.4",
+                                "novelty:sink=3,lag=20,keep=0.4",
+                                "distinct:sink=3,recent=5,keep=0.4",
+                                "key_diff:pre_rope=yes,sink=3,recent=5,keep=0.4",
+                                "key_diff:pre_rope=yes,lag=20,smooth=4,heads=shared,keep=0.4",
+                                "manifold:pre_rope=yes,recent=5,keep=0.4",
+                                "lagkv:sink=3,lag=20,ratio=0.4,pre_rope=yes",
+                                "lagkv:sink=3,lag=20,ratio=0.4,form=kvpress,pre_rope=yes",
+                                "fuse:lagkv+key_diff,pre_rope=yes,lag=20,keep=0.4"};
+
+std::string without(std::string text) {
+  const std::string key = "pre_rope=yes";
+  const std::size_t at = text.find(key);
+  if (at != std::string::npos) return text.replace(at, key.size(), "pre_rope=no");
+  return text.insert(text.find(':') + 1, "pre_rope=no,");
+}
+
+class policies_without_positions : public testing::TestWithParam<const char*> {};
+
+TEST_P(policies_without_positions, see_what_they_would_see_without_rope) {
+  for (const rope& r : ropes(24))
+    for (auto target : targets()) {
+      SCOPED_TRACE(lagkv::simd::name(target));
+      const std::size_t heads = 3, tokens = 130;
+      const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
+      const cube v = make_cube(9, heads, tokens, 16);
+      cache before(layout::heads_first, dtype::f32, k.plain, v), after(layout::tokens_first, dtype::f32, k.rotated, v);
+      const lagkv::policy p = named(GetParam()), plain = named(without(GetParam()));
+      lagkv::extras e;
+      e.rope = &r;
+      std::vector<std::uint32_t> positions(tokens);  // one row of numbers for all heads
+      std::iota(positions.begin(), positions.end(), 0U);
+      if (p.needs.all_rows) e.positions = {positions.data(), 0};
+      lagkv::layer seen = after.layer(tokens);
+      seen.extra = &e;
+      ASSERT_EQ(check(p, seen).message(), "");
+      lagkv::workspace one(target), other(target);
+      const lagkv::candidates due = p.budget.due({}, tokens);
+      ASSERT_FALSE(due.empty());
+      const auto a = lagkv::score(p, seen, due, one), b = lagkv::score(plain, before.layer(tokens), due, other);
+      double most = 0;
+      for (float x : b) most = std::max(most, std::fabs(static_cast<double>(x)));
+      for (std::size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 2e-5 * most) << i;
+      // A position of the first key tells the two apart: all of these do read it.
+      const auto rotated = lagkv::score(plain, after.layer(tokens), due, other);
+      double differ = 0;
+      for (std::size_t i = 0; i < a.size(); ++i) differ = std::max(differ, std::fabs(static_cast<double>(a[i] - rotated[i])));
+      EXPECT_GT(differ, 1e-3 * most);
+    }
+}
+
+TEST_P(policies_without_positions, go_on_while_decoding) {
+  // The same tokens at once and in pieces; rows that are judged later have positions that their row numbers do not tell.
+  const rope r{.base = 1000, .pairs = rope::pairing::neighbours};
+  const std::size_t heads = 2, tokens = 130;
+  const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
+  const cube v = make_cube(9, heads, tokens, 16);
+  cache before(host(layout::heads_first, dtype::f32, heads, tokens, 24),
+               host(layout::heads_first, dtype::f32, heads, tokens, 16));
+  cache after(host(layout::padded, dtype::f32, heads, tokens, 24), host(layout::padded, dtype::f32, heads, tokens, 16));
+  lagkv::extras e;
+  e.rope = &r;
+  std::vector<std::uint32_t> positions(heads * tokens);
+  const lagkv::policy p = named(GetParam()), plain = named(without(GetParam()));
+  if (p.needs.all_rows) e.positions = {positions.data(), tokens};  // it reads survivors
+  lagkv::workspace one, other;
+  lagkv::cursor at, there;
+  std::size_t seen = 0;
+  for (std::size_t n : {70U, 1U, 1U, 30U, 28U}) {
+    for (std::size_t i = 0; i < n; ++i, ++seen) {
+      before.keys.put(k.plain, seen, there.tokens + i), before.values.put(v, seen, there.tokens + i);
+      after.keys.put(k.rotated, seen, at.tokens + i), after.values.put(v, seen, at.tokens + i);
+      for (std::size_t h = 0; h < heads; ++h) positions[h * tokens + at.tokens + i] = static_cast<std::uint32_t>(seen);
+    }
+    lagkv::layer l = after.layer(at.tokens + n), m = before.layer(there.tokens + n);
+    l.extra = &e;
+    ASSERT_EQ(check(p, l).message(), "");
+    lagkv::compress(p, l, at, one);
+    lagkv::compress(plain, m, there, other);
+    ASSERT_EQ(at, there);
+    ASSERT_EQ(lagkv::last_plan(one).kept, lagkv::last_plan(other).kept) << "after " << seen;
+  }
+  EXPECT_GT(at.dropped, 0U);
+  for (std::size_t h = 0; h < heads; ++h)
+    for (std::size_t row = 0; row < at.tokens; ++row) ASSERT_EQ(after.values.row(h, row), before.values.row(h, row));
+}
+
+INSTANTIATE_TEST_SUITE_P(all, policies_without_positions, testing::ValuesIn(policies),
+                         [](const auto& i) { return "policy" + std::to_string(i.index); });
+
+TEST(pre_rope, survivors_are_judged_again_at_their_own_positions) {
+  const rope r{.base = 1000};
+  const std::size_t heads = 2, tokens = 160;
+  const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
+  cache before(host(layout::heads_first, dtype::f32, heads, tokens, 24), host(layout::heads_first, dtype::f32, heads, tokens, 4));
+  cache after(host(layout::heads_first, dtype::f32, heads, tokens, 24), host(layout::heads_first, dtype::f32, heads, tokens, 4));
+  const cube v = make_cube(9, heads, tokens, 4);
+  std::vector<std::uint32_t> positions(heads * tokens);
+  lagkv::extras e;
+  e.rope = &r, e.positions = {positions.data(), tokens};
+  const std::string text = "novelty:heads=own,sink=3,recent=5,capacity=40,every=4";
+  const lagkv::policy p = named(text), plain = named(without(text));
+  lagkv::workspace one, other;
+  lagkv::cursor at, there;
+  for (std::size_t seen = 0; seen < tokens; ++seen) {
+    before.keys.put(k.plain, seen, there.tokens), before.values.put(v, seen, there.tokens);
+    after.keys.put(k.rotated, seen, at.tokens), after.values.put(v, seen, at.tokens);
+    for (std::size_t h = 0; h < heads; ++h) positions[h * tokens + at.tokens] = static_cast<std::uint32_t>(seen);
+    lagkv::layer l = after.layer(at.tokens + 1), m = before.layer(there.tokens + 1);
+    l.extra = &e;
+    ASSERT_EQ(check(p, l).message(), "");
+    lagkv::compress(p, l, at, one);
+    lagkv::compress(plain, m, there, other);
+    ASSERT_EQ(lagkv::last_plan(one).kept, lagkv::last_plan(other).kept) << seen;
+    ASSERT_LE(at.tokens, 43U);
+  }
+}
+
+TEST(key_statistics, are_those_of_all_keys_whatever_was_dropped) {
+  const rope r{.base = 1000, .pairs = rope::pairing::neighbours};
+  const std::size_t heads = 2, tokens = 400, channels = 24, sink = 3;
+  const pair_of_cubes k = rotated_cubes(r, heads, tokens, channels);
+  const cube v = make_cube(9, heads, tokens, 4);
+  const lagkv::policy p = named("novelty:heads=own,smooth=0,sink=3,recent=5,capacity=60,every=4");
+  for (std::vector<std::size_t> pieces : {std::vector<std::size_t>{400}, {100, 200, 100}, std::vector<std::size_t>(400, 1)}) {
+    cache c(host(layout::heads_first, dtype::f32, heads, tokens, channels),
+            host(layout::heads_first, dtype::f32, heads, tokens, 4));
+    std::vector<std::uint32_t> positions(heads * tokens);
+    std::vector<double> moments(heads * lagkv::key_statistics::size(channels));
+    lagkv::extras e;
+    e.rope = &r, e.positions = {positions.data(), tokens}, e.key_statistics = {moments.data()};
+    lagkv::workspace ws;
+    lagkv::cursor at;
+    std::size_t seen = 0;
+    for (std::size_t n : pieces) {
+      for (std::size_t i = 0; i < n; ++i, ++seen) {
+        c.keys.put(k.rotated, seen, at.tokens + i), c.values.put(v, seen, at.tokens + i);
+        for (std::size_t h = 0; h < heads; ++h) positions[h * tokens + at.tokens + i] = static_cast<std::uint32_t>(seen);
+      }
+      lagkv::layer l = c.layer(at.tokens + n);
+      l.extra = &e;
+      ASSERT_EQ(check(p, l).message(), "");
+      lagkv::accumulate_key_statistics(p, l, at, n, ws);
+      lagkv::compress(p, l, at, ws);
+    }
+    ASSERT_LE(at.tokens, 63U);
+    // The sums, in double, over keys that never were rotated; without the sinks.
+    for (std::size_t h = 0; h < heads; ++h) {
+      const double* found = lagkv::key_statistics{moments.data()}.of(h, channels);
+      std::vector<double> sum(channels), square(channels);
+      for (std::size_t t = sink; t < tokens; ++t) {
+        double length = 0;
+        for (std::size_t c0 = 0; c0 < channels; ++c0) length += std::pow(static_cast<double>(k.plain.row(h, t)[c0]), 2);
+        for (std::size_t c0 = 0; c0 < channels; ++c0) {
+          const double u = static_cast<double>(k.plain.row(h, t)[c0]) / std::sqrt(length);
+          sum[c0] += u, square[c0] += u * u;
+        }
+      }
+      for (std::size_t c0 = 0; c0 < channels; ++c0) {
+        ASSERT_NEAR(found[c0], sum[c0], 1e-4) << c0;
+        ASSERT_NEAR(found[channels + c0], square[c0], 1e-4) << c0;
+      }
+      ASSERT_EQ(found[2 * channels], static_cast<double>(tokens - sink));
+    }
+    // And they are what rows are compared with: the scores are those against all tokens, dropped ones too.
+    lagkv::layer l = c.layer(at.tokens);
+    l.extra = &e;
+    lagkv::candidates due{.rows = {sink, at.tokens - 5}, .keep = 1};
+    due.positions = {e.positions, at.dropped};
+    const auto scores = lagkv::score(p, l, due, ws);
+    for (std::size_t h = 0; h < heads; ++h) {
+      const auto exact = novelty_scores(k.plain, h, {sink, tokens}, {sink, tokens});
+      for (std::size_t i = 0; i < due.rows.size(); ++i) {
+        const double right = exact[positions[h * tokens + sink + i] - sink];
+        ASSERT_NEAR(scores[h * due.rows.size() + i], right, 1e-4 * right) << i;
+      }
+    }
+  }
+}
+
+TEST(key_statistics, a_late_token_displaces_an_early_survivor) {
+  // Usual tokens, one unusual early and a more unusual one late; the best of both stay, whenever they came.
+  const std::size_t tokens = 300, channels = 16;
+  cube k(1, tokens, channels);
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (float& x : k.x) x = 1 + 0.1F * normal(random);
+  for (std::size_t t : {40U, 250U})
+    for (std::size_t c = 0; c < channels; c += t == 40 ? 4 : 2) k.row(0, t)[c] = -3;
+  cache c(host(layout::heads_first, dtype::f32, 1, tokens, channels), host(layout::heads_first, dtype::f32, 1, tokens, channels));
+  const lagkv::policy p = named("novelty:pre_rope=no,smooth=0,sink=1,recent=8,capacity=11,every=1");
+  std::vector<double> moments(lagkv::key_statistics::size(channels));
+  std::vector<std::uint32_t> positions(tokens);
+  lagkv::extras e;
+  e.key_statistics = {moments.data()}, e.positions = {positions.data(), 0};
+  lagkv::workspace ws;
+  lagkv::cursor at;
+  bool early_stayed = false;
+  for (std::size_t seen = 0; seen < tokens; ++seen) {
+    c.keys.put(k, seen, at.tokens), c.values.put(k, seen, at.tokens);
+    positions[at.tokens] = static_cast<std::uint32_t>(seen);
+    lagkv::layer l = c.layer(at.tokens + 1);
+    l.extra = &e;
+    lagkv::accumulate_key_statistics(p, l, at, 1, ws);
+    lagkv::compress(p, l, at, ws);
+    const auto has = [&](std::uint32_t t) {
+      return std::find(positions.begin(), positions.begin() + 11, t) != positions.begin() + 11;
+    };
+    if (seen == 200) early_stayed = has(40);
+    if (seen == tokens - 1) {
+      EXPECT_TRUE(has(250));
+      EXPECT_TRUE(has(40)) << "two places are free of the window";
+    }
+  }
+  EXPECT_TRUE(early_stayed);
+}
+
+TEST(pre_rope, what_is_missing_is_named) {
+  const rope odd{.dims = 7}, good;
+  host keys(layout::heads_first, dtype::f16, 1, 9, 16);
+  lagkv::extras e;
+  lagkv::layer l{keys.view(), {}, 9};
+  const std::string none =
+      "rope: the policy reads keys as they were before RoPE; the layer does not say which they carry (layer.extra)";
+  EXPECT_EQ(check(named("novelty"), l).message(), none);
+  l.extra = &e;
+  EXPECT_EQ(check(named("novelty"), l).message(), none);
+  e.rope = &odd;
+  EXPECT_EQ(check(named("novelty"), l).message(), "rope: dims=7: must be even");
+  e.rope = &good;
+  EXPECT_EQ(check(named("novelty"), l).message(), "");
+  EXPECT_EQ(check(named("novelty:capacity=64"), l).message(),
+            "rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it");
+  EXPECT_NE(check(named("key_diff:pre_rope=yes"), l).message(), "");
+  std::vector<std::uint32_t> positions(9);
+  e.positions = {positions.data(), 9};
+  EXPECT_EQ(check(named("novelty:capacity=64"), l).message(), "");
+  EXPECT_EQ(lagkv::parse("snapkv:pre_rope=yes").message(),
+            "snapkv: pre_rope=yes: queries meet keys as they are: not with a method that reads attention");
+  EXPECT_EQ(lagkv::parse("fuse:key_diff+h2o,pre_rope=yes").message(),
+            "fuse: pre_rope=yes: queries meet keys as they are: not with a method that reads attention");
+}
+
+}  // namespace
