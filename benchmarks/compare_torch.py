@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times lagkv's step() beside LagKV in PyTorch, on the same arrays, and checks that they keep the same tokens.
+"""Times lagkv's compress() beside LagKV in PyTorch, on the same arrays, and checks that they keep the same tokens.
 
   python3 -m venv venv && venv/bin/pip install torch numpy          (kvpress is used where it is installed)
   venv/bin/python benchmarks/compare_torch.py --lagkv-time build/bench/benchmarks/lagkv-time [--official lag_kv.py]
@@ -58,9 +58,9 @@ def official_step(keys, values, lag, keep):
     rows = best.flatten(1)[..., None].expand(-1, -1, keys.shape[-1])
     window = keys.shape[1] - SINK - best.shape[1] * lag
     out = []
-    for whole, judged in ((keys, k), (values, v)):
+    for whole, candidates in ((keys, k), (values, v)):
         end = SINK + rows.shape[1]
-        whole[:, SINK:end] = judged.gather(1, rows)
+        whole[:, SINK:end] = candidates.gather(1, rows)
         whole[:, end:end + window] = whole[:, -window:].clone()
         out.append(whole[:, :end + window])
     return *out, best + SINK
@@ -168,7 +168,8 @@ def main():
     LagKVPress = load_kvpress()
     policy = f"lagkv:sink={SINK},lag={lag},ratio={o.ratio}"
     print(f"{cpu_name()}, {os.cpu_count()} cores; PyTorch {torch.__version__}; {o.heads} heads x {o.tokens} tokens x {o.dim} "
-          f"channels, lag {lag}, ratio {o.ratio}; {o.repeats} repeats, {o.clock} time, ours {'warm' if o.warm else 'cold'}: median (least .. greatest)")
+          f"channels, lag {lag}, ratio {o.ratio}; {o.repeats} repeats, {o.clock} time, ours {'warm' if o.warm else 'cold'}: "
+          "median (least .. greatest)")
     print("official: " + (o.official or "the same formula, written in this file") + "; kvpress: " +
           ("the installed package" if LagKVPress else "the same formula, written in this file"))
     arrays = make_cache(o.heads, o.tokens, o.dim)

@@ -1,4 +1,4 @@
-// lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [cold|warm]]: times step() on the arrays, which lie out of the CPU's
+// lagkv-time POLICY KEYS.npy VALUES.npy REPEATS [THREADS [cold|warm]]: times compress() on the arrays, which lie out of the CPU's
 // caches (cold) or as the copy that restores them leaves them (warm), and prints JSON. For compare_torch.py, which puts the same
 // arrays through PyTorch.
 #include <chrono>

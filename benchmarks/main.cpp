@@ -10,8 +10,8 @@
 
 #include <benchmark/benchmark.h>
 
-#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include <examples/thread_pool.hpp>
 
@@ -83,7 +83,7 @@ void count(benchmark::State& state, std::size_t elements, std::size_t bytes) {
   state.counters["bytes/s"] = benchmark::Counter(rounds * static_cast<double>(bytes), benchmark::Counter::kIsRate);
 }
 
-/// Judge, move, advance: all that a host calls.
+/// compress(): scores, choice and moves, all that a host calls.
 void step(benchmark::State& state, const setup& s) {
   cache& c = cache_of(s);
   const lagkv::policy policy = s.policy();
@@ -204,7 +204,7 @@ class asked {
   /// `factored`: a few vectors stand for the covariance of the queries.
   asked(std::size_t dim, std::size_t tokens, bool factored)
       : queries_(cache::heads * group * queries * dim),
-        mass_(cache::heads * tokens),
+        attention_(cache::heads * tokens),
         mean_(cache::heads * group * dim),
         covariance_(cache::heads * group * dim * dim),
         factors_(cache::heads * group * factors * dim) {
@@ -213,14 +213,14 @@ class asked {
       for (float& f : x) f = scale * (static_cast<float>(random() % 2048) / 1024.0F - 1.0F);
     };
     fill(queries_, 1.0F), fill(mean_, 1.0F), fill(factors_, 0.3F);
-    for (float& m : mass_) m = static_cast<float>(random() % 1024);
+    for (float& m : attention_) m = static_cast<float>(random() % 1024);
     for (std::size_t h = 0; h < cache::heads * group; ++h)
       for (std::size_t c = 0; c < dim; ++c) covariance_[(h * dim + c) * dim + c] = 0.1F;
     extras_.queries = view(queries_, dim, queries);
     extras_.query_mean = view(mean_, dim, 1), extras_.query_covariance = view(covariance_, dim, dim);
     if (factored) extras_.query_factors = view(factors_, dim, factors);
     extras_.rope = &rope_;
-    extras_.accumulated_attention = {mass_.data(), static_cast<std::ptrdiff_t>(tokens)};
+    extras_.accumulated_attention = {attention_.data(), static_cast<std::ptrdiff_t>(tokens)};
   }
 
   const lagkv::extras& extras() const { return extras_; }
@@ -231,12 +231,12 @@ class asked {
     return lagkv::strided<float>(x.data(), {cache::heads * group, dim}, {static_cast<std::ptrdiff_t>(rows) * d, d}, rows);
   }
 
-  std::vector<float> queries_, mass_, mean_, covariance_, factors_;
-  lagkv::rope rope_;
+  std::vector<float> queries_, attention_, mean_, covariance_, factors_;
+  lagkv::rope rope_{.pairs = lagkv::rope::pairing::halves};
   lagkv::extras extras_;
 };
 
-/// A whole step of any policy; x_lagkv is its time over that of LagKV's step at the same share kept.
+/// compress() by any policy; x_lagkv is its time over that of LagKV at the same share kept.
 void method(benchmark::State& state, const setup& s, const std::string& policy) {
   cache& c = cache_of(s);
   const auto parsed = lagkv::parse(policy, lagkv::methods_with_eigen());
@@ -261,8 +261,8 @@ void method(benchmark::State& state, const setup& s, const std::string& policy) 
   count(state, c.elements(), c.bytes());
 }
 
-/// What a decoded token costs where a running mass is kept: its attention to all rows.
-void observe(benchmark::State& state, const setup& s) {
+/// What a decoded token costs where accumulated attention is kept: its attention to all rows.
+void accumulate(benchmark::State& state, const setup& s) {
   cache& c = cache_of(s);
   const asked beside(s.dim, s.tokens, false);
   lagkv::layer layer = c.view(s.how);
@@ -393,7 +393,7 @@ void register_all() {
     benchmark::RegisterBenchmark((name_of("method", usual) + "/" + policy).c_str(), [=](benchmark::State& state) {
       method(state, usual, policy);
     })->Unit(benchmark::kMillisecond);
-  add(name_of("observe", usual), observe, usual);
+  add(name_of("accumulate", usual), accumulate, usual);
 
   benchmark::RegisterBenchmark("due/nothing", due_nothing);
   for (std::size_t lag : {128U, 1024U})

@@ -1,10 +1,19 @@
 # lagkv_embed(TARGET FILE SYMBOL): compiles the file's text into the target, as `extern const std::string_view SYMBOL`, where
-# SYMBOL may be qualified (eval::persuasion).
+# SYMBOL may be qualified (eval::persuasion). NAME.tar.gz is unpacked first: it holds one file, NAME.
 function(lagkv_embed target file symbol)
   get_filename_component(path "${file}" ABSOLUTE)
   get_filename_component(name "${file}" NAME)
-  set(made "${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${path}")
+  if(name MATCHES "^(.+)[.]tar[.]gz$")
+    set(name "${CMAKE_MATCH_1}")
+    execute_process(COMMAND ${CMAKE_COMMAND} -E tar xzf "${path}"
+                    WORKING_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}" RESULT_VARIABLE failed)
+    if(failed)
+      message(FATAL_ERROR "cannot unpack ${path}")
+    endif()
+    set(path "${CMAKE_CURRENT_BINARY_DIR}/${name}")
+  endif()
+  set(made "${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp")
   file(READ "${path}" hex HEX)
   string(REGEX REPLACE "([0-9a-f][0-9a-f])" "'\\\\x\\1'," bytes "${hex}")
   string(REGEX MATCH "^(.*)::([^:]*)$" qualified "${symbol}")

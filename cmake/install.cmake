@@ -1,4 +1,5 @@
-# What `cmake --install` puts where: headers, lagkv::kernels where it was built, and the files by which CMake and pkg-config find them.
+# What `cmake --install` puts where: headers, lagkv::kernels where it was built, and the files by which CMake and pkg-config find
+# them.
 include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/lagkv)

@@ -16,8 +16,8 @@ constexpr std::size_t heads = 2, query_heads = 4, channels = 16, capacity = 160;
 /// A layer of the engine: f32, [heads][capacity][channels], with the queries of its last tokens.
 struct engine {
   std::vector<float> k = std::vector<float>(heads * capacity * channels), v = k;
-  std::vector<float> queries;                                      // [tokens of the last batch][query heads][channels]
-  std::vector<float> mass = std::vector<float>(heads * capacity);  // lagkv's, in the engine's memory
+  std::vector<float> queries;                                           // [tokens of the last batch][query heads][channels]
+  std::vector<float> attention = std::vector<float>(heads * capacity);  // lagkv's, in the engine's memory
   std::vector<std::uint32_t> positions = std::vector<std::uint32_t>(heads * capacity);
   std::size_t tokens = 0, seen = 0, batch = 0;
   std::mt19937 random{1};
@@ -32,7 +32,7 @@ struct engine {
       for (std::size_t h = 0; h < heads; ++h) {
         const std::size_t row = h * capacity + tokens;
         for (std::size_t c = 0; c < channels; ++c) k[row * channels + c] = normal(random), v[row * channels + c] = normal(random);
-        mass[row] = 0;
+        attention[row] = 0;
         positions[row] = static_cast<std::uint32_t>(seen);
       }
   }
@@ -43,7 +43,7 @@ lagkv::extras beside(engine& e, std::span<const std::uint32_t> protect) {
   lagkv::extras x;
   x.queries = lagkv::strided<float>(e.queries.data(), {query_heads, channels},
                                     {.head = channels, .token = query_heads * channels}, e.batch);
-  x.accumulated_attention = {e.mass.data(), capacity};
+  x.accumulated_attention = {e.attention.data(), capacity};
   x.positions = {e.positions.data(), capacity};
   x.protect = protect;
   return x;

@@ -1,4 +1,4 @@
-// Scorers of one's own: a function, and a struct of options. The budget says which tokens are judged and how many stay;
+// Scorers of one's own: a function, and a struct of options. The budget says which tokens are candidates and how many stay;
 // sinks and recent tokens never reach the scorer.
 #include <cstdio>
 #include <span>
@@ -7,7 +7,8 @@
 #include <lagkv/lagkv.hpp>
 
 // A function: tokens with long value vectors matter.
-void value_norm(const lagkv::layer& l, std::size_t head, lagkv::token_range candidates, std::span<float> out, lagkv::workspace& ws) {
+void value_norm(const lagkv::layer& l, std::size_t head, lagkv::token_range candidates, std::span<float> out,
+                lagkv::workspace& ws) {
   lagkv::for_each_row(l.values, head, candidates, ws, [&](std::size_t i, std::span<const float> row) {
     out[i] = 0;
     for (float x : row) out[i] += x * x;

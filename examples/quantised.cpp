@@ -1,4 +1,4 @@
-// A quantised cache, as llama.cpp keeps it with -ctk q8_0 -ctv q4_0: rows are judged by the numbers they stand for, and move as
+// A quantised cache, as llama.cpp keeps it with -ctk q8_0 -ctv q4_0: rows are scored by the numbers they stand for, and move as
 // the bytes they are.
 #include <cstdint>
 #include <cstdio>

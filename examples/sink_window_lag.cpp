@@ -1,5 +1,5 @@
 // Sinks, window and lag on a cache small enough to print: what stays after each step.
-//   S sink   K survivor, not judged again   . dropped   w window, not judged yet
+//   S sink   K survivor, no candidate again   . dropped   w window, no candidate yet
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -11,7 +11,7 @@
 constexpr std::size_t heads = 2, channels = 8, total = 40, sink = 2, lag = 8;
 
 int main() {
-  // Partitions of 8 tokens keep their 3 best, judged by the range of the next partition.
+  // Partitions of 8 tokens keep their 3 best, scored by the range of the next partition.
   const auto policy = lagkv::parse("lagkv:sink=2,lag=8,ratio=0.4");
   if (!policy) return std::printf("%s\n", policy.message().c_str()), 1;
 
@@ -50,6 +50,6 @@ int main() {
       std::printf("   head %zu  %s\n", h, picture.c_str());
     }
   }
-  // Of 40 tokens: 2 sinks, 38 = 4 partitions and 6 more; 3 partitions are judged and keep 3 each.
+  // Of 40 tokens: 2 sinks, 38 = 4 partitions and 6 more; 3 partitions are candidates and keep 3 each.
   return layer.tokens == sink + 3 * 3 + lag + 6 ? 0 : 1;
 }

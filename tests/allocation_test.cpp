@@ -1,4 +1,4 @@
-// Once warm, step() does not allocate; and it runs in code built without exceptions and RTTI.
+// Once warm, compress() does not allocate; and it runs in code built without exceptions and RTTI.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -65,9 +65,9 @@ counts allocations_of(const lagkv::policy& p, lagkv::layer view, lagkv::workspac
 TEST(allocation, none_once_warm) {
   const cube x = make_cube(1, 2, 4500, 8);
   host queries(layout::heads_first, dtype::f32, make_cube(2, 4, 64, 8));
-  std::vector<float> mass(std::size_t{2} * 4500, 1.0F);
+  std::vector<float> attention(std::size_t{2} * 4500, 1.0F);
   lagkv::extras extras;
-  extras.queries = queries.view(), extras.accumulated_attention = {mass.data(), 4500};
+  extras.queries = queries.view(), extras.accumulated_attention = {attention.data(), 4500};
   for (layout l : {layout::heads_first, layout::transposed, layout::both_strided, layout::blocks_of_16})
     for (dtype type : all_types) {
       cache c(l, type, x, x);

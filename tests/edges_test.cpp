@@ -4,8 +4,8 @@
 #include <limits>
 #include <string>
 
-#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "support/host.hpp"
 
@@ -167,9 +167,11 @@ TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {
   for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
     const auto p = lagkv::parse(m->name, lagkv::methods_with_eigen());
     EXPECT_TRUE(p || p.message().find("give one of") != std::string::npos) << m->name << ": " << p.message();
-    EXPECT_FALSE(m->meaning.empty() || m->reads.empty() || (m->source.empty() && m->name != "random" && m->name != "full")) << m->name;
+    EXPECT_FALSE(m->meaning.empty() || m->reads.empty() || (m->source.empty() && m->name != "random" && m->name != "full"))
+        << m->name;
     for (auto list : {m->own.parameters, m->whole.parameters})
-      for (const lagkv::parameter& q : list) EXPECT_FALSE(q.key.empty() || lagkv::text(q.accepts).empty() || q.meaning.empty()) << m->name;
+      for (const lagkv::parameter& q : list)
+        EXPECT_FALSE(q.key.empty() || lagkv::text(q.accepts).empty() || q.meaning.empty()) << m->name;
   }
   const lagkv::policy parsed = *lagkv::parse("lagkv"), made = *lagkv::make_lagkv();
   EXPECT_EQ(parsed.budget.sink, made.budget.sink);
@@ -209,7 +211,8 @@ TEST(parse, fusions_give_each_key_to_every_method_that_has_it) {
 TEST(make, refuses_what_no_string_can_say) {
   EXPECT_EQ(lagkv::make_lagkv({.ratio = std::numeric_limits<double>::quiet_NaN()}).message(),
             "ratio=nan: must be above 0 and at most 1");
-  EXPECT_EQ(lagkv::make_lagkv({.lag = std::size_t{1} << 40}).message(), "lag=1099511627776: must be a whole number from 1 to 2147483647");
+  EXPECT_EQ(lagkv::make_lagkv({.lag = std::size_t{1} << 40}).message(),
+            "lag=1099511627776: must be a whole number from 1 to 2147483647");
   EXPECT_EQ(lagkv::make_streaming_llm({.sink = std::size_t{1} << 40, .capacity = 5}).message(),
             "sink=1099511627776: must be a whole number from 0 to 2147483647");
 }

@@ -26,7 +26,8 @@ testing::AssertionResult same_but_for_ties(const std::set<int>& ours, const std:
   const auto candidates = [&](int token) { return static_cast<std::size_t>(token) - c.sink; };
   std::vector<double> cut(c.partitions(), std::numeric_limits<double>::max());
   for (int token : theirs)
-    if (candidates(token) < exact.size()) cut[candidates(token) / c.lag] = std::min(cut[candidates(token) / c.lag], exact[candidates(token)]);
+    if (candidates(token) < exact.size())
+      cut[candidates(token) / c.lag] = std::min(cut[candidates(token) / c.lag], exact[candidates(token)]);
   std::vector<int> differ;
   std::set_symmetric_difference(ours.begin(), ours.end(), theirs.begin(), theirs.end(), std::back_inserter(differ));
   for (int token : differ)
@@ -56,7 +57,7 @@ TEST_P(official, scores_and_kept_tokens) {
   const cube keys = golden_cube(c, "keys"), values = golden_cube(c, "values");
   const dtype theirs = golden_type(c);
   const auto kept = golden<int>(c, "kept");
-  const std::size_t kept_each = kept.size() / c.heads, judged_end = c.sink + c.partitions() * c.lag;
+  const std::size_t kept_each = kept.size() / c.heads, candidates_end = c.sink + c.partitions() * c.lag;
   const lagkv::policy policy = *lagkv::make_lagkv(c.options());
 
   for (dtype type : all_types) {
@@ -75,9 +76,9 @@ TEST_P(official, scores_and_kept_tokens) {
       const lagkv::plan plan = lagkv::plan_eviction(policy, layer, {}, ws);
       ASSERT_EQ(plan.tokens_after(), kept_each);
 
-      std::vector<float> scores(judged_end - c.sink);
+      std::vector<float> scores(candidates_end - c.sink);
       for (std::size_t h = 0; c.partitions() > 0 && h < c.heads; ++h) {
-        policy.score(layer, h, {c.sink, judged_end}, scores, ws);
+        policy.score(layer, h, {c.sink, candidates_end}, scores, ws);
         EXPECT_LE(worst(scores, exact[h]), 2e-6);
         if (type == theirs) {
           const auto reference = golden<float>(c, "score");
@@ -115,7 +116,7 @@ TEST_P(stream, lengths_cursor_and_positions_after_every_call) {
   const cube k = golden_cube(c, "keys"), v = golden_cube(c, "values");
   const auto steps = golden<int>(c, "steps"), lengths = golden<int>(c, "lengths"), compressed = golden<int>(c, "compressed");
   const lagkv::policy policy = *lagkv::make_lagkv(c.options());
-  // What the reference kept, with the window in order and the judged part sorted.
+  // What the reference kept, with the window in order and the candidates sorted.
   const auto same_positions = [&](const sequence& s, const std::string& file) {
     const auto kept = golden<int>(c, file);
     for (std::size_t h = 0; h < c.heads; ++h) {
@@ -131,7 +132,7 @@ TEST_P(stream, lengths_cursor_and_positions_after_every_call) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       s.append(static_cast<std::size_t>(steps[i]), policy, ws);
       ASSERT_EQ(s.tokens(), static_cast<std::size_t>(lengths[i])) << "call " << i;
-      // The reference counts the sinks from the start, the cursor from the first judgement on.
+      // The reference counts the sinks from the start, the cursor from the first compression on.
       ASSERT_EQ(std::max(s.at().compressed, c.sink), static_cast<std::size_t>(compressed[i])) << "call " << i;
       ASSERT_EQ(s.at().seen(), s.seen());
       if (i == c.middle_step) {
@@ -148,7 +149,7 @@ INSTANTIATE_TEST_SUITE_P(golden, stream,
                          label{});
 
 // ---- kvpress ----------------------------------------------------------------------------------------------------------
-// Its sinks and tail have the score 1; here they lie outside the judged range.
+// Its sinks and tail have the score 1; here they are no candidates.
 
 using kvpress = testing::TestWithParam<layout>;
 
@@ -177,7 +178,8 @@ TEST_P(kvpress, cross_scoring) {
     }
     for (auto [removed, file] : {std::pair{.5, "lagkv_cross_kept_0.5"}, {.75, "lagkv_cross_kept_0.75"}}) {
       const auto kept = golden<int>(g.c, file);
-      const lagkv::plan plan = lagkv::plan_eviction(g.policy(lagkv::lagkv_form::kvpress_cross, removed), ours.layer(g.c.tokens), {}, ws);
+      const lagkv::plan plan =
+          lagkv::plan_eviction(g.policy(lagkv::lagkv_form::kvpress_cross, removed), ours.layer(g.c.tokens), {}, ws);
       ASSERT_EQ(plan.tokens_after() * g.c.heads, kept.size());
       for (std::size_t h = 0; h < g.c.heads; ++h)
         for (std::size_t i = 0; i < plan.tokens_after(); ++i)

@@ -1,4 +1,4 @@
-// The caches of today's engines, byte for byte: what a step does to them is what it does to a plain copy, and nothing else
+// The caches of today's engines, byte for byte: what compress() does to them is what it does to a plain copy, and nothing else
 // in their memory changes. docs/layouts.md shows the views; its code is taken from here (see the last test).
 #include <gtest/gtest.h>
 
@@ -145,7 +145,7 @@ class plain {
   std::vector<float> scales_;
 };
 
-/// One that moves each partition while it is judged, and one that moves all at the end.
+/// One that moves each partition once it is scored, and one that moves all at the end.
 constexpr const char* policies[] = {"lagkv:sink=3,lag=16,ratio=0.25", "key_diff:sink=3,keep=0.4"};
 
 constexpr lagkv::toward directions[] = {lagkv::toward::front, lagkv::toward::window};
@@ -407,7 +407,7 @@ TEST(vllm, cpu_vec_keys_transposed_within_a_block) {
 
 // vllm/v1/attention/ops/paged_attn.py, split_kv_cache: keys (num_blocks, num_kv_heads, head_size / x, block_size, x) with
 // x = 16 / bytes of an element, values (num_blocks, num_kv_heads, head_size, block_size). Keys have no constant stride from
-// channel to channel, so they are judged in a copy and moved as d / x heads of x channels.
+// channel to channel, so they are scored in a copy and moved as d / x heads of x channels.
 TEST(vllm, keys_in_groups_of_x_channels) {
   constexpr std::size_t x = 8;
   bytes key_memory, value_memory;

@@ -16,7 +16,7 @@ using lagkv::dtype;
 constexpr std::size_t heads = 2, group = 2, tokens = 160, channels = 8, sink = 3, recent = 6;
 const std::vector<std::uint32_t> stay{5, 17, 18, 19, 20, 44, 71, 90, 121};
 
-/// An engine's sequence: cache, running mass and positions, which step() is to keep in line.
+/// An engine's sequence: cache, accumulated attention and positions, which compress() is to keep in line.
 class engine {
  public:
   engine(layout l, dtype type, const lagkv::policy& p, bool protect)
@@ -33,7 +33,7 @@ class engine {
     for (std::size_t i = 0; i < n; ++i, ++seen_, ++in_use_) {
       kv_.keys.put(k_, seen_, in_use_), kv_.values.put(v_, seen_, in_use_);
       for (std::size_t h = 0; h < heads; ++h) {
-        mass_[h * tokens + in_use_] = 0;
+        attention_[h * tokens + in_use_] = 0;
         positions_[h * tokens + in_use_] = static_cast<std::uint32_t>(seen_);
         expected_[h].push_back(static_cast<std::uint32_t>(seen_));
       }
@@ -42,7 +42,7 @@ class engine {
     host queries(layout_, type_, last_rows(q_, seen_, asked));
     lagkv::extras e;
     e.queries = queries.view(), e.query_count = asked;
-    e.accumulated_attention = {mass_.data(), tokens};
+    e.accumulated_attention = {attention_.data(), tokens};
     e.positions = {positions_.data(), tokens};
     e.rope = &rope_;
     if (protect_) e.protect = stay;
@@ -50,7 +50,7 @@ class engine {
     l.extra = &e;
     ASSERT_EQ(check(policy_, l).message(), "");
     lagkv::accumulate_attention(l, n, ws_);
-    const std::vector<float> mass_before = mass_;
+    const std::vector<float> attention_before = attention_;
 
     const lagkv::cursor before = at_;
     const lagkv::candidates due = policy_.budget.due(before, in_use_);
@@ -81,7 +81,7 @@ class engine {
         const std::size_t from = plan.source(h, i);
         left[i] = expected_[h][from];
         ASSERT_EQ(positions_[h * tokens + i], left[i]);
-        ASSERT_EQ(mass_[h * tokens + i], mass_before[h * tokens + from]);
+        ASSERT_EQ(attention_[h * tokens + i], attention_before[h * tokens + from]);
         ASSERT_EQ(kv_.keys.row(h, i), all_keys_.row(h, left[i]));
         ASSERT_EQ(kv_.values.row(h, i), all_values_.row(h, left[i]));
       }
@@ -113,8 +113,8 @@ class engine {
   cube q_ = make_cube(63, heads* group, tokens, channels);
   host all_keys_{layout::heads_first, type_, k_}, all_values_{layout::heads_first, type_, v_};
   cache kv_;
-  lagkv::rope rope_;
-  std::vector<float> mass_ = std::vector<float>(heads * tokens);
+  lagkv::rope rope_{.pairs = lagkv::rope::pairing::halves};
+  std::vector<float> attention_ = std::vector<float>(heads * tokens);
   std::vector<std::uint32_t> positions_ = std::vector<std::uint32_t>(heads * tokens);
   std::vector<std::uint32_t> expected_[heads];
   std::size_t in_use_ = 0, seen_ = 0;

@@ -100,7 +100,8 @@ TEST_P(memory, of_the_values_is_left_alone_at_weight_0) {
   const lagkv::layer l{keys.view(), values.view(), 19};
   values.forbid();
   lagkv::workspace ws(GetParam());
-  EXPECT_EQ(lagkv::plan_eviction(named("lagkv:sink=2,lag=5,ratio=0.4,value_weight=0"), l, {}, ws).tokens_after(), 2U + 2 * 2 + 5 + 2);
+  EXPECT_EQ(lagkv::plan_eviction(named("lagkv:sink=2,lag=5,ratio=0.4,value_weight=0"), l, {}, ws).tokens_after(),
+            2U + 2 * 2 + 5 + 2);
 }
 
 TEST_P(memory, of_the_cache_is_left_alone_where_nothing_is_due) {

@@ -32,7 +32,7 @@ std::size_t budget(const golden_case& c, double share_removed) {
   return static_cast<std::size_t>(static_cast<double>(c.tokens) * (1 - share_removed));
 }
 
-/// A score for every token: those outside the judged rows are kept whatever happens.
+/// A score for every token: those that are no candidates are kept whatever happens.
 scores padded(const golden_case& c, row_range candidates, const scores& s) {
   scores out(c.tokens, infinity);
   std::copy(s.begin(), s.end(), out.begin() + static_cast<std::ptrdiff_t>(candidates.begin));

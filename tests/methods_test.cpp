@@ -105,7 +105,7 @@ TEST_P(kvpress_methods, scores_and_kept_tokens) {
     }
     if (std::string(p.name) == "leverage") continue;  // no kept tokens were recorded
 
-    // What kvpress protects by a large score is outside the judged range here, or named by its position.
+    // What kvpress protects by a large score is no candidate here, or named by its position.
     const std::vector<std::uint32_t> first{0, 1, 2, 3};
     ours.extras.protect = std::span(first).first(p.first);
     expect_golden_kept(c, p.name + std::string("_"), policy, layer, all, ws);
@@ -147,7 +147,7 @@ TEST_P(golden_layouts, expected_attention) {
       SCOPED_TRACE(lagkv::simd::name(target));
       lagkv::workspace ws(target);
       host before_rope(GetParam(), dtype::f32, q);
-      const lagkv::rope rope;  // base 10000, halves paired
+      const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};  // base 10000, halves paired
       const lagkv::query_statistics s =
           lagkv::estimate_queries(before_rope.view(), {c.sink, c.tokens}, rope, c.tokens, c.future, ws);
       double largest = 0;
@@ -224,6 +224,8 @@ const formula formulas[] = {
     {"key_norm", "key_norm", [](const inputs& x, auto h, auto j, auto) { return key_norm_scores(x.keys, h, j); }},
     {"value_norm", "value_norm", [](const inputs& x, auto h, auto j, auto) { return value_norm_scores(x.values, h, j); }},
     {"key_diff", "key_diff", [](const inputs& x, auto h, auto j, auto r) { return key_diff_scores(x.keys, h, j, r); }},
+    {"nested", "nested:block=9,window=7", [](const inputs& x, auto h, auto j, auto) { return nested_scores(x.keys, h, j, 9, 7); },
+     false},
     {"cur", "cur:window=7",
      [](const inputs& x, auto h, auto j, auto) { return cur_scores(x.keys, x.values, h, j, {.window = 7}); }},
     {"manifold", "manifold", [](const inputs& x, auto h, auto j, auto r) { return manifold_scores(x.keys, h, j, r); }},
@@ -356,9 +358,9 @@ TEST(attention, more_queries_than_asked_for_change_nothing) {
   EXPECT_NE(scores_with(8, "snapkv:window=8"), scores_with(9, "snapkv:window=9"));
 }
 
-TEST(attention, a_mass_observed_in_pieces_is_that_of_all_queries) {
+TEST(attention, accumulated_in_pieces_is_that_of_all_queries) {
   const cube k = make_cube(45, 2, 120, 24), q = make_cube(46, 6, 120, 24);
-  std::vector<float> mass(2 * 128);
+  std::vector<float> attention(2 * 128);
   lagkv::workspace ws;
   asked_cache whole(layout::blocks_of_7, dtype::f32, k, k, q);
   std::size_t seen = 0;
@@ -366,14 +368,14 @@ TEST(attention, a_mass_observed_in_pieces_is_that_of_all_queries) {
     seen += n;
     host some(layout::transposed, dtype::f32, last_rows(q, seen, n));
     lagkv::extras e;
-    e.queries = some.view(), e.accumulated_attention = {mass.data(), 128};
+    e.queries = some.view(), e.accumulated_attention = {attention.data(), 128};
     lagkv::layer l = whole.kv.layer(seen);
     l.extra = &e;
     lagkv::accumulate_attention(l, n, ws);
   }
   for (std::size_t h = 0; h < 2; ++h) {
     const auto exact = h2o_scores(q, k, h, {0, 120}, false);
-    for (std::size_t t = 0; t < 120; ++t) ASSERT_NEAR(mass[h * 128 + t], exact[t], 2e-5 * exact[0]) << t;
+    for (std::size_t t = 0; t < 120; ++t) ASSERT_NEAR(attention[h * 128 + t], exact[t], 2e-5 * exact[0]) << t;
   }
 }
 
@@ -404,7 +406,7 @@ TEST(attention, what_is_not_finite_gets_and_gives_nothing) {
 
 // ---- the rest -------------------------------------------------------------------------------------------------------
 
-TEST(novelty, of_many_rows_takes_its_moments_from_some_evenly_spread) {
+TEST(novelty, of_many_rows_takes_its_statistics_from_some_evenly_spread) {
   const std::size_t tokens = 5 * lagkv::detail::usual_rows + 100, every = 5, together = 64;
   const cube k = make_cube(52, 1, tokens, 24);
   cube some(1, 0, 24);
@@ -413,7 +415,7 @@ TEST(novelty, of_many_rows_takes_its_moments_from_some_evenly_spread) {
     some.x.insert(some.x.end(), k.row(0, begin), k.row(0, end));
     some.tokens += end - begin;
   }
-  some.x.insert(some.x.end(), k.row(0, 5), k.row(0, tokens));  // those to judge, behind those to compare with
+  some.x.insert(some.x.end(), k.row(0, 5), k.row(0, tokens));  // the candidates, behind those to compare with
   const std::size_t reference = some.tokens;
   some.tokens += tokens - 5;
   const auto exact = novelty_scores(some, 0, {reference, reference + 5000}, {0, reference});
@@ -501,8 +503,9 @@ TEST(query_statistics, are_moved_by_the_mean_of_the_rotations_to_come) {
     lagkv::rope by;
     std::size_t first, future;
   };
-  lagkv::rope neighbours{.base = 100}, partial, slow;
-  neighbours.pairs = lagkv::rope::pairing::neighbours;
+  const lagkv::rope plain{.pairs = lagkv::rope::pairing::halves};
+  const lagkv::rope neighbours{.base = 100, .pairs = lagkv::rope::pairing::neighbours};
+  lagkv::rope partial = plain, slow = plain;
   partial.dims = 6, partial.position_scale = 0.25F;
   slow.base = 1e30;
   constexpr std::size_t d = 10;
@@ -513,7 +516,7 @@ TEST(query_statistics, are_moved_by_the_mean_of_the_rotations_to_come) {
   lagkv::query_moments all(2, d);
   all.add(view.view(), {0, 25}, ws), all.add(view.view(), {25, 40}, ws);  // in parts, as of several texts
   for (const auto& [by, first, future] :
-       {turned_case{{}, 0, 1}, {{}, 90, 512}, {neighbours, 7, 33}, {partial, 1000, 100}, {slow, 5, 512}}) {
+       {turned_case{plain, 0, 1}, {plain, 90, 512}, {neighbours, 7, 33}, {partial, 1000, 100}, {slow, 5, 512}}) {
     SCOPED_TRACE(std::to_string(first) + " " + std::to_string(future));
     // R by adding up the rotations, position by position.
     std::vector<double> rotation(d * d);
@@ -552,7 +555,7 @@ TEST(query_statistics, a_few_factors_stand_for_most_of_the_covariance) {
   lagkv::workspace ws;
   lagkv::query_moments all(2, d);
   all.add(view.view(), {0, 80}, ws);
-  lagkv::rope by{.base = 50};
+  lagkv::rope by{.base = 50, .pairs = lagkv::rope::pairing::halves};
   const lagkv::query_statistics exact = moved(all.statistics(), by, first, future);
   for (const std::size_t rank : {std::size_t{0}, std::size_t{1}, std::size_t{3}, std::size_t{7}, d, d + 5}) {
     const lagkv::query_statistics few = moved(factored(all.statistics(), by, future, rank), by, first, future);
@@ -582,7 +585,7 @@ TEST(expected_attention, scores_by_factors_are_those_by_the_covariance) {
     host keys(layout::heads_first, type, k), values(layout::heads_first, type, v);
     host queries(layout::heads_first, dtype::f32, make_cube(67, 6, 50, 16));
     lagkv::workspace ws;
-    const lagkv::rope by;
+    const lagkv::rope by{.pairs = lagkv::rope::pairing::halves};
     lagkv::query_moments all(6, 16);
     all.add(queries.view(), {0, 50}, ws);
     const lagkv::query_statistics s = moved(all.statistics(), by, 90, 32),

@@ -68,7 +68,7 @@ using nonfinite = testing::TestWithParam<std::tuple<bad_value, lagkv::simd::targ
 
 TEST_P(nonfinite, token_gets_0_and_the_others_go_on_without_it) {
   const auto& [bad, target] = GetParam();
-  const std::size_t token = sink + lag + 5;  // judged in partition 1, reference of partition 0
+  const std::size_t token = sink + lag + 5;  // scored in partition 1, reference of partition 0
   for (dtype type : all_types)
     for (std::size_t channel : {0U, 7U, 20U})
       for (bool own : {false, true}) {
@@ -105,7 +105,7 @@ TEST_P(nonfinite, value_gets_0_for_the_values_only) {
 TEST_P(nonfinite, reference_passes_it_over) {
   const auto& [bad, target] = GetParam();
   for (dtype type : all_types) {
-    fixture f(type);  // the last reference is not judged itself
+    fixture f(type);  // the last reference is not scored itself
     for (std::size_t channel = 0; channel < 21; ++channel) f.put(tokens - 3 - channel % 5, channel, bad.bits(type));
     f.expect_oracle(f.scores(target));
   }
@@ -193,7 +193,7 @@ void expect_sane(const std::vector<float>& scores, std::size_t from, std::size_t
   EXPECT_NEAR(sum, 1.0, 1e-5);
 }
 
-TEST_P(extreme, judged_token_that_overflows_gets_0) {
+TEST_P(extreme, candidate_that_overflows_gets_0) {
   for (dtype type : {dtype::f32, dtype::bf16}) {
     fixture f(type), bad(type);
     f.put(sink + 4, 3, encoded(type, 3e38F)), bad.put(sink + 4, 3, bad_values[0].bits(type));

@@ -63,7 +63,7 @@ TEST_P(pre_rope, rows_of_every_view_type_and_embedding) {
 
 TEST_P(pre_rope, rows_without_known_positions_count_from_those_dropped) {
   lagkv::workspace ws(GetParam());
-  const rope r{.base = 5000};
+  const rope r{.base = 5000, .pairs = lagkv::rope::pairing::halves};
   host memory(layout::blocks_of_7, dtype::f32, make_cube(6, 1, 150, 32));
   const lagkv::rotated how{&r, {{}, 999}};
   lagkv::for_each_row(lagkv::pre_rope(memory.view(), how, ws), 0, {0, 150}, ws, [&](std::size_t i, std::span<const float> row) {
@@ -75,7 +75,8 @@ TEST_P(pre_rope, rows_without_known_positions_count_from_those_dropped) {
 TEST_P(pre_rope, a_workspace_follows_its_embeddings) {
   lagkv::workspace ws(GetParam());
   std::vector<float> factors{1, 1, 1, 1};
-  const rope a{.base = 100, .factors = factors}, b{.base = 100};
+  const rope a{.base = 100, .pairs = lagkv::rope::pairing::halves, .factors = factors},
+      b{.base = 100, .pairs = lagkv::rope::pairing::halves};
   host memory(layout::heads_first, dtype::f32, make_cube(7, 1, 3, 8));
   const auto first_row = [&](const rope& r) {
     const lagkv::rotated how{&r, {{}, 70}};
@@ -111,7 +112,7 @@ pair_of_cubes rotated_cubes(const rope& r, std::size_t heads, std::size_t tokens
   return out;
 }
 
-/// Those that judge keys alone, or keys and values.
+/// Those that score keys alone, or keys and values.
 const char* const policies[] = {"novelty:sink=3,recent=5,keep=0.4",
                                 "novelty:heads=own,smooth=0,sink=3,recent=5,keep=0.4",
                                 "novelty:sink=3,lag=20,keep=0.4",
@@ -165,7 +166,7 @@ TEST_P(policies_without_positions, see_what_they_would_see_without_rope) {
 }
 
 TEST_P(policies_without_positions, go_on_while_decoding) {
-  // The same tokens at once and in pieces; rows that are judged later have positions that their row numbers do not tell.
+  // The same tokens at once and in pieces; rows that are candidates later have positions that their row numbers do not tell.
   const rope r{.base = 1000, .pairs = rope::pairing::neighbours};
   const std::size_t heads = 2, tokens = 130;
   const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
@@ -203,8 +204,8 @@ TEST_P(policies_without_positions, go_on_while_decoding) {
 INSTANTIATE_TEST_SUITE_P(all, policies_without_positions, testing::ValuesIn(policies),
                          [](const auto& i) { return "policy" + std::to_string(i.index); });
 
-TEST(pre_rope, survivors_are_judged_again_at_their_own_positions) {
-  const rope r{.base = 1000};
+TEST(pre_rope, survivors_are_scored_again_at_their_own_positions) {
+  const rope r{.base = 1000, .pairs = lagkv::rope::pairing::halves};
   const std::size_t heads = 2, tokens = 160;
   const pair_of_cubes k = rotated_cubes(r, heads, tokens, 24);
   cache before(host(layout::heads_first, dtype::f32, heads, tokens, 24), host(layout::heads_first, dtype::f32, heads, tokens, 4));
@@ -241,9 +242,9 @@ TEST(key_statistics, are_those_of_all_keys_whatever_was_dropped) {
     cache c(host(layout::heads_first, dtype::f32, heads, tokens, channels),
             host(layout::heads_first, dtype::f32, heads, tokens, 4));
     std::vector<std::uint32_t> positions(heads * tokens);
-    std::vector<double> moments(heads * lagkv::key_statistics::size(channels));
+    std::vector<double> statistics(heads * lagkv::key_statistics::size(channels));
     lagkv::extras e;
-    e.rope = &r, e.positions = {positions.data(), tokens}, e.key_statistics = {moments.data()};
+    e.rope = &r, e.positions = {positions.data(), tokens}, e.key_statistics = {statistics.data()};
     lagkv::workspace ws;
     lagkv::cursor at;
     std::size_t seen = 0;
@@ -261,7 +262,7 @@ TEST(key_statistics, are_those_of_all_keys_whatever_was_dropped) {
     ASSERT_LE(at.tokens, 63U);
     // The sums, in double, over keys that never were rotated; without the sinks.
     for (std::size_t h = 0; h < heads; ++h) {
-      const double* found = lagkv::key_statistics{moments.data()}.of(h, channels);
+      const double* found = lagkv::key_statistics{statistics.data()}.of(h, channels);
       std::vector<double> sum(channels), square(channels);
       for (std::size_t t = sink; t < tokens; ++t) {
         double length = 0;
@@ -304,10 +305,10 @@ TEST(key_statistics, a_late_token_displaces_an_early_survivor) {
     for (std::size_t c = 0; c < channels; c += t == 40 ? 4 : 2) k.row(0, t)[c] = -3;
   cache c(host(layout::heads_first, dtype::f32, 1, tokens, channels), host(layout::heads_first, dtype::f32, 1, tokens, channels));
   const lagkv::policy p = named("novelty:pre_rope=no,smooth=0,sink=1,recent=8,capacity=11,every=1");
-  std::vector<double> moments(lagkv::key_statistics::size(channels));
+  std::vector<double> statistics(lagkv::key_statistics::size(channels));
   std::vector<std::uint32_t> positions(tokens);
   lagkv::extras e;
-  e.key_statistics = {moments.data()}, e.positions = {positions.data(), 0};
+  e.key_statistics = {statistics.data()}, e.positions = {positions.data(), 0};
   lagkv::workspace ws;
   lagkv::cursor at;
   bool early_stayed = false;
@@ -331,7 +332,7 @@ TEST(key_statistics, a_late_token_displaces_an_early_survivor) {
 }
 
 TEST(pre_rope, what_is_missing_is_named) {
-  const rope odd{.dims = 7}, good;
+  const rope odd{.pairs = lagkv::rope::pairing::halves, .dims = 7}, good{.pairs = lagkv::rope::pairing::halves};
   host keys(layout::heads_first, dtype::f16, 1, 9, 16);
   lagkv::extras e;
   lagkv::layer l{keys.view(), {}, 9};

@@ -69,9 +69,9 @@ TEST(budget, share_of_a_hundred_is_truncated_as_python_does) {
   EXPECT_EQ(lagkv::share_of(1.0, 100), 100U);
 }
 
-TEST(budget, judges_again_only_what_is_new_after_tokens_were_taken_back) {
+TEST(budget, of_tokens_taken_back_only_new_ones_are_candidates_again) {
   const lagkv::budget r{.sink = 4, .keeps = lagkv::keep::partitions{8, 0.5}};
-  EXPECT_TRUE(r.due({40, 10, 30}, 20).empty());  // the host took back into the judged part
+  EXPECT_TRUE(r.due({40, 10, 30}, 20).empty());  // the host took back into what has been compressed
   EXPECT_EQ(r.due({40, 10, 30}, 36 - 6 + 16).rows, (lagkv::token_range{30, 38}));
 }
 
@@ -103,7 +103,7 @@ TEST_P(policies, plan_rows_and_cursor_agree) {
       }
     }
 
-    // judge + compact + advance is step.
+    // plan_eviction + compact + advance is compress.
     lagkv::cursor a, b;
     const std::size_t left = lagkv::compress(p, stepped.layer(127), a, ws);
     EXPECT_EQ(lagkv::last_plan(ws).kept, plan.kept);

@@ -444,7 +444,8 @@ TEST(hadamard, scores_are_those_of_the_rows_before_the_transform) {
     const cube before = stored;
     lagkv::workspace ws;
     lagkv::cursor at;
-    const std::size_t left = lagkv::compress(named("lagkv:sink=3,lag=32,ratio=0.4,value_weight=0"), {turned, {}, capacity}, at, ws);
+    const std::size_t left =
+        lagkv::compress(named("lagkv:sink=3,lag=32,ratio=0.4,value_weight=0"), {turned, {}, capacity}, at, ws);
     for (std::size_t h = 0; h < heads; ++h)
       for (std::size_t i = 0; i < left; ++i)
         ASSERT_EQ(std::memcmp(stored.row(h, i), before.row(h, lagkv::last_plan(ws).source(h, i)), channels * sizeof(float)), 0)
@@ -503,7 +504,8 @@ TEST(quantised, scales_are_checked) {
 TEST(quantised, keys_are_not_rotated_anew) {
   std::vector<std::int8_t> x(80);
   const lagkv::tensor keys = lagkv::strided<std::int8_t>(x.data(), {1, 8}, {80, 8}, 10);
-  EXPECT_EQ(check(lagkv::rope{}, keys).message(), "keys: type int8: must be f32, f16 or bf16 (others would lose digits)");
+  EXPECT_EQ(check(lagkv::rope{.pairs = lagkv::rope::pairing::halves}, keys).message(),
+            "keys: type int8: must be f32, f16 or bf16 (others would lose digits)");
 }
 
 }  // namespace

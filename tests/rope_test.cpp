@@ -32,11 +32,11 @@ constexpr std::size_t channels = 16;
 
 TEST(rope, angle_of_a_pair) {
   const std::vector<float> factors{1, 1, 8};
-  const rope r{.base = 1000, .factors = factors, .position_scale = 0.5F};
+  const rope r{.base = 1000, .pairs = lagkv::rope::pairing::halves, .factors = factors, .position_scale = 0.5F};
   EXPECT_DOUBLE_EQ(r.angle(0, 6), 0.5);
   EXPECT_DOUBLE_EQ(r.angle(1, 6), 0.05);
   EXPECT_DOUBLE_EQ(r.angle(2, 6), 0.005 / 8);
-  EXPECT_DOUBLE_EQ((rope{.dims = 4}.angle(1, 6)), 0.01);
+  EXPECT_DOUBLE_EQ((rope{.pairs = lagkv::rope::pairing::halves, .dims = 4}.angle(1, 6)), 0.01);
 }
 
 TEST(rope, check_names_the_value_and_the_limit) {
@@ -44,19 +44,24 @@ TEST(rope, check_names_the_value_and_the_limit) {
   const lagkv::tensor keys = memory.view();
   const std::vector<float> factors(8, 1.0F), odd{1, 1, 0, 1, 1, 1, 1, 1};
   const auto message = [&](const rope& r, const lagkv::tensor& k) { return lagkv::check(r, k).message(); };
-  EXPECT_TRUE(lagkv::check(rope{}, keys));
-  EXPECT_TRUE(lagkv::check(rope{.dims = 16, .factors = factors}, keys));
-  EXPECT_TRUE(lagkv::check(rope{.dims = 2}, keys));
-  EXPECT_EQ(message(rope{}, {}), "keys: the tensor is empty");
-  EXPECT_EQ(message(rope{.dims = 18}, keys), "dims=18: must be at most the 16 channels of the keys");
-  EXPECT_EQ(message(rope{.dims = 7}, keys), "dims=7: must be even");
-  EXPECT_EQ(message(rope{}, host(layout::heads_first, dtype::f16, 1, 1, 5).view()), "dims=5: must be even");
-  EXPECT_EQ(message(rope{.base = 0}, keys), "base=0: must be above 0 and finite");
-  EXPECT_EQ(message(rope{.base = HUGE_VAL}, keys), "base=inf: must be above 0 and finite");
-  EXPECT_FALSE(lagkv::check(rope{.base = std::nan("")}, keys));
-  EXPECT_EQ(message(rope{.position_scale = -1}, keys), "position_scale=-1: must be above 0 and finite");
-  EXPECT_EQ(message(rope{.dims = 8, .factors = factors}, keys), "factors of 8: must be 4, one a pair");
-  EXPECT_EQ(message(rope{.factors = odd}, keys), "factors[2]=0: must be above 0 and finite");
+  EXPECT_TRUE(lagkv::check(rope{.pairs = lagkv::rope::pairing::halves}, keys));
+  EXPECT_TRUE(lagkv::check(rope{.pairs = lagkv::rope::pairing::halves, .dims = 16, .factors = factors}, keys));
+  EXPECT_TRUE(lagkv::check(rope{.pairs = lagkv::rope::pairing::halves, .dims = 2}, keys));
+  EXPECT_EQ(message(rope{.pairs = lagkv::rope::pairing::halves}, {}), "keys: the tensor is empty");
+  EXPECT_EQ(message(rope{.pairs = lagkv::rope::pairing::halves, .dims = 18}, keys),
+            "dims=18: must be at most the 16 channels of the keys");
+  EXPECT_EQ(message(rope{.pairs = lagkv::rope::pairing::halves, .dims = 7}, keys), "dims=7: must be even");
+  EXPECT_EQ(message(rope{.pairs = lagkv::rope::pairing::halves}, host(layout::heads_first, dtype::f16, 1, 1, 5).view()),
+            "dims=5: must be even");
+  EXPECT_EQ(message(rope{.base = 0, .pairs = lagkv::rope::pairing::halves}, keys), "base=0: must be above 0 and finite");
+  EXPECT_EQ(message(rope{.base = HUGE_VAL, .pairs = lagkv::rope::pairing::halves}, keys), "base=inf: must be above 0 and finite");
+  EXPECT_FALSE(lagkv::check(rope{.base = std::nan(""), .pairs = lagkv::rope::pairing::halves}, keys));
+  EXPECT_EQ(message(rope{.pairs = lagkv::rope::pairing::halves, .position_scale = -1}, keys),
+            "position_scale=-1: must be above 0 and finite");
+  EXPECT_EQ(message(rope{.pairs = lagkv::rope::pairing::halves, .dims = 8, .factors = factors}, keys),
+            "factors of 8: must be 4, one a pair");
+  EXPECT_EQ(message(rope{.pairs = lagkv::rope::pairing::halves, .factors = odd}, keys),
+            "factors[2]=0: must be above 0 and finite");
 }
 
 struct rerotate : testing::TestWithParam<lagkv::simd::target> {
@@ -128,7 +133,7 @@ lagkv::plan plan_of(lagkv::token_range candidates, std::size_t tokens, const std
   return p;
 }
 
-/// Rows 4 to 60 of 64 judged: nothing moves at first, then runs, gaps, and a gap wider than the others.
+/// Rows 4 to 60 of 64 are candidates: nothing moves at first, then runs, gaps, and a gap wider than the others.
 lagkv::plan rectangular() { return plan_of({4, 60}, 64, {{4, 5, 6, 9, 10, 13, 45, 46, 59}, {5, 7, 8, 9, 20, 21, 30, 40, 50}}); }
 lagkv::plan ragged() { return plan_of({4, 60}, 64, {{4, 5, 9, 44}, {}, {7, 8, 9, 20, 21, 30, 57}}); }
 
@@ -223,7 +228,7 @@ TEST_P(rerotate, stays_exact_over_a_long_text) {
   for (std::size_t i = 0; i < p.kept.size(); ++i) p.kept[i] = static_cast<std::uint32_t>(2 * i);
   std::vector<float> memory(2 * tokens);
   for (std::size_t i = 0; i < tokens; ++i) memory[2 * i] = 1;
-  const rope r{};
+  const rope r{.pairs = lagkv::rope::pairing::halves};
   lagkv::rerotate(lagkv::strided<float>(memory.data(), {1, 2}, {0, 2}, tokens), p, r, ws);
   for (std::size_t i = 0; i < p.tokens_after(); i += i + 20 < p.tokens_after() ? 997U : 1U) {
     const auto exact = turned({1, 0}, static_cast<double>(i) - static_cast<double>(p.source(0, i)), r);

@@ -6,8 +6,8 @@
 #include <numeric>
 #include <random>
 
-#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "support/methods_oracle.hpp"
 #include "support/offer.hpp"
@@ -33,7 +33,7 @@ std::vector<float> flat(const std::vector<std::vector<double>>& s) {
   return out;
 }
 
-/// The rows that a selector keeps of each head, counted from the judged range's first.
+/// The rows that a selector keeps of each head, counted from the first candidate.
 std::vector<std::vector<std::size_t>> kept_by(const lagkv::selector& select, const std::vector<std::vector<double>>& s,
                                               std::size_t keep, std::size_t partition = 0) {
   const std::size_t n = s[0].size();
@@ -183,7 +183,7 @@ TEST(fusion, by_best_gives_each_scorer_its_share_of_the_budget) {
 
 lagkv::budget retention_of(const std::string& text) { return named_any(text).budget; }
 
-TEST(budgets, capacity_judges_everything_between_sinks_and_window_again) {
+TEST(budgets, capacity_makes_everything_between_sinks_and_window_a_candidate_again) {
   const lagkv::budget r = retention_of("key_norm:sink=4,recent=10,capacity=50");
   EXPECT_TRUE(r.due({}, 50).empty());
   const lagkv::candidates d = r.due({.tokens = 50, .dropped = 30, .compressed = 40}, 51);
@@ -320,9 +320,10 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
   EXPECT_EQ(
       check(named_any("snapkv:window=32"), bare).message(),
       "queries: the policy reads those of the last 32 tokens, or their attention weights; the layer has none (layer.extra)");
-  EXPECT_EQ(check(named_any("h2o"), bare).message(),
-            "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
-            "(layer.extra)");
+  EXPECT_EQ(
+      check(named_any("h2o"), bare).message(),
+      "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
+      "(layer.extra)");
   EXPECT_EQ(check(named_any("expected_attention"), bare).message(),
             "query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)");
   EXPECT_EQ(check(named_any("expected_attention:calibrated=yes"), asked).message(),
@@ -332,13 +333,13 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
 
   lagkv::workspace ws;
   lagkv::cursor at;
-  EXPECT_EQ(lagkv::compress(named_any("snapkv:window=8"), bare, at, ws), 60U) << "unmet in a step: nothing is candidates";
+  EXPECT_EQ(lagkv::compress(named_any("snapkv:window=8"), bare, at, ws), 60U) << "unmet when called: nothing is a candidate";
   host few(layout::heads_first, dtype::f32, make_cube(78, 4, 10, 4));
   lagkv::extras e;
   e.queries = few.view();
   lagkv::layer l = c.kv.layer(60);
   l.extra = &e;
-  EXPECT_EQ(lagkv::compress(named_any("h2o"), l, at, ws), 60U) << "queries of 10 tokens are no running mass of 60";
+  EXPECT_EQ(lagkv::compress(named_any("h2o"), l, at, ws), 60U) << "queries of 10 tokens are no accumulated attention of 60";
   EXPECT_EQ(lagkv::compress(named_any("snapkv:window=16"), l, at, ws), 30U) << "fewer queries than wished for do";
 }
 

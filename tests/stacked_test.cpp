@@ -96,7 +96,7 @@ TYPED_TEST(stacked_types, a_policy_of_single_heads_does_to_all_layers_what_it_do
   }
 }
 
-TYPED_TEST(stacked_types, agree_is_over_the_heads_of_all_layers) {
+TYPED_TEST(stacked_types, shared_heads_are_those_of_all_layers) {
   for (const char* method : {"key_diff", "key_norm", "novelty"}) {
     SCOPED_TRACE(method);
     const std::string keys = ":pre_rope=no,smooth=0,sink=3,recent=9,keep=0.4";

@@ -33,7 +33,7 @@ std::vector<double> triangle(const std::vector<float>& x, std::size_t begin, std
   return out;
 }
 
-TEST(smooth, is_a_triangle_within_the_judged_range_or_the_partition) {
+TEST(smooth, is_a_triangle_among_the_candidates_or_in_the_partition) {
   lagkv::workspace ws;
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
   for (std::size_t reach : {0U, 1U, 2U, 8U, 50U})
@@ -93,7 +93,7 @@ std::vector<float> scores_of(const std::string& text, const cube& k) {
   return {s.begin(), s.end()};
 }
 
-TEST(policy_keys, smooth_and_agree_are_the_transforms) {
+TEST(policy_keys, smooth_and_shared_heads_are_the_transforms) {
   const cube k = make_cube(14, 3, 50, 8);
   const lagkv::candidates due{.rows = {0, 50}, .keep = 1};
   lagkv::workspace ws;

@@ -10,7 +10,8 @@ std::size_t kept_by_wide_unit(float* keys, std::size_t tokens, std::size_t chann
   matrix x = 1.0F * Eigen::Map<matrix>(keys, static_cast<Eigen::Index>(tokens), static_cast<Eigen::Index>(channels));
   const lagkv::strided<float> view(x.data(), {1, channels}, {0, x.cols(), 1}, tokens);
   lagkv::workspace ws;
-  const lagkv::plan& plan = lagkv::plan_eviction(*lagkv::make_lagkv({.sink = 4, .lag = 16, .ratio = 0.25}), {view, view, tokens}, {}, ws);
+  const lagkv::plan& plan =
+      lagkv::plan_eviction(*lagkv::make_lagkv({.sink = 4, .lag = 16, .ratio = 0.25}), {view, view, tokens}, {}, ws);
   for (const std::uint32_t row : plan.kept) *kept++ = row;
   return plan.kept.size();
 }

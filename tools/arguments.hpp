@@ -6,9 +6,9 @@
 #include <string_view>
 #include <vector>
 
-#include <lagkv/view/range.hpp>
-#include <lagkv/view/rope.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/simd/target.hpp>
+#include <lagkv/view/rope.hpp>
 
 namespace tool {
 

@@ -85,7 +85,8 @@ std::string key_line(std::string_view key, std::string_view value, std::string_v
 std::string keys(const lagkv::option_table& table) {
   const lagkv::option_values defaults(table);
   std::string out;
-  for (const lagkv::parameter& p : table.parameters) out += key_line(p.key, initial_value(p, defaults.get()), p.meaning, p.accepts);
+  for (const lagkv::parameter& p : table.parameters)
+    out += key_line(p.key, initial_value(p, defaults.get()), p.meaning, p.accepts);
   return out;
 }
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/view/range.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/view/strided.hpp>
 #include <lagkv/view/tensor.hpp>
 

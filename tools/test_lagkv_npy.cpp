@@ -101,7 +101,7 @@ TEST_F(official, leaves_a_short_cache_alone) {
 
 TEST_F(lagkv_npy, other_policies) {
   const fs::path tiny = golden("tiny");
-  // kvpress_cross: half the paper's score where tokens are judged, 1 before and behind.
+  // kvpress_cross: half the paper's score where tokens are candidates, 1 before and behind.
   const npy::array paper = load(tiny / "score.npy");
   ASSERT_EQ(compress("lagkv:sink=4,lag=8,form=kvpress_cross", tiny, "--scores").code, 0);
   const npy::array cross = load(out() / "scores.npy");

@@ -254,7 +254,7 @@ class decoding : public presses {
     return w;
   }
 
-  /// appended(head, rows, n) comes before each step's judgement, score(head, rows, begin, end, queries) gives the scores of
+  /// appended(head, rows, n) comes before the scores of each step, score(head, rows, begin, end, queries) gives the scores of
   /// rows [begin, end) from the last `queries` tokens, which all heads still hold.
   template <class Appended, class Score>
   std::vector<row_list> decode(const std::vector<std::size_t>& steps, const budget& b, const Appended& appended,
@@ -304,20 +304,20 @@ class decoding : public presses {
   npy::array keys_, queries_;
 };
 
-TEST_F(decoding, h2o_keeps_its_mass) {
+TEST_F(decoding, h2o_keeps_its_sums) {
   for (const bool mean : {false, true}) {
-    std::vector<std::vector<double>> mass(heads, std::vector<double>(tokens));
+    std::vector<std::vector<double>> sums(heads, std::vector<double>(tokens));
     const auto observe = [&](std::size_t h, const row_list& rows, std::size_t n) {
       for (std::size_t i = rows.size() - n; i < rows.size(); ++i)
         for (std::size_t g = 0; g < group; ++g) {
           const std::vector<double> w = attention(h * group + g, rows[i], rows);
-          for (std::size_t r = 0; r < rows.size(); ++r) mass[h][rows[r]] += w[r] / static_cast<double>(group);
+          for (std::size_t r = 0; r < rows.size(); ++r) sums[h][rows[r]] += w[r] / static_cast<double>(group);
         }
     };
     const auto score = [&](std::size_t h, const row_list& rows, std::size_t begin, std::size_t end, std::size_t) {
       std::vector<double> s;
       for (std::size_t r = begin; r < end; ++r)
-        s.push_back(mass[h][rows[r]] / (mean ? static_cast<double>(rows.back() - rows[r] + 1) : 1));
+        s.push_back(sums[h][rows[r]] / (mean ? static_cast<double>(rows.back() - rows[r] + 1) : 1));
       return s;
     };
     const auto expected = decode(steps(), {.capacity = 64, .sink = 4, .recent = 32}, observe, score);
@@ -401,7 +401,7 @@ TEST_F(decoding, every_method_goes_step_by_step) {
   EXPECT_EQ(rows(), 60U);
 }
 
-/// Keys that are rotated in double are judged as they were before.
+/// Keys that are rotated in double are scored as they were before.
 class rotated : public presses {
  protected:
   void SetUp() override {
@@ -428,10 +428,11 @@ TEST_F(rotated, keys_are_judged_as_they_were_before) {
   const fs::path factors_file = folder_ / "factors.npy";
   ASSERT_TRUE(npy::save(factors_file, "<f4", {factors.size()}, factors));
   const std::pair<lagkv::rope, std::string> cases[] = {
-      {{.base = 10000}, "--rope-base 10000"},
+      {{.base = 10000, .pairs = lagkv::rope::pairing::halves}, "--rope-base 10000"},
       {{.base = 5000, .pairs = lagkv::rope::pairing::neighbours, .position_scale = 0.25F},
        "--rope-base 5000 --rope-pairs neighbours --rope-scale 0.25"},
-      {{.base = 1e5, .dims = 48, .factors = factors}, "--rope-base 1e5 --rope-dims 48 --rope-factors " + factors_file.string()}};
+      {{.base = 1e5, .pairs = lagkv::rope::pairing::halves, .dims = 48, .factors = factors},
+       "--rope-base 1e5 --rope-dims 48 --rope-factors " + factors_file.string()}};
   for (const char* policy : {"novelty:keep=0.25", "key_diff:pre_rope=yes,keep=0.25",
                              "lagkv:pre_rope=yes,sink=4,lag=32,ratio=0.25", "novelty:capacity=70,every=9"}) {
     std::string pre_rope(policy);

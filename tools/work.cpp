@@ -39,7 +39,8 @@ std::size_t wanted_queries(const job& j, std::size_t rows) {
 outcome plan_at_once(job& j) {
   const lagkv::extras extras = extras_of(j);
   lagkv::workspace workspace(j.target);
-  const lagkv::plan& plan = lagkv::plan_eviction(j.policy, {npy::view(j.keys), npy::view(j.values), j.tokens, &extras}, {}, workspace);
+  const lagkv::plan& plan =
+      lagkv::plan_eviction(j.policy, {npy::view(j.keys), npy::view(j.values), j.tokens, &extras}, {}, workspace);
   outcome result;
   result.fewest = j.tokens;
   result.mask.assign(j.heads * j.tokens, 0);
@@ -59,15 +60,15 @@ outcome compress(job& j) {
   const lagkv::tensor all_keys = npy::view(j.keys), all_values = npy::view(j.values);
   std::vector<std::byte> key_memory(j.keys.data.size()), value_memory(j.values.data.size());
   std::vector<std::uint32_t> positions(j.heads * j.tokens);  // of the rows
-  std::vector<float> mass(j.policy.needs.accumulated_attention ? positions.size() : 0);
+  std::vector<float> attention(j.policy.needs.accumulated_attention ? positions.size() : 0);
   const bool again = j.policy.needs.key_statistics && j.policy.budget.again();
-  std::vector<double> moments(again ? j.heads * lagkv::key_statistics::size(j.keys.shape[2]) : 0);
+  std::vector<double> statistics(again ? j.heads * lagkv::key_statistics::size(j.keys.shape[2]) : 0);
   const auto stride = static_cast<std::ptrdiff_t>(j.tokens);
 
   lagkv::extras extras = extras_of(j);
   extras.positions = {positions.data(), stride};
-  if (!mass.empty()) extras.accumulated_attention = {mass.data(), stride};
-  if (again) extras.key_statistics = {moments.data()};
+  if (!attention.empty()) extras.accumulated_attention = {attention.data(), stride};
+  if (again) extras.key_statistics = {statistics.data()};
   lagkv::layer cache{npy::view(key_memory.data(), j.keys, j.tokens), npy::view(value_memory.data(), j.values, j.tokens), 0,
                      &extras};
   lagkv::workspace workspace(j.target);
@@ -79,10 +80,10 @@ outcome compress(job& j) {
     copy_rows(all_values, seen, cache.values, cache.tokens, n);
     for (std::size_t at = cache.tokens; at < positions.size(); at += j.tokens) {
       std::iota(positions.data() + at, positions.data() + at + n, static_cast<std::uint32_t>(seen));
-      if (!mass.empty()) std::fill_n(mass.data() + at, n, 0.0F);
+      if (!attention.empty()) std::fill_n(attention.data() + at, n, 0.0F);
     }
     cache.tokens += n, seen += n, unbroken += n;
-    if (!mass.empty()) {
+    if (!attention.empty()) {
       extras.queries = npy::view(j.queries, seen - n, n);
       lagkv::accumulate_attention(cache, n, workspace);
     }

@@ -22,7 +22,7 @@ struct outcome {
 
 /// Appends the tokens step by step, as prefill and decode would, and lets the policy drop some after each step. At each the
 /// policy is offered as many queries as it reads, of the last tokens, as far back as all heads still hold every token; the
-/// attention that tokens have received so far is kept here, and so are the moments of keys.
+/// attention that tokens have received so far is kept here, and so are the key statistics.
 outcome compress(job& j);
 
 struct score_array {
@@ -31,7 +31,7 @@ struct score_array {
 };
 
 /// The scores of all tokens offered at once, whatever the steps, and where the budget is met too. Where partitions decide by
-/// themselves [heads, partitions - 1, lag]; else [heads, tokens]: there tokens that are not judged hold NaN, and in the
+/// themselves [heads, partitions - 1, lag]; else [heads, tokens]: there tokens that are no candidates hold NaN, and in the
 /// forms of lagkv 1, as in kvpress.
 score_array compute_scores(job& j);
 

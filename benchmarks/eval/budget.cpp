@@ -1,7 +1,7 @@
 #include "budget.hpp"
 
-#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include <fmt/format.h>
 
@@ -43,7 +43,7 @@ bool by_partition(const lagkv::budget& b) { return b.as<lagkv::keep::partitions>
 
 std::size_t rounded(double x) { return static_cast<std::size_t>(std::lround(x)); }
 
-// Where all that can be judged is a little less than what is to go, that much goes; the others then keep as many.
+// Where all candidates together are a little less than what is to go, they all go; the others then keep as many.
 constexpr double most_short = 0.05;
 
 budgeted share_each_partition(const std::string& policy, double removed, std::size_t tokens) {
@@ -52,8 +52,8 @@ budgeted share_each_partition(const std::string& policy, double removed, std::si
   const std::size_t drop = std::min(asked, candidates);
   if (static_cast<double>(asked - drop) > most_short * static_cast<double>(tokens))
     return {"", 0,
-            fmt::format("{} of {} tokens are in partitions that can be candidates (sink {}, lag {}): {} cannot go", candidates, tokens,
-                        b.sink, b.lag(), asked)};
+            fmt::format("{} of {} tokens are in partitions that can be candidates (sink {}, lag {}): {} cannot go", candidates,
+                        tokens, b.sink, b.lag(), asked)};
   const std::size_t partitions = candidates / b.lag();
   const std::size_t each = b.lag() - std::min(b.lag(), rounded(static_cast<double>(drop) / static_cast<double>(partitions)));
   // Half a token more, so that int() cannot fall below; an empty partition still needs a ratio above 0.
@@ -62,7 +62,7 @@ budgeted share_each_partition(const std::string& policy, double removed, std::si
   return {made, kept_by(budget_of(made), tokens), ""};
 }
 
-// Each 32nd token of a text that grows has the survivors judged again.
+// Each 32nd token of a text that grows makes the survivors candidates again.
 std::string with_capacity(const std::string& policy, std::size_t rows) {
   const std::string name = policy.substr(0, policy.find(':'));
   return fmt::format("{}{}capacity={}{}", policy, name == policy ? ":" : ",", rows, name == "streaming_llm" ? "" : ",every=32");

@@ -34,12 +34,12 @@ struct budgeted {
 /// The policies at one share, for a cache of `tokens`.
 ///
 /// Policies that keep a share of each partition (lagkv, and others with lag=) can drop only whole numbers of tokens a partition:
-/// with S sinks, partitions of L and N tokens, P = floor((N - S) / L) - 1 partitions are judged, and
+/// with S sinks, partitions of L and N tokens, P = floor((N - S) / L) - 1 partitions are candidates, and
 ///   kept = N - P (L - int(ratio L))            (the paper's equation 13, with its floors)
 /// so the ratio is solved for int(ratio L) = L - round(removed N / P). Where P L is less than what is to go by at most a
 /// twentieth of N, all of it goes; by more, the policy cannot. The first such policy sets the goal for all others; without one it
 /// is round((1 - removed) N). All others keep a share of all tokens, which meets any goal: share = (goal + 0.5) / N. `decoding`:
-/// the cache grows to `tokens` one by one; then they have the goal as their capacity from the start, judge survivors again, and
+/// the cache grows to `tokens` one by one; then they have the goal as their capacity from the start, score survivors again, and
 /// may hold 31 more for a while.
 [[nodiscard]] std::map<setting, budgeted> equal_budgets(const std::vector<setting>& at_one_share, std::size_t tokens,
                                                         bool decoding = false);

@@ -23,8 +23,8 @@ namespace host {
 class model {
  public:
   /// Loads the file. llama.cpp's own messages are dropped; the reason of an error is in what is thrown. With `repack` its weights
-  /// lie as llama.cpp likes them best on this processor (AMX tiles): logits differ in their last digits. Not with a llama.cpp that
-  /// GCC has built without what llama-build.cmake gives it: that faults.
+  /// lie as llama.cpp likes them best on this processor (AMX tiles): logits differ in their last digits. Not with a llama.cpp
+  /// that GCC has built without what llama-build.cmake gives it: that faults.
   explicit model(const std::string& path, bool repack = false);
 
   [[nodiscard]] llama_model* get() const { return model_.get(); }

@@ -74,7 +74,7 @@ void declare(CLI::App& app, arguments& a) {
 std::vector<std::string> of_equal_sizes(const arguments& a, std::size_t tokens) {
   std::vector<std::string> policies = {"full"};
   for (const double ratio : a.ratios) {
-    const lagkv::budget lagkv{.sink = 16, .lag = 1024, .amount = ratio};
+    const lagkv::budget lagkv{.sink = 16, .keeps = lagkv::keep::partitions{1024, ratio}};
     const lagkv::candidates due = lagkv.due({}, tokens);
     const std::size_t kept = tokens - due.rows.size() + due.keep;
     const double share = std::min(1.0, (static_cast<double>(kept) + 0.5) / static_cast<double>(tokens));

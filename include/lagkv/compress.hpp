@@ -8,7 +8,6 @@
 #include <span>
 #include <vector>
 
-#include <lagkv/attention/attention.hpp>
 #include <lagkv/cache/cursor.hpp>
 #include <lagkv/cache/layer.hpp>
 #include <lagkv/detail/function_ref.hpp>
@@ -18,7 +17,6 @@
 #include <lagkv/plan/plan.hpp>
 #include <lagkv/policy/policy.hpp>
 #include <lagkv/result.hpp>
-#include <lagkv/rows/key_statistics.hpp>
 #include <lagkv/rows/pre_rope.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/transform/rank.hpp>
@@ -28,8 +26,8 @@ namespace lagkv::inline LAGKV_ABI {
 
 // ---- one layer --------------------------------------------------------------------------------------------------------
 
-/// Drops what is due, moves the rows that stay, advances the cursor; returns the rows now in use. Call it after attention has used
-/// the tokens appended (use, then compress). Most calls find nothing due and return after a few comparisons.
+/// Drops what is due, moves the rows that stay, advances the cursor; returns the rows now in use. Call it after attention has
+/// used the tokens appended (use, then compress). Most calls find nothing due and return after a few comparisons.
 ///
 /// Never fails, throws or locks; allocates only to grow the workspace. Side arrays of the extras move with the rows. check() must
 /// have accepted the policy for such layers; if what the policy needs is not offered at one call, nothing is dropped at it.
@@ -52,16 +50,6 @@ LAGKV_FN void advance(cursor& at, const plan& applied);
 /// workspace's and hold until its next use. Does not look at protected rows, nor whether scores are needed. A policy without a
 /// scorer gives zeros.
 [[nodiscard]] LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidates& c, workspace& ws);
-
-// ---- what a method keeps from call to call ----------------------------------------------------------------------------
-
-/// Adds the last n tokens to all that `p` has the host keep for it (needs.accumulated_attention, needs.key_statistics) and the layer
-/// offers. Call it before compress(), with the tokens appended since the last time; for attention, with their queries or weights.
-/// Nothing happens for what is not offered. Tokens that the host takes back stay counted.
-LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
-
-/// Only the key statistics: the last n rows, but the sinks, as `p` reads keys, to extras.key_statistics.
-LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
 
 // ---- all layers -------------------------------------------------------------------------------------------------------
 
@@ -238,8 +226,8 @@ inline bool by_partition(const policy& p, const candidates& c) {
   return c.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && c.protect.empty();
 }
 
-/// Plans the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the partitions of a
-/// block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
+/// Plans the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the partitions of
+/// a block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
 LAGKV_FN void plan_partitions(const policy& p, const layer& l, const candidates& c, std::size_t head, plan& out, workspace& ws,
                               toward direction, function_ref<void(std::size_t first, std::size_t end)> done) {
   const std::size_t count = c.rows.size() / c.partition, together = partitions_together(l, c);
@@ -380,7 +368,8 @@ inline std::uint32_t mark_of(const layer& l, std::size_t row) {
 }
 
 inline void expect_same_sequence(const layer& l, const cursor& at) {
-  assert(at.tokens <= l.tokens && "lagkv: the cursor has more rows than the layer: take_back(), or a cursor{} for a new sequence");
+  assert(at.tokens <= l.tokens &&
+         "lagkv: the cursor has more rows than the layer: take_back(), or a cursor{} for a new sequence");
   assert((at.mark == 0 || !l.values || at.mark == mark_of(l, at.compressed - 1)) &&
          "lagkv: the cursor is of another sequence: a new sequence needs a cursor{}");
 }
@@ -424,13 +413,6 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, works
   return at.tokens;
 }
 
-/// How any of the scorers is shown keys, if one asks for it.
-LAGKV_FN key_view view_of_keys(const policy& p) {
-  key_view view = p.pre_rope;
-  for (std::size_t i = 0; i < p.fused_count && view == nullptr; ++i) view = p.fused[i].pre_rope;
-  return view;
-}
-
 LAGKV_FN bool equal_counts(const plan& a, const plan& b) {
   for (std::size_t head = 0; head < a.heads(); ++head)
     if (a.tokens_after(head) != b.tokens_after(0)) return false;
@@ -438,12 +420,14 @@ LAGKV_FN bool equal_counts(const plan& a, const plan& b) {
 }
 
 LAGKV_EDGE error unequal(std::size_t layer) {
-  return refuse({"layer ", layer, ": would keep another number of tokens than layer 0, or its heads different ones: nothing moved"});
+  return refuse(
+      {"layer ", layer, ": would keep another number of tokens than layer 0, or its heads different ones: nothing moved"});
 }
 
 }  // namespace detail
 
-LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws) {  // by value: g++ 13 warns of dangling else
+// The layer is taken by value: g++ 13 warns of a dangling reference otherwise.
+LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws) {
   plan& out = ws.kept<plan>();
   const candidates c = detail::candidates_of(p, l, p.budget.due(at, l.tokens));
   if (c.empty()) {
@@ -478,19 +462,6 @@ LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidate
   const workspace::frame scratch(ws);
   detail::score(p, l, c, scores, ws, detail::one_by_one{ws});
   return scores;
-}
-
-LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
-  if (p.needs.accumulated_attention) accumulate_attention(l, n, ws);
-  if (p.needs.key_statistics) accumulate_key_statistics(p, l, at, n, ws);
-}
-
-LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
-  if (l.extra == nullptr || !l.extra->key_statistics || n == 0) return;
-  const detail::shown seen(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws);
-  const std::size_t last = n < l.tokens ? l.tokens - n : 0, begin = last > p.budget.sink ? last : p.budget.sink;
-  for (std::size_t head = 0; head < l.keys.heads() && begin < l.tokens; ++head)
-    detail::add_statistics((*seen).keys, head, {begin, l.tokens}, 1, l.extra->key_statistics.of(head, l.keys.channels()), ws);
 }
 
 LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,

@@ -5,7 +5,9 @@
 #include <lagkv/detail/config.hpp>
 
 #if defined(LAGKV_USABLE)
+#include <lagkv/accumulate.hpp>
 #include <lagkv/attention/attention.hpp>
+#include <lagkv/attention/query_statistics.hpp>
 #include <lagkv/cache/cursor.hpp>
 #include <lagkv/cache/extras.hpp>
 #include <lagkv/cache/layer.hpp>

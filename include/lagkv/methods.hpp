@@ -6,6 +6,7 @@
 
 #include <lagkv/policy/parse.hpp>
 #include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/score/cur.hpp>
 #include <lagkv/score/distinct.hpp>
 #include <lagkv/score/expected_attention.hpp>
@@ -15,6 +16,7 @@
 #include <lagkv/score/key_norm.hpp>
 #include <lagkv/score/lagkv.hpp>
 #include <lagkv/score/manifold.hpp>
+#include <lagkv/score/nested.hpp>
 #include <lagkv/score/novelty.hpp>
 #include <lagkv/score/paged_eviction.hpp>
 #include <lagkv/score/random.hpp>
@@ -49,6 +51,7 @@ inline constexpr const method_entry* all_entries[] = {
     &value_norm_entry,
     &cur_entry,
     &manifold_entry,
+    &nested_entry,
     &novelty_entry,
     &distinct_entry,
     &expected_attention_entry,

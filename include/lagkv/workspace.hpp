@@ -93,7 +93,7 @@ class workspace {
     std::swap(block_, other.block_), std::swap(used_, other.used_), std::swap(depth_, other.depth_);
   }
 
-  static void release(const block& b) noexcept { ::operator delete(b.data, std::align_val_t{line}); }
+  static void release(const block& b) noexcept { ::operator delete (b.data, std::align_val_t{line}); }
 
   std::byte* bytes(std::size_t n) {
     n = (n + line - 1) / line * line;
@@ -124,7 +124,7 @@ LAGKV_FN void workspace::next_block(std::size_t n) {
   if (next == blocks_.size()) {
     blocks_.reserve(next + 1);
     const std::size_t size = n > least_block ? n : least_block;
-    blocks_.push_back({static_cast<std::byte*>(::operator new(size, std::align_val_t{line})), size});
+    blocks_.push_back({static_cast<std::byte*>(::operator new (size, std::align_val_t{line})), size});
   }
   block_ = next, used_ = 0;
 }
@@ -132,7 +132,7 @@ LAGKV_FN void workspace::next_block(std::size_t n) {
 LAGKV_FN void workspace::merge() noexcept {
   std::size_t all = 0;
   for (const block& b : blocks_) all += b.size;
-  void* data = ::operator new(all, std::align_val_t{line}, std::nothrow);
+  void* data = ::operator new (all, std::align_val_t{line}, std::nothrow);
   if (data == nullptr) return;
   for (const block& b : blocks_) release(b);
   blocks_.resize(1);

@@ -178,8 +178,8 @@ def install(some_rows):
     if wanted:
         if not os.path.exists(os.path.join(VENV, "bin", "pip")):
             subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=False)
-        subprocess.run([os.path.join(VENV, "bin", "python"), "-m", "pip", "--disable-pip-version-check", "install", "-q", *wanted],
-                       check=False)
+        pip = [os.path.join(VENV, "bin", "python"), "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "-q", *wanted], check=False)
 
 
 # ---- running commands -------------------------------------------------------------------------------------------------
@@ -232,7 +232,8 @@ def golden_table():
     lines = []
     for case in cases:
         fields = [f'.name = "{case["name"]}"', f'.kind = "{case["kind"]}"']
-        for field in ("tokens heads query_heads dim sink lag ratio value_weight middle_step future covariance value_norm").split():
+        for field in ("tokens", "heads", "query_heads", "dim", "sink", "lag", "ratio", "value_weight", "middle_step", "future",
+                      "covariance", "value_norm"):
             value = case.get(field)
             if value is None and field in ("sink", "lag"):
                 value = case.get("lagkv", {}).get(field)
@@ -259,8 +260,8 @@ def build_file(row, folder, compiler, compiled, more_flags):
     names += ["tests/compilers/wasi.cpp"] if wasm else []
     sources += [(s, [*tests, *FLAGS_OF.get(s, []), *more_flags]) for s in names]
     lines = [f"builddir = {folder}",
-             f"rule compile\n  command = {quoted(map(shlex.quote, compiler))} {quoted(flags)} $more -MMD -MF $out.d -c $in -o $out\n"
-             "  depfile = $out.d\n  deps = gcc\n  description = $in",
+             f"rule compile\n  command = {quoted(map(shlex.quote, compiler))} {quoted(flags)} $more "
+             "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = $in",
              f"rule link\n  command = {quoted(map(shlex.quote, compiler))} {quoted(row.flags)} $in -o $out "
              f"{quoted(row.link + (WASM_LIBRARIES if wasm else []))}\n  description = $out"]
     objects = []
@@ -471,7 +472,8 @@ int main() {
   }
   using half = lagkv::strided<lagkv::f16>;
   const lagkv::shape shape{heads, channels};
-  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(channels * tokens), .token = static_cast<std::ptrdiff_t>(channels)};
+  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(channels * tokens),
+                               .token = static_cast<std::ptrdiff_t>(channels)};
   const auto policy = lagkv::make_lagkv({.sink = 4, .lag = 16, .ratio = 0.25});
   const auto other = lagkv::parse("key_diff:sink=4,recent=4,keep=0.5");
   if (!policy || !other) return 1;
@@ -479,9 +481,9 @@ int main() {
   lagkv::cursor cursor, next;
   const lagkv::layer layer{half{keys.data(), shape, strides, tokens}, half{values.data(), shape, strides, tokens}, tokens};
   if (!lagkv::check(*policy, layer)) return 2;
-  const std::size_t kept = lagkv::step(*policy, layer, cursor, workspace);
+  const std::size_t kept = lagkv::compress(*policy, layer, cursor, workspace);
   const lagkv::layer rest{layer.keys, layer.values, kept};
-  return kept == 4 + 4 * 4 + 28 && lagkv::step(*other, rest, next, workspace) < kept ? 0 : 3;
+  return kept == 4 + 4 * 4 + 28 && lagkv::compress(*other, rest, next, workspace) < kept ? 0 : 3;
 }
 """
 
@@ -534,8 +536,9 @@ def habits(options):
             return Outcome(shown, version, True, "broken by " + (", ".join(m for m in MACROS if one[m]) or "all together"))
 
         def reported(shown):
-            found = {w: set(re.findall(r"^(include/\S+): warning: ", compiled("reported", include + USE, [w], link=False)[1], re.M))
-                     for w in REPORTED}
+            def said(w):
+                return compiled("reported", include + USE, [w], link=False)[1]
+            found = {w: set(re.findall(r"^(include/\S+): warning: ", said(w), re.M)) for w in REPORTED}
             return Outcome(shown, version, False, "report only: " + ", ".join(f"{len(at)} places {w}" for w, at in found.items()))
 
         def older(shown):
@@ -566,7 +569,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows, or how their names or parts of them begin (default: all)")
     parser.add_argument("--list", action="store_true", help="the rows, and what each needs here")
-    parser.add_argument("--install", action="store_true", help="install what the rows need: apt and, in build/compilers/venv, pip")
+    parser.add_argument("--install", action="store_true",
+                        help="install what the rows need: apt and, in build/compilers/venv, pip")
     parser.add_argument("--parse", action="store_true", help="only parse each header alone")
     parser.add_argument("--habits", action="store_true", help="only compile what programs do around the #include")
     parser.add_argument("--compiled", action="store_true", help="with LAGKV_COMPILED instead of headers only")

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/methods.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "budget.hpp"
 
@@ -30,8 +30,8 @@ std::size_t kept_by(const std::string& policy, std::size_t tokens) {
 }
 
 TEST(Budget, EquationThirteenByHand) {
-  // N = 1000, S = 16, L = 128: floor(984 / 128) - 1 = 6 partitions of 128 are judged. Half is to go: 500 / 6 = 83.3 of each, so
-  // 45 of 128 stay, and 1000 - 6 * 83 = 502 of all.
+  // N = 1000, S = 16, L = 128: floor(984 / 128) - 1 = 6 partitions of 128 are candidates. Half is to go: 500 / 6 = 83.3 of each,
+  // so 45 of 128 stay, and 1000 - 6 * 83 = 502 of all.
   const auto made = eval::equal_budgets(at(0.5, {"lagkv:lag=128", "snapkv", "random"}), 1000);
   const budgeted& lagkv = made.at({"lagkv:lag=128", 0.5});
   EXPECT_EQ(lagkv.kept, 502U);

@@ -18,13 +18,15 @@ constexpr const char* squad = R"({"version": "v2.0", "data": [
   {"title": "Rivers", "paragraphs": [
     {"context": "The Rhine flows north.", "qas": [
       {"question": "Where does the Rhine flow?", "id": "1", "is_impossible": false,
-       "answers": [{"text": "north", "answer_start": 16}, {"text": "north", "answer_start": 16}, {"text": "flows north", "answer_start": 10}]},
+       "answers": [{"text": "north", "answer_start": 16}, {"text": "north", "answer_start": 16},
+                   {"text": "flows north", "answer_start": 10}]},
       {"question": "Who swam the Rhine?", "id": "2", "is_impossible": true, "answers": [], "plausible_answers": []}]},
     {"context": "The Danube flows east.", "qas": []},
     {"context": "The Rhine flows north.", "qas": []}]},
   {"title": "Hills", "paragraphs": [
     {"context": "Hills are small mountains.", "qas": [
-      {"question": "What are hills?", "id": "3", "is_impossible": false, "answers": [{"text": "small mountains", "answer_start": 10}]}]},
+      {"question": "What are hills?", "id": "3", "is_impossible": false,
+       "answers": [{"text": "small mountains", "answer_start": 10}]}]},
     {"context": "Some hills have names.", "qas": []}]}]})";
 
 constexpr const char* hotpotqa = R"([

@@ -322,7 +322,7 @@ TEST(LlamaAdapter, QuantisedCachesAreSeenUnderTheirTransform) {
     EXPECT_EQ(values.probe.layers()[l].values.hadamard_block, 64U);
     EXPECT_EQ(none.probe.layers()[l].values.hadamard_block, 0U);
   }
-  // So turned back, keys are those of a cache of f16, but for their rounding.
+  // So rotated back, keys are those of a cache of f16, but for their rounding.
   bytes a = all.state(), b = none.state();
   const auto x = lagkv::llama::saved_sequence::parse(a), y = lagkv::llama::saved_sequence::parse(b);
   ASSERT_TRUE(x && y);
@@ -357,11 +357,10 @@ double spread_over_positions(session& s, bool inverse_rotated) {
   EXPECT_EQ(check(r, head_size).message(), "");
   const lagkv::rotated how{&r, {}};
   lagkv::workspace ws;
-  ws.turns.prepare(r, head_size);
   double worst = 0;
   for (std::size_t h = 0; h < kv_heads; ++h) {
     std::vector<float> rows;
-    lagkv::for_each_row(inverse_rotated ? l->keys.pre_rope(how) : l->keys, h, {0, tokens}, ws,
+    lagkv::for_each_row(inverse_rotated ? lagkv::pre_rope(l->keys, how, ws) : l->keys, h, {0, tokens}, ws,
                         [&](std::size_t, std::span<const float> row) { rows.insert(rows.end(), row.begin(), row.end()); });
     for (std::size_t t = different; t < tokens; ++t) {
       double apart = 0, size = 0;
@@ -375,7 +374,7 @@ double spread_over_positions(session& s, bool inverse_rotated) {
   return worst;
 }
 
-TEST(LlamaEmbedding, TurnedBackATokensKeyIsTheSameWhereverItStands) {
+TEST(LlamaEmbedding, RotatedBackATokensKeyIsTheSameWhereverItStands) {
   const auto linear = [](llama_context_params& p) {
     p.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_LINEAR, p.rope_freq_scale = 0.25F;
   };
@@ -423,7 +422,7 @@ TEST(LlamaEmbedding, WhatIsNotKnownIsNamedAndTheSequenceLeftAlone) {
   const auto no_probe = lagkv::llama::compressor::make(full.context.get(), *novelty);
   ASSERT_FALSE(no_probe);
   EXPECT_EQ(no_probe.message(),
-            "policy: judges keys without their positions: give the compressor a cache_probe, which sees their embedding");
+            "policy: reads keys as they were before RoPE: give the compressor a cache_probe, which sees their embedding");
 
   ASSERT_TRUE(full.feed(100));
   bytes state = full.state();
@@ -514,10 +513,10 @@ TEST(LlamaAdapter, ARestoredSequenceGoesOnWithItsCursor) {
   const auto r = must(cb.compress(0, way::in_place));
   EXPECT_TRUE(r.compressed);
   EXPECT_EQ(r.tokens_before, cursor.tokens + 100);
-  EXPECT_EQ(cb.at(0).candidates, 16U + 8 * ((300 - 16) / 32 - 1));
+  EXPECT_EQ(cb.at(0).compressed, 16U + 8 * ((300 - 16) / 32 - 1));
 }
 
-TEST(LlamaAdapter, ARestoredSequenceIsJudgedByTheMomentsOfAllItsTokens) {
+TEST(LlamaAdapter, ARestoredSequenceIsScoredByTheStatisticsOfAllItsKeys) {
   constexpr const char* again = "novelty:sink=4,recent=16,capacity=64";
   session a({});
   auto ca = compressor_of(a, again);
@@ -546,23 +545,23 @@ TEST(LlamaAdapter, ARestoredSequenceIsJudgedByTheMomentsOfAllItsTokens) {
   EXPECT_EQ(go_on(fresh, cf, &beside), uninterrupted);
   EXPECT_EQ(go_on(busy, cb, &beside), uninterrupted);
   lagkv::llama::checkpoint without = beside;
-  without.moments.clear(), without.observed = 0;
-  EXPECT_NE(go_on(fresh, cf, &without), uninterrupted) << "or the moments do not count here";
+  without.key_statistics.clear(), without.counted = 0;
+  EXPECT_NE(go_on(fresh, cf, &without), uninterrupted) << "or the key statistics do not count here";
 }
 
-TEST(LlamaAdapter, MomentsOfAnotherModelAreRefused) {
+TEST(LlamaAdapter, KeyStatisticsOfAnotherModelAreRefused) {
   session s({});
   auto c = compressor_of(s, "novelty:sink=4,recent=16,capacity=64");
   ASSERT_TRUE(s.feed(100));
   const bytes before = s.state();
   const lagkv::llama::recording positions = s.probe.recorded();
   lagkv::llama::checkpoint other;
-  other.moments.resize(7);
+  other.key_statistics.resize(7);
   ASSERT_TRUE(c.restore(0, before, other, &positions));
-  EXPECT_EQ(c.compress(0).message(), "moments of 7 layers: must be those of 30");
-  other.moments.assign(30, std::vector<double>(5));
+  EXPECT_EQ(c.compress(0).message(), "key statistics of 7 layers: must be those of 30");
+  other.key_statistics.assign(30, std::vector<double>(5));
   ASSERT_TRUE(c.restore(0, before, other, &positions));
-  EXPECT_EQ(c.compress(0).message(), "moments of 5 numbers a layer: must be 387");
+  EXPECT_EQ(c.compress(0).message(), "key statistics of 5 numbers a layer: must be 387");
   EXPECT_EQ(s.state(), before);
 }
 
@@ -585,14 +584,14 @@ TEST(LlamaAdapter, TokensTakenBackAreNotMissed) {
 // ---- recorded attention ----
 
 /// Sums over rows and heads: [layer][KV head][row].
-using masses = std::vector<std::vector<std::vector<double>>>;
+using attention_sums = std::vector<std::vector<std::vector<double>>>;
 
-masses zeros(std::size_t rows) { return masses(layers, {kv_heads, std::vector<double>(rows)}); }
+attention_sums zeros(std::size_t rows) { return attention_sums(layers, {kv_heads, std::vector<double>(rows)}); }
 
 /// What the probe has recorded.
-masses mass_of(session& s) {
+attention_sums attention_of(session& s) {
   const std::size_t rows = s.probe.recorded().rows().size();
-  masses m = zeros(rows);
+  attention_sums m = zeros(rows);
   for (std::size_t l = 0; l < layers; ++l) {
     const auto side = s.probe.recorded().beside(l).accumulated_attention;
     EXPECT_TRUE(side) << "layer " << l;
@@ -603,7 +602,7 @@ masses mass_of(session& s) {
 
 /// Adds the attention of the last `queries` recorded queries to the rows there are, by a plain double loop over the keys in
 /// the cache.
-void add_by_hand(session& s, std::size_t queries, masses& m) {
+void add_by_hand(session& s, std::size_t queries, attention_sums& m) {
   lagkv::workspace ws;
   const auto rows = s.probe.recorded().rows();
   std::vector<std::int32_t> cells;
@@ -634,7 +633,7 @@ void add_by_hand(session& s, std::size_t queries, masses& m) {
 }
 
 /// Of each row, relative to what the rows of a head have on average.
-double worst_difference(const masses& a, const masses& b) {
+double worst_difference(const attention_sums& a, const attention_sums& b) {
   double worst = 0;
   for (std::size_t l = 0; l < layers; ++l)
     for (std::size_t h = 0; h < kv_heads; ++h) {
@@ -659,14 +658,14 @@ std::vector<float> queries_of(session& s, std::size_t layer) {
 
 class EveryAttention : public testing::TestWithParam<cache_case> {};
 
-TEST_P(EveryAttention, TheMassIsWhatTheModelAttendedTo) {
+TEST_P(EveryAttention, AccumulatedAttentionIsWhatTheModelAttendedTo) {
   session s(GetParam().options());
   s.probe.record({.queries = 300, .accumulated_attention = true});
   ASSERT_TRUE(s.feed(150) && s.feed(9) && s.feed(1) && s.feed(1));
   ASSERT_EQ(s.probe.recorded().obstacle(), "");
-  masses by_hand = zeros(161);
+  attention_sums by_hand = zeros(161);
   add_by_hand(s, 161, by_hand);
-  EXPECT_LT(worst_difference(by_hand, mass_of(s)), 1e-3);
+  EXPECT_LT(worst_difference(by_hand, attention_of(s)), 1e-3);
 }
 
 TEST_P(EveryAttention, TheLastQueriesAreHeldWhateverTheBatches) {
@@ -706,7 +705,7 @@ void expect_both_ways_the_same(const session::options& options, const char* poli
     EXPECT_TRUE(std::equal(left.rows().begin(), left.rows().end(), right.rows().begin(), right.rows().end())) << policy;
   }
   if (left.what().accumulated_attention) {
-    EXPECT_EQ(worst_difference(mass_of(a), mass_of(b)), 0) << policy;
+    EXPECT_EQ(worst_difference(attention_of(a), attention_of(b)), 0) << policy;
   }
   for (std::size_t l = 0; l < layers && left.what().queries > 0; ++l) EXPECT_EQ(queries_of(a, l), queries_of(b, l)) << policy;
   EXPECT_TRUE(a.feed(1) && b.feed(1));
@@ -740,7 +739,7 @@ INSTANTIATE_TEST_SUITE_P(Llama, EveryAttention,
                          [](const auto& c) { return c.param.name(); });
 
 void expect_the_models_own_softmax(ggml_type keys, double tolerance) {
-  masses own = zeros(141);
+  attention_sums own = zeros(141);
   session s({.type = keys, .values = GGML_TYPE_F32, .flash = false, .host = [&](ggml_tensor* node, bool ask) {
                const std::string_view name(node->name), prefix = "kq_soft_max-";
                if (name.substr(0, prefix.size()) != prefix) return false;
@@ -756,10 +755,10 @@ void expect_the_models_own_softmax(ggml_type keys, double tolerance) {
              }});
   s.probe.record({.accumulated_attention = true});
   ASSERT_TRUE(s.feed(130) && s.feed(10) && s.feed(1));
-  EXPECT_LT(worst_difference(own, mass_of(s)), tolerance);
+  EXPECT_LT(worst_difference(own, attention_of(s)), tolerance);
 }
 
-TEST(LlamaRecording, TheMassIsThatOfTheModelsOwnSoftmax) {
+TEST(LlamaRecording, AccumulatedAttentionIsThatOfTheModelsOwnSoftmax) {
   expect_the_models_own_softmax(GGML_TYPE_F32, 1e-3);
   expect_the_models_own_softmax(GGML_TYPE_Q8_0, 0.1);  // llama.cpp rounds the queries to q8_0, too
 }
@@ -781,17 +780,17 @@ TEST(LlamaRecording, AsksForNothingUnlessAskedItself) {
   EXPECT_EQ(s.nodes_asked_for, 30);
 }
 
-TEST(LlamaRecording, ChunksGiveTheMassOfOneFeed) {
+TEST(LlamaRecording, ChunksGiveTheAttentionOfOneFeed) {
   session whole({.type = GGML_TYPE_F32}), chunked({.type = GGML_TYPE_F32});
   for (session* s : {&whole, &chunked}) s->probe.record({.accumulated_attention = true});
   ASSERT_TRUE(whole.feed(120));
   for (int i = 0; i < 6; ++i) ASSERT_TRUE(chunked.feed(20));
   // In deeper layers the sizes of batches alone change a quantised model's queries: there only the sums are compared.
-  masses first[2] = {mass_of(whole), mass_of(chunked)};
-  for (masses& m : first) std::fill(m.begin() + 1, m.end(), m[0]);
+  attention_sums first[2] = {attention_of(whole), attention_of(chunked)};
+  for (attention_sums& m : first) std::fill(m.begin() + 1, m.end(), m[0]);
   EXPECT_LT(worst_difference(first[0], first[1]), 0.01);
-  masses total[2] = {mass_of(whole), mass_of(chunked)};
-  for (const masses& m : total)
+  attention_sums total[2] = {attention_of(whole), attention_of(chunked)};
+  for (const attention_sums& m : total)
     for (const auto& heads : m)
       for (const auto& rows : heads) {
         double sum = 0;
@@ -800,16 +799,16 @@ TEST(LlamaRecording, ChunksGiveTheMassOfOneFeed) {
       }
 }
 
-TEST(LlamaRecording, TheMassFollowsItsRows) {
+TEST(LlamaRecording, AccumulatedAttentionFollowsItsRows) {
   for (way how : {way::in_place, way::repack}) {
     session s({});
     auto c = compressor_of(s, "h2o:capacity=100,every=20");
     for (int round = 0; round < 3; ++round) {
       ASSERT_TRUE(s.feed(round == 0 ? 130 : 40));
-      const masses before = mass_of(s);
+      const attention_sums before = attention_of(s);
       std::vector<lagkv::plan> plans(layers);
       ASSERT_TRUE(must(c.compress(0, how, [&](std::size_t l, const lagkv::plan& p) { plans[l] = p; })).compressed);
-      const masses after = mass_of(s);
+      const attention_sums after = attention_of(s);
       for (std::size_t l = 0; l < layers; ++l)
         for (std::size_t h = 0; h < kv_heads; ++h) {
           ASSERT_EQ(after[l][h].size(), 100U);
@@ -818,12 +817,12 @@ TEST(LlamaRecording, TheMassFollowsItsRows) {
     }
     // In holes or repacked cells alike, new tokens add to the rows that are there.
     s.probe.record({.queries = 64, .accumulated_attention = true, .positions = true});
-    masses expected = mass_of(s);
+    attention_sums expected = attention_of(s);
     ASSERT_TRUE(s.feed(16));
     for (auto& heads : expected)
       for (auto& rows : heads) rows.resize(116);
     add_by_hand(s, 16, expected);
-    EXPECT_LT(worst_difference(expected, mass_of(s)), 1e-3);
+    EXPECT_LT(worst_difference(expected, attention_of(s)), 1e-3);
   }
 }
 
@@ -847,7 +846,7 @@ TEST(LlamaRecording, IsPutBackWithASavedSequence) {
   // And it goes on: what is recorded after a restore adds to it.
   ASSERT_TRUE(a.feed(120) && b.feed(120));
   ASSERT_EQ(a.state(), b.state());
-  EXPECT_EQ(worst_difference(mass_of(a), mass_of(b)), 0);
+  EXPECT_EQ(worst_difference(attention_of(a), attention_of(b)), 0);
 }
 
 TEST(LlamaRecording, APrefillForSeveralPoliciesServesEach) {
@@ -873,7 +872,7 @@ TEST(LlamaRecording, RowsThatTheHostTakesBackAreForgotten) {
   llama_memory_t memory = llama_get_memory(s.context.get());
   ASSERT_TRUE(s.feed(120));
   llama_memory_seq_rm(memory, 0, 80, -1);
-  masses expected = mass_of(s);  // what the rows taken back gave to others stays counted
+  attention_sums expected = attention_of(s);  // what the rows taken back gave to others stays counted
   for (auto& heads : expected)
     for (auto& rows : heads) {
       rows.resize(80);
@@ -882,7 +881,7 @@ TEST(LlamaRecording, RowsThatTheHostTakesBackAreForgotten) {
   ASSERT_TRUE(s.feed(30));
   EXPECT_EQ(s.probe.recorded().rows().size(), 110U);
   add_by_hand(s, 30, expected);
-  EXPECT_LT(worst_difference(expected, mass_of(s)), 1e-3);
+  EXPECT_LT(worst_difference(expected, attention_of(s)), 1e-3);
 
   llama_memory_seq_rm(memory, 0, 100, -1);  // compressed before anything is decoded again
   EXPECT_EQ(must(c.compress(0, way::in_place)).tokens_after, 50U);
@@ -893,7 +892,7 @@ TEST(LlamaRecording, RowsThatTheHostTakesBackAreForgotten) {
   ASSERT_TRUE(s.feed(60));
   expected = zeros(60);
   add_by_hand(s, 60, expected);
-  EXPECT_LT(worst_difference(expected, mass_of(s)), 1e-3);
+  EXPECT_LT(worst_difference(expected, attention_of(s)), 1e-3);
 }
 
 TEST(LlamaRecording, AttentionThatIsMoreThanASoftmaxIsRefused) {
@@ -1045,7 +1044,8 @@ TEST(LlamaRecording, WhatCannotBeRecordedIsRefused) {
   ASSERT_TRUE(unknown.feed(100));
   const auto r = c.compress(0, way::in_place);
   ASSERT_FALSE(r);
-  EXPECT_NE(r.message().find("recording: mass: cache: type iq4_nl: must be f32"), std::string::npos) << r.message();
+  EXPECT_NE(r.message().find("recording: accumulated attention: cache: type iq4_nl: must be f32"), std::string::npos)
+      << r.message();
 }
 
 TEST(LlamaAdapter, PoliciesOfUnevenSizesAreRefused) {
@@ -1144,7 +1144,7 @@ TEST(LlamaAdapter, ProtectedPositionsStay) {
     }
 }
 
-TEST(LlamaAdapter, ProtectionOfRowsThatAreJudgedAgainIsGivenInTime) {
+TEST(LlamaAdapter, ProtectionOfRowsThatAreCandidatesAgainIsGivenInTime) {
   session s({});
   auto c = lagkv::llama::compressor::make(s.context.get(), *lagkv::parse("key_diff:capacity=80"));
   ASSERT_TRUE(c);

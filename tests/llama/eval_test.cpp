@@ -288,7 +288,7 @@ TEST_F(Run, GoesOnWhereItWasInterrupted) {
   EXPECT_GT(std::filesystem::file_size(page), 20000U);
 }
 
-// Queries of 120 tokens at a time, turned back by complex arithmetic in double.
+// Queries of 120 tokens at a time, rotated back by complex arithmetic in double.
 TEST_F(Run, CalibratesOnceAndRunsWithThat) {
   constexpr std::size_t length = 120, skipped = 4, channels = 64, heads = 9;
   const std::string text = prompt_of(task("niah_single_2"), 400).context;

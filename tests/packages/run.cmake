@@ -1,5 +1,6 @@
 # cmake -D kind= -D root= -D work= -D generator= -D compiler= [-D cmake=] -P run.cmake
-# Builds and runs a program that takes lagkv in by one of the ways that there are, from scratch. `cmake`: another cmake to do it by.
+# Builds and runs a program that takes lagkv in by one of the ways that there are, from scratch. `cmake`: another cmake to do it
+# by.
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE failed)
   if(failed)
@@ -21,7 +22,8 @@ if(kind MATCHES "find_package|pkg_config")
   if(kind STREQUAL "find_package")
     set(kernels OFF)
   endif()
-  run(${cmake} -S ${root} -B ${work}/lagkv ${common} -D CMAKE_INSTALL_PREFIX=${work}/prefix -D CMAKE_INSTALL_LIBDIR=lib -D CMAKE_INSTALL_INCLUDEDIR=include/of-here
+  run(${cmake} -S ${root} -B ${work}/lagkv ${common}
+      -D CMAKE_INSTALL_PREFIX=${work}/prefix -D CMAKE_INSTALL_LIBDIR=lib -D CMAKE_INSTALL_INCLUDEDIR=include/of-here
       -D LAGKV_KERNELS=${kernels} -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF -D LAGKV_TOOLS=OFF)
   if(NOT kind STREQUAL "find_package_unbuilt")
     run(${cmake} --build ${work}/lagkv)

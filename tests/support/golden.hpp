@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/policy/options.hpp>
+#include <lagkv/score/lagkv.hpp>
 #include <tools/npy.hpp>
 
 #include "cube.hpp"

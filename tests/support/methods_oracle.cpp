@@ -50,7 +50,7 @@ VectorXd group_mean(std::size_t query_heads, std::size_t heads, std::size_t head
   return sum / static_cast<double>(group);
 }
 
-/// attention_weights on the judged rows.
+/// attention_weights on the candidates.
 VectorXd weights_on(const cube& queries, const cube& keys, std::size_t query_head, std::size_t i, row_range candidates) {
   const std::vector<double> w = attention_weights(queries, keys, query_head, i);
   return Eigen::Map<const VectorXd>(w.data() + candidates.begin, index(candidates.size()));
@@ -86,7 +86,51 @@ std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_rang
   return list(out);
 }
 
-std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t head, row_range candidates, const cur_options& o) {
+std::vector<double> nested_scores(const cube& keys, std::size_t head, row_range candidates, std::size_t block,
+                                  std::size_t window) {
+  using anomalies = std::vector<std::vector<double>>;
+  const auto to_unit_range = [](std::vector<double> x) {
+    const double least = *std::min_element(x.begin(), x.end()), most = *std::max_element(x.begin(), x.end());
+    for (double& v : x) v = most > least ? (v - least) / (most - least) : 0;
+    return x;
+  };
+  anomalies a(3);
+  for (std::size_t i = candidates.begin; i < candidates.end; ++i) {
+    const std::size_t first = i / block * block;
+    const row_range references[] = {
+        {0, keys.tokens}, {first, std::min(first + block, keys.tokens)}, {i + 1 > window ? i + 1 - window : 0, i + 1}};
+    for (std::size_t k = 0; k < 3; ++k) a[k].push_back(key_diff_scores(keys, head, {i, i + 1}, references[k])[0]);
+  }
+  double weights[3] = {0.4, 0.4, 0.2}, total = 0;
+  for (std::size_t k = 0; k < 3; ++k) {
+    a[k] = to_unit_range(a[k]);
+    std::vector<double> sorted = a[k];
+    std::sort(sorted.begin(), sorted.end());
+    const auto n = static_cast<std::ptrdiff_t>(std::max(1.0, std::floor(static_cast<double>(sorted.size()) / 10 + 0.5)));
+    const double worst = std::accumulate(sorted.begin(), sorted.begin() + n, 0.0);
+    const double best = std::accumulate(sorted.end() - n, sorted.end(), 0.0);
+    weights[k] *= std::exp(3 * (best - worst) / static_cast<double>(n));
+    total += weights[k];
+  }
+  std::vector<double> surprise, blend, most;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    const Eigen::Vector3d s(a[0][i], a[1][i], a[2][i]);
+    surprise.push_back(std::sqrt((s.array() - s.mean()).square().mean()));
+    blend.push_back((weights[0] * s(0) + weights[1] * s(1) + weights[2] * s(2)) / total);
+    most.push_back(s.maxCoeff());
+  }
+  surprise = to_unit_range(surprise);
+  const double usual = std::accumulate(surprise.begin(), surprise.end(), 0.0) / static_cast<double>(surprise.size());
+  std::vector<double> out;
+  for (std::size_t i = 0; i < surprise.size(); ++i) {
+    const double gate = 1 / (1 + std::exp(-10 * (std::max(0.0, surprise[i] - usual) - 0.6)));
+    out.push_back((1 - gate) * blend[i] + gate * most[i]);
+  }
+  return out;
+}
+
+std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t head, row_range candidates,
+                               const cur_options& o) {
   const VectorXd k = window_shares(matrix(keys, head, candidates).rowwise().squaredNorm(), index(o.window));
   const VectorXd v = window_shares(matrix(values, head, candidates).rowwise().squaredNorm(), index(o.window));
   const VectorXd product = k.cwiseProduct(v);
@@ -126,7 +170,8 @@ std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range
   return list(sum.cwiseSqrt());
 }
 
-std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference, std::size_t bits) {
+std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,
+                                    std::size_t bits) {
   const auto odd = [](std::uint64_t seed) {
     std::uint64_t z = seed + 0x9e3779b97f4a7c15;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
@@ -155,7 +200,8 @@ std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_rang
   return out;
 }
 
-std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference, double epsilon) {
+std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,
+                                    double epsilon) {
   MatrixXd r = matrix(keys, head, reference);
   const RowVectorXd centre = r.colwise().mean();
   r.rowwise() -= centre;
@@ -187,8 +233,8 @@ std::vector<double> average_pool(const std::vector<double>& x, std::size_t kerne
   return out;
 }
 
-std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates, std::size_t window,
-                                  std::size_t kernel) {
+std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates,
+                                  std::size_t window, std::size_t kernel) {
   const VectorXd mean = group_mean(queries.heads, keys.heads, head, [&](std::size_t query_head) {
     VectorXd sum = VectorXd::Zero(index(candidates.size()));
     for (std::size_t i = queries.tokens - window; i < queries.tokens; ++i)

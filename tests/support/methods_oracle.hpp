@@ -1,7 +1,7 @@
 // The scores of the field in double, from the papers' formulas: nothing of it comes from the library.
 //
 // Cubes are [heads, tokens, channels]; queries are [query heads, n, channels] and belong to the last n of the tokens.
-// A KV head serves queries.heads / keys.heads query heads in a row. Scores come one a judged row, in their order; the higher
+// A KV head serves queries.heads / keys.heads query heads in a row. Scores come one a candidate, in their order; the higher
 // stays. Finite input; ranges lie within the cube and are not empty.
 #pragma once
 
@@ -29,8 +29,13 @@ std::vector<double> value_norm_scores(const cube& values, std::size_t head, row_
 /// zeros. 0 where the row or the anchor has norm 0.
 std::vector<double> key_diff_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference);
 
+/// NestedKV (arXiv 2605.26678), sections 2.2 to 2.4: blocks of `block` rows from row 0, a window of `window` rows up to the row's
+/// own.
+std::vector<double> nested_scores(const cube& keys, std::size_t head, row_range candidates, std::size_t block,
+                                  std::size_t window);
+
 struct cur_options {
-  std::size_t window = 16;  ///< rows, counted from judged.begin; the last window may be shorter
+  std::size_t window = 16;  ///< rows, counted from candidates.begin; the last window may be shorter
   bool normalised = false;  ///< divided by their sum, as kvpress does: the order stays
 };
 
@@ -41,17 +46,18 @@ std::vector<double> cur_scores(const cube& keys, const cube& values, std::size_t
 /// ManifoldKV (arXiv 2602.08343): |k - mean over the reference|.
 std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference);
 
-/// The same from the mean of the row's own window: `window` rows from judged.begin on, the last may be shorter.
+/// The same from the mean of the row's own window: `window` rows from candidates.begin on, the last may be shorter.
 std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range candidates, std::size_t window);
 
-/// Novelty: sqrt(mean over channels of (u - mean)^2 / variance), u = k / |k|, moments of u over the reference. Channels whose
-/// variance is not above 1e-6 of their mean square are left out.
+/// Novelty: sqrt(mean over channels of (u - mean)^2 / variance), u = k / |k|, mean and variance of u over the reference. Channels
+/// whose variance is not above 1e-6 of their mean square are left out.
 std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference);
 
 /// Distinct: minus the rows behind with the same code, plus 1/2 times the share of the rows that lie before. Codes are the signs
-/// of sum of s (u - mean) / deviation, u and the moments (of the reference) as in novelty; s is 1 where SplitMix64 seeded with
-/// 2^32 * bit + channel draws an odd number, else -1. Rows from judged.begin to the end of the reference count.
-std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference, std::size_t bits);
+/// of sum of s (u - mean) / deviation, u, mean and deviation (of the reference) as in novelty; s is 1 where SplitMix64 seeded
+/// with 2^32 * bit + channel draws an odd number, else -1. Rows from candidates.begin to the end of the reference count.
+std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,
+                                    std::size_t bits);
 
 /// Leverage (part of Compactor, arXiv 2507.08143): x^T (X^T X + epsilon I)^-1 x, X the reference minus its mean, x the row
 /// minus the same mean.
@@ -67,9 +73,9 @@ std::vector<double> attention_weights(const cube& queries, const cube& keys, std
 /// SnapKV's pooling: mean of `kernel` neighbours, kernel / 2 of them before; beyond the ends are zeros, which count.
 std::vector<double> average_pool(const std::vector<double>& x, std::size_t kernel);
 
-/// SnapKV (arXiv 2404.14469): mean weight from the last `window` queries, pooled over the judged rows, mean over the group.
-std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates, std::size_t window,
-                                  std::size_t kernel);
+/// SnapKV (arXiv 2404.14469): mean weight from the last `window` queries, pooled over the candidates, mean over the group.
+std::vector<double> snapkv_scores(const cube& queries, const cube& keys, std::size_t head, row_range candidates,
+                                  std::size_t window, std::size_t kernel);
 
 /// H2O (arXiv 2306.14048): sum of the weights from all queries, mean over the group. `mean`: over the number of queries that
 /// see the row (kvpress's ObservedAttention).
@@ -97,7 +103,7 @@ struct expected_query_options {
 /// R S R^T. RoPE turns the pair (i, i + channels / 2) by position * base^(-2 i / channels).
 query_statistics expected_queries(const cube& queries, const expected_query_options& o);
 
-/// Expected attention (arXiv 2510.00636): softmax over the judged rows of m.k / sqrt(d) + k^T S k / (2 d), mean over the
+/// Expected attention (arXiv 2510.00636): softmax over the candidates of m.k / sqrt(d) + k^T S k / (2 d), mean over the
 /// group; with `value_norm` times |v|.
 std::vector<double> expected_attention_scores(const query_statistics& queries, const cube& keys, const cube& values,
                                               std::size_t head, row_range candidates, bool value_norm);

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <limits>
 
-#include <lagkv/view/range.hpp>
+#include <lagkv/view/dtype.hpp>
 
 namespace support {
 

@@ -1,4 +1,4 @@
-// What a host offers beside keys and values: queries in any layout and type, a running mass, positions.
+// What a host offers beside keys and values: queries in any layout and type, accumulated attention, positions.
 #pragma once
 
 #include <cstddef>
@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include <lagkv/methods_with_eigen.hpp>
 #include <lagkv/lagkv.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "host.hpp"
 
@@ -32,7 +32,7 @@ struct asked_cache {
   cache kv;
   host queries;
   std::size_t count;
-  lagkv::rope rope{};
+  lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
   lagkv::extras extras;
 
   asked_cache(layout l, lagkv::dtype type, const cube& k, const cube& v, const cube& q)

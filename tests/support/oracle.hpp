@@ -16,7 +16,7 @@ struct oracle_options {
 
 /// softmax over a partition's tokens of the unbiased standard deviation, over channels, of (x - min) / (max - min), with
 /// min and max over the next partition; for each of `partitions` partitions from token `begin` on.
-/// What is not finite: passed over in the reference; a judged token that has such a channel gets 0, as if it were absent.
+/// What is not finite: passed over in the reference; a candidate that has such a channel gets 0, as if it were absent.
 std::vector<double> deviation_shares(const cube& x, std::size_t head, std::size_t begin, std::size_t partitions,
                                      const oracle_options& o);
 

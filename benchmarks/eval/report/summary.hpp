@@ -23,7 +23,7 @@ struct task_figures {
 /// What the cache weighed and what its compression took. Not a number where it was not measured.
 struct cost_figures {
   double kept_tokens = std::numeric_limits<double>::quiet_NaN();  ///< mean
-  double kept_share = std::numeric_limits<double>::quiet_NaN();   ///< of the judged tokens, 0 to 1
+  double kept_share = std::numeric_limits<double>::quiet_NaN();   ///< of the candidates, 0 to 1
   double kept_mb = std::numeric_limits<double>::quiet_NaN();      ///< mean
   double full_mb = std::numeric_limits<double>::quiet_NaN();      ///< mean
   double compress_ms = std::numeric_limits<double>::quiet_NaN();  ///< median

@@ -53,9 +53,9 @@ def run(o, half, seed, policies, removed):
     """Tasks in parallel, a few prompts of each in turn, so that an interrupted search has prompts of all."""
     def one(task, samples):
         path = part(o, half, task)
-        command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed, "--length", str(o.length),
-                   "--samples", str(samples), "--seed", str(seed), "--threads", "1", "--queries", str(o.out / "queries.npy"),
-                   "--out", str(path), *FASTER, *o.named_model]
+        command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed,
+                   "--length", str(o.length), "--samples", str(samples), "--seed", str(seed), "--threads", "1",
+                   "--queries", str(o.out / "queries.npy"), "--out", str(path), *FASTER, *o.named_model]
         with open(path.with_suffix(".log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
 
@@ -224,8 +224,8 @@ def main():
 
     def about(samples):
         return (f"{samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "
-                f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws; no mark where "
-                f"there are fewer than {LEAST} prompts).")
+                f"{' and '.join(f'`{b}`' for b in o.baselines)} on the same prompts (95 % of paired bootstrap draws; no mark "
+                f"where there are fewer than {LEAST} prompts).")
 
     if "choosing" in halves:
         run(o, "choosing", o.seeds[0], [*o.baselines, *candidates], o.choose_removed)

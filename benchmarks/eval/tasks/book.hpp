@@ -11,8 +11,8 @@ namespace eval {
 /// text/persuasion.txt, compiled in: one paragraph a line.
 extern const std::string_view persuasion;
 
-/// text/headers.txt, compiled in: this library's own headers as they were in November 2026, one after another. A copy that does
-/// not change with them, so that results made at different times can be compared.
+/// text/headers.txt.tar.gz, compiled in: this library's own headers as they were in November 2026, one after another. A copy that
+/// does not change with them, so that results made at different times can be compared.
 extern const std::string_view headers;
 
 /// A text cut in words. Views into the text.

@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 
+#include <lagkv/result.hpp>
 #include <lagkv/view/range.hpp>
 #include <lagkv/view/strided.hpp>
 

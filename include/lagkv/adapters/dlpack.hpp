@@ -5,7 +5,7 @@
 //   if (!keys) return keys.message();
 //
 // A view points to the tensor's elements: keep the tensor, do not call its deleter, while views of it are in use. Nothing is
-// copied, and nothing of the tensor is changed but the elements that step() or compact() move.
+// copied, and nothing of the tensor is changed but the elements that compress() or compact() move.
 #pragma once
 
 #include <array>
@@ -17,6 +17,8 @@
 #include <dlpack/dlpack.h>
 
 #include <lagkv/adapters/dims.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/view/dtype.hpp>
 #include <lagkv/view/range.hpp>
 #include <lagkv/view/strided.hpp>
 #include <lagkv/view/tensor.hpp>

@@ -33,12 +33,14 @@
 
 #include <llama.h>
 
+#include <lagkv/accumulate.hpp>
 #include <lagkv/adapters/llama/probe.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/state.hpp>
 #include <lagkv/adapters/llama/views.hpp>
-#include <lagkv/compress.hpp>
 #include <lagkv/attention/query_statistics.hpp>
+#include <lagkv/compress.hpp>
+#include <lagkv/result.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
@@ -63,10 +65,10 @@ struct report {
 
 /// What compression knows of a sequence, to be saved beside its state: plain data.
 struct checkpoint {
-  cursor at{};                                 ///< how far it has been compressed
+  cursor at{};                                        ///< how far it has been compressed
   std::vector<std::vector<double>> key_statistics{};  ///< of each layer, dropped keys too (extras.key_statistics),
                                                       ///< if the policy reads them
-  std::size_t counted = 0;  ///< tokens of the sequence that are in them
+  std::size_t counted = 0;                            ///< tokens of the sequence that are in them
 };
 
 /// Compresses the sequences of one context. All layers and heads keep the same number of tokens, each its own choice.
@@ -157,8 +159,8 @@ class compressor {
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
   /// been compressed), and where the policy reads it, with the probe's recording of then. Compression goes on from there; in
-  /// place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache. Key statistics of other layers,
-  /// heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
+  /// place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache. Key statistics of other
+  /// layers, heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c, const recording* r = nullptr) {
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()});  // only read
@@ -341,9 +343,9 @@ class compressor {
   status record(const wanted& w) {
     if (w.any() && probe_ == nullptr)
       return error{"policy: reads " +
-                   std::string(w.queries > 0 ? "queries"
-                               : w.accumulated_attention      ? "attention"
-                                             : "positions of rows") +
+                   std::string(w.queries > 0             ? "queries"
+                               : w.accumulated_attention ? "attention"
+                                                         : "positions of rows") +
                    ": give the compressor a cache_probe"};
     if (w.any() && llama_n_seq_max(context_) != 1)
       return error{"recording: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
@@ -446,7 +448,8 @@ class compressor {
                    std::to_string(layers.size())};
     for (const auto& of_layer : s.key_statistics)
       if (of_layer.size() != each)
-        return error{"key statistics of " + std::to_string(of_layer.size()) + " numbers a layer: must be " + std::to_string(each)};
+        return error{"key statistics of " + std::to_string(of_layer.size()) + " numbers a layer: must be " +
+                     std::to_string(each)};
     for (std::size_t i = 0; i < layers.size(); ++i) {
       beside_[i].key_statistics = {s.key_statistics[i].data()};
       accumulate_key_statistics(policy_, layers[i], s.at, seen > s.counted ? seen - s.counted : 0, workspace_);

@@ -58,8 +58,8 @@ LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::siz
 
 }  // namespace detail
 
-/// Adds the attention of the last `queries` tokens to extras.accumulated_attention, as the mean over the query heads of each group: call it
-/// after each chunk or token, with its queries (or weights), before compress(). New rows of it must be 0.
+/// Adds the attention of the last `queries` tokens to extras.accumulated_attention, as the mean over the query heads of each
+/// group: call it after each chunk or token, with its queries (or weights), before compress(). New rows of it must be 0.
 LAGKV_FN void accumulate_attention(const layer& l, std::size_t queries, workspace& ws);
 
 #if LAGKV_BODIES

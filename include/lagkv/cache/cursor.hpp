@@ -17,7 +17,7 @@ struct cursor {
   std::size_t tokens = 0;      ///< rows in use after the last compress()
   std::size_t dropped = 0;     ///< rows dropped so far
   std::size_t compressed = 0;  ///< rows [0, compressed) are sinks or survivors: no candidates again, unless by a capacity
-  std::uint32_t mark = 0;      ///< debug builds: what row `compressed` - 1 held, so that another sequence is noticed; 0: not known
+  std::uint32_t mark = 0;  ///< debug builds: what row `compressed` - 1 held, so that another sequence is noticed; 0: not known
 
   /// Tokens of the sequence up to the last compress(): the position of the next one for RoPE. It stands still until the next
   /// call, so while tokens are appended the host counts on from here.

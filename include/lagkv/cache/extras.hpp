@@ -12,9 +12,9 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Sums over all keys that a sequence has had, dropped ones too, in the host's memory, 0 at its start: for each head size() doubles,
-/// the sum and the sum of squares of each channel of k / |k|, and of how many keys. accumulate() adds to them; copy them with a
-/// forked sequence, save them with a saved one.
+/// Sums over all keys that a sequence has had, dropped ones too, in the host's memory, 0 at its start: for each head size()
+/// doubles, the sum and the sum of squares of each channel of k / |k|, and of how many keys. accumulate() adds to them; copy them
+/// with a forked sequence, save them with a saved one.
 struct key_statistics {
   double* data = nullptr;
 
@@ -39,15 +39,15 @@ struct extras {
   /// [heads][tokens]: attention that each row has received so far, 0 for a new row. accumulate() adds to it, compress() moves it
   /// with the rows: it lives as long as the sequence.
   side_array<float> accumulated_attention{};
-  /// Of all keys of the sequence, dropped ones too; without them a policy takes statistics from the rows in use. accumulate() adds
-  /// to them: they live as long as the sequence.
+  /// Of all keys of the sequence, dropped ones too; without them a policy takes statistics from the rows in use. accumulate()
+  /// adds to them: they live as long as the sequence.
   lagkv::key_statistics key_statistics{};
   /// Statistics of queries to come, after the mean RoPE of the positions to come: mean [query heads][1][channels]; covariance
-  /// [query heads][channels][channels], or in its place factors [query heads][n][channels], vectors whose products f f^T add up to
-  /// it, or nearly. attention/query_statistics.hpp makes them.
+  /// [query heads][channels][channels], or in its place factors [query heads][n][channels], vectors whose products f f^T add up
+  /// to it, or nearly. attention/query_statistics.hpp makes them.
   tensor query_mean{}, query_covariance{}, query_factors{};
-  /// Positions of the rows, if the host keeps them; compress() moves them with the rows. Without them row r is taken to be position
-  /// r + cursor.dropped, which holds for rows that are candidates for the first time.
+  /// Positions of the rows, if the host keeps them; compress() moves them with the rows. Without them row r is taken to be
+  /// position r + cursor.dropped, which holds for rows that are candidates for the first time.
   side_array<std::uint32_t> positions{};
   /// The rotary embedding that the keys carry, for policies that score keys as they were before it.
   const lagkv::rope* rope = nullptr;

@@ -10,9 +10,7 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// int(share * n) as Python computes it: in f64, so that 0.29 * 100 is 28.
-constexpr std::size_t share_of(double share, std::size_t n) {
-  return static_cast<std::size_t>(share * static_cast<double>(n));
-}
+constexpr std::size_t share_of(double share, std::size_t n) { return static_cast<std::size_t>(share * static_cast<double>(n)); }
 
 /// The rows that may go now. Each head keeps `keep` of them; if `partition` is not 0, `keep_each` of each partition of that
 /// many rows (more of one that holds more protected rows).

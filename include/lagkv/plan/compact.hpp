@@ -5,16 +5,16 @@
 #include <cstdint>
 #include <cstring>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/cache/layer.hpp>
 #include <lagkv/plan/plan.hpp>
+#include <lagkv/view/range.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Where the kept rows of the judged range go.
+/// Where the kept candidates go.
 ///  front   down to its beginning, and the window follows: the rows in use are the first plan.tokens_after() again
-///  window  up to its end, where the window lies and stays: the freed rows are plan.judged.size() - kept, right after
-///          the tokens before the range. For hosts whose cells carry positions, and for rings.
+///  window  up to its end, where the window lies and stays: plan.candidates.size() - kept rows become free,
+///          right after the tokens before the range. For hosts whose cells carry positions, and for rings.
 enum class toward : std::uint8_t { front, window };
 
 namespace detail {
@@ -47,7 +47,7 @@ void for_each_move(std::span<const std::uint32_t> kept, token_range candidates, 
 /// Copies n bytes of a row to another place: the two are apart.
 LAGKV_FN void copy_row(std::byte* to, const std::byte* from, std::size_t n);
 
-/// Moves the rows `kept` of one head, all of them rows of `judged`, to one end of `place`, which lies within the rows that
+/// Moves the rows `kept` of one head, all of them `candidates`, to one end of `place`, which lies within the rows that
 /// have been dealt with. Rows that are `cold`, not in the caches, are asked for before they are copied: they lie scattered, and
 /// no processor foresees where.
 LAGKV_FN void move_kept(const tensor& x, std::size_t head, std::span<const std::uint32_t> kept, token_range candidates,
@@ -94,7 +94,8 @@ void compact(T* data, std::size_t head, const plan& p, toward direction = toward
   });
 }
 
-/// The side arrays of a layer: accumulated attention and positions. compress() does it; after a plan of plan_eviction() it is the host's to do.
+/// The side arrays of a layer: accumulated attention and positions. compress() does it; after a plan of plan_eviction() it is the
+/// host's to do.
 LAGKV_FN void compact(const extras& e, const plan& p, toward direction = toward::front);
 
 #if LAGKV_BODIES

@@ -5,22 +5,22 @@
 #include <cstdint>
 #include <span>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/detail/vector.hpp>
+#include <lagkv/view/range.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Which rows of a layer stay. Tokens outside `judged` all stay; inside it each head keeps the ones listed, in
-/// ascending order. Plain data: print it, send it to a device, apply it with compact().
+/// Which rows of a layer stay. Tokens that are no candidates all stay; of the candidates each head keeps the ones
+/// listed, in ascending order. Plain data: print it, send it to a device, apply it with compact().
 struct plan {
-  token_range candidates{};                  ///< rows this plan speaks of, as they lay before compaction
+  token_range candidates{};              ///< rows this plan speaks of, as they lay before compaction
   std::size_t tokens_before = 0;         ///< rows in use before compaction
   detail::vector<std::uint32_t> kept{};  ///< rows that stay, head after head
   detail::vector<std::size_t> first{0};  ///< head h keeps kept[first[h]] .. kept[first[h + 1] - 1]
 
   std::size_t heads() const { return first.size() - 1; }
 
-  /// Rows of `judged` that this head keeps, ascending.
+  /// The candidates that this head keeps, ascending.
   std::span<const std::uint32_t> of(std::size_t head) const {
     return std::span(kept).subspan(first[head], first[head + 1] - first[head]);
   }

@@ -4,12 +4,11 @@
 #include <cstddef>
 #include <string>
 
-#include <lagkv/view/range.hpp>
-#include <lagkv/result.hpp>
 #include <lagkv/plan/plan.hpp>
-#include <lagkv/view/rope.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/simd/narrow_kernels.hpp>
 #include <lagkv/simd/widen_kernels.hpp>
+#include <lagkv/view/rope.hpp>
 #include <lagkv/view/tensor.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -80,8 +79,8 @@ inline void rerotate(const tensor& keys, std::size_t head, std::size_t row, std:
 ///
 /// Costs about 0.15 to 0.4 us a moved row of 128 channels (f16, AVX-512; the more the further apart the rows that stay).
 ///
-/// Source: keys carry their position in the cache instead of in the text, as in StreamingLLM (arXiv 2309.17453, section 3.2),
-/// SinkCache of transformers and KeyRerotationPress of kvpress 0.5.5.
+/// Source: arXiv 2309.17453, section 3.2 (keys carry their position in the cache instead of in the text); so do SinkCache of
+/// transformers and KeyRerotationPress of kvpress 0.5.5.
 LAGKV_FN void rerotate(const tensor& keys, const plan& applied, const rope& r, workspace& ws);
 
 #if LAGKV_BODIES
@@ -90,6 +89,8 @@ LAGKV_FN status check(const rope& r, const tensor& keys) {
   if (status s = keys.check(0); !s) return detail::refuse({"keys: ", s.message()});
   if (!is_float(keys.type()))
     return detail::refuse({"keys: type ", name(keys.type()), ": must be f32, f16 or bf16 (others would lose digits)"});
+  if (keys.hadamard_block() != 0)
+    return error{"keys: are stored under a Hadamard matrix, in which RoPE cannot be changed in place"};
   return check(r, keys.channels());
 }
 

@@ -98,10 +98,10 @@ struct budget {
   candidates due(const cursor& at, std::size_t tokens) const;
 
  private:
-  candidates due_partitions(const keep::partitions& p, std::size_t begin, std::size_t tokens) const;
+  static candidates due_partitions(const keep::partitions& p, std::size_t begin, std::size_t tokens);
   candidates due_share(const keep::share& s, std::size_t begin, std::size_t tokens, std::size_t seen) const;
   candidates due_capacity(const keep::capacity& c, std::size_t tokens, std::size_t seen) const;
-  candidates due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen) const;
+  static candidates due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen);
 
   /// The window of a budget of `goal` rows.
   std::size_t recent_rows(std::size_t goal) const {
@@ -132,7 +132,7 @@ LAGKV_FN candidates budget::due(const cursor& at, std::size_t tokens) const {
   return c;
 }
 
-LAGKV_FN candidates budget::due_partitions(const keep::partitions& p, std::size_t begin, std::size_t tokens) const {
+LAGKV_FN candidates budget::due_partitions(const keep::partitions& p, std::size_t begin, std::size_t tokens) {
   if (tokens < begin || tokens - begin < 2 * p.lag) return {};
   const std::size_t count = (tokens - begin) / p.lag - 1, each = share_of(p.ratio, p.lag);
   return {.rows = {begin, begin + count * p.lag}, .keep = count * each, .partition = p.lag, .keep_each = each};
@@ -140,7 +140,7 @@ LAGKV_FN candidates budget::due_partitions(const keep::partitions& p, std::size_
 
 LAGKV_FN candidates budget::due_share(const keep::share& s, std::size_t begin, std::size_t tokens, std::size_t seen) const {
   std::size_t goal = sloped(share_of(s.of_all, seen), seen), last = recent_rows(goal);
-  if (goal == 0) goal = 1, last = last > 1 ? last : 1;  // the last row stays
+  if (goal <= 1) goal = 1, last = last > 1 ? last : 1;  // the last row stays
   if (tokens <= begin || tokens <= goal) return {};
   const std::size_t unit = s.lag != 0 ? s.lag : last;
   if (tokens - begin < 2 * unit) return {};
@@ -157,7 +157,7 @@ LAGKV_FN candidates budget::due_capacity(const keep::capacity& c, std::size_t to
   return {.rows = {sink, end}, .keep = end - sink - least(tokens - goal, end - sink)};
 }
 
-LAGKV_FN candidates budget::due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen) const {
+LAGKV_FN candidates budget::due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen) {
   const std::size_t wanted = w.rows != 0 ? w.rows : share_of(w.of_all, seen), goal = wanted > 1 ? wanted : 1;
   if (tokens <= begin || tokens <= goal || tokens - goal < w.every) return {};
   return {.rows = {begin, begin + least(tokens - goal, tokens - begin)}};

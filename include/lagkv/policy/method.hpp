@@ -14,8 +14,8 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// out[i] = how much token candidates.begin + i of this head matters; higher stays. Reads the candidates and the rows behind them,
-/// writes nothing but `out`. (Rows before them may have moved; a scorer that reads those too sets needs.all_rows.)
+/// out[i] = how much token candidates.begin + i of this head matters; higher stays. Reads the candidates and the rows behind
+/// them, writes nothing but `out`. (Rows before them may have moved; a scorer that reads those too sets needs.all_rows.)
 using scorer = callable<void(const layer&, std::size_t head, token_range candidates, std::span<float> out, workspace&)>;
 
 /// Changes the scores [heads][candidates] of a layer; it may look across heads.

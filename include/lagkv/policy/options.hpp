@@ -54,7 +54,7 @@ struct policy_options {
 
 /// Key, member, range and meaning of each of them.
 inline constexpr parameter policy_parameters[] = {
-    option<&policy_options::sink>("sink", accepts::count, "first tokens, always kept (StreamingLLM's number)"),
+    option<&policy_options::sink>("sink", accepts::count, "first tokens, always kept (attention sinks)"),
     option<&policy_options::recent>("recent", accepts::count,
                                     "last tokens, always kept: the window (default: the method's own, 32 for most)"),
     option<&policy_options::lag>("lag", accepts::count,
@@ -63,13 +63,15 @@ inline constexpr parameter policy_parameters[] = {
     option<&policy_options::keep>("keep", accepts::share,
                                   "share kept of all tokens, or with lag of each partition; no token is a candidate twice, and "
                                   "none before there are twice as many as the window or the partition holds (default 0.5)"),
-    option<&policy_options::capacity>("capacity", accepts::count,
-                                      "tokens kept, more than sink + recent; survivors are candidates again with the tokens that come"),
+    option<&policy_options::capacity>(
+        "capacity", accepts::count,
+        "tokens kept, more than sink + recent; survivors are candidates again with the tokens that come"),
     option<&policy_options::budget_mb>("budget_mb", accepted{accepted::kind::number, 0, 1e9, true},
                                        "the same in 10^6 bytes for all layers together"),
     option<&policy_options::every>("every", accepts::positive, "with capacity: compress when so many tokens exceed it"),
-    option<&policy_options::recent_share>("recent_share", accepts::fraction,
-                                          "share of the budget that the window is at least (default: the method's own, 0 for most)"),
+    option<&policy_options::recent_share>(
+        "recent_share", accepts::fraction,
+        "share of the budget that the window is at least (default: the method's own, 0 for most)"),
     option<&policy_options::pool>("pool", accepts::odd, "neighbours that scores are averaged over"),
     option<&policy_options::smooth>(
         "smooth", accepts::count,
@@ -103,9 +105,6 @@ requires(!std::is_same_v<Scorer, method>) result<policy> make_policy(Scorer s, c
 /// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
 /// makes room for the next of both.
 LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const policy_options& o = {}, fusion by = fusion::sum);
-
-/// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope.
-LAGKV_EDGE policy pre_rope(policy p);
 
 #if LAGKV_BODIES
 
@@ -149,12 +148,6 @@ LAGKV_EDGE result<budget> make_budget(const method& m, const policy_options& o) 
 }
 
 }  // namespace detail
-
-LAGKV_EDGE policy pre_rope(policy p) {
-  p.pre_rope = pre_rope_keys;
-  p.needs.rope = true;
-  return p;
-}
 
 LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o) {
   if (status s = check(policy_parameters, &o); !s) return error{s.message()};

@@ -54,14 +54,22 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 /// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are.
 LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
 
+/// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope.
+[[nodiscard]] LAGKV_EDGE policy pre_rope(policy p);
+
 #if LAGKV_BODIES
+
+LAGKV_EDGE policy pre_rope(policy p) {
+  p.pre_rope = pre_rope_keys;
+  p.needs.rope = true;
+  return p;
+}
 
 LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   if (status s = check(l); !s) return s;
   const budget& b = p.budget;
   const extras* e = l.extra;
-  if (!p.score && b.as<keep::window>() == nullptr && b.as<keep::everything>() == nullptr)
-    return error{"policy: has no scorer"};
+  if (!p.score && b.as<keep::window>() == nullptr && b.as<keep::everything>() == nullptr) return error{"policy: has no scorer"};
   if (const auto* each = b.as<keep::partitions>(); each != nullptr && each->lag == 0)
     return error{"lag=0: must be 1 or more if each partition keeps a share"};
   if (b.as<keep::bytes>() != nullptr) return error{"budget: is in bytes: make it a number of rows by fit()"};

@@ -1,4 +1,5 @@
-// Part of lagkv (MIT). Options and methods as data: from these tables come the parser, the defaults, the range checks and the lists.
+// Part of lagkv (MIT). Options and methods as data: from these tables come the parser, the defaults, the range checks and the
+// lists.
 #pragma once
 
 #include <charconv>
@@ -67,60 +68,76 @@ std::optional<double> number(std::string_view text);
 result<double> parse_value(std::string_view key, const accepted& a, std::string_view value);
 }  // namespace detail
 
+namespace detail {
+
+/// The value of an option as a number; not given only if it is a std::optional that is empty.
+struct option_value {
+  double number = 0;
+  bool given = true;
+};
+
+template <class T>
+option_value read(const T& x) {
+  return {static_cast<double>(x)};
+}
+template <class T>
+option_value read(const std::optional<T>& x) {
+  return x ? read(*x) : option_value{0, false};
+}
+
+template <class T>
+void write(T& x, double value) {
+  x = static_cast<T>(value);
+}
+inline void write(bool& x, double value) { x = value > 0; }
+template <class T>
+void write(std::optional<T>& x, double value) {
+  write(x.emplace(), value);
+}
+
+template <class Options, class T>
+Options options_of(T Options::*);
+
+/// Reads the member into `value`, or writes it.
+template <auto Member>
+void access(void* options, option_value& value, bool writes) {
+  auto& x = static_cast<decltype(options_of(Member))*>(options)->*Member;
+  if (writes)
+    write(x, value.number);
+  else
+    value = read(x);
+}
+
+}  // namespace detail
+
 /// One option: a key of policy strings and a member of an options struct.
 struct parameter {
   std::string_view key;
   accepted accepts;
   std::string_view meaning;
-  bool (*given)(const void* options);  ///< whether it has a value: false only for a std::optional that is empty
-  double (*get)(const void* options);  ///< its value, if it has one
-  void (*set)(void* options, double value);
+  void (*access)(void* options, detail::option_value& value, bool writes);
+
+  /// Whether it has a value in these options.
+  bool given(const void* options) const { return read(options).given; }
+  /// Its value, if it has one; of a word the index.
+  double get(const void* options) const { return read(options).number; }
+  void set(void* options, double value) const {
+    detail::option_value v{value};
+    access(options, v, true);
+  }
+
+ private:
+  detail::option_value read(const void* options) const {
+    detail::option_value v;
+    access(const_cast<void*>(options), v, false);  // only read
+    return v;
+  }
 };
 
-namespace detail {
-
-template <class Class, class T>
-Class class_of(T Class::*);
-
-template <class T>
-bool has_value(const T&) {
-  return true;
-}
-template <class T>
-bool has_value(const std::optional<T>& x) {
-  return x.has_value();
-}
-
-template <class T>
-double as_double(const T& x) {
-  return static_cast<double>(x);
-}
-template <class T>
-double as_double(const std::optional<T>& x) {
-  return as_double(*x);
-}
-
-template <class T>
-void assign(T& x, double value) {
-  if constexpr (std::is_same_v<T, bool>)
-    x = value > 0;
-  else
-    x = static_cast<T>(value);
-}
-template <class T>
-void assign(std::optional<T>& x, double value) {
-  assign(x.emplace(), value);
-}
-
-}  // namespace detail
-
-/// option<&snapkv_options::window>("window", accepts::positive, "queries that vote"): its default is the member's.
+/// option<&options::window>("window", accepts::positive, "tokens that vote"): its default is the member's.
 template <auto Member>
 constexpr parameter option(std::string_view key, const accepted& a, std::string_view meaning) {
-  using options = decltype(detail::class_of(Member));
-  return {key, a, meaning, [](const void* o) { return detail::has_value(static_cast<const options*>(o)->*Member); },
-          [](const void* o) { return detail::as_double(static_cast<const options*>(o)->*Member); },
-          [](void* o, double value) { detail::assign(static_cast<options*>(o)->*Member, value); }};
+  return {key, a, meaning, detail::access<Member>};
 }
 
 /// Refuses the first value that is not accepted: "lag=0: must be ...". Options that are not given are passed over.

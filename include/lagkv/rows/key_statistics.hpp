@@ -13,7 +13,8 @@ LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws);
 
 /// Adds the rows of `tokens` to `sums`, which are as key_statistics has them: of 64 neighbours in `every` * 64 each. Rows that
 /// are not finite are passed over.
-LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws);
+LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums,
+                             workspace& ws);
 
 /// Of sums the mean of each channel and the inverse of its variance, 0 if the variance is below 1e-6 of the mean square (a
 /// constant channel). Returns how many are not 0.
@@ -23,8 +24,8 @@ LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t c
 inline constexpr std::size_t usual_rows = 2048;
 
 /// What keys usually are: of u = k / |k| the mean of each channel and the inverse of its variance, over the rows of `reference`,
-/// about 2,048 evenly spread ones where they are 8,192 or more; with extras.key_statistics over all keys that the sequence has had.
-/// Returns how many channels vary.
+/// about 2,048 evenly spread ones where they are 8,192 or more; with extras.key_statistics over all keys that the sequence has
+/// had. Returns how many channels vary.
 LAGKV_FN std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws);
 
 #if LAGKV_BODIES
@@ -39,7 +40,8 @@ LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws) {
   return out;
 }
 
-LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums, workspace& ws) {
+LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range tokens, std::size_t every, double* sums,
+                             workspace& ws) {
   constexpr std::size_t together = 64;  // sums of f32 over so many rows, of double over all
   const std::size_t channels = x.channels();
   const workspace::frame scratch(ws);

@@ -70,8 +70,8 @@ class rotations {
 };
 
 /// The first n rows of f32, f16 or bf16 of a tile, rotated back by the positions from `token` on.
-LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
-                                    workspace& ws);
+LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type,
+                                    std::size_t n, workspace& ws);
 
 }  // namespace detail
 
@@ -83,8 +83,8 @@ LAGKV_FN tensor pre_rope(const tensor& keys, const rotated& how, workspace& ws);
 
 namespace detail {
 
-LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type, std::size_t n,
-                                workspace& ws) {
+LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type,
+                                    std::size_t n, workspace& ws) {
   const std::size_t channels = x.channels();
   float* out = ws.take<float>(n * channels);
   float* squares = ws.take<float>(n);
@@ -93,8 +93,8 @@ LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size
   const auto position = [&](std::size_t i) { return x.rotated()->positions.of(head, token + i); };
   ws.kept<rotations>().for_each_run(n, position, [&](std::size_t i, std::size_t run, const simd::turn& by) {
     const bool more = i + n + run <= t.tokens;  // the next rows, while these are worked on
-    ws.kernels<simd::rope_kernels>().inverse_rotate({row(i), type, run, channels, t.token_stride, more ? row(i + n) : nullptr}, by,
-                                               out + i * channels, squares + i);
+    ws.kernels<simd::rope_kernels>().inverse_rotate({row(i), type, run, channels, t.token_stride, more ? row(i + n) : nullptr},
+                                                    by, out + i * channels, squares + i);
   });
   return {out, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels), nullptr, squares};
 }

@@ -7,12 +7,12 @@
 #include <limits>
 #include <span>
 
+#include <lagkv/cache/layer.hpp>
 #include <lagkv/detail/function_ref.hpp>
 #include <lagkv/detail/numbers.hpp>
-#include <lagkv/view/hadamard.hpp>
-#include <lagkv/cache/layer.hpp>
 #include <lagkv/simd/row_kernels.hpp>
 #include <lagkv/simd/widen_kernels.hpp>
+#include <lagkv/view/hadamard.hpp>
 #include <lagkv/view/tensor.hpp>
 #include <lagkv/workspace.hpp>
 

@@ -11,12 +11,12 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// (|k|^2 / their sum over a window) * (|v|^2 / their sum), windows counted from the first judged row (from the first of each
+/// (|k|^2 / their sum over a window) * (|v|^2 / their sum), windows counted from the first candidate (from the first of each
 /// partition). A row that is not finite takes no part. Reads each key and value once.
 /// Source: kvpress 0.5.5, CURPress (which then divides by the sum over all tokens: the order is the same).
 struct cur_score {
   std::size_t window = 16;  ///< tokens; kvpress's default
-  std::size_t lag = 0;      ///< tokens a partition; 0: the whole judged range at once
+  std::size_t lag = 0;      ///< tokens a partition; 0: all candidates at once
 
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 
@@ -31,15 +31,16 @@ inline method method_of(const cur_score& s) { return {.score = s, .needs = {.val
 inline constexpr parameter cur_parameters[] = {
     option<&cur_score::window>("window", accepts::positive, "tokens that norms are compared with")};
 
-inline constexpr method_entry cur_entry =
-    entry_of<cur_score>({.name = "cur",
-                   .meaning = "large norms of key and value among neighbours",
-                   .source = "arXiv 2509.15038",
-                   .reads = "keys, values"}, cur_parameters);
+inline constexpr method_entry cur_entry = entry_of<cur_score>({.name = "cur",
+                                                               .meaning = "large norms of key and value among neighbours",
+                                                               .source = "arXiv 2509.15038",
+                                                               .reads = "keys, values"},
+                                                              cur_parameters);
 
 #if LAGKV_BODIES
 
-LAGKV_FN void cur_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
+LAGKV_FN void cur_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
+                                    workspace& ws) const {
   const workspace::frame scratch(ws);
   float* other = ws.take<float>(out.size());
   squares_of_rows(l.keys, head, candidates, out.data(), ws);

@@ -1,4 +1,4 @@
-// Part of lagkv (MIT). Distinct: of keys that are alike the latest, as they were before their positions turned them.
+// Part of lagkv (MIT). Distinct: of keys that are alike the latest, as they were before RoPE.
 #pragma once
 
 #include <cstddef>
@@ -6,30 +6,30 @@
 #include <limits>
 #include <span>
 
-#include <lagkv/result.hpp>
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/rows/key_statistics.hpp>
-#include <lagkv/score/random.hpp>
 #include <lagkv/rows/rows.hpp>
+#include <lagkv/score/random.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
 /// Minus the number of later rows with the same code; of rows with equally many the later one scores higher, by less than 1/2.
-/// Later rows are those behind it in the judged range and behind that, or in its partition and the next.
+/// Later rows are the candidates behind it and all rows behind those, or in its partition and the next.
 ///
 /// The code of a key are `bits` signs: of sum over channels of s_bc (u - m) / sqrt(v), u = k / |k|, m and v as novelty has them,
 /// s_bc = 1 or -1 as sign() says. So keys that differ by an angle a, in units of what is usual, share each sign with probability
 /// 1 - a / pi (Charikar, STOC 2002). A key that is not finite takes no part and gets NaN, so it goes first.
 ///
-/// Reads each key once, and up to 8,191 of a head twice; values never. 2 * bits * channels flops a row. Keys are pre_rope
-/// unless the policy says otherwise. Source: this project; docs/research.md.
+/// Reads each key once, and up to 8,191 of a head twice; values never. 2 * bits * channels flops a row. Keys are read as they
+/// were before RoPE unless the policy says otherwise. Source: this project; docs/research.md.
 struct distinct_score {
   static constexpr std::size_t most_bits = 16;
 
   std::size_t bits = 10;  ///< 1 to 16: at most 2^bits kinds of keys
-  std::size_t lag = 0;    ///< tokens a partition; 0: the whole judged range at once
+  std::size_t lag = 0;    ///< tokens a partition; 0: all candidates at once
 
   /// Of which side of plane `bit` channel c pushes to: 1 or -1, fixed for ever.
   static float sign(std::size_t bit, std::size_t c) {
@@ -43,21 +43,24 @@ struct distinct_score {
   void encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code, workspace& ws) const;
 };
 
-inline method method_of(const distinct_score& s) { return {.score = s, .needs = {.key_statistics = true}, .pre_rope = pre_rope_keys}; }
+inline method method_of(const distinct_score& s) {
+  return {.score = s, .needs = {.key_statistics = true}, .pre_rope = pre_rope_keys};
+}
 
 inline constexpr parameter distinct_parameters[] = {
     option<&distinct_score::bits>("bits", accepts::whole(1, 16), "signs of a key's code: up to 2^bits kinds of keys")};
 
 inline constexpr method_entry distinct_entry =
     entry_of<distinct_score>({.name = "distinct",
-                   .meaning = "of keys that are alike the latest, without their positions",
-                   .source = "this project",
-                   .reads = "keys and their RoPE"}, distinct_parameters);
+                              .meaning = "of keys that are alike the latest, without their positions",
+                              .source = "this project",
+                              .reads = "keys and their RoPE"},
+                             distinct_parameters);
 
 #if LAGKV_BODIES
 
 LAGKV_FN void distinct_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                   workspace& ws) const {
+                                         workspace& ws) const {
   const std::size_t kinds = std::size_t{1} << bits;
   const auto score = [&](token_range part, token_range reference) {
     const token_range all{part.begin, reference.end};
@@ -80,7 +83,7 @@ LAGKV_FN void distinct_score::operator()(const layer& l, std::size_t head, token
 }
 
 LAGKV_FN void distinct_score::encode(const layer& l, std::size_t head, token_range all, token_range reference, std::int32_t* code,
-                               workspace& ws) const {
+                                     workspace& ws) const {
   const std::size_t channels = l.keys.channels();
   const workspace::frame scratch(ws);
   float* mean = ws.take<float>(2 * channels);

@@ -5,8 +5,8 @@
 #include <span>
 #include <string>
 
-#include <lagkv/result.hpp>
 #include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 #include <lagkv/simd/score_kernels.hpp>
@@ -26,7 +26,7 @@ LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t
 }  // namespace detail
 
 /// Were the queries to come normal with mean m and covariance S, a key would have the mean weight exp(s m.k + s^2 k^T S k / 2)
-/// with s = 1 / sqrt(d) (or extras.scale): its softmax over what is judged, mean over the query heads of the group, times the
+/// with s = 1 / sqrt(d) (or extras.scale): its softmax over the candidates, mean over the query heads of the group, times the
 /// norm of the value.
 /// m and S are extras.query_mean and query_covariance (estimate_queries.hpp makes them), or a few query_factors that S is made
 /// of; without either it counts as 0. Where the host gives no mean they are those of the queries that it offers, as they are; not
@@ -34,7 +34,7 @@ LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t
 /// Cost: n d (1 + r) for each query head, r the number of factors, d for a covariance (and d^3 / 3). Source: the paper; kvpress
 /// 0.5.5, ExpectedAttentionPress; the factors are this project's.
 struct expected_attention_score {
-  std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
+  std::size_t lag = 0;  ///< tokens a partition; 0: all candidates at once
   bool covariance = true;
   bool values = true;
   double epsilon = 0;       ///< added to the weight before it is multiplied by the norm of the value
@@ -47,7 +47,7 @@ struct expected_attention_score {
 
   /// The mean of a query head times s, and the factors of its covariance times s / sqrt(2): a logit is the product with the first
   /// and the squares of the products with the others.
-  void read(const layer& l, std::size_t query_head, std::size_t factors, float* out, workspace& ws) const;
+  static void read(const layer& l, std::size_t query_head, std::size_t factors, float* out, workspace& ws);
 };
 
 inline method method_of(const expected_attention_score& s) {
@@ -58,13 +58,15 @@ inline constexpr parameter expected_attention_parameters[] = {
     option<&expected_attention_score::covariance>("covariance", accepts::yes_no, "use the covariance of the queries"),
     option<&expected_attention_score::values>("values", accepts::yes_no, "times the norm of the value"),
     option<&expected_attention_score::epsilon>("epsilon", accepts::weight, "added to the weight before that"),
-    option<&expected_attention_score::calibrated>("calibrated", accepts::yes_no, "only by statistics that the host has of the model's queries")};
+    option<&expected_attention_score::calibrated>("calibrated", accepts::yes_no,
+                                                  "only by statistics that the host has of the model's queries")};
 
 inline constexpr method_entry expected_attention_entry =
     entry_of<expected_attention_score>({.name = "expected_attention",
-                   .meaning = "attention that queries to come are expected to pay",
-                   .source = "arXiv 2510.00636",
-                   .reads = "keys, values, statistics of the queries (or queries)"}, expected_attention_parameters);
+                                        .meaning = "attention that queries to come are expected to pay",
+                                        .source = "arXiv 2510.00636",
+                                        .reads = "keys, values, statistics of the queries (or queries)"},
+                                       expected_attention_parameters);
 
 #if LAGKV_BODIES
 
@@ -117,7 +119,7 @@ LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t
 }  // namespace detail
 
 LAGKV_FN void expected_attention_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                             workspace& ws) const {
+                                                   workspace& ws) const {
   const extras& e = *l.extra;
   const tensor& side = e.query_mean ? e.query_mean : e.queries;
   const std::size_t channels = l.keys.channels(), group = side.heads() / l.keys.heads(), n = out.size();
@@ -158,7 +160,7 @@ LAGKV_FN std::size_t expected_attention_score::rank(const extras& e, std::size_t
 }
 
 LAGKV_FN void expected_attention_score::read(const layer& l, std::size_t query_head, std::size_t factors, float* out,
-                                       workspace& ws) const {
+                                             workspace& ws) {
   const extras& e = *l.extra;
   const std::size_t channels = l.keys.channels();
   const float scale = e.scale > 0 ? e.scale : 1 / __builtin_sqrtf(static_cast<float>(channels));

@@ -3,6 +3,7 @@
 
 #include <lagkv/policy/policy.hpp>
 #include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 

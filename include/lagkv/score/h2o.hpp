@@ -10,9 +10,9 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Attention that a row has received from all queries so far, mean over the query heads of the group: extras.mass where the
-/// host lets lagkv keep it (observe() adds to it, step() compacts it), else from the queries or weights that are offered.
-/// Cost: nothing with a mass; else that of add_attention() with tokens^2 / 2 weights.
+/// Attention that a row has received from all queries so far, mean over the query heads of the group:
+/// extras.accumulated_attention if the host offers it (accumulate() adds to it, compress() moves it with the rows), else from the
+/// queries or weights that are offered. Costs nothing with accumulated attention, else tokens^2 / 2 weights.
 struct h2o_score {
   enum class form : std::uint8_t {
     sum,  ///< the paper's
@@ -23,7 +23,7 @@ struct h2o_score {
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 
  private:
-  /// Queries from the row's own on. Rows behind one that is judged for the first time are all still there.
+  /// Queries from the row's own on. Rows behind one that is a candidate for the first time are all still there.
   static std::size_t seen_by(const layer& l, std::size_t head, std::size_t row);
 };
 
@@ -32,18 +32,20 @@ inline method method_of(const h2o_score& s) {
   return {.score = s, .needs = {.all_rows = true, .accumulated_attention = true}, .recent = 1, .recent_share = 0.5};
 }
 
-inline constexpr parameter h2o_parameters[] = {
-    option<&h2o_score::how>("form", accepts::word("sum|mean"), "sum of the attention, or its mean over the queries that saw the token")};
+inline constexpr parameter h2o_parameters[] = {option<&h2o_score::how>(
+    "form", accepts::word("sum|mean"), "sum of the attention, or its mean over the queries that saw the token")};
 
 inline constexpr method_entry h2o_entry =
     entry_of<h2o_score>({.name = "h2o",
-                   .meaning = "attention of all queries so far",
-                   .source = "arXiv 2306.14048",
-                   .reads = "running attention mass (or queries, or attention weights, of all tokens)"}, h2o_parameters);
+                         .meaning = "attention of all queries so far",
+                         .source = "arXiv 2306.14048",
+                         .reads = "accumulated attention (or queries, or attention weights, of all tokens)"},
+                        h2o_parameters);
 
 #if LAGKV_BODIES
 
-LAGKV_FN void h2o_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
+LAGKV_FN void h2o_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
+                                    workspace& ws) const {
   const workspace::frame scratch(ws);
   const side_array<float>& kept = l.extra->accumulated_attention;
   const float* sums = kept ? kept.of(head) : detail::attention_alone(l, head, l.tokens, group_share(l), ws);

@@ -10,6 +10,7 @@
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/policy.hpp>
 #include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/lagkv_kernels.hpp>
 #include <lagkv/simd/score_kernels.hpp>
@@ -44,11 +45,11 @@ struct lagkv_score {
   against reference = against::next;
   float key_weight = 1.0F;
 
-  /// `judged` is whole partitions; the reference of the last one lies behind it, within layer.tokens.
+  /// `candidates` are whole partitions; the reference of the last one lies behind it, within layer.tokens.
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 
  private:
-  /// Descending: the rows of a partition are judged by the range of the one read before, and give the range for the next.
+  /// Descending: the rows of a partition are scored by the range of the one read before, and give the range for the next.
   void add(const tensor& x, std::size_t head, token_range candidates, float weight, float* scores, workspace& ws) const;
 
   struct ranges {
@@ -63,7 +64,7 @@ struct lagkv_score {
   static void range_of(const tensor& x, std::size_t head, token_range tokens, const ranges& to, workspace& ws);
 
   /// One partition; `by` is the range of the rows `other`, and is used up; `own` becomes that of the partition. `then` will be
-  /// judged next.
+  /// scored next.
   void add(const tensor& x, std::size_t head, token_range partition, token_range other, token_range then, const ranges& by,
            const ranges& own, float weight, float* scores, workspace& ws) const;
 
@@ -93,6 +94,12 @@ struct lagkv_options {
   double ratio = 0.5;
   double value_weight = 1.0;
   lagkv_form form = lagkv_form::paper;
+};
+
+/// What strings say of LagKV. (In C++ keys before RoPE are asked for by pre_rope(policy), so that a file without them does not
+/// compile the kernels for them.)
+struct lagkv_string_options {
+  lagkv_options policy{};  // first: its parameters find it at the address of this
   bool pre_rope = false;
 };
 
@@ -103,7 +110,7 @@ inline constexpr parameter lagkv_parameters[] = {
                                   "share kept of each partition; in the kvpress forms of all tokens seen"),
     option<&lagkv_options::value_weight>("value_weight", accepts::weight, "weight of the values' score; 0: values are not read"),
     option<&lagkv_options::form>("form", accepts::word("paper|local|kvpress|kvpress_cross"), "variant"),
-    option<&lagkv_options::pre_rope>("pre_rope", accepts::yes_no, "score keys as they were before RoPE")};
+    option<&lagkv_string_options::pre_rope>("pre_rope", accepts::yes_no, "score keys as they were before RoPE")};
 
 inline constexpr parameter lagkv_score_parameters[] = {
     option<&lagkv_score::value_weight>("value_weight", accepts::weight, "weight of the values' score; 0: values are not read")};
@@ -121,15 +128,19 @@ inline constexpr method_entry lagkv_entry = [] {
     if (lag == 0) return error{"lag=0: lagkv compares partitions: must be 1 or more"};
     return detail::method_from<lagkv_score>(own, lag);
   };
-  e.whole = table_of<lagkv_options>(lagkv_parameters);
-  e.make_whole = [](const void* whole) { return make_lagkv(*static_cast<const lagkv_options*>(whole)); };
+  e.whole = table_of<lagkv_string_options>(lagkv_parameters);
+  e.make_whole = [](const void* whole) {
+    const auto& o = *static_cast<const lagkv_string_options*>(whole);
+    const result<policy> made = make_lagkv(o.policy);
+    return made && o.pre_rope ? result<policy>(pre_rope(*made)) : made;
+  };
   return e;
 }();
 
 #if LAGKV_BODIES
 
 LAGKV_EDGE result<policy> make_lagkv(const lagkv_options& o) {
-  if (status s = check(lagkv_parameters, &o); !s) return error{s.message()};
+  if (status s = check(std::span(lagkv_parameters).first(5), &o); !s) return error{s.message()};
   const bool of_all = o.form == lagkv_form::kvpress || o.form == lagkv_form::kvpress_cross;
   const float half = of_all ? 0.5F : 1.0F;  // kvpress takes the mean of both parts
   policy p;
@@ -144,19 +155,18 @@ LAGKV_EDGE result<policy> make_lagkv(const lagkv_options& o) {
                         .key_weight = half};
   if (o.form == lagkv_form::kvpress) p.adjust = rank_in_partition{o.lag};
   p.needs.values = o.value_weight > 0;
-  if (o.pre_rope) p.pre_rope = pre_rope_keys, p.needs.rope = true;
   return p;
 }
 
 LAGKV_FN void lagkv_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                       workspace& ws) const {
+                                      workspace& ws) const {
   for (float& score : out) score = 0.0F;
   add(l.keys, head, candidates, key_weight, out.data(), ws);
   if (detail::differ(value_weight, 0)) add(l.values, head, candidates, value_weight, out.data(), ws);
 }
 
 LAGKV_FN void lagkv_score::add(const tensor& x, std::size_t head, token_range candidates, float weight, float* scores,
-                                workspace& ws) const {
+                               workspace& ws) const {
   const std::size_t channels = x.channels();
   const workspace::frame scratch(ws);
   ranges of_reference{ws.take<float>(2 * channels), ws.take<float>(2 * channels)};
@@ -180,7 +190,7 @@ LAGKV_FN void lagkv_score::range_of(const tensor& x, std::size_t head, token_ran
 }
 
 LAGKV_FN void lagkv_score::add(const tensor& x, std::size_t head, token_range partition, token_range other, token_range then,
-                                const ranges& by, const ranges& own, float weight, float* scores, workspace& ws) const {
+                               const ranges& by, const ranges& own, float weight, float* scores, workspace& ws) const {
   const simd::lagkv_kernels& kernels = ws.kernels<simd::lagkv_kernels>();
   const std::size_t channels = x.channels();
   const workspace::frame scratch(ws);
@@ -209,7 +219,7 @@ LAGKV_FN simd::rows lagkv_score::in_f32(const simd::rows& r, workspace& ws) {
 }
 
 LAGKV_FN void lagkv_score::finite_range(const tensor& x, std::size_t head, token_range tokens, float* lo, float* hi,
-                                         workspace& ws) {
+                                        workspace& ws) {
   constexpr float most = (std::numeric_limits<float>::max)();
   const std::size_t channels = x.channels();
   for (std::size_t c = 0; c < channels; ++c) lo[c] = most, hi[c] = -most;

@@ -9,11 +9,11 @@
 
 #include <Eigen/Cholesky>
 
-#include <lagkv/result.hpp>
 #include <lagkv/policy/registry.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/rows/matrix.hpp>
-#include <lagkv/score/random.hpp>
 #include <lagkv/rows/rows.hpp>
+#include <lagkv/score/random.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
@@ -23,7 +23,7 @@ namespace lagkv::inline LAGKV_ABI {
 /// Cost: n d^2 + d^3 / 3. Source: the paper; kvpress 0.5.5, LeverageScorePress, which takes keys before RoPE and a sketch of
 /// 48. Eigen may allocate.
 struct leverage_score {
-  std::size_t lag = 0;     ///< tokens a partition; 0: the whole judged range at once
+  std::size_t lag = 0;     ///< tokens a partition; 0: all candidates at once
   std::size_t sketch = 0;  ///< columns; 0: exact
   double ridge = 0.01;
   std::uint64_t seed = 0;  ///< of the projection
@@ -91,10 +91,8 @@ inline constexpr parameter leverage_parameters[] = {
     option<&leverage_score::ridge>("ridge", accepted{accepted::kind::number, 0, 1e6, true}, "added to the diagonal"),
     option<&leverage_score::seed>("seed", accepts::seed, "another projection")};
 
-inline constexpr method_entry leverage_entry =
-    entry_of<leverage_score>({.name = "leverage",
-                   .meaning = "keys that the others cannot make up for",
-                   .source = "arXiv 2507.08143",
-                   .reads = "keys"}, leverage_parameters);
+inline constexpr method_entry leverage_entry = entry_of<leverage_score>(
+    {.name = "leverage", .meaning = "keys that the others cannot make up for", .source = "arXiv 2507.08143", .reads = "keys"},
+    leverage_parameters);
 
 }  // namespace lagkv::inline LAGKV_ABI

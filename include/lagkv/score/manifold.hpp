@@ -13,8 +13,8 @@ namespace lagkv::inline LAGKV_ABI {
 /// |k - c|, c = mean key of the reference: all rows in use, or the next partition; with `window`, of the row's own window
 /// (WindowedManifoldKV, for long contexts). Reads each key twice.
 struct manifold_score {
-  std::size_t window = 0;  ///< tokens, counted from the first judged row (of each partition); 0: one centroid. Paper: 4096
-  std::size_t lag = 0;     ///< tokens a partition; 0: the whole judged range at once
+  std::size_t window = 0;  ///< tokens, counted from the first candidate (of each partition); 0: one centroid. Paper: 4096
+  std::size_t lag = 0;     ///< tokens a partition; 0: all candidates at once
 
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 };
@@ -24,16 +24,14 @@ inline method method_of(const manifold_score& s) { return {.score = s, .needs = 
 inline constexpr parameter manifold_parameters[] = {
     option<&manifold_score::window>("window", accepts::count, "tokens that share a centroid; 0: one centroid")};
 
-inline constexpr method_entry manifold_entry =
-    entry_of<manifold_score>({.name = "manifold",
-                   .meaning = "keys far from the centroid",
-                   .source = "arXiv 2602.08343",
-                   .reads = "keys"}, manifold_parameters);
+inline constexpr method_entry manifold_entry = entry_of<manifold_score>(
+    {.name = "manifold", .meaning = "keys far from the centroid", .source = "arXiv 2602.08343", .reads = "keys"},
+    manifold_parameters);
 
 #if LAGKV_BODIES
 
 LAGKV_FN void manifold_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                   workspace& ws) const {
+                                         workspace& ws) const {
   const workspace::frame scratch(ws);
   float* centre = ws.take<float>(l.keys.channels());
   const auto score = [&](token_range part, token_range reference) {

@@ -1,4 +1,4 @@
-// Part of lagkv (MIT). Novelty: keys that are unusual for their sequence, as they were before their positions turned them.
+// Part of lagkv (MIT). Novelty: keys that are unusual for their sequence, as they were before RoPE.
 #pragma once
 
 #include <cstddef>
@@ -11,15 +11,15 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// sqrt(mean over channels of (u - m)^2 / v), u = k / |k|; m and v are what detail::usual() says of the judged rows and those
+/// sqrt(mean over channels of (u - m)^2 / v), u = k / |k|; m and v are what detail::usual() says of the candidates and the rows
 /// behind them (so without the sinks), or of the next partition. A channel that hardly varies counts for nothing; a zero key is u
 /// = 0; a key that is not finite takes no part and gets NaN, so it goes first.
 ///
-/// Reads each key once, and up to 8,191 of a head twice; values never. The method's own adjustments: keys pre_rope, the mean
+/// Reads each key once, and up to 8,191 of a head twice; values never. The method's own adjustments: keys before RoPE, the mean
 /// over the heads of a layer, and a triangle over 8 neighbours on each side; docs/research.md says what each of them gives.
 /// Source: this project.
 struct novelty_score {
-  std::size_t lag = 0;  ///< tokens a partition; 0: the whole judged range at once
+  std::size_t lag = 0;  ///< tokens a partition; 0: all candidates at once
 
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 };
@@ -28,16 +28,16 @@ inline method method_of(const novelty_score& s) {
   return {.score = s, .needs = {.key_statistics = true}, .pre_rope = pre_rope_keys, .shared_heads = true, .smooth = 8};
 }
 
-inline constexpr method_entry novelty_entry =
-    entry_of<novelty_score>({.name = "novelty",
-                   .meaning = "keys that are unusual for their sequence, without their positions, smoothed, the same for all heads",
-                   .source = "this project",
-                   .reads = "keys and their RoPE"});
+inline constexpr method_entry novelty_entry = entry_of<novelty_score>(
+    {.name = "novelty",
+     .meaning = "keys that are unusual for their sequence, without their positions, smoothed, the same for all heads",
+     .source = "this project",
+     .reads = "keys and their RoPE"});
 
 #if LAGKV_BODIES
 
 LAGKV_FN void novelty_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                  workspace& ws) const {
+                                        workspace& ws) const {
   const std::size_t channels = l.keys.channels();
   const workspace::frame scratch(ws);
   float* mean = ws.take<float>(2 * channels);

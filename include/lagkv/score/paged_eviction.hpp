@@ -19,14 +19,14 @@ inline method method_of(const paged_eviction_score& s) { return {.score = s, .ne
 
 inline constexpr method_entry paged_eviction_entry =
     entry_of<paged_eviction_score>({.name = "paged_eviction",
-                   .meaning = "norm of the value over that of the key",
-                   .source = "arXiv 2509.04377",
-                   .reads = "keys, values"});
+                                    .meaning = "norm of the value over that of the key",
+                                    .source = "arXiv 2509.04377",
+                                    .reads = "keys, values"});
 
 #if LAGKV_BODIES
 
 LAGKV_FN void paged_eviction_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                         workspace& ws) const {
+                                               workspace& ws) const {
   const workspace::frame scratch(ws);
   float* keys = ws.take<float>(out.size());
   squares_of_rows(l.keys, head, candidates, keys, ws);

@@ -30,11 +30,9 @@ struct random_score {
 inline constexpr parameter random_parameters[] = {
     option<&random_score::seed>("seed", accepts::seed, "another seed, other tokens")};
 
-inline constexpr method_entry random_entry =
-    entry_of<random_score>({.name = "random",
-                   .meaning = "random tokens: the baseline to beat",
-                   .source = "",
-                   .reads = "2 bytes of each key"}, random_parameters);
+inline constexpr method_entry random_entry = entry_of<random_score>(
+    {.name = "random", .meaning = "random tokens: the baseline to beat", .source = "", .reads = "2 bytes of each key"},
+    random_parameters);
 
 #if LAGKV_BODIES
 

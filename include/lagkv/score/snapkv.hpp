@@ -15,7 +15,7 @@ namespace lagkv::inline LAGKV_ABI {
 struct snapkv_score {
   std::size_t window = 64;  ///< queries; fewer where fewer are offered
   std::size_t kernel = 5;   ///< odd; 1: no pooling
-  std::size_t lag = 0;      ///< tokens a partition, beyond which neighbours do not count; 0: the whole judged range at once
+  std::size_t lag = 0;      ///< tokens a partition, beyond which neighbours do not count; 0: all candidates at once
 
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 };
@@ -30,14 +30,15 @@ inline constexpr parameter snapkv_parameters[] = {
 
 inline constexpr method_entry snapkv_entry =
     entry_of<snapkv_score>({.name = "snapkv",
-                   .meaning = "attention of the last queries",
-                   .source = "arXiv 2404.14469",
-                   .reads = "keys, queries (or attention weights) of the last `window` tokens"}, snapkv_parameters);
+                            .meaning = "attention of the last queries",
+                            .source = "arXiv 2404.14469",
+                            .reads = "keys, queries (or attention weights) of the last `window` tokens"},
+                           snapkv_parameters);
 
 #if LAGKV_BODIES
 
 LAGKV_FN void snapkv_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                 workspace& ws) const {
+                                       workspace& ws) const {
   const std::size_t offered = offered_queries(l), queries = offered < window ? offered : window;
   const workspace::frame scratch(ws);
   const float* weights = detail::attention_alone(l, head, queries, group_share(l) / static_cast<float>(queries), ws);

@@ -22,13 +22,14 @@ inline method method_of(const tova_score& s) {
 
 inline constexpr method_entry tova_entry =
     entry_of<tova_score>({.name = "tova",
-                   .meaning = "attention of the last query, mean over heads",
-                   .source = "arXiv 2401.06104",
-                   .reads = "keys, query (or attention weights) of the last token"});
+                          .meaning = "attention of the last query, mean over heads",
+                          .source = "arXiv 2401.06104",
+                          .reads = "keys, query (or attention weights) of the last token"});
 
 #if LAGKV_BODIES
 
-LAGKV_FN void tova_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
+LAGKV_FN void tova_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
+                                     workspace& ws) const {
   const workspace::frame scratch(ws);
   const float* weights = detail::attention_alone(l, head, 1, group_share(l), ws);
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[candidates.begin + i];

@@ -16,16 +16,13 @@ struct value_norm_score {
 
 inline method method_of(const value_norm_score& s) { return {.score = s, .needs = {.values = true}}; }
 
-inline constexpr method_entry value_norm_entry =
-    entry_of<value_norm_score>({.name = "value_norm",
-                   .meaning = "large norm of the value",
-                   .source = "after arXiv 2406.12335",
-                   .reads = "values"});
+inline constexpr method_entry value_norm_entry = entry_of<value_norm_score>(
+    {.name = "value_norm", .meaning = "large norm of the value", .source = "after arXiv 2406.12335", .reads = "values"});
 
 #if LAGKV_BODIES
 
 LAGKV_FN void value_norm_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
-                                     workspace& ws) const {
+                                           workspace& ws) const {
   squares_of_rows(l.values, head, candidates, out.data(), ws);
   for (float& score : out) score = detail::norm(score);
 }

@@ -7,8 +7,8 @@
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
-#include <lagkv/plan/plan.hpp>
 #include <lagkv/plan/candidates.hpp>
+#include <lagkv/plan/plan.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -20,7 +20,7 @@ namespace lagkv::inline LAGKV_ABI {
 struct adaptive {
   double safeguard = 0.2;
 
-  /// scores: [heads][judged], `out` has been reset for them: it is filled in anew.
+  /// scores: [heads][candidates], `out` has been reset for them: it is filled in anew.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:

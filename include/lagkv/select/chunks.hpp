@@ -7,22 +7,22 @@
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
-#include <lagkv/plan/plan.hpp>
 #include <lagkv/plan/candidates.hpp>
-#include <lagkv/transform/rank.hpp>
+#include <lagkv/plan/plan.hpp>
 #include <lagkv/select/top_k.hpp>
+#include <lagkv/transform/rank.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
 /// The chunks with the best mean score, summed over the heads of the layer, stay whole until the budget is used up; of the
-/// next one the best tokens stay. All heads keep the same tokens. Chunks are counted from the first judged row (of each
+/// next one the best tokens stay. All heads keep the same tokens. Chunks are counted from the first candidate (of each
 /// partition); the last may be shorter. Ties go to the earlier. Source: the paper; kvpress 0.5.5, ChunkKVPress (which keeps
 /// a number of whole chunks instead of an exact number of tokens).
 struct chunks {
   std::size_t length = 20;  ///< tokens; kvpress's default
 
-  /// scores: [heads][judged], `out` has been reset for them.
+  /// scores: [heads][candidates], `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:
@@ -38,7 +38,8 @@ struct chunks {
 
 #if LAGKV_BODIES
 
-LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const {
+LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
+                                 workspace& ws) const {
   const std::size_t n = c.rows.size(), part = c.group();
   const std::size_t most = (part + length - 1) / length;
   const workspace::frame scratch(ws);
@@ -56,8 +57,8 @@ LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t head
   }
 }
 
-LAGKV_FN void chunks::choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin, const candidates& c,
-                             workspace& ws) const {
+LAGKV_FN void chunks::choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin,
+                             const candidates& c, workspace& ws) const {
   std::size_t left = c.keep_of(0, {begin, begin + n});
   for (std::size_t i = 0; i < n && !c.protect.empty(); ++i)
     if (c.is_protected(0, begin + i)) {

@@ -1,12 +1,12 @@
-// Part of lagkv (MIT). The best tokens of each head, in each partition or in the whole judged range.
+// Part of lagkv (MIT). The best tokens of each head, in each partition or of all candidates.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
-#include <lagkv/plan/plan.hpp>
 #include <lagkv/plan/candidates.hpp>
+#include <lagkv/plan/plan.hpp>
 #include <lagkv/simd/score_kernels.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -14,7 +14,7 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// Ties go to the earlier token; a NaN is below every number. About log2(n) passes over n integers in cache.
 struct top_k {
-  /// scores: [heads][judged], `out` has been reset for them.
+  /// scores: [heads][candidates], `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
   /// The k best of n scores whose first one is of row `base`.
@@ -26,7 +26,8 @@ struct top_k {
 
 #if LAGKV_BODIES
 
-LAGKV_FN void top_k::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const {
+LAGKV_FN void top_k::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
+                                workspace& ws) const {
   const std::size_t n = c.rows.size(), part = c.group();
   for (std::size_t head = 0; head < heads; ++head) {
     std::uint32_t* to = out.row(head);

@@ -28,7 +28,7 @@ LAGKV_INLINE void range_of_four(const T* x, std::size_t tokens, std::ptrdiff_t s
 
 template <class T>
 inline void range_of(const T* x, const rows& r, float* lo, float* hi) {
-  // Rows of f32 are read a few at a time, each from end to end, which is_protected a fifth of a step that waits for memory.
+  // Rows of f32 are read a few at a time, each from end to end, which saves a fifth of the time where memory is waited for.
   const std::size_t together = sizeof(T) == 4 ? 4 : r.tokens;
   for (std::size_t t = 0; t < r.tokens; t += together) {
     const T* first = x + static_cast<std::ptrdiff_t>(t) * r.stride;

@@ -1,4 +1,4 @@
-// Part of lagkv (MIT). Rows as they were before RoPE turned them.
+// Part of lagkv (MIT). Rows as they were before RoPE.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ struct turn {
 
 /// What reads keys without their positions.
 struct rope_kernels {
-  /// out[t] = row t as it was before it was turned, dense; channels from by.dims on as they are. Apart from x. squares[t] = the
+  /// out[t] = row t as it was before RoPE, dense; channels from by.dims on as they are. Apart from x. squares[t] = the
   /// sum of its squares.
   void (*inverse_rotate)(const rows& x, const turn& by, float* out, float* squares);
 };

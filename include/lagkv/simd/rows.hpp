@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <lagkv/view/dtype.hpp>
 #include <lagkv/simd/target.hpp>
+#include <lagkv/view/dtype.hpp>
 
 namespace lagkv::inline LAGKV_ABI::simd {
 

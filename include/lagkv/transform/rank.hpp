@@ -17,7 +17,7 @@ namespace detail {
 /// sort: four passes over n integers.
 LAGKV_FN void rank(std::span<float> scores, workspace& ws);
 
-/// Within each partition of what is due, or the judged range of each head.
+/// Within each partition of what is due, or among all candidates of each head.
 LAGKV_FN void rank_each(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws);
 
 }  // namespace detail

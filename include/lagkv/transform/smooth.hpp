@@ -11,8 +11,9 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// The average over the neighbours within `reach` among the candidates, or in the partition, that at distance d weighs reach + 1 -
-/// d: a triangle. Scores that are not finite stay as they are and weigh nothing for others. Two running sums, whatever the reach.
+/// The average over the neighbours within `reach` among the candidates, or in the partition. A neighbour at distance d weighs
+/// reach + 1 - d: a triangle. Scores that are not finite stay as they are and weigh nothing for others. Two running sums,
+/// whatever the reach.
 struct smooth {
   std::size_t reach = 8;
   bool shared = false;  ///< all heads have the same scores: those of the first are smoothed for all

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <string>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/result.hpp>
 #include <lagkv/view/tensor.hpp>
 

@@ -9,9 +9,9 @@
 #include <string>
 #include <utility>
 
-#include <lagkv/view/range.hpp>
-#include <lagkv/result.hpp>
 #include <lagkv/detail/vector.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/view/range.hpp>
 #include <lagkv/view/strided.hpp>
 #include <lagkv/view/tensor.hpp>
 
@@ -19,10 +19,10 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// How a pool of blocks lies in memory; distances in units (elements, or blocks of a block type: see dtype).
 struct block_layout {
-  std::size_t tokens = 16;      ///< tokens a block; 1 for a list of slots
-  std::ptrdiff_t block = 0;     ///< from a block to the next one in the pool
-  strides within{};             ///< inside a block
-  std::size_t pool_blocks = 0;  ///< blocks in the pool, where known (0: not checked)
+  extent tokens = 16;      ///< tokens a block; 1 for a list of slots
+  distance block = 0;      ///< from a block to the next one in the pool
+  strides within{};        ///< inside a block
+  extent pool_blocks = 0;  ///< blocks in the pool, where known (0: not checked)
 };
 
 /// Token t of the sequence is token t % layout.tokens of block table[t / layout.tokens].
@@ -33,8 +33,8 @@ class paged {
   paged() = default;
 
   template <stored_as<T> Stored>
-  paged(Stored* pool, shape extent, block_layout layout, std::span<const Index> table)
-      : pool_(reinterpret_cast<T*>(pool)), extent_(extent), layout_(layout), table_(table) {}
+  paged(Stored* pool, const shape& size, const block_layout& layout, std::span<const Index> table)
+      : pool_(reinterpret_cast<T*>(pool)), extent_(size), layout_(layout), table_(table) {}
 
   dtype type() const { return dtype_of<T>::value; }
   std::size_t heads() const { return extent_.heads; }
@@ -67,8 +67,8 @@ class paged {
     std::sort(used.begin(), used.end());
     for (std::size_t i = 0; i < blocks; ++i) {
       if (std::cmp_less(used[i], 0)) return detail::refuse({"block ", used[i], ": must be 0 or more"});
-      if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i], layout_.pool_blocks))
-        return detail::refuse({"block ", used[i], ": the pool has ", layout_.pool_blocks, " blocks"});
+      if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i], layout_.pool_blocks.value))
+        return detail::refuse({"block ", used[i], ": the pool has ", layout_.pool_blocks.value, " blocks"});
       if (i > 0 && used[i] == used[i - 1]) return detail::refuse({"block ", used[i], ": stands twice in the table"});
     }
     const std::size_t spanned = blocks == 0 ? 0 : static_cast<std::size_t>(used.back()) + 1;
@@ -77,7 +77,7 @@ class paged {
                                 {layout_.tokens, layout_.within.token},
                                 {extent_.channels / elements_of(type()), layout_.within.channel}};
     if (!detail::lie_apart(dims))
-      return detail::refuse({"strides block=", layout_.block, ", ", detail::text(layout_.within), ": overlap"});
+      return detail::refuse({"strides block=", layout_.block.value, ", ", detail::text(layout_.within), ": overlap"});
     return {};
   }
 

@@ -5,8 +5,8 @@
 #include <limits>
 #include <string>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/result.hpp>
+#include <lagkv/view/range.hpp>
 #include <lagkv/view/tensor.hpp>
 
 namespace lagkv::inline LAGKV_ABI {

@@ -7,7 +7,6 @@
 #include <span>
 #include <string>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/result.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
@@ -15,12 +14,16 @@ namespace lagkv::inline LAGKV_ABI {
 /// Which rotary embedding the keys carry. Its pair j turns by base^(-2j / dims) / factors[j] * position_scale radians a
 /// position. A factor on the length of keys (YaRN's attention factor) stays as it is.
 struct rope {
-  /// Which channels form pair j: (j, j + dims / 2), as in NeoX and Hugging Face models, or (2j, 2j + 1), as in llama.cpp's
-  /// "norm".
-  enum class pairing : std::uint8_t { halves, neighbours };
+  /// Which channels form pair j. There is no default: keys rotated back by the wrong pairs are noise, and nothing else would
+  /// tell.
+  enum class pairing : std::uint8_t {
+    unnamed,    ///< refused by check()
+    halves,     ///< (j, j + dims / 2): NeoX, and all models as Hugging Face has them
+    neighbours  ///< (2j, 2j + 1): the papers' RoPE, llama.cpp's "norm"
+  };
 
   double base = 10000;  ///< above 0; "theta" of many models
-  pairing pairs = pairing::halves;
+  pairing pairs = pairing::unnamed;
   std::size_t dims = 0;              ///< the first channels, which are rotated: even; 0: all
   std::span<const float> factors{};  ///< frequency divisors, one a pair (Llama 3, YaRN), which must outlive it; empty: 1
   float position_scale = 1;          ///< of linear scaling: 0.25 stretches the context to 4 times its length
@@ -44,8 +47,8 @@ LAGKV_EDGE status check(const rope& r, std::size_t channels);
 #if LAGKV_BODIES
 
 LAGKV_FN rope::channel_pair rope::pair(std::size_t j, std::size_t channels) const {
-  if (pairs == pairing::halves) return {j, j + rotated(channels) / 2};
-  return {2 * j, 2 * j + 1};
+  if (pairs == pairing::neighbours) return {2 * j, 2 * j + 1};
+  return {j, j + rotated(channels) / 2};
 }
 
 LAGKV_FN double rope::angle(std::size_t pair, std::size_t channels) const {
@@ -58,6 +61,9 @@ LAGKV_EDGE status check(const rope& r, std::size_t channels) {
   const auto positive = [](double x) { return x > 0 && x <= (std::numeric_limits<double>::max)(); };
   const std::string range = ": must be above 0 and finite";
   const std::size_t dims = r.rotated(channels);
+  if (r.pairs == rope::pairing::unnamed)
+    return error{
+        "pairs: must be named: rope::pairing::halves (Hugging Face, NeoX) or rope::pairing::neighbours (llama.cpp's norm)"};
   if (dims > channels) return detail::refuse({"dims=", dims, ": must be at most the ", channels, " channels of the keys"});
   if (dims % 2 != 0) return detail::refuse({"dims=", dims, ": must be even"});
   if (!positive(r.base)) return detail::refuse({"base=", r.base, range});

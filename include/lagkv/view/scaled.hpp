@@ -6,8 +6,8 @@
 #include <string>
 #include <type_traits>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/result.hpp>
+#include <lagkv/view/range.hpp>
 #include <lagkv/view/tensor.hpp>
 
 namespace lagkv::inline LAGKV_ABI {

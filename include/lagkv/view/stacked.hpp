@@ -5,17 +5,17 @@
 #include <span>
 #include <string>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/result.hpp>
+#include <lagkv/view/range.hpp>
 #include <lagkv/view/tensor.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Head h is head h % heads of layer h / heads: with `heads=shared` all layers keep the same tokens, by the mean of all scores; with
-/// `select=adaptive` they share one budget. All that goes by head (queries, weights, mass, positions, moments, the
-/// plan) goes by these; the layers share one cursor. `layers` is the host's and must outlive the view; they have the same
-/// type, heads and channels. Scales go around it: scaled(stacked(bytes), stacked(scales)), likewise hadamard(stacked(rows), n).
-/// Whether layers lie apart from each other is not checked.
+/// Head h is head h % heads of layer h / heads: with `heads=shared` all layers keep the same tokens, by the mean of all scores;
+/// with `select=adaptive` they share one budget. All that goes by head (queries, weights, accumulated attention, positions, key
+/// statistics, the plan) goes by these; the layers share one cursor. `layers` is the host's and must outlive the view; they have
+/// the same type, heads and channels. Scales go around it: scaled(stacked(bytes), stacked(scales)), likewise
+/// hadamard(stacked(rows), n). Whether layers lie apart from each other is not checked.
 template <kv_tensor View>
 class stacked {
   static_assert(!has_row_scales<View>, "put the layers inside scaled");

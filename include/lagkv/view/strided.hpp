@@ -8,22 +8,23 @@
 #include <type_traits>
 #include <utility>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/result.hpp>
+#include <lagkv/view/range.hpp>
 #include <lagkv/view/tensor.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
+/// Members take any integer type.
 struct shape {
-  std::size_t heads = 0;
-  std::size_t channels = 0;
+  extent heads = 0;
+  extent channels = 0;
 };
 
-/// Distances in units (elements, or blocks: see dtype), each of any size and sign.
+/// Distances in units (elements, or blocks: see dtype), each of any size and sign. Members take any integer type.
 struct strides {
-  std::ptrdiff_t head = 0;
-  std::ptrdiff_t token = 0;
-  std::ptrdiff_t channel = 1;
+  distance head = 0;
+  distance token = 0;
+  distance channel = 1;
 };
 
 /// A pointer to units that a view of T may stand on: T itself, or the host's own type of that size for all but float.
@@ -42,10 +43,12 @@ struct dimension {
 /// the smaller ones span. (Interleavings with coprime strides that would pass as well are not laid out by any engine.)
 LAGKV_EDGE bool lie_apart(std::span<dimension> dims);
 
-inline std::string text(const strides& s) { return joined({"head=", s.head, ", token=", s.token, ", channel=", s.channel}); }
+inline std::string text(const strides& s) {
+  return joined({"head=", s.head.value, ", token=", s.token.value, ", channel=", s.channel.value});
+}
 
 /// Whether `tokens` tokens at such strides lie apart; a row has `units` units.
-LAGKV_EDGE status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units);
+LAGKV_EDGE status check_strides(const shape& size, const strides& step, std::size_t tokens, std::size_t units);
 
 /// Moves a pointer by units without ever forming an integer that overflows for caches beyond 2^32 elements.
 template <class T>
@@ -66,8 +69,8 @@ class strided {
   /// `data` is element (head 0, token 0, channel 0) and stays the host's. `capacity` is in tokens; give it where it is
   /// known, so that check() can tell when it is exceeded.
   template <stored_as<T> Stored>
-  strided(Stored* data, shape extent, strides distance, std::size_t capacity = unbounded)
-      : data_(reinterpret_cast<T*>(data)), extent_(extent), distance_(distance), capacity_(capacity) {}
+  strided(Stored* data, const shape& size, const strides& step, extent capacity = unbounded)
+      : data_(reinterpret_cast<T*>(data)), extent_(size), distance_(step), capacity_(capacity) {}
 
   dtype type() const { return dtype_of<T>::value; }
   std::size_t heads() const { return extent_.heads; }
@@ -110,10 +113,10 @@ LAGKV_EDGE bool lie_apart(std::span<dimension> dims) {
   return true;
 }
 
-LAGKV_EDGE status check_strides(const shape& extent, const strides& distance, std::size_t tokens, std::size_t units) {
-  dimension dims[] = {{extent.heads, distance.head}, {tokens, distance.token}, {units, distance.channel}};
+LAGKV_EDGE status check_strides(const shape& size, const strides& step, std::size_t tokens, std::size_t units) {
+  dimension dims[] = {{size.heads, step.head}, {tokens, step.token}, {units, step.channel}};
   if (lie_apart(dims)) return {};
-  return refuse({"strides ", text(distance), ": overlap for ", extent.heads, " heads, ", tokens, " tokens, ", extent.channels,
+  return refuse({"strides ", text(step), ": overlap for ", size.heads.value, " heads, ", tokens, " tokens, ", size.channels.value,
                  " channels"});
 }
 

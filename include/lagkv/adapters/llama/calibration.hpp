@@ -15,6 +15,7 @@
 
 #include <lagkv/adapters/llama/probe.hpp>
 #include <lagkv/attention/estimate_queries.hpp>
+#include <lagkv/result.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
@@ -39,7 +40,8 @@ class calibration {
       const std::size_t n = e.queries.capacity(), behind = rows - n;
       const rotated how{&(*ropes)[i], {.known = {}, .dropped = static_cast<std::size_t>(seen.rows()[behind])}};
       if (i == layers_.size()) layers_.push_back({query_moments(e.queries.heads(), e.queries.channels()), e.scale});
-      layers_[i].queries.add(pre_rope(e.queries, how, workspace_), {skip > behind ? (std::min)(skip - behind, n) : 0, n}, workspace_);
+      layers_[i].queries.add(pre_rope(e.queries, how, workspace_), {skip > behind ? (std::min)(skip - behind, n) : 0, n},
+                             workspace_);
     }
     return {};
   }

@@ -12,7 +12,6 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 
-#include <lagkv/view/range.hpp>
 #include <lagkv/view/rope.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {

@@ -9,6 +9,7 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 
+#include <lagkv/result.hpp>
 #include <lagkv/view/range.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama::detail {

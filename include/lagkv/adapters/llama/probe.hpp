@@ -17,6 +17,7 @@
 #include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/views.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/view/hadamard.hpp>
 #include <lagkv/view/strided.hpp>
 #include <lagkv/workspace.hpp>
@@ -56,8 +57,8 @@ class cache_probe {
   /// Tells which cells hold which positions, after the host (or a repack) has put them there by llama_state_seq_set_data.
   void set_cells(std::vector<std::int32_t> cell_of_position) { cells_ = std::move(cell_of_position); }
 
-  /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. Accumulated attention needs the
-  /// cache in host memory; queries come from any.
+  /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. Accumulated attention
+  /// needs the cache in host memory; queries come from any.
   void record(const wanted& what) { recording_.keep(what); }
 
   recording& recorded() { return recording_; }
@@ -214,10 +215,12 @@ class cache_probe {
       const matrix& m = detail::of_id(layers_, a.layer).keys;
       if (!obstacle_.empty()) return error{"accumulated attention: " + obstacle_};
       if (const status ok = check(m, heads, "accumulated attention: cache"); !ok) return ok;
-      if (m.width != heads * extent.channels) return error{"accumulated attention: the cache's rows are not the keys of all heads: not taken"};
+      if (m.width != heads * extent.channels)
+        return error{"accumulated attention: the cache's rows are not the keys of all heads: not taken"};
       for (std::size_t i = 0; i < cells_of_rows_.size(); ++i)
         if (cells_of_rows_[i] < 0)
-          return error{"accumulated attention: the cell of position " + std::to_string(recording_.rows()[i]) + " has not been seen"};
+          return error{"accumulated attention: the cell of position " + std::to_string(recording_.rows()[i]) +
+                       " has not been seen"};
       keys = view(m, heads, cells_of_rows_);
     }
     recording_.add(a.layer, heads, queries, keys, *scale, workspace_);

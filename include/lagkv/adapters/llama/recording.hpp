@@ -15,15 +15,16 @@
 #include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/attention/attention.hpp>
 #include <lagkv/compress.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/view/strided.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
 /// What is recorded. By default nothing is.
 struct wanted {
-  std::size_t queries = 0;  ///< those of the last so many tokens
-  bool accumulated_attention = false;       ///< the attention that each row has received so far
-  bool positions = false;   ///< the position that each row was decoded at
+  std::size_t queries = 0;             ///< those of the last so many tokens
+  bool accumulated_attention = false;  ///< the attention that each row has received so far
+  bool positions = false;              ///< the position that each row was decoded at
 
   bool any() const { return queries > 0 || accumulated_attention || positions; }
 
@@ -38,7 +39,8 @@ inline wanted wanted_by(const policy& p, bool calibrated) {
   return {.queries = (std::max)(p.needs.queries, p.needs.query_statistics && !calibrated ? for_statistics : 0),
           .accumulated_attention = p.needs.accumulated_attention,
           // Their mean counts the queries from the row's own on; survivors are rotated back by their own positions.
-          .positions = (p.needs.accumulated_attention && p.budget.again()) || (p.needs.rope && (p.budget.again() || p.needs.all_rows))};
+          .positions =
+              (p.needs.accumulated_attention && p.budget.again()) || (p.needs.rope && (p.budget.again() || p.needs.all_rows))};
 }
 
 /// A number a row and head, [heads][rows].

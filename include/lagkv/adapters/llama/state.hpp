@@ -15,8 +15,9 @@
 #include <llama.h>
 
 #include <lagkv/adapters/llama/views.hpp>
-#include <lagkv/view/range.hpp>
 #include <lagkv/plan/plan.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/view/dtype.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
 

@@ -8,8 +8,10 @@
 
 #include <ggml.h>
 
-#include <lagkv/view/hadamard.hpp>
 #include <lagkv/cache/layer.hpp>
+#include <lagkv/result.hpp>
+#include <lagkv/view/dtype.hpp>
+#include <lagkv/view/hadamard.hpp>
 #include <lagkv/view/paged.hpp>
 #include <lagkv/view/tensor.hpp>
 

@@ -1,0 +1,52 @@
+// Part of lagkv (MIT). What methods have the host keep for them from call to call.
+#pragma once
+
+#include <cstddef>
+
+#include <lagkv/attention/attention.hpp>
+#include <lagkv/cache/cursor.hpp>
+#include <lagkv/cache/layer.hpp>
+#include <lagkv/compress.hpp>
+#include <lagkv/policy/policy.hpp>
+#include <lagkv/rows/key_statistics.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// Adds the last n tokens to all that `p` has the host keep for it (needs.accumulated_attention, needs.key_statistics) and the
+/// layer offers. Call it before compress(), with the tokens appended since the last time; for attention, with their queries or
+/// weights. Nothing happens for what is not offered. Tokens that the host takes back stay counted.
+LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
+
+/// Only the key statistics: the last n rows, but the sinks, as `p` reads keys, to extras.key_statistics.
+LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+/// How any of the scorers is shown keys, if one asks for it.
+LAGKV_FN key_view view_of_keys(const policy& p) {
+  key_view view = p.pre_rope;
+  for (std::size_t i = 0; i < p.fused_count && view == nullptr; ++i) view = p.fused[i].pre_rope;
+  return view;
+}
+
+}  // namespace detail
+
+LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
+  if (p.needs.accumulated_attention) accumulate_attention(l, n, ws);
+  if (p.needs.key_statistics) accumulate_key_statistics(p, l, at, n, ws);
+}
+
+LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
+  if (l.extra == nullptr || !l.extra->key_statistics || n == 0) return;
+  const detail::shown seen(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws);
+  const std::size_t last = n < l.tokens ? l.tokens - n : 0, begin = last > p.budget.sink ? last : p.budget.sink;
+  for (std::size_t head = 0; head < l.keys.heads() && begin < l.tokens; ++head)
+    detail::add_statistics((*seen).keys, head, {begin, l.tokens}, 1, l.extra->key_statistics.of(head, l.keys.channels()), ws);
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI

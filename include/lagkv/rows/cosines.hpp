@@ -1,0 +1,40 @@
+// Part of lagkv (MIT). How far keys point away from the mean direction of others.
+#pragma once
+
+#include <cstddef>
+
+#include <lagkv/rows/rows.hpp>
+#include <lagkv/simd/dot_kernels.hpp>
+#include <lagkv/simd/row_kernels.hpp>
+
+namespace lagkv::inline LAGKV_ABI::detail {
+
+/// out[i] = -cos(k, a) for row of.begin + i, a = mean of k / |k| over the rows of `reference`. 0 if k or a is 0; NaN if the
+/// square of k is not finite. Reads each row of both ranges once.
+LAGKV_FN void away_from_mean(const tensor& keys, std::size_t head, token_range of, token_range reference, float* out,
+                             workspace& ws);
+
+#if LAGKV_BODIES
+
+LAGKV_FN void away_from_mean(const tensor& keys, std::size_t head, token_range of, token_range reference, float* out,
+                             workspace& ws) {
+  const std::size_t channels = keys.channels();
+  const workspace::frame scratch(ws);
+  float* anchor = ws.take<float>(channels);
+  mean_of_rows(keys, head, reference, anchor, ws, [](float square) { return square > 0 ? 1 / __builtin_sqrtf(square) : 0.0F; });
+  float square = 0;
+  ws.kernels<simd::row_kernels>().squares({anchor, dtype::f32, 1, channels, 0}, &square);
+  float* norms = ws.take<float>(of.size());
+  for_each_rows(keys, head, of, ws, [&](const simd::rows& rows, std::size_t offset) {
+    squares(rows, norms + offset, ws);
+    ws.kernels<simd::dot_kernels>().dots(rows, anchor, 1, out + offset, of.size());
+  });
+  for (std::size_t i = 0; i < of.size(); ++i) {
+    const float length = norm(norms[i]) * __builtin_sqrtf(square);
+    out[i] = length > 0 ? -out[i] / length : length;  // a NaN stays one
+  }
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI::detail

@@ -1,0 +1,183 @@
+// The code of docs/offers.md: one host that offers all of it, in the page's order.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <lagkv/attention/estimate_queries.hpp>
+#include <lagkv/lagkv.hpp>
+
+#include "offers/includes.inc"
+
+namespace {
+
+constexpr std::size_t heads = 2, query_heads = 4, channels = 16, capacity = 400;
+
+std::vector<float> normal(std::size_t n) {
+  static std::mt19937 random(1);
+  std::normal_distribution<float> x;
+  std::vector<float> out(n);
+  for (float& f : out) f = x(random);
+  return out;
+}
+
+/// The page's first block: a layer whose offers come later.
+void refused(const lagkv::result<lagkv::policy>& policy, const std::string& message) {
+  const auto refuse = [&](const std::string& why) { EXPECT_EQ(why, message); };
+  std::vector<float> k = normal(heads * capacity * channels);
+  const lagkv::strided<float> keys(k.data(), {heads, channels}, {.head = capacity * channels, .token = channels}, capacity);
+  const auto& values = keys;
+  const std::size_t tokens = 300;
+#include "offers/what-a-host-may-offer-1.inc"
+  FAIL() << "not refused";
+}
+
+TEST(offers, what_is_missing_is_named) {
+  refused(lagkv::parse("snapkv"),
+          "queries: the policy reads those of the last 64 tokens, or their attention weights; the layer has none (layer.extra)");
+}
+
+struct host {
+  lagkv::result<lagkv::policy> policy;
+  std::vector<float> k = normal(heads * capacity * channels), v = normal(heads * capacity * channels);
+  lagkv::strided<float> keys{k.data(), {heads, channels}, {.head = capacity * channels, .token = channels}, capacity};
+  lagkv::strided<float> values{v.data(), {heads, channels}, {.head = capacity * channels, .token = channels}, capacity};
+  std::size_t tokens = 300;
+  lagkv::extras offers{};
+  lagkv::cursor cursor{};
+  lagkv::workspace workspace{};
+
+  explicit host(const char* text) : policy(lagkv::parse(text)) {}
+
+  lagkv::layer layer() const { return {keys, values, tokens, &offers}; }
+  std::string missing() const { return check(*policy, layer()).message(); }
+  std::size_t compress() { return lagkv::compress(*policy, layer(), cursor, workspace); }
+};
+
+TEST(offers, rope) {
+  host my("novelty:keep=0.25");
+  EXPECT_NE(my.missing(), "");
+  lagkv::extras& offers = my.offers;
+#include "offers/rope-1.inc"
+  EXPECT_EQ(my.missing(), "");
+  EXPECT_EQ(my.compress(), 75U);
+  const lagkv::rope unnamed{.base = 10000};
+  offers.rope = &unnamed;
+  EXPECT_NE(my.missing().find("pairs: must be named"), std::string::npos);
+}
+
+TEST(offers, queries) {
+  constexpr std::size_t n = 64;
+  std::vector<float> all = normal(query_heads * n * channels);
+  host my("snapkv:keep=0.25"), ring("snapkv:keep=0.25");
+  {
+    float* q = all.data();
+    lagkv::extras& offers = my.offers;
+#include "offers/queries-1.inc"
+  }
+  ASSERT_EQ(my.missing(), "");
+  // The same queries, the oldest in slot 10.
+  const std::size_t next = 10;
+  std::vector<float> turned(all.size());
+  for (std::size_t head = 0; head < query_heads; ++head)
+    for (std::size_t i = 0; i < n; ++i)
+      std::copy_n(all.data() + (head * n + i) * channels, channels, turned.data() + (head * n + (i + next) % n) * channels);
+  {
+    float* q = turned.data();
+    const bool full = true;
+    lagkv::extras& offers = ring.offers;
+#include "offers/queries-2.inc"
+  }
+  ASSERT_EQ(ring.missing(), "");
+  ring.k = my.k, ring.v = my.v;
+  ring.keys = {ring.k.data(), {heads, channels}, {.head = capacity * channels, .token = channels}, capacity};
+  ring.values = {ring.v.data(), {heads, channels}, {.head = capacity * channels, .token = channels}, capacity};
+  EXPECT_EQ(my.compress(), 75U);
+  EXPECT_EQ(ring.compress(), 75U);
+  EXPECT_EQ(my.k, ring.k);
+}
+
+TEST(offers, weights) {
+  constexpr std::size_t n = 8, tokens = 300;
+  std::vector<float> weights(query_heads * n * tokens, 1.0F / tokens);
+  float* w = weights.data();
+  host my("snapkv:window=8,keep=0.25");
+  lagkv::extras& offers = my.offers;
+#include "offers/attention-weights-1.inc"
+  EXPECT_EQ(my.missing(), "");
+  EXPECT_EQ(my.compress(), 75U);
+}
+
+TEST(offers, accumulated_attention) {
+  host my("h2o:capacity=100");
+  std::vector<float> attention(heads * capacity), q = normal(query_heads * 300 * channels);
+  const std::size_t n = 300;
+  lagkv::extras& offers = my.offers;
+  offers.queries = lagkv::strided<float>(q.data(), {query_heads, channels}, {.head = 300 * channels, .token = channels}, n);
+  const lagkv::layer layer = my.layer();
+  lagkv::cursor& cursor = my.cursor;
+  lagkv::workspace& workspace = my.workspace;
+  std::size_t& tokens = my.tokens;
+  const auto& policy = my.policy;
+#include "offers/accumulated-attention-1.inc"
+  EXPECT_EQ(tokens, 100U);
+  for (std::size_t head = 0; head < heads; ++head) {
+    EXPECT_GT(attention[head * capacity + 99], 0.0F);
+    EXPECT_EQ(attention[head * capacity + 100], 0.0F);
+  }
+}
+
+TEST(offers, key_statistics) {
+  static const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+  host my("novelty:keep=0.25");
+  lagkv::extras& offers = my.offers;
+  offers.rope = &rope;
+  const std::size_t n = 300;
+  const lagkv::layer layer = my.layer();
+  const lagkv::cursor& cursor = my.cursor;
+  lagkv::workspace& workspace = my.workspace;
+  const auto& policy = my.policy;
+#include "offers/key-statistics-1.inc"
+  EXPECT_EQ(sums[2 * channels], 300.0 - 4) << "all keys but the sinks";
+  EXPECT_EQ(my.compress(), 75U);
+}
+
+TEST(offers, query_statistics) {
+  static const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+  host my("expected_attention:calibrated=yes,keep=0.25");
+  lagkv::extras& offers = my.offers;
+  lagkv::workspace& workspace = my.workspace;
+  const lagkv::cursor& cursor = my.cursor;
+  const std::size_t n = 100;
+  std::vector<float> q = normal(query_heads * n * channels);
+  const lagkv::strides distance{.head = n * channels, .token = channels};
+  const lagkv::strided<float> queries_before_rope(q.data(), {query_heads, channels}, distance, n);
+  EXPECT_NE(my.missing(), "");
+#include "offers/query-statistics-1.inc"
+  EXPECT_EQ(my.missing(), "");
+  EXPECT_EQ(my.compress(), 75U);
+}
+
+TEST(offers, positions_and_protected_tokens) {
+  host my("key_diff:capacity=100");
+  lagkv::extras& offers = my.offers;
+  std::vector<std::uint32_t> positions(heads * capacity);
+#include "offers/protected-tokens-1.inc"
+  EXPECT_NE(my.missing(), "") << "positions";
+  for (std::uint32_t position = 0; position < 300; ++position) {
+    const std::size_t row = position;
+#include "offers/positions-1.inc"
+  }
+#include "offers/scale-1.inc"
+  EXPECT_EQ(my.missing(), "");
+  EXPECT_EQ(my.compress(), 100U);
+  for (std::size_t h = 0; h < heads; ++h)
+    for (const std::uint32_t p : system_prompt)
+      EXPECT_TRUE(std::binary_search(&positions[h * capacity], &positions[h * capacity + 100], p));
+}
+
+}  // namespace
