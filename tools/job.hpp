@@ -20,7 +20,7 @@ struct options {
   std::optional<double> rope_base;
   std::size_t rope_dims = 0;
   float rope_scale = 1;
-  bool scores = false, list = false;
+  bool scores = false, list = false, list_markdown = false;
 };
 
 /// All that is read, checked and ready to be compressed. Arrays that are not given are empty.

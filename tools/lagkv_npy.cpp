@@ -61,6 +61,7 @@ int main(int argc, char** argv) {
   app.add_flag("--scores", o.scores, "write scores.npy: the scores of all tokens candidates at once, whatever --steps says");
   app.add_option("--target", o.target, "force scalar, sse2, avx2, avx512 or neon (default: the widest here)");
   app.add_option("--out", o.out, "folder for the results, made where it is missing");
+  app.add_flag("--list-markdown", o.list_markdown, "print all keys as the table of docs/methods.md, and end");
   app.add_flag("--list", o.list, "print the policies with their keys, defaults and ranges, and end");
   try {
     app.parse(argc, argv);
@@ -68,6 +69,10 @@ int main(int argc, char** argv) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
     return complain(std::string(e.what()) + " (see lagkv-npy --help)");
+  }
+  if (o.list_markdown) {
+    std::fputs(tool::markdown_keys().c_str(), stdout);
+    return 0;
   }
   if (o.list) {
     std::fputs(tool::list_policies().c_str(), stdout);

@@ -120,7 +120,42 @@ std::string names(bool (*which)(const lagkv::method_entry&), const char* between
 
 std::string heading(std::string_view text) { return std::string(text) + '\n' + std::string(text.size(), '-') + '\n'; }
 
+/// A row of the table of keys. In Markdown a bar would end the cell.
+std::string markdown_row(std::string_view policy, std::string_view key, std::string value, const lagkv::accepted& a,
+                         std::string_view meaning) {
+  if (value == "...") value = "-";
+  std::string accepts = accepted(a);
+  for (std::size_t bar = accepts.find('|'); bar != std::string::npos; bar = accepts.find('|')) accepts.replace(bar, 1, ", ");
+  std::string row = "| ";
+  if (!policy.empty()) row.append("`").append(policy).append("` ");
+  return row.append("| `").append(key).append("` | ").append(value).append(" | ").append(accepts).append(" | ").append(meaning) +
+         " |\n";
+}
+
+std::string markdown_rows(std::string_view policy, const lagkv::option_table& table) {
+  const lagkv::option_values defaults(table);
+  std::string out;
+  for (const lagkv::parameter& p : table.parameters) {
+    out += markdown_row(policy, p.key, initial_value(p, defaults.get()), p.accepts, p.meaning);
+    policy = {};
+  }
+  return out;
+}
+
 }  // namespace
+
+std::string markdown_keys() {
+  std::string out = "| policy | key | default | accepted | meaning |\n|---|---|---|---|---|\n";
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+    out += markdown_rows(m->name, m->make_whole != nullptr ? m->whole : m->own);
+  out += markdown_rows("shared", lagkv::shared_options);
+  std::string_view fuse = "fuse";
+  for (const lagkv::fusion_parameter& p : lagkv::fusion_parameters) {
+    out += markdown_row(fuse, p.key, std::string(p.initial), p.accepts, p.meaning);
+    fuse = {};
+  }
+  return out;
+}
 
 std::string list_policies() {
   std::string out =

@@ -214,4 +214,13 @@ TEST_F(lagkv_npy, lists_policies_and_helps) {
     EXPECT_NE(help.output.find(option), std::string::npos) << option;
 }
 
+TEST_F(lagkv_npy, the_table_of_keys_in_the_docs_is_the_registry) {
+  const run_result table = run("--list-markdown");
+  ASSERT_EQ(table.code, 0);
+  std::ifstream file(LAGKV_METHODS_PAGE);
+  const std::string page((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_NE(page.find("\n" + table.output), std::string::npos)
+      << "docs/methods.md: put the output of lagkv-npy --list-markdown in place of its table of keys";
+}
+
 }  // namespace

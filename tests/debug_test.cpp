@@ -1,0 +1,66 @@
+// What debug builds notice: broken contracts. Headers only, without NDEBUG.
+#if defined(NDEBUG)
+#error "compile without NDEBUG"
+#endif
+#include <gtest/gtest.h>
+
+#include <lagkv/lagkv.hpp>
+
+#include "support/host.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::cursor;
+using lagkv::toward;
+
+constexpr std::size_t rows = 200;
+
+struct compressed_once {
+  cache memory{layout::heads_first, lagkv::dtype::f16, make_cube(1, 2, rows, 8), make_cube(2, 2, rows, 8)};
+  lagkv::policy policy = *lagkv::parse("lagkv:sink=2,lag=16,ratio=0.5");
+  lagkv::workspace ws{};
+  cursor at{};
+  std::size_t tokens;
+
+  explicit compressed_once(toward direction = toward::front)
+      : tokens(lagkv::compress(policy, memory.layer(150), at, ws, direction)) {}
+};
+
+TEST(debug_death, a_cursor_of_another_sequence_is_noticed) {
+  compressed_once c;
+  ASSERT_NE(c.at.mark, 0U);
+  cache other(layout::heads_first, lagkv::dtype::f16, make_cube(3, 2, rows, 8), make_cube(4, 2, rows, 8));
+  EXPECT_DEATH(lagkv::compress(c.policy, other.layer(180), c.at, c.ws), "of another sequence");
+  EXPECT_DEATH(lagkv::compress(c.policy, other.layer(c.tokens - 1), c.at, c.ws), "take_back");
+}
+
+TEST(debug_death, what_is_right_is_let_pass) {
+  for (toward direction : {toward::front, toward::window}) {
+    compressed_once c(direction);
+    const lagkv::plan& plan = lagkv::last_plan(c.ws);
+    cursor again = c.at;
+    if (direction == toward::window) {  // as a host does: the rows before the hole move up to it
+      const std::size_t freed = plan.tokens_before - c.tokens;
+      for (std::size_t h = 0; h < 2; ++h)
+        for (std::size_t to = 0; to < c.tokens; ++to) {
+          const std::size_t from = to < plan.candidates.begin ? to : to + freed;
+          for (host* x : {&c.memory.keys, &c.memory.values}) {
+            const row_bits bits = x->row(h, from);
+            for (std::size_t i = 0; i < bits.size(); ++i) x->set(h, to, i, bits[i]);
+          }
+        }
+    }
+    lagkv::compress(c.policy, c.memory.layer(c.tokens), again, c.ws);
+    lagkv::compress(c.policy, c.memory.layer(c.tokens + 5), again, c.ws);
+    lagkv::take_back(again, c.tokens + 1);
+    lagkv::compress(c.policy, c.memory.layer(c.tokens + 1), again, c.ws);
+    lagkv::take_back(again, 20);  // into the survivors
+    lagkv::compress(c.policy, c.memory.layer(60), again, c.ws);
+    lagkv::cursor loaded = *lagkv::load_cursor(lagkv::save(again));
+    lagkv::compress(c.policy, c.memory.layer(90), loaded, c.ws);
+    SUCCEED();
+  }
+}
+
+}  // namespace
