@@ -7,7 +7,6 @@
 #include <lagkv/attention/attention.hpp>
 #include <lagkv/policy/registry.hpp>
 #include <lagkv/transform/mean_of_heads.hpp>
-#include <lagkv/transform/pool.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
