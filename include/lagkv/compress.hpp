@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -468,12 +469,15 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
                          const compress_options& o) {
   if (layers.size() != cursors.size())
     return detail::refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
-  const auto own = [&](std::size_t i) { return for_layer(p, i, layers.size()); };
+  std::optional<policy> sloped;  // a copy only where layers differ: most calls find nothing due
+  const auto own = [&](std::size_t i) -> const policy& {
+    return p.budget.slope.beta > 1 ? sloped.emplace(for_layer(p, i, layers.size())) : p;
+  };
   const bool chosen = static_cast<bool>(p.select);  // what a selector leaves is known only by its plans
   std::vector<plan> plans;
   candidates first{};
   for (std::size_t i = 0; i < layers.size() && o.equal_counts; ++i) {
-    const policy mine = own(i);
+    const policy& mine = own(i);
     if (chosen) {
       plans.push_back(plan_eviction(mine, layers[i], cursors[i], ws));
       if (!detail::equal_counts(plans[i], plans[0])) return detail::unequal(i);

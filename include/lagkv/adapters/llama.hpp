@@ -302,7 +302,7 @@ class compressor {
     std::vector<plan> plans;
     for (const layer& l : *offered) {
       plans.push_back(plan_eviction(policy_, l, s.at, workspace_));
-      if (!equal_counts(plans.back()) || plans.back().tokens_after() != plans[0].tokens_after()) return unequal();
+      if (!lagkv::detail::equal_counts(plans.back(), plans[0])) return unequal();
     }
     std::vector<std::uint8_t> fewer = saved->rebuilt(plans);
     if (llama_state_seq_set_data(context_, fewer.data(), fewer.size(), sequence) != fewer.size()) {
@@ -459,12 +459,6 @@ class compressor {
   }
 
   static error unequal() { return {"policy: keeps different numbers of tokens a head, which llama.cpp's cache cannot hold"}; }
-
-  static bool equal_counts(const plan& p) {
-    for (std::size_t head = 1; head < p.heads(); ++head)
-      if (p.of(head).size() != p.of(0).size()) return false;
-    return true;
-  }
 
   llama_context* context_;
   llama_memory_t memory_;

@@ -97,17 +97,17 @@ struct budget {
   /// What may go now: a few comparisons, no loop. `tokens` are the rows in use.
   candidates due(const cursor& at, std::size_t tokens) const;
 
- private:
-  static candidates due_partitions(const keep::partitions& p, std::size_t begin, std::size_t tokens);
-  candidates due_share(const keep::share& s, std::size_t begin, std::size_t tokens, std::size_t seen) const;
-  candidates due_capacity(const keep::capacity& c, std::size_t tokens, std::size_t seen) const;
-  static candidates due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen);
-
   /// The window of a budget of `goal` rows.
   std::size_t recent_rows(std::size_t goal) const {
     const std::size_t least = share_of(recent_share, goal);
     return least > recent ? least : recent;
   }
+
+ private:
+  static candidates due_partitions(const keep::partitions& p, std::size_t begin, std::size_t tokens);
+  candidates due_share(const keep::share& s, std::size_t begin, std::size_t tokens, std::size_t seen) const;
+  candidates due_capacity(const keep::capacity& c, std::size_t tokens, std::size_t seen) const;
+  static candidates due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen);
 
   std::size_t sloped(std::size_t goal, std::size_t seen) const;
 

@@ -103,20 +103,17 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
 LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens) {
   const budget& b = p.budget;
   const auto larger = [](std::size_t x, std::size_t y) { return x > y ? x : y; };
-  const auto share_and_window = [&](double of_all, std::size_t unit) {
-    // Nothing goes before there are two units of candidates: a window by recent_share is one of a budget of all tokens.
-    return larger(share_of(of_all, tokens), b.sink) + 2 * unit;
-  };
   std::size_t rest = tokens;  // the most rows after a call, if the sequence goes on for ever
   if (const auto* each = b.as<keep::partitions>()) {
     const std::size_t partitions = tokens > b.sink ? (tokens - b.sink) / each->lag : 0;
     rest = b.sink + partitions * share_of(each->ratio, each->lag) + 2 * each->lag;
   } else if (const auto* share = b.as<keep::share>()) {
-    const std::size_t goal = share_of(share->of_all, tokens), window = larger(share_of(b.recent_share, goal), b.recent);
-    rest = share_and_window(share->of_all, share->lag != 0 ? share->lag : larger(window, 1));
+    const std::size_t goal = share_of(share->of_all, tokens), window = b.recent_rows(goal);
+    // Nothing goes before there are two units of candidates behind what stays.
+    rest = larger(goal, b.sink) + 2 * (share->lag != 0 ? share->lag : larger(window, 1));
     if (b.slope.beta > 1) rest = larger(rest, 2 * goal + 2 * window);
   } else if (const auto* rows = b.as<keep::capacity>()) {
-    const std::size_t window = larger(share_of(b.recent_share, rows->rows), b.recent);
+    const std::size_t window = b.recent_rows(rows->rows);
     rest = larger(b.slope.beta > 1 ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
   } else if (const auto* window = b.as<keep::window>()) {
     const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);

@@ -19,24 +19,29 @@ struct token_range {
   friend constexpr bool operator==(token_range, token_range) = default;
 };
 
-/// A number of things; takes any integer type of the host.
-struct extent {
-  std::size_t value = 0;
+namespace detail {
 
-  constexpr extent() = default;
-  template <std::integral T>
-  constexpr extent(T n) : value(static_cast<std::size_t>(n)) {}
-  constexpr operator std::size_t() const noexcept { return value; }
+/// A T that takes any integer type of the host, in braces too.
+template <class T>
+struct any_integer {
+  T value = 0;
+
+  constexpr any_integer() = default;
+  template <std::integral Integer>
+  constexpr any_integer(Integer n) : value(static_cast<T>(n)) {}
+  constexpr operator T() const noexcept { return value; }
 };
 
-/// A signed number of units from one thing to the next; takes any integer type of the host.
-struct distance {
-  std::ptrdiff_t value = 0;
+}  // namespace detail
 
-  constexpr distance() = default;
-  template <std::integral T>
-  constexpr distance(T n) : value(static_cast<std::ptrdiff_t>(n)) {}
-  constexpr operator std::ptrdiff_t() const noexcept { return value; }
+/// A number of things.
+struct extent : detail::any_integer<std::size_t> {
+  using any_integer::any_integer;
+};
+
+/// A signed number of units from one thing to the next.
+struct distance : detail::any_integer<std::ptrdiff_t> {
+  using any_integer::any_integer;
 };
 
 /// A number for each token, in the host's memory: entry (head, row) is data[head * head_stride + row]. compress() moves the
