@@ -414,12 +414,6 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, works
   return at.tokens;
 }
 
-LAGKV_FN bool equal_counts(const plan& a, const plan& b) {
-  for (std::size_t head = 0; head < a.heads(); ++head)
-    if (a.tokens_after(head) != b.tokens_after(0)) return false;
-  return a.tokens_after(0) == b.tokens_after(0);
-}
-
 LAGKV_EDGE error unequal(std::size_t layer) {
   return refuse(
       {"layer ", layer, ": would keep another number of tokens than layer 0, or its heads different ones: nothing moved"});
@@ -480,7 +474,7 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
     const policy& mine = own(i);
     if (chosen) {
       plans.push_back(plan_eviction(mine, layers[i], cursors[i], ws));
-      if (!detail::equal_counts(plans[i], plans[0])) return detail::unequal(i);
+      if (!equal_counts(plans[i], plans[0])) return detail::unequal(i);
       continue;
     }
     const candidates c = detail::candidates_of(mine, layers[i], mine.budget.due(cursors[i], layers[i].tokens));

@@ -302,7 +302,7 @@ class compressor {
     std::vector<plan> plans;
     for (const layer& l : *offered) {
       plans.push_back(plan_eviction(policy_, l, s.at, workspace_));
-      if (!lagkv::detail::equal_counts(plans.back(), plans[0])) return unequal();
+      if (!equal_counts(plans.back(), plans[0])) return unequal();
     }
     std::vector<std::uint8_t> fewer = saved->rebuilt(plans);
     if (llama_state_seq_set_data(context_, fewer.data(), fewer.size(), sequence) != fewer.size()) {

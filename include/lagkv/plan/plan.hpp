@@ -50,7 +50,19 @@ struct plan {
   std::uint32_t* row(std::size_t head) { return kept.data() + first[head]; }
 };
 
+/// Whether all heads of both plans keep the same number of rows, as hosts with one length for all layers need.
+bool equal_counts(const plan& a, const plan& b);
+
 #if LAGKV_BODIES
+
+LAGKV_FN bool equal_counts(const plan& a, const plan& b) {
+  const auto equal = [count = a.tokens_after()](const plan& p) {
+    for (std::size_t head = 0; head < p.heads(); ++head)
+      if (p.tokens_after(head) != count) return false;
+    return p.tokens_after() == count;
+  };
+  return equal(a) && equal(b);
+}
 
 LAGKV_FN std::size_t plan::source(std::size_t head, std::size_t i) const {
   if (empty() || i < candidates.begin) return i;
