@@ -254,6 +254,7 @@ class compressor {
       forget_recorded(p, freed);
     }
     s.at = moved[0];
+    s.at.mark = 0;  // of layer 0, while this cursor is that of all layers
     s.positions = std::move(positions);
     return done;
   }
