@@ -16,8 +16,8 @@
 // Taken: caches of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1 (keys and values may differ), with or without flash
 // attention, on any backend. Quantised rows move as they are. llama.cpp stores most of them under a Hadamard matrix: the
 // probe sees it and policies get rows without it; without a probe they are scored as stored. Refused, with the sequence left
-// as it was: other types, blocks that span tokens, models with sliding-window layers, recurrent and hybrid models, models
-// whose layers differ in width.
+// as it was: other types, blocks that span tokens, models with recurrent layers alone. Of models with window layers or recurrent
+// ones the layers with full attention are compressed, the others left alone.
 #pragma once
 
 #include <algorithm>
@@ -83,9 +83,6 @@ class compressor {
                                  std::vector<query_statistics> queries = {}) {
     const llama_model* model = llama_get_model(context);
     if (llama_model_is_recurrent(model)) return error{"model: has recurrent memory, no cache of keys and values"};
-    if (llama_model_is_hybrid(model)) return error{"model: has hybrid memory: not taken"};
-    if (const int window = llama_model_n_swa(model); window > 0)
-      return error{"model: has sliding-window layers (" + std::to_string(window) + " tokens): not taken"};
     if (llama_model_n_head_kv(model) < 1) return error{"model: has no KV heads"};
     if (p.ragged) return unequal();
     if (p.budget.slope.beta > 1)
@@ -97,6 +94,7 @@ class compressor {
     if (!p.needs.query_statistics) queries.clear();
     if (!queries.empty() && probe == nullptr)
       return error{"policy: reads statistics of queries: give the compressor a cache_probe, which sees their embedding"};
+    if (probe != nullptr) probe->expect(llama_n_seq_max(context));
     compressor made(context, p, probe, std::move(queries));
     if (status ok = made.record(made.reads()); !ok) return error{ok.message()};
     return made;
@@ -117,21 +115,40 @@ class compressor {
   /// Drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
   /// sequence is as it was. `observe(layer, plan)` is called for each layer with what it keeps.
   ///
-  /// In place needs a probe, a cache in host memory, one sequence a context (n_seq_max 1), and positions 0, 1, 2, ... of
-  /// which the host has taken back none but the last. A sequence that shares cells with another (llama_memory_seq_cp)
-  /// must be repacked: that gives it cells of its own.
+  /// What the host has done since (tokens taken back, a span removed, a context shift) is seen in the cache. In place needs a
+  /// probe and a cache in host memory. A sequence that shares cells with another (llama_memory_seq_cp) is repacked, which gives
+  /// it cells of its own.
   template <class Observe>
   result<report> compress(llama_seq_id sequence, way how, const Observe& observe) {
-    const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
-    if (last < 0) return report{};
+    if (sequence < 0 || static_cast<std::uint32_t>(sequence) >= llama_n_seq_max(context_))
+      return error{"sequence " + std::to_string(sequence) + ": must be from 0 to " +
+                   std::to_string(llama_n_seq_max(context_) - 1)};
     state& s = sequences_[sequence];
-    if (status ok = fit_budget(sequence); !ok) return error{ok.message()};
-    take_back(s.at, expected_tokens(s, last));
-    if (is_before_due(s, last)) return nothing_due(s, last);
-    if (how != way::repack) {
-      result<report> done = compress_in_place(sequence, s, last, observe);
-      if (done || how == way::in_place) return done;
+    const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
+    if (last < 0) {  // it is empty: what comes is a new one
+      s.begin_anew();
+      return report{};
     }
+    s.fresh = unknown;
+    if (status ok = fit_budget(sequence); !ok) return error{ok.message()};
+    std::string obstacle = "no cache_probe was given";
+    if (probe_ != nullptr) {
+      result<rows_in_place> rows = find(sequence, last);
+      if (rows) {
+        follow(s, *rows);
+        if (policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
+        rows = verify(sequence, s, last, std::move(*rows));
+      }
+      if (rows && policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
+      if (rows && how != way::repack) {
+        result<report> done = compress_in_place(sequence, s, last, *rows, observe);
+        if (done || how == way::in_place) return done;
+        obstacle = done.message();
+      } else if (!rows) {
+        obstacle = rows.message();
+      }
+    }
+    if (how == way::in_place) return error{"in place: " + obstacle};
     return repack(sequence, s, last, observe);
   }
 
@@ -152,10 +169,17 @@ class compressor {
   }
 
   /// Call it when a sequence is cleared or its tokens are replaced.
-  void forget(llama_seq_id sequence) { sequences_.erase(sequence); }
+  void forget(llama_seq_id sequence) {
+    sequences_.erase(sequence);
+    lose_sight_of(sequence);
+  }
 
   /// Call it after llama_memory_seq_cp(from, to) of a whole sequence.
-  void copy(llama_seq_id from, llama_seq_id to) { sequences_[to] = sequences_[from]; }
+  void copy(llama_seq_id from, llama_seq_id to) {
+    if (from == to) return;
+    sequences_[to] = sequences_[from];
+    lose_sight_of(to);
+  }
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
   /// been compressed), and where the policy reads it, with the probe's recording of then. Compression goes on from there; in
@@ -163,11 +187,22 @@ class compressor {
   /// layers, heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c, const recording* r = nullptr) {
     const result<saved_sequence> saved =
-        saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()});  // only read
+        saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()},  // only read
+                              has_other_memory() ? saved_sequence::unknown_rest : 0);
     if (!saved) return error{saved.message()};
+    if (c.at.compressed > c.at.tokens || c.at.compressed > saved->tokens())
+      return error{"checkpoint: compressed=" + std::to_string(c.at.compressed) + ": must be at most its " +
+                   std::to_string(c.at.tokens) + " tokens and the state's " + std::to_string(saved->tokens())};
     state& s = sequences_[sequence];
+    s.begin_anew();
     static_cast<checkpoint&>(s) = c;
-    adopt(s, *saved);
+    s.marks = marks_of(*saved, c.at.compressed);
+    s.offset = saved->positions().back() + 1 - static_cast<llama_pos>(saved->tokens());
+    const auto end = static_cast<std::size_t>(saved->positions().back()) + 1;
+    s.uncounted = (std::min)(end - (std::min)(s.counted, end), saved->tokens());
+    s.written = s.counted_written = written();
+    lose_sight_of(sequence);
+    expect(sequence, *saved);
     if (probe_ != nullptr) probe_->set_recorded(r != nullptr ? *r : recording{});
     return {};
   }
@@ -175,9 +210,31 @@ class compressor {
   lagkv::workspace& workspace() { return workspace_; }
 
  private:
+  static constexpr std::size_t unknown = ~std::size_t{0};
+
   struct state : checkpoint {
-    std::vector<llama_pos> positions;    ///< of the rows after the last compression in place, ascending
-    std::vector<std::uint32_t> protect;  ///< ascending
+    std::vector<std::uint64_t> marks{};    ///< of the rows [0, at.compressed): what tells them from all others
+    std::vector<std::int32_t> cells{};     ///< where all rows lay at the last call, ascending; empty: not known
+    std::uint64_t written = 0;             ///< tokens that the cache had taken then
+    llama_pos offset = 0;                  ///< without a probe: the last position + 1, less the rows, at the last call
+    std::vector<std::uint32_t> protect{};  ///< ascending
+    std::size_t fresh = unknown;           ///< rows whose keys are in no statistics yet
+    std::size_t uncounted = 0;             ///< such rows when it was restored
+    std::uint64_t counted_written = 0;     ///< tokens that the cache had taken when they were last counted
+
+    void begin_anew() {
+      std::vector<std::uint32_t> kept = std::move(protect);
+      *this = {};
+      protect = std::move(kept);
+    }
+  };
+
+  /// Where the rows of a sequence lie.
+  struct rows_in_place {
+    std::size_t cache = 0;
+    sighting* seen = nullptr;
+    std::vector<std::int32_t> cells{};  ///< ascending until they are verified, then in the order of tokens
+    bool trimmed = false;               ///< tokens seem to have been taken back since
   };
 
   compressor(llama_context* context, const policy& p, cache_probe* probe, std::vector<query_statistics> queries)
@@ -190,152 +247,510 @@ class compressor {
 
   wanted reads() const { return wanted_by(policy_, !queries_.empty()); }
 
-  /// Rows in use, if positions run on from the dropped ones as they do unless the host renumbers them.
-  static std::size_t expected_tokens(const state& s, llama_pos last) {
-    const auto seen = static_cast<std::size_t>(last) + 1;
-    return seen > s.at.dropped ? seen - s.at.dropped : 0;
+  bool has_other_memory() const {
+    const llama_model* model = llama_get_model(context_);
+    return llama_model_n_swa(model) > 0 || llama_model_is_hybrid(model);
   }
 
-  bool is_before_due(const state& s, llama_pos last) const { return policy_.budget.due(s.at, expected_tokens(s, last)).empty(); }
-
-  report nothing_due(state& s, llama_pos last) {
-    const std::size_t n = expected_tokens(s, last);
+  report nothing_due(state& s, std::size_t rows) {
     plan none;
-    none.clear(n);
+    none.clear(rows);
     advance(s.at, none);
-    const std::size_t bytes = probe_ != nullptr ? n * row_bytes() : 0;
-    return {.tokens_before = n, .tokens_after = n, .bytes_before = bytes, .bytes_after = bytes};
+    const std::size_t bytes = rows * row_bytes_;
+    return {.tokens_before = rows, .tokens_after = rows, .bytes_before = bytes, .bytes_after = bytes};
+  }
+
+  // ---- where a sequence lies ----
+
+  /// By what the graphs have shown, which costs nothing; where that leaves a doubt, by what the cache holds.
+  result<rows_in_place> find(llama_seq_id sequence, llama_pos last) {
+    if (!probe_->obstacle().empty()) return error{probe_->obstacle()};
+    const result<std::size_t> cache = base_cache(sequence);
+    if (!cache) return error{cache.message()};
+    cell_table& table = probe_->caches()[*cache].table;
+    row_bytes_ = row_bytes(*cache);
+    for (sighting& s : table.sightings())
+      if (s.stream == stream_of(table, sequence) && table.position(s.stream, s.last_cell) == last &&
+          (s.sequence == sequence || only_one(table)) && table.unknown(s).empty())
+        return rows_in_place{*cache, &s, s.cells};
+    // Tokens at the end have been taken back, or so it seems; what is due is verified.
+    for (sighting& s : table.sightings()) {
+      if (s.stream != stream_of(table, sequence) || (s.sequence != sequence && !only_one(table))) continue;
+      rows_in_place rows{*cache, &s, {}, true};
+      llama_pos found = -1;
+      if (!table.unknown(s).empty()) continue;
+      for (const std::int32_t cell : s.cells) {
+        const llama_pos p = table.position(s.stream, cell);
+        if (p <= last) rows.cells.push_back(cell), found = (std::max)(found, p);
+      }
+      if (found == last) return rows;
+    }
+    return identify(sequence, *cache, last);
+  }
+
+  /// Before rows move: all that is there is where it was seen, and no other sequence may be meant.
+  result<rows_in_place> verify(llama_seq_id sequence, state& s, llama_pos last, rows_in_place rows) {
+    cell_table& table = probe_->caches()[rows.cache].table;
+    const result<std::size_t> count = count_of(sequence, rows.cache);
+    if (!count) return error{count.message()};
+    const bool sure = !rows.trimmed && *count == rows.cells.size() &&
+                      (only_one(table) || (alike(table, *count, last) == 1 && shared_cells(rows.cache) == 0));
+    if (!sure) {
+      result<rows_in_place> found = identify(sequence, rows.cache, last);
+      if (!found) return found;
+      rows = std::move(*found);
+      follow(s, rows);
+    }
+    if (status ok = is_alone(sequence, rows); !ok) return error{ok.message()};
+    rows.cells = table.rows(rows.seen->stream, std::move(rows.cells));
+    return rows;
+  }
+
+  /// Whether no other sequence has one of these cells, or waits for a copy of its stream.
+  status is_alone(llama_seq_id sequence, const rows_in_place& rows) {
+    const cell_table& table = probe_->caches()[rows.cache].table;
+    if (llama_n_seq_max(context_) == 1 || (table.streams() == 1 && shared_cells(rows.cache) == 0)) return {};
+    for (llama_seq_id other = 0; other < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++other) {
+      const llama_pos last = llama_memory_seq_pos_max(memory_, other);
+      if (other == sequence || last < 0) continue;
+      const result<std::size_t> count = count_of(other, rows.cache);
+      const auto is_apart = [&](const sighting& s) {
+        return s.stream == stream_of(table, other) && (table.streams() > 1 || s.sequence == other) && count &&
+               s.cells.size() == *count && table.position(s.stream, s.last_cell) == last &&
+               (table.streams() > 1 || std::none_of(s.cells.begin(), s.cells.end(), [&](std::int32_t cell) {
+                  return std::binary_search(rows.seen->cells.begin(), rows.seen->cells.end(), cell);
+                }));
+      };
+      const auto all = table.sightings();
+      if (std::none_of(all.begin(), all.end(), is_apart))
+        return error{
+            "sequence " + std::to_string(other) +
+            (table.streams() > 1 ? " may wait for a copy of this one: decode a token of it first" : " may share its cells")};
+    }
+    return {};
+  }
+
+  static std::size_t stream_of(const cell_table& table, llama_seq_id sequence) {
+    return table.streams() > 1 ? static_cast<std::size_t>(sequence) : 0;
+  }
+
+  /// Whether no other sequence can be in the same stream.
+  bool only_one(const cell_table& table) const { return table.streams() > 1 || llama_n_seq_max(context_) == 1; }
+
+  /// How many sightings are of so many cells up to this position.
+  static std::size_t alike(const cell_table& table, std::size_t count, llama_pos last) {
+    std::size_t n = 0;
+    for (const sighting& s : table.sightings())
+      n += s.cells.size() == count && table.position(s.stream, s.last_cell) == last ? 1U : 0U;
+    return n;
+  }
+
+  result<rows_in_place> identify(llama_seq_id sequence, std::size_t cache, llama_pos last) {
+    cell_table& table = probe_->caches()[cache].table;
+    const result<std::size_t> count = count_of(sequence, cache);
+    if (!count) return error{count.message()};
+    if (alike(table, *count, last) == 1 && shared_cells(cache) == 0)
+      for (sighting& s : table.sightings())
+        if (s.stream == stream_of(table, sequence) && s.cells.size() == *count && table.position(s.stream, s.last_cell) == last &&
+            (s.sequence < 0 || s.sequence == sequence) && table.unknown(s).empty()) {
+          s.sequence = sequence;
+          return rows_in_place{cache, &s, s.cells};
+        }
+    return identify_by_content(sequence, cache);
+  }
+
+  /// Reads the sequence's state and looks for each of its rows in the cells that have been seen.
+  result<rows_in_place> identify_by_content(llama_seq_id sequence, std::size_t cache) {
+    seen_cache& c = probe_->caches()[cache];
+    result<read_state> read = read_whole(sequence);
+    if (!read) return error{read.message()};
+    std::vector<std::int32_t> found;
+    for (const sighting& s : c.table.sightings()) {
+      if (s.stream != stream_of(c.table, sequence)) continue;
+      std::vector<std::int32_t> cells = cells_of(read->saved, c, s);
+      if (cells.empty()) continue;
+      if (!found.empty() && cells != found)
+        return error{"several sequences hold the same rows: decode a token of this one first"};
+      found = std::move(cells);
+    }
+    if (found.empty()) return error{"the cells of sequence " + std::to_string(sequence) + " have not been seen since it changed"};
+    sighting now;
+    now.stream = stream_of(c.table, sequence), now.sequence = sequence, now.last_cell = found.back();
+    for (std::size_t row = 0; row < found.size(); ++row) {
+      const llama_pos seen = c.table.position(now.stream, found[row]), is = read->saved.positions()[row];
+      if (seen >= 0 && seen != is) return error{"a context shift has not been applied yet: decode a token first"};
+      c.table.set_position(now.stream, found[row], is);
+    }
+    now.cells = std::move(found);
+    std::sort(now.cells.begin(), now.cells.end());
+    sighting& kept = c.table.keep(std::move(now));
+    return rows_in_place{cache, &kept, kept.cells};
+  }
+
+  /// The cell of each row of the saved sequence, in the order of tokens, all of them among those of a sighting; empty where they
+  /// are not, or where equal rows leave a doubt.
+  static std::vector<std::int32_t> cells_of(const saved_sequence& saved, const seen_cache& c, const sighting& s) {
+    const std::size_t n = saved.tokens(), layers = c.layers.size();
+    if (n > s.cells.size() || layers != saved.layers()) return {};
+    const cached_layer first = c.layers.front().of_stream(s.stream), last = c.layers.back().of_stream(s.stream);
+    const auto same = [&](std::size_t i, std::int32_t cell) {
+      const auto state_cell = static_cast<std::int32_t>(i);
+      return same_row(saved.keys(0), state_cell, first.keys, cell) &&
+             same_row(saved.keys(layers - 1), state_cell, last.keys, cell) &&
+             (!saved.has_values() || same_row(saved.values(layers - 1), state_cell, last.values, cell));
+    };
+    // Both are in the order of cells. What fits from the front and from the back is the only way.
+    std::vector<std::int32_t> cells(n);
+    std::size_t i = 0;
+    for (std::size_t at = 0; at < s.cells.size() && i < n; ++at)
+      if (same(i, s.cells[at])) cells[i++] = s.cells[at];
+    if (i < n) return {};
+    for (std::size_t at = s.cells.size(); at > 0 && i > 0; --at)
+      if (same(i - 1, s.cells[at - 1]) && cells[--i] != s.cells[at - 1]) return {};
+    std::vector<std::int32_t> rows(n);
+    for (std::size_t row = 0; row < n; ++row) rows[row] = cells[static_cast<std::size_t>(saved.cells()[row])];
+    return rows;
+  }
+
+  /// The host may have changed the sequence since the last call: how much of what was compressed is still there, as a prefix.
+  void follow(state& s, const rows_in_place& rows) {
+    const cell_table& table = probe_->caches()[rows.cache].table;
+    std::size_t met = 0;  // rows of the last call
+    bool same = true;
+    for (const std::int32_t cell : rows.cells) {
+      if (table.written(rows.seen->stream, cell) > s.written) continue;
+      same = same && met < s.cells.size() && s.cells[met] == cell;
+      ++met;
+    }
+    if (!same || met != s.cells.size()) {
+      const cached_layer l = probe_->caches()[rows.cache].layers.front().of_stream(rows.seen->stream);
+      const std::vector<std::int32_t> cells = table.rows(rows.seen->stream, rows.cells);
+      recount(s, cells.size(), [&](std::size_t row) { return mark_of(marked(l), cells[row]); });
+    }
+    s.cells = rows.cells, s.written = table.written();
+    s.fresh = s.uncounted;
+    for (const std::int32_t cell : s.cells) s.fresh += table.written(rows.seen->stream, cell) > s.counted_written ? 1U : 0U;
+  }
+
+  /// Rows that were compressed are known again by their marks.
+  template <class Mark>
+  static void recount(state& s, std::size_t rows, const Mark& mark) {
+    std::size_t still = 0, at = 0;
+    for (; still < rows && still < s.marks.size(); ++still) {
+      const auto found = std::find(s.marks.begin() + static_cast<std::ptrdiff_t>(at), s.marks.end(), mark(still));
+      if (found == s.marks.end()) break;
+      at = static_cast<std::size_t>(found - s.marks.begin()) + 1;
+    }
+    if (still == 0 && !s.marks.empty()) return s.begin_anew();
+    s.at.compressed = still;
+    s.at.tokens = (std::min)(s.at.tokens, rows);
   }
 
   // ---- in place ----
 
   template <class Observe>
-  result<report> compress_in_place(llama_seq_id sequence, state& s, llama_pos last, const Observe& observe) {
-    if (probe_ == nullptr) return error{"in place: no cache_probe was given"};
-    if (!probe_->obstacle().empty()) return error{"in place: " + probe_->obstacle()};
-    if (probe_->layers().empty()) return error{"in place: nothing has been decoded yet"};
-    if (llama_n_seq_max(context_) != 1)
-      return error{"in place: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
-
-    std::vector<llama_pos> positions = s.positions;
-    while (!positions.empty() && positions.back() > last) positions.pop_back();
-    for (llama_pos p = positions.empty() ? 0 : positions.back() + 1; p <= last; ++p) positions.push_back(p);
-    std::vector<std::int32_t> cells(positions.size());
-    for (std::size_t i = 0; i < cells.size(); ++i) {
-      cells[i] = probe_->cell_of(positions[i]);
-      if (cells[i] < 0) return error{"in place: the cell of position " + std::to_string(positions[i]) + " has not been seen"};
-    }
-    const result<std::size_t> in_use = cells_in_use(sequence);
-    if (!in_use) return error{in_use.message()};
-    if (*in_use != cells.size())
-      return error{"in place: " + std::to_string(cells.size()) + " cells have been seen, " + std::to_string(*in_use) +
-                   " are in use"};
-
-    const result<std::vector<layer>> offered = offer(s, probe_->layers(), cells, last);
+  result<report> compress_in_place(llama_seq_id sequence, state& s, llama_pos last, const rows_in_place& rows,
+                                   const Observe& observe) {
+    seen_cache& cache = probe_->caches()[rows.cache];
+    const std::size_t stream = rows.seen->stream, n = rows.cells.size();
+    std::vector<llama_pos> positions(n);
+    for (std::size_t i = 0; i < n; ++i) positions[i] = cache.table.position(stream, rows.cells[i]);
+    if (positions.front() < 0) return error{"the positions of its tokens have not been seen"};
+    std::vector<cached_layer> cached;
+    for (const cached_layer& l : cache.layers) cached.push_back(l.of_stream(stream));
+    const result<std::vector<layer>> offered = offer(s, cached, rows.cells, last);
     if (!offered) return error{offered.message()};
-    const std::vector<layer>& layers = *offered;
 
-    report done{.tokens_before = cells.size(), .tokens_after = cells.size(), .in_place = true};
-    done.bytes_before = done.tokens_before * row_bytes();
-    std::vector<cursor> moved(layers.size(), s.at);
+    // Before anything moves: the positions that will be freed are those of the first candidates, and of no other token.
+    const candidates due = policy_.budget.due(s.at, n);
+    const std::size_t most = due.rows.size() - (std::min)(due.keep, due.rows.size());
+    const std::size_t first = due.rows.begin;
+    const auto freed_alone = [&](std::size_t end) {
+      return (first == 0 || positions[first - 1] < positions[first]) && (end == n || positions[end - 1] < positions[end]);
+    };
+    if (const int window = llama_model_n_swa(llama_get_model(context_));
+        window > 0 && positions[first + most - 1] > last - window)
+      return error{"tokens that the window layers (" + std::to_string(window) + " tokens) still see would go from them too"};
+    if (!freed_alone(first + most)) return error{"several tokens have one position"};
+
+    report done{.tokens_before = n, .tokens_after = n, .in_place = true};
+    done.bytes_before = n * row_bytes_;
+    std::vector<cursor> moved(offered->size(), s.at);
     const auto told = [&](std::size_t i, const plan& applied) { observe(i, applied); };
-    if (status ok = lagkv::compress(policy_, layers, moved, workspace_, {.direction = toward::window, .moved = told}); !ok)
+    if (status ok = lagkv::compress(policy_, *offered, moved, workspace_, {.direction = toward::window, .moved = told}); !ok)
       return error{ok.message()};
     const plan& p = last_plan(workspace_);
     done.tokens_after = moved[0].tokens;
-    done.bytes_after = done.tokens_after * row_bytes();
+    done.bytes_after = done.tokens_after * row_bytes_;
     done.compressed = true;
-    const std::size_t freed = done.tokens_before - done.tokens_after;
-    if (freed > 0) {
-      const auto first = positions.begin() + static_cast<std::ptrdiff_t>(p.candidates.begin);
-      const auto end = first + static_cast<std::ptrdiff_t>(freed);
-      llama_memory_seq_rm(memory_, sequence, *first, *(end - 1) + 1);
-      positions.erase(first, end);
-      forget_recorded(p, freed);
-    }
     s.at = moved[0];
     s.at.mark = 0;  // of layer 0, while this cursor is that of all layers
-    s.positions = std::move(positions);
+    std::vector<std::int32_t> left = rows.cells;
+    if (const std::size_t freed = done.tokens_before - done.tokens_after; freed > 0) {
+      llama_memory_seq_rm(memory_, sequence, positions[first], positions[first + freed - 1] + 1);
+      const auto begin = left.begin() + static_cast<std::ptrdiff_t>(first);
+      left.erase(begin, begin + static_cast<std::ptrdiff_t>(freed));
+      forget_recorded(p, freed);
+    }
+    const cached_layer l = cached.front();
+    s.marks.resize(s.at.compressed);
+    for (std::size_t row = 0; row < s.marks.size(); ++row) s.marks[row] = mark_of(marked(l), left[row]);
+    rows.seen->cells = left, rows.seen->last_cell = left.back(), rows.seen->sequence = sequence;
+    std::sort(rows.seen->cells.begin(), rows.seen->cells.end());
+    s.cells = rows.seen->cells, s.written = cache.table.written();
     return done;
   }
 
-  /// Bytes of a cell in all layers.
-  std::size_t row_bytes() const {
+  /// Bytes of a cell in the layers of a cache.
+  std::size_t row_bytes(std::size_t cache) const {
     std::size_t n = 0;
-    for (const auto& l : probe_->layers()) {
-      n += ggml_row_size(l.keys.type, static_cast<std::int64_t>(l.keys.width));
-      if (l.has_values()) n += ggml_row_size(l.values.type, static_cast<std::int64_t>(l.values.width));
-    }
+    for (const cached_layer& l : probe_->caches()[cache].layers)
+      n += llama::row_bytes(l.keys) + (l.has_values() ? llama::row_bytes(l.values) : 0);
     return n;
   }
 
-  /// From the size of the state, which costs no copy: what the probe has seen must be all that is there.
-  result<std::size_t> cells_in_use(llama_seq_id sequence) const {
+  // ---- what the size of a state tells, without a copy of it ----
+
+  /// Bytes of a state that follow the first cache: window layers, recurrent ones.
+  std::size_t rest_of(llama_seq_id sequence) const {
+    if (!has_other_memory()) return 0;
+#if defined(LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+    return llama_state_seq_get_size_ext(context_, sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) - state_header;
+#elif defined(LLAMA_STATE_SEQ_FLAGS_SWA_ONLY)
+    return llama_state_seq_get_size_ext(context_, sequence, LLAMA_STATE_SEQ_FLAGS_SWA_ONLY) - state_header;
+#else
+    return saved_sequence::unknown_rest;
+#endif
+  }
+
+  /// Cells of a sequence in this cache.
+  result<std::size_t> count_of(llama_seq_id sequence, std::size_t cache) const {
+    const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
+    const std::size_t fixed = fixed_bytes(cache), each = 12 + added_to_cell_ + row_bytes(cache);
+    if (rest == saved_sequence::unknown_rest || size < fixed + rest || (size - fixed - rest) % each != 0)
+      return error{"the state has a form that lagkv does not know"};
+    return (size - fixed - rest) / each;
+  }
+
+  std::size_t fixed_bytes(std::size_t cache) const {
+    const seen_cache& c = probe_->caches()[cache];
     std::size_t sections = 0;
-    for (const auto& l : probe_->layers()) sections += l.has_values() ? 2U : 1U;
-    const std::size_t fixed = 24 + 12 * sections, each = 12 + row_bytes();
-    const std::size_t size = llama_state_seq_get_size(context_, sequence);
-    if (size < fixed || (size - fixed) % each != 0) return error{"in place: the state has a form that lagkv does not know"};
-    return (size - fixed) / each;
+    for (const cached_layer& l : c.layers) sections += l.has_values() ? 2U : 1U;
+    return state_header + 4 + 4 * c.table.streams() + 8 + 12 * sections;
+  }
+
+  /// Cells of all sequences of a unified cache together, each counted once, and what they would be if none was shared.
+  struct occupancy {
+    std::size_t cells = 0, rows = 0;
+  };
+  occupancy occupied(std::size_t cache) const {
+    occupancy o;
+    for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++s)
+      if (llama_memory_seq_pos_max(memory_, s) >= 0) {
+        const result<std::size_t> n = count_of(s, cache);
+        if (n) o.rows += *n;
+      }
+    const std::size_t size = llama_state_seq_get_size(context_, -1), fixed = fixed_bytes(cache) + rest_of(-1) + 4 * o.rows;
+    o.cells = size > fixed ? (size - fixed) / (8 + added_to_cell_ + row_bytes(cache)) : 0;
+    return o;
+  }
+
+  /// How many cells are counted more than once.
+  std::size_t shared_cells(std::size_t cache) const {
+    if (only_one(probe_->caches()[cache].table)) return 0;
+    const occupancy o = occupied(cache);
+    return o.rows - (std::min)(o.cells, o.rows);
+  }
+
+  /// Which of the caches that have been seen is that of the layers with full attention: the one that comes first in a state.
+  result<std::size_t> base_cache(llama_seq_id sequence) {
+    const auto caches = probe_->caches();
+    if (caches.empty()) return error{"nothing has been decoded yet"};
+    if (base_ < caches.size()) return base_;
+    if (!has_other_memory()) {
+      if (caches.size() > 1) return error{"the model has several caches: not taken"};
+      return base_ = 0;
+    }
+    const result<read_state> read = read_whole(sequence);
+    if (!read) return error{read.message()};
+    for (std::size_t i = 0; i < caches.size(); ++i)
+      for (const sighting& s : caches[i].table.sightings())
+        if (!cells_of(read->saved, caches[i], s).empty()) {
+          added_to_cell_ = read->saved.added_to_cell();
+          return base_ = i;
+        }
+    return error{"the cache of the layers with full attention has not been seen"};
   }
 
   // ---- through the state API ----
 
+  struct read_state {
+    std::vector<std::uint8_t> bytes;
+    saved_sequence saved;
+  };
+
+  result<read_state> read_whole(llama_seq_id sequence) const {
+    read_state r;
+    r.bytes.resize(llama_state_seq_get_size(context_, sequence));
+    if (llama_state_seq_get_data(context_, r.bytes.data(), r.bytes.size(), sequence) != r.bytes.size())
+      return error{"state: could not be read"};
+    result<saved_sequence> saved = saved_sequence::parse(r.bytes, rest_of(sequence));
+    if (!saved) return error{saved.message()};
+    r.saved = std::move(*saved);
+    return r;
+  }
+
   template <class Observe>
   result<report> repack(llama_seq_id sequence, state& s, llama_pos last, const Observe& observe) {
-    std::vector<std::uint8_t> bytes(llama_state_seq_get_size(context_, sequence));
-    if (llama_state_seq_get_data(context_, bytes.data(), bytes.size(), sequence) != bytes.size())
-      return error{"state: could not be read"};
-    const result<saved_sequence> saved = saved_sequence::parse(bytes);
-    if (!saved) return error{saved.message()};
+    // Most calls find nothing due, and see it without a copy of the state, unless the host renumbers its tokens.
+    if (const result<std::size_t> rows = rows_without_probe(sequence, s, last); rows && policy_.budget.due(s.at, *rows).empty())
+      return nothing_due(s, *rows);
+    result<read_state> read = read_whole(sequence);
+    if (!read) return error{read.message()};
+    const saved_sequence& saved = read->saved;
+    row_bytes_ = saved.payload_bytes() / saved.tokens();
+    state_fixed_ = read->bytes.size() - rest_of(sequence) - saved.tokens() * (12 + saved.added_to_cell() + row_bytes_);
+    added_to_cell_ = saved.added_to_cell();
+    recount(s, saved.tokens(), [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
+    s.offset = last + 1 - static_cast<llama_pos>(saved.tokens());
 
-    report done{.tokens_before = saved->tokens(), .tokens_after = saved->tokens()};
-    done.bytes_before = done.bytes_after = saved->payload_bytes();
-    if (policy_.budget.due(s.at, saved->tokens()).empty()) return done;
-    std::vector<cached_layer> rows = saved->all_layers();
-    if (probe_ != nullptr && probe_->layers().size() == rows.size())
+    report done{.tokens_before = saved.tokens(), .tokens_after = saved.tokens()};
+    done.bytes_before = done.bytes_after = saved.payload_bytes();
+    if (policy_.budget.due(s.at, saved.tokens()).empty()) return nothing_due(s, saved.tokens());
+    std::vector<cached_layer> rows = saved.all_layers();
+    if (probe_ != nullptr && base_ < probe_->caches().size() && probe_->caches()[base_].layers.size() == rows.size())
       for (std::size_t i = 0; i < rows.size(); ++i) {
-        rows[i].keys.hadamard_block = probe_->layers()[i].keys.hadamard_block;
-        rows[i].values.hadamard_block = probe_->layers()[i].values.hadamard_block;
+        const cached_layer& seen = probe_->caches()[base_].layers[i];
+        rows[i].id = seen.id, rows[i].heads = seen.heads;
+        rows[i].keys.hadamard_block = seen.keys.hadamard_block;
+        rows[i].values.hadamard_block = seen.values.hadamard_block;
       }
-    const result<std::vector<layer>> offered = offer(s, rows, saved->cells(), last);
+    const result<std::vector<layer>> offered = offer(s, rows, saved.cells(), last);
     if (!offered) return error{offered.message()};
     std::vector<plan> plans;
     for (const layer& l : *offered) {
       plans.push_back(plan_eviction(policy_, l, s.at, workspace_));
       if (!equal_counts(plans.back(), plans[0])) return unequal();
     }
-    std::vector<std::uint8_t> fewer = saved->rebuilt(plans);
-    if (llama_state_seq_set_data(context_, fewer.data(), fewer.size(), sequence) != fewer.size()) {
-      llama_state_seq_set_data(context_, bytes.data(), bytes.size(), sequence);
-      return error{"state: llama.cpp did not take the compressed one"};
-    }
+    done.tokens_after = plans[0].tokens_after();
+    std::vector<std::uint8_t> fewer = saved.rebuilt(plans);
+    if (status ok = put_back_fewer(sequence, saved.tokens(), done.tokens_after, fewer, read->bytes); !ok)
+      return error{ok.message()};
     for (std::size_t i = 0; i < plans.size(); ++i) {
       compact(*(*offered)[i].extra, plans[i], toward::window);
       observe(i, plans[i]);
     }
-    done.tokens_after = plans[0].tokens_after();
     forget_recorded(plans[0], done.tokens_before - done.tokens_after);
-    done.bytes_after = done.bytes_before / done.tokens_before * done.tokens_after;
+    done.bytes_after = row_bytes_ * done.tokens_after;
     done.compressed = true;
     advance(s.at, plans[0]);
-    if (const result<saved_sequence> after = saved_sequence::parse(fewer)) adopt(s, *after);
+    s.offset = last + 1 - static_cast<llama_pos>(done.tokens_after);
+    lose_sight_of(sequence);
+    if (const result<saved_sequence> after = saved_sequence::parse(fewer, rest_of(sequence))) {
+      s.marks = marks_of(*after, s.at.compressed);
+      expect(sequence, *after);
+    }
+    s.cells.clear();
+    s.written = written();
     return done;
   }
 
-  /// After a state was set: its cells are known to the probe again if they are 0, 1, 2, ..., which the keys of the first
-  /// layer tell. Else the next compression goes through the state API again.
-  void adopt(state& s, const saved_sequence& saved) {
-    s.positions.assign(saved.positions().begin(), saved.positions().end());
-    if (probe_ == nullptr || probe_->layers().empty() || !probe_->obstacle().empty()) return;
-    const matrix &cached = probe_->layers().front().keys, &given = saved.keys(0);
-    std::vector<std::int32_t> cell_of;
-    const std::size_t bytes = saved.tokens() * ggml_row_size(given.type, static_cast<std::int64_t>(given.width));
-    if (cached.type == given.type && cached.width == given.width && std::memcmp(cached.data, given.data, bytes) == 0) {
-      cell_of.assign(static_cast<std::size_t>(s.positions.back()) + 1, -1);
-      for (std::size_t i = 0; i < s.positions.size(); ++i) cell_of[static_cast<std::size_t>(s.positions[i])] = saved.cells()[i];
+  /// From the size of the state and the positions; nothing where that is not sure.
+  result<std::size_t> rows_without_probe(llama_seq_id sequence, state& s, llama_pos last) const {
+    if (row_bytes_ == 0 || state_fixed_ == 0) return error{"not known"};
+    const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
+    const std::size_t each = 12 + added_to_cell_ + row_bytes_;
+    if (rest == saved_sequence::unknown_rest || size < state_fixed_ + rest || (size - state_fixed_ - rest) % each != 0)
+      return error{"not known"};
+    const std::size_t rows = (size - state_fixed_ - rest) / each;
+    if (last + 1 - static_cast<llama_pos>(rows) != s.offset) return error{"the host has renumbered tokens"};
+    take_back(s.at, rows);
+    return rows;
+  }
+
+  /// Replaces the sequence by fewer rows, or leaves it as it was.
+  status put_back_fewer(llama_seq_id sequence, std::size_t before, std::size_t after, const std::vector<std::uint8_t>& fewer,
+                        const std::vector<std::uint8_t>& whole) {
+    // What it shares with others stays where it is, so that its own copy needs room.
+    const std::size_t cells = llama_n_ctx(context_);
+    if (probe_ != nullptr && base_ < probe_->caches().size() && !only_one(probe_->caches()[base_].table)) {
+      const occupancy o = occupied(base_);
+      const std::size_t shared = o.rows - (std::min)(o.cells, o.rows), all = probe_->caches()[base_].table.cells();
+      const std::size_t own = before - (std::min)(before, shared);  // at least so many become free
+      if (all - (std::min)(all, o.cells) + own < after)
+        return error{"sequence " + std::to_string(sequence) + " shares up to " + std::to_string(shared) +
+                     " cells with others and needs " + std::to_string(after) + " of its own: only " +
+                     std::to_string(all - o.cells + own) + " are free"};
+    } else if (probe_ == nullptr && llama_n_seq_max(context_) > 1) {
+      std::size_t others = 0;
+      for (llama_seq_id t = 0; t < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++t)
+        if (t != sequence && llama_memory_seq_pos_max(memory_, t) >= 0) others += rows_of(t);
+      if (cells - (std::min)(cells, others) < after && cells - (std::min)(cells, others + before) < after)
+        return error{"sequence " + std::to_string(sequence) + ": up to " + std::to_string(others + before) + " of " +
+                     std::to_string(cells) +
+                     " cells are in use, too many to be sure that there is room for it (a cache_probe knows)"};
     }
-    probe_->set_cells(std::move(cell_of));
+    if (llama_state_seq_set_data(context_, fewer.data(), fewer.size(), sequence) == fewer.size()) return {};
+    if (llama_state_seq_set_data(context_, whole.data(), whole.size(), sequence) == whole.size())
+      return error{"state: llama.cpp did not take the compressed one; the sequence is as it was"};
+    return error{"state: llama.cpp took neither the compressed sequence nor the old one: it is lost"};
+  }
+
+  std::size_t rows_of(llama_seq_id sequence) const {
+    const std::size_t size = llama_state_seq_get_size(context_, sequence), each = 12 + added_to_cell_ + row_bytes_;
+    return size > state_fixed_ ? (size - state_fixed_) / each : 0;
+  }
+
+  /// Looks for rows in the cells that no other sequence is known to have.
+  static bool place(llama_seq_id sequence, const saved_sequence& saved, seen_cache& c) {
+    sighting s;
+    s.stream = stream_of(c.table, sequence), s.sequence = sequence;
+    std::vector<bool> taken(c.table.cells());
+    for (const sighting& other : c.table.sightings())
+      if (other.stream == s.stream)
+        for (const std::int32_t cell : other.cells) taken[static_cast<std::size_t>(cell)] = true;
+    for (std::size_t cell = 0; cell < taken.size(); ++cell)
+      if (!taken[cell]) s.cells.push_back(static_cast<std::int32_t>(cell));
+    const std::vector<std::int32_t> rows = cells_of(saved, c, s);
+    if (rows.empty()) return false;
+    for (std::size_t row = 0; row < rows.size(); ++row) c.table.set_position(s.stream, rows[row], saved.positions()[row]);
+    s.cells = rows, s.last_cell = rows.back();
+    std::sort(s.cells.begin(), s.cells.end());
+    c.table.keep(std::move(s));
+    return true;
+  }
+
+  /// Tokens that the cache has taken so far.
+  std::uint64_t written() const {
+    if (probe_ == nullptr || probe_->caches().empty()) return 0;
+    return probe_->caches()[base_ != unknown ? base_ : 0].table.written();
+  }
+
+  /// The rows of a state that was set: the next graph shows where they are.
+  void expect(llama_seq_id sequence, const saved_sequence& saved) {
+    if (probe_ == nullptr) return;
+    const std::size_t cache = base_ != unknown ? base_ : 0;
+    const bool streams = cache < probe_->caches().size() && probe_->caches()[cache].table.streams() > 1;
+    if (cache < probe_->caches().size() && probe_->obstacle().empty() && place(sequence, saved, probe_->caches()[cache])) return;
+    std::vector<std::uint64_t> marks;
+    for (const std::int32_t cell : saved.cells()) marks.push_back(mark_of(saved.keys(0), cell));
+    probe_->expect(cache, streams ? static_cast<std::size_t>(sequence) : 0, std::move(marks), saved.positions());
+  }
+
+  void lose_sight_of(llama_seq_id sequence) {
+    if (probe_ == nullptr) return;
+    for (seen_cache& c : probe_->caches()) c.table.forget(sequence, only_one(c.table));
+  }
+
+  // ---- marks ----
+
+  static const matrix& marked(const cached_layer& l) { return l.has_values() ? l.values : l.keys; }
+  static const matrix& marked(const saved_sequence& s) { return s.has_values() ? s.values(0) : s.keys(0); }
+
+  static std::vector<std::uint64_t> marks_of(const saved_sequence& saved, std::size_t rows) {
+    std::vector<std::uint64_t> all(rows);
+    for (std::size_t row = 0; row < rows; ++row) all[row] = mark_of(marked(saved), saved.cells()[row]);
+    return all;
   }
 
   // ---- both ----
@@ -348,14 +763,18 @@ class compressor {
                                : w.accumulated_attention ? "attention"
                                                          : "positions of rows") +
                    ": give the compressor a cache_probe"};
+    if (const int window = llama_model_n_swa(llama_get_model(context_)); w.any() && window > 0)
+      return error{"recording: the model has window layers (" + std::to_string(window) + " tokens): not taken"};
     if (w.any() && llama_n_seq_max(context_) != 1)
       return error{"recording: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
     if (probe_ != nullptr) probe_->record(w);
     return {};
   }
 
-  status take_ropes(std::size_t layers, std::size_t channels) {
-    result<std::vector<rope>> seen = probe_->ropes(layers, channels);
+  std::size_t heads_of(const cached_layer& l) const { return l.heads != 0 ? l.heads : heads_; }
+
+  status take_ropes(const std::vector<cached_layer>& layers) {
+    result<std::vector<rope>> seen = probe_->ropes(layers, layers[0].keys.width / heads_of(layers[0]));
     if (!seen) return error{seen.message()};
     ropes_ = std::move(*seen);
     return {};
@@ -369,11 +788,8 @@ class compressor {
   /// A budget in bytes becomes a number of tokens as soon as the layers are known.
   status fit_budget(llama_seq_id sequence) {
     if (policy_.budget.as<keep::bytes>() == nullptr) return {};
-    if (probe_ != nullptr && !probe_->layers().empty()) return fit_to(probe_->layers());
-    std::vector<std::uint8_t> bytes(llama_state_seq_get_size(context_, sequence));
-    llama_state_seq_get_data(context_, bytes.data(), bytes.size(), sequence);
-    const result<saved_sequence> saved = saved_sequence::parse(bytes);
-    return saved ? fit_to(saved->all_layers()) : status(error{saved.message()});
+    const result<read_state> read = read_whole(sequence);
+    return read ? fit_to(read->saved.all_layers()) : status(error{read.message()});
   }
 
   status fit_to(const std::vector<cached_layer>& layers) {
@@ -394,12 +810,12 @@ class compressor {
       if (status ok = recorded->check(last, cells.size(), cached.size()); !ok) return error{ok.message()};
     }
     if (policy_.needs.rope || !queries_.empty())
-      if (status ok = take_ropes(cached.size(), cached[0].keys.width / heads_); !ok) return error{ok.message()};
+      if (status ok = take_ropes(cached); !ok) return error{ok.message()};
     std::vector<layer> layers(cached.size());
     beside_.assign(cached.size(), extras{});
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      if (cached[i].keys.width != cached[0].keys.width)
-        return error{"cache: its layers differ in width, so their heads are not known: not taken"};
+      if (cached[i].heads == 0 && cached[i].keys.width != cached[0].keys.width)
+        return error{"cache: its layers differ in width, so their heads are not known: give the compressor a cache_probe"};
       const result<layer> l = view(cached[i], heads_, cells);
       if (!l) return error{l.message()};
       layers[i] = *l;
@@ -410,7 +826,8 @@ class compressor {
     }
     if (!queries_.empty())
       if (status ok = expect_queries(layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
-    if (status ok = check(policy_, layers[0]); !ok) return error{ok.message()};  // the others are of the same form
+    for (const layer& l : layers)
+      if (status ok = check(policy_, l); !ok) return error{ok.message()};
     if (policy_.needs.key_statistics && policy_.budget.again())
       if (status ok = accumulate(s, layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     return layers;
@@ -442,20 +859,23 @@ class compressor {
 
   /// Adds the keys since the last time to the key statistics of each layer.
   status accumulate(state& s, const std::vector<layer>& layers, std::size_t seen) {
-    const std::size_t each = heads_ * key_statistics::size(layers[0].keys.channels());
-    if (s.key_statistics.empty()) s.key_statistics.assign(layers.size(), std::vector<double>(each));
+    const auto each = [&](std::size_t i) { return layers[i].keys.heads() * key_statistics::size(layers[i].keys.channels()); };
+    if (s.key_statistics.empty())
+      for (std::size_t i = 0; i < layers.size(); ++i) s.key_statistics.emplace_back(each(i));
     if (s.key_statistics.size() != layers.size())
       return error{"key statistics of " + std::to_string(s.key_statistics.size()) + " layers: must be those of " +
                    std::to_string(layers.size())};
-    for (const auto& of_layer : s.key_statistics)
-      if (of_layer.size() != each)
-        return error{"key statistics of " + std::to_string(of_layer.size()) + " numbers a layer: must be " +
-                     std::to_string(each)};
+    for (std::size_t i = 0; i < layers.size(); ++i)
+      if (s.key_statistics[i].size() != each(i))
+        return error{"key statistics of " + std::to_string(s.key_statistics[i].size()) + " numbers a layer: must be " +
+                     std::to_string(each(i))};
+    const std::size_t added = s.fresh != unknown ? s.fresh : seen > s.counted ? seen - s.counted : 0;
     for (std::size_t i = 0; i < layers.size(); ++i) {
       beside_[i].key_statistics = {s.key_statistics[i].data()};
-      accumulate_key_statistics(policy_, layers[i], s.at, seen > s.counted ? seen - s.counted : 0, workspace_);
+      accumulate_key_statistics(policy_, layers[i], s.at, (std::min)(added, layers[i].tokens), workspace_);
     }
-    s.counted = seen;
+    s.counted = seen, s.uncounted = 0;
+    s.counted_written = written();
     return {};
   }
 
@@ -463,7 +883,9 @@ class compressor {
 
   llama_context* context_;
   llama_memory_t memory_;
-  std::size_t heads_;
+  std::size_t heads_;           // of a layer that no graph has shown
+  std::size_t base_ = unknown;  // the cache of the layers with full attention
+  std::size_t row_bytes_ = 0, state_fixed_ = 0, added_to_cell_ = 0;
   policy policy_;
   cache_probe* probe_;
   lagkv::workspace workspace_;

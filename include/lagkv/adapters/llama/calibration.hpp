@@ -32,7 +32,7 @@ class calibration {
     if (seen.rows().empty()) return error{"calibration: nothing has been decoded"};
     const std::size_t rows = seen.rows().size();
     if (status ok = seen.check(seen.rows().back(), rows, probe_.layers().size()); !ok) return ok;
-    const result<std::vector<rope>> ropes = probe_.ropes(probe_.layers().size(), seen.beside(0).queries.channels());
+    const result<std::vector<rope>> ropes = probe_.ropes(probe_.layers(), seen.beside(0).queries.channels());
     if (!ropes) return error{ropes.message()};
 
     for (std::size_t i = 0; i < ropes->size(); ++i) {

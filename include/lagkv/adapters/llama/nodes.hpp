@@ -62,6 +62,13 @@ inline attention attention_of(const ggml_tensor* node) {
   return {cached_layer_of(origin(keys), 'k'), node->src[flash ? 0 : 1], keys};
 }
 
+/// The mask of a node of flash attention, or of the softmax of one without; null where it has none.
+inline const ggml_tensor* mask_of(const ggml_tensor* node) {
+  const ggml_tensor* mask = node->src[node->op == GGML_OP_FLASH_ATTN_EXT ? 3 : 1];
+  while (mask != nullptr && (mask->op == GGML_OP_CPY || mask->op == GGML_OP_CONT)) mask = mask->src[0];  // cast to f16
+  return mask;
+}
+
 /// What multiplies q.k in a node of flash attention, or in the softmax of one without. Refused where more than that and the
 /// causal mask stands between the product and the weights.
 inline result<float> scale_of(const ggml_tensor* node) {

@@ -1,9 +1,11 @@
-// Part of lagkv (MIT). Listens to a context's graphs: finds its cache in host memory and which cell each position took, and
+// Part of lagkv (MIT). Listens to a context's graphs: finds its caches in host memory and which cells hold which tokens, and
 // records attention for policies that read it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,6 +15,7 @@
 #include <ggml.h>
 #include <llama.h>
 
+#include <lagkv/adapters/llama/cells.hpp>
 #include <lagkv/adapters/llama/embedding.hpp>
 #include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
@@ -23,6 +26,12 @@
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
+
+/// Layers whose rows lie in the same cells. Models with window layers have a cache of them beside that of the others.
+struct seen_cache {
+  std::vector<cached_layer> layers{};  ///< in the order of their ids
+  cell_table table{};
+};
 
 /// Attach it to the parameters of a context before the context is made, and keep it where it is for as long as the
 /// context lives. It is asked about every node of each graph. Unless something is recorded it asks for none of them: nothing
@@ -42,20 +51,36 @@ class cache_probe {
     params.cb_eval_user_data = this;
   }
 
-  /// The layers whose cache has been seen, in the order of their ids.
-  const std::vector<cached_layer>& layers() const { return layers_; }
+  /// The caches that have been seen, in the order of their first layers.
+  std::span<seen_cache> caches() { return caches_; }
+  std::span<const seen_cache> caches() const { return caches_; }
+
+  /// The layers of the first cache.
+  std::span<const cached_layer> layers() const {
+    return caches_.empty() ? std::span<const cached_layer>{} : std::span<const cached_layer>(caches_[0].layers);
+  }
 
   /// Empty where the cache can be worked on in place; else why not.
   const std::string& obstacle() const { return obstacle_; }
 
-  /// The cell of a position, or -1.
+  /// The cell of the first cache that holds a position of the sequence that was decoded last, or -1.
   std::int32_t cell_of(llama_pos position) const {
-    const auto p = static_cast<std::size_t>(position);
-    return position >= 0 && p < cells_.size() ? cells_[p] : -1;
+    if (caches_.empty() || caches_[0].table.sightings().empty()) return -1;
+    const sighting& last = caches_[0].table.sightings().back();
+    for (const std::int32_t cell : last.cells)
+      if (caches_[0].table.position(last.stream, cell) == position) return cell;
+    return -1;
   }
 
-  /// Tells which cells hold which positions, after the host (or a repack) has put them there by llama_state_seq_set_data.
-  void set_cells(std::vector<std::int32_t> cell_of_position) { cells_ = std::move(cell_of_position); }
+  /// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache: their keys' marks in the first layer, and
+  /// their positions. The next graph of their sequence shows where.
+  void expect(std::size_t cache, std::size_t stream, std::vector<std::uint64_t> marks, std::span<const llama_pos> positions) {
+    expected_.push_back({cache, stream, std::move(marks), {positions.begin(), positions.end()}});
+    if (expected_.size() > sequences_) expected_.erase(expected_.begin());
+  }
+
+  /// How many sequences the context may have; the compressor says it.
+  void expect(std::size_t sequences) { sequences_ = sequences; }
 
   /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. Accumulated attention
   /// needs the cache in host memory; queries come from any.
@@ -63,22 +88,22 @@ class cache_probe {
 
   recording& recorded() { return recording_; }
 
-  /// The rotary embedding of each layer's keys, from the first graph on, in the order of layers().
+  /// The rotary embedding of each layer's keys, from the first graph on, in the order of their ids.
   const std::vector<embedding>& embeddings() const { return embeddings_; }
 
   /// The same as ropes of keys of so many channels, one for each of `layers`; their factors stay the probe's.
-  result<std::vector<rope>> ropes(std::size_t layers, std::size_t channels) const {
-    if (embeddings_.size() != layers)
-      return error{"rope: the embeddings of " + std::to_string(embeddings_.size()) + " layers have been seen: must be those of " +
-                   std::to_string(layers) + " (decode a token, or give the probe another's embeddings)"};
+  result<std::vector<rope>> ropes(std::span<const cached_layer> layers, std::size_t channels) const {
     std::vector<rope> all;
-    for (const embedding& e : embeddings_) {
-      const std::string who = "rope: that of layer " + std::to_string(e.id) + " ";
-      if (!e.obstacle.empty()) return error{who + e.obstacle};
-      if (e.channels != channels)
-        return error{who + "turns rows of " + std::to_string(e.channels) + " channels: must be the " + std::to_string(channels) +
-                     " of a head"};
-      all.push_back(e.with_factors());
+    for (const cached_layer& l : layers) {
+      const std::string who = "rope: that of layer " + std::to_string(l.id) + " ";
+      const auto found = std::find_if(embeddings_.begin(), embeddings_.end(), [&](const embedding& e) { return e.id == l.id; });
+      if (found == embeddings_.end())
+        return error{who + "has not been seen: decode a token, or give the probe another's embeddings"};
+      if (!found->obstacle.empty()) return error{who + found->obstacle};
+      if (found->channels != channels)
+        return error{who + "turns rows of " + std::to_string(found->channels) + " channels: must be the " +
+                     std::to_string(channels) + " of a head"};
+      all.push_back(found->with_factors());
     }
     return all;
   }
@@ -101,6 +126,7 @@ class cache_probe {
     if (node->op == GGML_OP_ROPE) see_positions(node);
     if (node->op == GGML_OP_MUL_MAT) see_transform(node->src[0]);
     if (node->op == GGML_OP_SET_ROWS) see_store(node);
+    see_mask(node);
     if (multiplied_ != nullptr && node->op == GGML_OP_SOFT_MAX && node->src[0] == multiplied_) see_softmax(node);
     mine_ = recording_.what().any() && detail::attention_of(node).layer >= 0;
     theirs_ = next_ != nullptr && next_(node, true, next_data_);
@@ -108,12 +134,22 @@ class cache_probe {
   }
 
   void see_positions(const ggml_tensor* node) {
-    if (detail::cached_layer_of(detail::origin(node->src[0]), 'k') < 0) {
+    const int layer = detail::cached_layer_of(detail::origin(node->src[0]), 'k');
+    if (layer < 0) {
       positions_ = node->src[1];
     } else {  // a context shift rotates the cache itself and renumbers its cells
-      cells_.clear();
       recording_.clear();
+      if (seen_cache* c = cache_of(layer); c != nullptr) see_shift(*c, layer, node->src[1]);
     }
+  }
+
+  /// Each layer's node reads the same numbers: they count once a graph, in which layers come in the order of their ids.
+  void see_shift(seen_cache& c, int layer, const ggml_tensor* by) {
+    const bool again = shifted_ >= 0 && layer > shifted_ && cache_of(shifted_) == &c;
+    shifted_ = layer;
+    if (again) return;
+    if (!detail::in_host_memory(by) || by->type != GGML_TYPE_I32) return c.table.forget();
+    c.table.shift({static_cast<const std::int32_t*>(by->data), static_cast<std::size_t>(by->ne[0])});
   }
 
   /// Quantised keys (values) of a context are multiplied by one Hadamard matrix before they are stored, all or none of them.
@@ -128,17 +164,99 @@ class cache_probe {
     const int key_layer = detail::cached_layer_of(cache, 'k'), value_layer = detail::cached_layer_of(cache, 'v');
     if (key_layer < 0 && value_layer < 0) return;
     multiplied_ = nullptr;  // no softmax has followed: recording::check() tells
+    shifted_ = -1;
     if (!detail::in_host_memory(cache)) obstacle_ = "the cache is not in host memory";
-    if (cache->ne[2] > 1) obstacle_ = "the cache has several streams";
     const auto width = static_cast<std::size_t>(cache->ne[0]), cells = static_cast<std::size_t>(cache->ne[1]);
     // Without flash attention values are stored element by element into the transposed cache: rows of one element.
     const bool transposed = value_layer >= 0 && node->ne[0] == 1 && width > 1;
-    cached_layer& l = detail::of_id(layers_, key_layer >= 0 ? key_layer : value_layer);
-    (key_layer >= 0 ? l.keys : l.values) = {cache->data, cache->type,
-                                            width,       transposed ? cells : width,
-                                            transposed,  key_layer >= 0 ? key_transform_ : value_transform_};
-    if (key_layer >= 0) see_embedding(key_layer, node->src[0]);
-    if (key_layer >= 0 && key_layer == layers_.front().id) see_cells(node->src[1]);
+    const matrix rows{cache->data, cache->type,
+                      width,       transposed ? cells : width,
+                      transposed,  key_layer >= 0 ? key_transform_ : value_transform_};
+    if (key_layer >= 0) {
+      see_embedding(key_layer, node->src[0]);
+      see_keys(key_layer, rows, node->src[1], cache);
+    } else if (seen_cache* c = cache_of(value_layer); c != nullptr) {
+      cached_layer& l = detail::of_id(c->layers, value_layer);
+      l.values = rows, l.stream_bytes_of_values = cache->nb[2];
+    }
+  }
+
+  void see_keys(int layer, const matrix& rows, const ggml_tensor* indices, const ggml_tensor* cache) {
+    seen_cache* c = cache_of(layer);
+    if (c == nullptr) {  // layers whose rows go to the same cells are of one cache
+      const auto same = static_cast<std::size_t>(std::find(indices_.begin(), indices_.end(), indices) - indices_.begin());
+      if (same == caches_.size()) caches_.emplace_back(), indices_.push_back(indices), noted_.push_back(true);
+      c = &caches_[same];
+    }
+    cached_layer& l = detail::of_id(c->layers, layer);
+    if (l.keys.data != nullptr && l.keys.data != rows.data) obstacle_ = "two caches hold keys of layer " + std::to_string(layer);
+    l.keys = rows, l.stream_bytes_of_keys = cache->nb[2];
+    if (layer != c->layers.front().id) return;
+    const auto number = static_cast<std::size_t>(c - caches_.data());
+    indices_[number] = indices, noted_[number] = false;
+    c->table.resize(static_cast<std::size_t>(cache->ne[1]), static_cast<std::size_t>(cache->ne[2]), sequences_);
+  }
+
+  seen_cache* cache_of(int layer) {
+    for (seen_cache& c : caches_)
+      for (const cached_layer& l : c.layers)
+        if (l.id == layer) return &c;
+    return nullptr;
+  }
+
+  /// Where the first layer of a cache attends, its mask tells whose cells are whose.
+  void see_mask(const ggml_tensor* node) {
+    const detail::attention a = detail::attention_of(node);
+    if (a.layer >= 0) {
+      attending_ = a.layer;
+      if (seen_cache* c = cache_of(a.layer); c != nullptr)
+        detail::of_id(c->layers, a.layer).heads = static_cast<std::size_t>(a.keys->ne[2]);
+    }
+    if ((node->op != GGML_OP_SOFT_MAX && node->op != GGML_OP_FLASH_ATTN_EXT) || attending_ < 0) return;
+    seen_cache* c = cache_of(attending_);
+    if (c == nullptr || attending_ != c->layers.front().id) return;
+    const auto number = static_cast<std::size_t>(c - caches_.data());
+    attending_ = -1;
+    if (noted_[number]) return;  // a later layer that reads the same keys
+    noted_[number] = true;
+    const ggml_tensor *indices = indices_[number], *mask = detail::mask_of(node);
+    micro_batch b;
+    b.mask = mask;
+    const bool seen = detail::in_host_memory(indices) && indices->type == GGML_TYPE_I64 && detail::in_host_memory(mask);
+    if (seen) b.cells = {static_cast<const std::int64_t*>(indices->data), static_cast<std::size_t>(indices->ne[0])};
+    if (detail::in_host_memory(positions_) && positions_->type == GGML_TYPE_I32 && positions_->ne[0] >= indices->ne[0])
+      b.positions = {static_cast<const llama_pos*>(positions_->data), b.cells.size()};
+    if (!seen || !c->table.note(b)) {
+      obstacle_ = "the cells of new tokens cannot be seen";
+      return;
+    }
+    for (auto e = expected_.begin(); e != expected_.end();) e = e->cache == number && place(*c, *e) ? expected_.erase(e) : e + 1;
+  }
+
+  struct expected_rows {
+    std::size_t cache = 0, stream = 0;
+    std::vector<std::uint64_t> marks{};
+    std::vector<llama_pos> positions{};
+  };
+
+  /// Whether one of the sequences that were just seen has these rows; then their positions are known.
+  bool place(seen_cache& c, const expected_rows& e) {
+    for (const sighting& s : c.table.sightings()) {
+      if (s.stream != e.stream) continue;
+      const std::vector<std::int32_t> cells = c.table.unknown(s);
+      if (cells.size() != e.marks.size()) continue;
+      const matrix keys = c.layers.front().of_stream(s.stream).keys;
+      std::vector<llama_pos> positions;
+      for (const std::int32_t cell : cells) {
+        const auto found = std::find(e.marks.begin(), e.marks.end(), mark_of(keys, cell));
+        if (found == e.marks.end()) break;
+        positions.push_back(e.positions[static_cast<std::size_t>(found - e.marks.begin())]);
+      }
+      if (positions.size() != cells.size()) continue;
+      for (std::size_t i = 0; i < cells.size(); ++i) c.table.set_position(s.stream, cells[i], positions[i]);
+      return true;
+    }
+    return false;
   }
 
   /// The same in every graph: looked at once, known or not.
@@ -148,23 +266,6 @@ class cache_probe {
     if (embeddings_.size() == before) return;
     e = detail::embedding_of(stored);
     e.id = layer;
-  }
-
-  void see_cells(const ggml_tensor* indices) {
-    const ggml_tensor* positions = positions_;
-    if (!detail::in_host_memory(indices) || !detail::in_host_memory(positions) || indices->type != GGML_TYPE_I64 ||
-        positions->type != GGML_TYPE_I32 || positions->ne[0] < indices->ne[0]) {
-      obstacle_ = "the cells of new tokens cannot be seen";
-      return;
-    }
-    const auto* cell = static_cast<const std::int64_t*>(indices->data);
-    const auto* position = static_cast<const std::int32_t*>(positions->data);
-    for (std::int64_t i = 0; i < indices->ne[0]; ++i) {
-      if (position[i] < 0) continue;
-      const auto p = static_cast<std::size_t>(position[i]);
-      if (p >= cells_.size()) cells_.resize(p + 1, -1);
-      cells_[p] = static_cast<std::int32_t>(cell[i]);
-    }
   }
 
   /// With flash attention its node says all; without, the scale is known when the softmax is asked about, before anything
@@ -180,8 +281,9 @@ class cache_probe {
   void see_softmax(const ggml_tensor* node) {
     const detail::attention a = detail::attention_of(multiplied_);
     multiplied_ = nullptr;
-    if (layers_.empty() || a.layer < layers_.front().id) return;
-    if (a.layer == layers_.front().id) begin_batch(a.queries->ne[1]);
+    const std::span<const cached_layer> of_cache = layers();
+    if (of_cache.empty() || a.layer < of_cache.front().id) return;
+    if (a.layer == of_cache.front().id) begin_batch(a.queries->ne[1]);
     if (recording_.rows().empty()) return;
     if (const status ok = add(a, detail::scale_of(node)); !ok) recording_.obstruct(ok.message());
   }
@@ -193,8 +295,17 @@ class cache_probe {
     ggml_backend_tensor_get(positions_, batch_.data(), 0, batch_.size() * sizeof(llama_pos));
     recording_.append(batch_);
     cells_of_rows_.clear();
-    if (recording_.what().accumulated_attention)
-      for (const llama_pos p : recording_.rows()) cells_of_rows_.push_back(cell_of(p));
+    const cell_table& table = caches_[0].table;
+    if (recording_.what().accumulated_attention && !table.sightings().empty()) {
+      const sighting& all = table.sightings().back();
+      std::size_t i = 0;  // of the cells in the order of positions, which the recorded rows follow
+      const std::vector<std::int32_t> cells = table.rows(all);
+      for (const llama_pos p : recording_.rows()) {
+        while (i < cells.size() && table.position(all.stream, cells[i]) < p) ++i;
+        const bool found = i < cells.size() && table.position(all.stream, cells[i]) == p;
+        cells_of_rows_.push_back(found ? cells[i] : -1);
+      }
+    }
   }
 
   status add(const detail::attention& a, const result<float>& scale) {
@@ -212,11 +323,12 @@ class cache_probe {
     const tensor queries = key_transform_ != 0 ? tensor(hadamard(as_met, key_transform_)) : tensor(as_met);
     tensor keys;
     if (recording_.what().accumulated_attention) {
-      const matrix& m = detail::of_id(layers_, a.layer).keys;
+      const matrix& m = detail::of_id(caches_[0].layers, a.layer).keys;
       if (!obstacle_.empty()) return error{"accumulated attention: " + obstacle_};
       if (const status ok = check(m, heads, "accumulated attention: cache"); !ok) return ok;
       if (m.width != heads * extent.channels)
         return error{"accumulated attention: the cache's rows are not the keys of all heads: not taken"};
+      if (cells_of_rows_.empty()) return error{"accumulated attention: the cells of new tokens cannot be seen"};
       for (std::size_t i = 0; i < cells_of_rows_.size(); ++i)
         if (cells_of_rows_[i] < 0)
           return error{"accumulated attention: the cell of position " + std::to_string(recording_.rows()[i]) +
@@ -230,8 +342,12 @@ class cache_probe {
   ggml_backend_sched_eval_callback next_ = nullptr;
   void* next_data_ = nullptr;
   bool mine_ = false, theirs_ = false;  // who asked for the node
-  std::vector<cached_layer> layers_;
-  std::vector<std::int32_t> cells_;                      // by position
+  std::vector<seen_cache> caches_;
+  std::vector<const ggml_tensor*> indices_;  // of each cache: where this graph stores new rows
+  std::vector<bool> noted_;                  // whether the table knows of them
+  std::vector<expected_rows> expected_;
+  std::size_t sequences_ = 1;
+  int shifted_ = -1, attending_ = -1;                    // layers
   std::size_t key_transform_ = 0, value_transform_ = 0;  // channels of the Hadamard matrix, 0: none
   const ggml_tensor* positions_ = nullptr;
   std::string obstacle_;

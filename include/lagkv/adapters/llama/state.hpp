@@ -1,14 +1,16 @@
 // Part of lagkv (MIT). Reads and writes the state of one sequence as llama_state_seq_get_data gives it: the public way to
 // any cache, on any backend. The layout is that of llama_kv_cache::state_write; what does not parse to its last byte is
-// refused.
+// refused. Models with window layers or recurrent ones write those after the first cache: they are left as they are.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ggml.h>
@@ -21,15 +23,24 @@
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
-/// A parsed state. It views the bytes that it was parsed from.
+/// Bytes at the beginning of every state, before its caches: a number of llama.cpp's, and the sequence.
+inline constexpr std::size_t state_header = 8;
+
+/// The cache of the layers with full attention in a parsed state. It views the bytes that it was parsed from.
 class saved_sequence {
  public:
-  static result<saved_sequence> parse(std::span<std::uint8_t> bytes) {
+  /// What follows the first cache, if it is not the end: so many bytes; `unknown_rest`: any number.
+  static constexpr std::size_t unknown_rest = ~std::size_t{0};
+
+  static result<saved_sequence> parse(std::span<std::uint8_t> bytes, std::size_t rest = 0) {
     saved_sequence s;
-    s.bytes_ = bytes;
+    s.bytes_ = bytes, s.rest_ = rest;
     if (status ok = s.read(); !ok) return error{"state: " + ok.message()};
     return s;
   }
+
+  /// Bytes that models with positions of several sections add to what a state says of a cell.
+  std::size_t added_to_cell() const { return added_; }
 
   std::size_t tokens() const { return cells_.size(); }
   std::size_t layers() const { return keys_.size(); }
@@ -63,7 +74,7 @@ class saved_sequence {
     const plan& first = plans[0];
     const std::size_t before = tokens(), after = first.tokens_after(), dropped = before - after;
     std::vector<std::uint8_t> out;
-    out.reserve(bytes_.size() - dropped * (cell_bytes + payload_bytes() / before));
+    out.reserve(bytes_.size() - dropped * (cell_bytes() + payload_bytes() / before));
     const auto put = [&](const void* data, std::size_t n) {
       const auto* p = static_cast<const std::uint8_t*>(data);
       out.insert(out.end(), p, p + n);
@@ -73,9 +84,7 @@ class saved_sequence {
     put32(static_cast<std::uint32_t>(after));
     for (std::size_t row = 0; row < after; ++row) {
       const std::size_t source = row < first.candidates.begin ? row : row + dropped;
-      put32(static_cast<std::uint32_t>(positions_[source]));
-      put32(1);
-      put32(static_cast<std::uint32_t>(sequence_));
+      put(bytes_.data() + cells_at_ + static_cast<std::size_t>(cells_[source]) * cell_bytes(), cell_bytes());
     }
     put32(transposed_ ? 1 : 0);
     put32(static_cast<std::uint32_t>(layers()));
@@ -86,13 +95,15 @@ class saved_sequence {
         put(data - header_bytes, header_bytes);
         gather(m, plans[l], after, out);
       }
-    put(bytes_.data() + end_, bytes_.size() - end_);  // the counts of other, empty streams
+    put(bytes_.data() + end_, bytes_.size() - end_);  // the counts of other, empty streams; other caches
     return out;
   }
 
  private:
-  static constexpr std::size_t cell_bytes = 12;    // position, number of sequences, sequence
   static constexpr std::size_t header_bytes = 12;  // before each layer's keys or values
+
+  /// Position, number of sequences, what models with positions of several sections add, sequence.
+  std::size_t cell_bytes() const { return 12 + added_; }
 
   /// Appends the kept rows of one layer. Heads keep different rows: each head's part is taken from its own source.
   void gather(const matrix& m, const plan& p, std::size_t after, std::vector<std::uint8_t>& out) const {
@@ -127,28 +138,49 @@ class saved_sequence {
       if (!take(count)) return ended();
     }
     if (count == 0) return error{"holds no tokens"};
+    cells_at_ = at_;
+    // The forms differ in what they add to a cell and in whether there are values; only one of them fits to the end.
+    status first = unknown("cells");
+    for (const std::size_t added : {0U, 8U, 12U})
+      for (const bool values : {true, false}) {
+        at_ = cells_at_, added_ = added;
+        cells_.clear(), positions_.clear(), keys_.clear(), values_.clear();
+        status ok = read_section(count, stream, streams, values);
+        if (ok) return ok;
+        if (added == 0 && values) first = std::move(ok);  // what nearly all states are: its complaint is the one to read
+      }
+    return first;
+  }
+
+  status read_section(std::uint32_t count, std::uint32_t stream, std::uint32_t streams, bool values) {
     if (status ok = read_cells(count); !ok) return ok;
-    if (status ok = read_layers(count); !ok) return ok;
+    if (status ok = read_layers(count, values); !ok) return ok;
     end_ = at_;
     for (; stream < streams; ++stream) {
       std::uint32_t other = 0;
       if (!take(other)) return ended();
       if (other != 0) return error{"holds tokens in more than one stream"};
     }
-    if (at_ != bytes_.size())
-      return unknown(std::to_string(bytes_.size() - at_) +
-                     " bytes are left over (sliding-window, recurrent and hybrid memories are not taken)");
+    const std::size_t left = bytes_.size() - at_;
+    if (rest_ != unknown_rest && left != rest_)
+      return unknown(std::to_string(left) + " bytes follow the cache: must be " + std::to_string(rest_));
     return {};
   }
 
   status read_cells(std::uint32_t count) {
-    if (count > (bytes_.size() - at_) / cell_bytes) return ended();
+    if (count > (bytes_.size() - at_) / cell_bytes()) return ended();
     std::vector<llama_pos> position(count);
     for (std::uint32_t i = 0; i < count; ++i) {
+      const std::string which = "cell " + std::to_string(i);
       std::uint32_t sequences = 0;
       llama_seq_id sequence = 0;
-      take(position[i]), take(sequences), take(sequence);
-      if (sequences != 1) return unknown("cell " + std::to_string(i) + " belongs to " + std::to_string(sequences) + " sequences");
+      take(position[i]), take(sequences);
+      at_ += added_;
+      take(sequence);
+      if (sequences != 1) return unknown(which + " belongs to " + std::to_string(sequences) + " sequences");
+      if (sequence != sequence_) return unknown(which + " is of sequence " + std::to_string(sequence));
+      if (position[i] < 0 || position[i] == (std::numeric_limits<llama_pos>::max)())
+        return error{which + " has position " + std::to_string(position[i]) + ": must be from 0 to 2147483646"};
     }
     cells_.resize(count);
     for (std::uint32_t i = 0; i < count; ++i) cells_[i] = static_cast<std::int32_t>(i);
@@ -160,20 +192,17 @@ class saved_sequence {
     return {};
   }
 
-  status read_layers(std::uint32_t count) {
+  status read_layers(std::uint32_t count, bool has_values) {
     std::uint32_t transposed = 0, layers = 0;
     if (!take(transposed) || !take(layers)) return ended();
     if (transposed > 1 || layers == 0 || layers > 4096) return unknown("layers=" + std::to_string(layers));
     transposed_ = transposed == 1;
     for (std::uint32_t l = 0; l < layers; ++l)
       if (status ok = read_rows(count, keys_); !ok) return error{"keys of layer " + std::to_string(l) + ": " + ok.message()};
-    // A cache without values (MLA) ends here.
-    for (std::uint32_t l = 0; l < layers && at_ < bytes_.size() && more_than_counts(); ++l) {
+    for (std::uint32_t l = 0; l < layers && has_values; ++l) {
       const status ok = transposed_ ? read_columns(count) : read_rows(count, values_);
       if (!ok) return error{"values of layer " + std::to_string(l) + ": " + ok.message()};
     }
-    if (!values_.empty() && values_.size() != keys_.size())
-      return unknown("values of " + std::to_string(values_.size()) + " of " + std::to_string(layers) + " layers");
     return {};
   }
 
@@ -216,13 +245,6 @@ class saved_sequence {
     return {};
   }
 
-  /// Whether something other than the zero counts of further streams follows.
-  bool more_than_counts() const {
-    for (std::size_t i = at_; i < bytes_.size(); ++i)
-      if (bytes_[i] != 0) return true;
-    return false;
-  }
-
   template <class T>
   bool take(T& x) {
     if (bytes_.size() - at_ < sizeof x) return false;
@@ -235,7 +257,9 @@ class saved_sequence {
   static status unknown(const std::string& what) { return error{"has a form that lagkv does not know: " + what}; }
 
   std::span<std::uint8_t> bytes_;
-  std::size_t at_ = 0, count_at_ = 0, end_ = 0;
+  std::size_t rest_ = 0;
+  std::size_t at_ = 0, count_at_ = 0, cells_at_ = 0, end_ = 0;
+  std::size_t added_ = 0;  // bytes that models with positions of several sections add to a cell
   llama_seq_id sequence_ = 0;
   bool transposed_ = false;
   std::vector<std::int32_t> cells_;

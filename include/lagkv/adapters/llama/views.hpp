@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 
@@ -31,9 +32,25 @@ struct matrix {
 /// One layer of the model. `id` is the model's number of it.
 struct cached_layer {
   int id = -1;
-  matrix keys, values;
+  matrix keys{}, values{};
+  std::size_t heads = 0;                                             ///< KV heads; 0: not known
+  std::size_t stream_bytes_of_keys = 0, stream_bytes_of_values = 0;  ///< from a stream's data to the next one's
   bool has_values() const { return values.data != nullptr; }
+
+  /// The rows of one stream.
+  cached_layer of_stream(std::size_t stream) const {
+    const auto at = [&](matrix m, std::size_t bytes) {
+      if (m.data != nullptr) m.data = static_cast<std::byte*>(m.data) + stream * bytes;
+      return m;
+    };
+    cached_layer l = *this;
+    l.keys = at(keys, stream_bytes_of_keys), l.values = at(values, stream_bytes_of_values);
+    return l;
+  }
 };
+
+/// Bytes of the keys, or values, of a cell.
+inline std::size_t row_bytes(const matrix& m) { return ggml_row_size(m.type, static_cast<std::int64_t>(m.width)); }
 
 /// The element type that a type of ggml is here, or that lagkv cannot read it.
 inline result<dtype> dtype_of_ggml(ggml_type type) {
@@ -114,8 +131,44 @@ inline tensor view(const matrix& m, std::size_t heads, std::span<const std::int3
   }
 }
 
-/// The rows of `cells` as a layer, or why lagkv cannot read them.
+namespace detail {
+
+/// Calls visit(bytes, n) for each adjacent part of a cell's row.
+template <class Visit>
+void for_each_part(const matrix& m, std::int32_t cell, const Visit& visit) {
+  const auto* data = static_cast<const std::uint8_t*>(m.data);
+  const auto at = static_cast<std::size_t>(cell);
+  if (!m.transposed) return visit(data + at * row_bytes(m), row_bytes(m));
+  const std::size_t unit = ggml_type_size(m.type);
+  for (std::size_t c = 0; c < m.width; ++c) visit(data + (c * m.pitch + at) * unit, unit);
+}
+
+}  // namespace detail
+
+/// A number that a row of all heads is known again by.
+inline std::uint64_t mark_of(const matrix& m, std::int32_t cell) {
+  std::uint64_t hash = 14695981039346656037U;  // FNV-1a
+  detail::for_each_part(m, cell, [&](const std::uint8_t* bytes, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) hash = (hash ^ bytes[i]) * 1099511628211U;
+  });
+  return hash;
+}
+
+/// Whether two rows are the same, byte by byte.
+inline bool same_row(const matrix& a, std::int32_t cell_of_a, const matrix& b, std::int32_t cell_of_b) {
+  if (a.type != b.type || a.width != b.width || a.transposed != b.transposed) return false;
+  const std::size_t unit = ggml_type_size(a.type);
+  const auto *x = static_cast<const std::uint8_t*>(a.data), *y = static_cast<const std::uint8_t*>(b.data);
+  const auto i = static_cast<std::size_t>(cell_of_a), j = static_cast<std::size_t>(cell_of_b);
+  if (!a.transposed) return std::memcmp(x + i * row_bytes(a), y + j * row_bytes(b), row_bytes(a)) == 0;
+  for (std::size_t c = 0; c < a.width; ++c)
+    if (std::memcmp(x + (c * a.pitch + i) * unit, y + (c * b.pitch + j) * unit, unit) != 0) return false;
+  return true;
+}
+
+/// The rows of `cells` as a layer, or why lagkv cannot read them. `heads`: KV heads of a layer that does not know its own.
 inline result<layer> view(const cached_layer& cached, std::size_t heads, std::span<const std::int32_t> cells) {
+  if (cached.heads != 0) heads = cached.heads;
   const std::string where = " of layer " + std::to_string(cached.id);
   for (const matrix* m : {&cached.keys, &cached.values}) {
     if (m->data == nullptr) continue;

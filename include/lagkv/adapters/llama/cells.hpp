@@ -1,0 +1,193 @@
+// Part of lagkv (MIT). Which cells of a cache hold which tokens, as the graphs of a context show it: each micro-batch names the
+// cells and positions of its tokens, and its mask the cells of their sequences.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <ggml.h>
+#include <llama.h>
+
+#include <lagkv/view/range.hpp>
+
+namespace lagkv::inline LAGKV_ABI::llama {
+
+/// The cells of one sequence when its last token was decoded.
+struct sighting {
+  std::vector<std::int32_t> cells{};  ///< within the stream, ascending
+  std::size_t stream = 0;
+  std::int32_t last_cell = -1;  ///< of its last token
+  llama_seq_id sequence = -1;   ///< whose it was found to be; -1: not known yet
+};
+
+/// The tokens of one micro-batch, in their order.
+struct micro_batch {
+  std::span<const std::int64_t> cells{};   ///< stream * cells of a stream + cell
+  std::span<const llama_pos> positions{};  ///< empty: not known
+  const ggml_tensor* mask = nullptr;       ///< [cells, tokens of a stream, 1, streams], f32 or f16, in host memory
+};
+
+class cell_table {
+ public:
+  /// All is forgotten if the size is another. `sequences`: how many there may be.
+  void resize(std::size_t cells, std::size_t streams, std::size_t sequences) {
+    most_ = 2 * sequences + 2;
+    if (cells == cells_ && streams == streams_) return;
+    cells_ = cells, streams_ = streams;
+    forget();
+  }
+
+  std::size_t cells() const { return cells_; }
+  std::size_t streams() const { return streams_; }
+
+  /// Tokens written so far: a cell was written later than another if its number is higher.
+  std::uint64_t written() const { return count_; }
+  std::uint64_t written(std::size_t stream, std::int32_t cell) const { return written_[index(stream, cell)]; }
+  llama_pos position(std::size_t stream, std::int32_t cell) const { return position_[index(stream, cell)]; }
+
+  /// Newest last.
+  std::span<sighting> sightings() { return seen_; }
+  std::span<const sighting> sightings() const { return seen_; }
+
+  void forget() {
+    seen_.clear();
+    position_.assign(cells_ * streams_, -1);
+    written_.assign(cells_ * streams_, 0);
+  }
+
+  /// False if it cannot be read; then nothing is known any more.
+  bool note(const micro_batch& b) {
+    const auto tokens = static_cast<std::int64_t>(b.cells.size()), streams = b.mask->ne[3];
+    const bool readable =
+        tokens > 0 && streams > 0 && tokens % streams == 0 && b.mask->ne[1] >= tokens / streams &&
+        b.mask->ne[0] <= static_cast<std::int64_t>(cells_) && (b.mask->type == GGML_TYPE_F32 || b.mask->type == GGML_TYPE_F16) &&
+        std::all_of(b.cells.begin(), b.cells.end(),
+                    [&](std::int64_t cell) { return cell >= 0 && cell < static_cast<std::int64_t>(position_.size()); });
+    if (!readable) return forget(), false;
+    const std::uint64_t before = count_;
+    for (std::size_t i = 0; i < b.cells.size(); ++i) {
+      const auto at = static_cast<std::size_t>(b.cells[i]);
+      written_[at] = ++count_;
+      position_[at] = i < b.positions.size() ? b.positions[i] : -1;
+    }
+    const auto each = static_cast<std::size_t>(tokens / streams);
+    for (std::size_t s = 0; s < static_cast<std::size_t>(streams); ++s) note_stream(b, s, each, before);
+    return true;
+  }
+
+  /// A context shift has been applied: cell i lies `by[i]` positions further.
+  void shift(std::span<const std::int32_t> by) {
+    for (std::size_t i = 0; i < by.size() && i < position_.size(); ++i)
+      if (position_[i] >= 0) position_[i] += by[i];
+  }
+
+  std::vector<std::int32_t> rows(const sighting& s) const { return rows(s.stream, s.cells); }
+
+  /// Cells in the order of their tokens: by position, and where that is the same by the time of writing.
+  std::vector<std::int32_t> rows(std::size_t stream, std::vector<std::int32_t> all) const {
+    const auto key = [&](std::int32_t cell) {
+      const std::size_t i = index(stream, cell);
+      return std::pair(position_[i], written_[i]);
+    };
+    std::sort(all.begin(), all.end(), [&](std::int32_t a, std::int32_t b) { return key(a) < key(b); });
+    return all;
+  }
+
+  /// A sequence lies elsewhere now: its sightings go, and if it is the `only` one of its stream, all of that stream.
+  void forget(llama_seq_id sequence, bool only) {
+    const auto is_its_own = [&](const sighting& s) {
+      return s.sequence == sequence || (only && (streams_ == 1 || s.stream == static_cast<std::size_t>(sequence)));
+    };
+    seen_.erase(std::remove_if(seen_.begin(), seen_.end(), is_its_own), seen_.end());
+    std::vector<llama_pos> known(position_.size(), -1);
+    for (const sighting& s : seen_)
+      for (const std::int32_t cell : s.cells) known[index(s.stream, cell)] = position(s.stream, cell);
+    position_ = std::move(known);
+  }
+
+  void set_position(std::size_t stream, std::int32_t cell, llama_pos position) { position_[index(stream, cell)] = position; }
+
+  /// Cells of a sighting whose tokens came in another way than by a graph.
+  std::vector<std::int32_t> unknown(const sighting& s) const {
+    std::vector<std::int32_t> cells;
+    for (const std::int32_t cell : s.cells)
+      if (position(s.stream, cell) < 0) cells.push_back(cell);
+    return cells;
+  }
+
+  /// Adds what has been found out in another way than by a graph.
+  sighting& keep(sighting s) {
+    if (seen_.size() >= most_) seen_.erase(seen_.begin());
+    seen_.push_back(std::move(s));
+    return seen_.back();
+  }
+
+ private:
+  std::size_t index(std::size_t stream, std::int32_t cell) const { return stream * cells_ + static_cast<std::size_t>(cell); }
+
+  /// Whether the token at `row` sees a cell: the mask is -infinity where it does not.
+  static auto row_of(const ggml_tensor* mask, std::size_t stream, std::size_t row) {
+    const char* data = static_cast<const char*>(mask->data) + stream * mask->nb[3] + row * mask->nb[1];
+    const bool half = mask->type == GGML_TYPE_F16;
+    return [data, half](std::int32_t cell) {
+      if (half) {
+        std::uint16_t x = 0;
+        std::memcpy(&x, data + sizeof x * static_cast<std::size_t>(cell), sizeof x);
+        return x != 0xfc00;
+      }
+      std::uint32_t x = 0;
+      std::memcpy(&x, data + sizeof x * static_cast<std::size_t>(cell), sizeof x);
+      return x != 0xff800000;
+    };
+  }
+
+  void note_stream(const micro_batch& b, std::size_t s, std::size_t each, std::uint64_t before) {
+    const std::span<const std::int64_t> cells = b.cells.subspan(s * each, each);
+    const auto stream = static_cast<std::size_t>(cells[0]) / cells_;
+    std::vector<bool> done(each, false);
+    for (std::size_t left = each; left > 0;) {
+      // The last token of a sequence sees all of its cells.
+      std::size_t last = each;
+      for (std::size_t t = 0; t < each; ++t)
+        if (!done[t] && (last == each || position_[at(cells[t])] >= position_[at(cells[last])])) last = t;
+      sighting seen;
+      seen.stream = stream, seen.last_cell = local(cells[last]);
+      const auto visible = row_of(b.mask, s, last);
+      for (std::int32_t cell = 0; cell < static_cast<std::int32_t>(b.mask->ne[0]); ++cell)
+        if (visible(cell)) seen.cells.push_back(cell);
+      for (std::size_t t = 0; t < each; ++t)
+        if (!done[t] && (t == last || (local(cells[t]) < b.mask->ne[0] && visible(local(cells[t]))))) done[t] = true, --left;
+      inherit(seen, before);
+      keep(std::move(seen));
+    }
+  }
+
+  std::size_t at(std::int64_t cell) const { return static_cast<std::size_t>(cell); }
+  std::int32_t local(std::int64_t cell) const { return static_cast<std::int32_t>(at(cell) % cells_); }
+
+  /// Earlier sightings of the same sequence go, and tell whose this one is: a sequence that has been decoded on holds the last
+  /// token of before. So does a fork of it; that is found out by whoever asks for the sequence.
+  void inherit(sighting& now, std::uint64_t before) {
+    const auto contains = [&](std::int32_t cell) { return std::binary_search(now.cells.begin(), now.cells.end(), cell); };
+    for (auto old = seen_.begin(); old != seen_.end();) {
+      const bool earlier =
+          old->stream == now.stream && contains(old->last_cell) && written(old->stream, old->last_cell) <= before;
+      const bool overwritten = old->stream == now.stream && written(old->stream, old->last_cell) > before;
+      if (earlier) now.sequence = old->sequence;
+      old = earlier || overwritten ? seen_.erase(old) : old + 1;
+    }
+  }
+
+  std::size_t cells_ = 0, streams_ = 0, most_ = 4;
+  std::uint64_t count_ = 0;
+  std::vector<llama_pos> position_;     // by stream and cell; -1: not known
+  std::vector<std::uint64_t> written_;  // by stream and cell; 0: never
+  std::vector<sighting> seen_;
+};
+
+}  // namespace lagkv::inline LAGKV_ABI::llama
