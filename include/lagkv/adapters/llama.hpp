@@ -132,6 +132,7 @@ class compressor {
     s.fresh = unknown;
     if (status ok = fit_budget(sequence); !ok) return error{ok.message()};
     std::string obstacle = "no cache_probe was given";
+    waits_.clear();
     if (probe_ != nullptr) {
       result<rows_in_place> rows = find(sequence, last);
       if (rows) {
@@ -140,13 +141,16 @@ class compressor {
         rows = verify(sequence, s, last, std::move(*rows));
       }
       if (rows && policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
-      if (rows && how != way::repack) {
+      if (rows && how != way::repack && !(has_streams() && copied_at_ == written())) {
         result<report> done = compress_in_place(sequence, s, last, *rows, observe);
         if (done || how == way::in_place) return done;
         obstacle = done.message();
       } else if (!rows) {
         obstacle = rows.message();
       }
+      if (has_streams() && copied_at_ == written())
+        waits_ = "a copied sequence has not been moved to its stream yet: decode a token first";
+      if (!waits_.empty()) return error{"sequence " + std::to_string(sequence) + ": " + waits_};
     }
     if (how == way::in_place) return error{"in place: " + obstacle};
     return repack(sequence, s, last, observe);
@@ -179,6 +183,10 @@ class compressor {
     if (from == to) return;
     sequences_[to] = sequences_[from];
     lose_sight_of(to);
+    copied_at_ = written();
+    if (probe_ != nullptr)
+      for (seen_cache& c : probe_->caches())
+        if (!only_one(c.table)) c.table.forked(true);
   }
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
@@ -269,23 +277,31 @@ class compressor {
     if (!cache) return error{cache.message()};
     cell_table& table = probe_->caches()[*cache].table;
     row_bytes_ = row_bytes(*cache);
-    for (sighting& s : table.sightings())
-      if (s.stream == stream_of(table, sequence) && table.position(s.stream, s.last_cell) == last &&
-          (s.sequence == sequence || only_one(table)) && table.unknown(s).empty())
-        return rows_in_place{*cache, &s, s.cells};
-    // Tokens at the end have been taken back, or so it seems; what is due is verified.
-    for (sighting& s : table.sightings()) {
-      if (s.stream != stream_of(table, sequence) || (s.sequence != sequence && !only_one(table))) continue;
-      rows_in_place rows{*cache, &s, {}, true};
+    sighting* s = newest(table, sequence);
+    if (s != nullptr && table.unknown(*s).empty()) {
+      if (table.position(s->stream, s->last_cell) == last) return rows_in_place{*cache, s, s->cells};
+      // Tokens at the end have been taken back, or so it seems; what is due is verified.
+      rows_in_place rows{*cache, s, {}, true};
       llama_pos found = -1;
-      if (!table.unknown(s).empty()) continue;
-      for (const std::int32_t cell : s.cells) {
-        const llama_pos p = table.position(s.stream, cell);
-        if (p <= last) rows.cells.push_back(cell), found = (std::max)(found, p);
+      for (const std::int32_t cell : s->cells) {
+        const llama_pos p = table.position(s->stream, cell);
+        if (p <= last && table.written(s->stream, cell) <= s->time) rows.cells.push_back(cell), found = (std::max)(found, p);
       }
-      if (found == last) return rows;
+      const result<std::size_t> count = count_of(sequence, *cache);
+      if (found == last && count && *count == rows.cells.size()) return rows;
     }
     return identify(sequence, *cache, last);
+  }
+
+  /// The last sighting that is certainly of this sequence; null where a later one may be.
+  sighting* newest(cell_table& table, llama_seq_id sequence) const {
+    const auto all = table.sightings();
+    for (auto s = all.rbegin(); s != all.rend(); ++s) {
+      if (s->stream != stream_of(table, sequence)) continue;
+      if (only_one(table) || s->sequence == sequence) return &*s;
+      if (s->sequence < 0) return nullptr;
+    }
+    return nullptr;
   }
 
   /// Before rows move: all that is there is where it was seen, and no other sequence may be meant.
@@ -359,6 +375,22 @@ class compressor {
     return identify_by_content(sequence, cache);
   }
 
+  /// Whether a sighting must be that of another sequence, which may hold the same rows.
+  bool is_of_another(llama_seq_id sequence, const sighting& s, std::size_t cache) {
+    const cell_table& table = probe_->caches()[cache].table;
+    if (only_one(table)) return false;
+    std::size_t sequences = 0;
+    bool mine = false;
+    for (llama_seq_id t = 0; t < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++t) {
+      if (llama_memory_seq_pos_max(memory_, t) != table.position(s.stream, s.last_cell)) continue;
+      const result<std::size_t> count = count_of(t, cache);
+      if (!count || *count != s.cells.size()) continue;
+      ++sequences;
+      mine = mine || t == sequence;
+    }
+    return mine ? alike(table, s.cells.size(), table.position(s.stream, s.last_cell)) < sequences : sequences > 0;
+  }
+
   /// Reads the sequence's state and looks for each of its rows in the cells that have been seen.
   result<rows_in_place> identify_by_content(llama_seq_id sequence, std::size_t cache) {
     seen_cache& c = probe_->caches()[cache];
@@ -366,7 +398,7 @@ class compressor {
     if (!read) return error{read.message()};
     std::vector<std::int32_t> found;
     for (const sighting& s : c.table.sightings()) {
-      if (s.stream != stream_of(c.table, sequence)) continue;
+      if (s.stream != stream_of(c.table, sequence) || is_of_another(sequence, s, cache)) continue;
       std::vector<std::int32_t> cells = cells_of(read->saved, c, s);
       if (cells.empty()) continue;
       if (!found.empty() && cells != found)
@@ -378,12 +410,15 @@ class compressor {
     now.stream = stream_of(c.table, sequence), now.sequence = sequence, now.last_cell = found.back();
     for (std::size_t row = 0; row < found.size(); ++row) {
       const llama_pos seen = c.table.position(now.stream, found[row]), is = read->saved.positions()[row];
-      if (seen >= 0 && seen != is) return error{"a context shift has not been applied yet: decode a token first"};
+      if (seen >= 0 && seen != is) {
+        waits_ = "a context shift has not been applied yet: decode a token first";
+        return error{waits_};
+      }
       c.table.set_position(now.stream, found[row], is);
     }
     now.cells = std::move(found);
     std::sort(now.cells.begin(), now.cells.end());
-    sighting& kept = c.table.keep(std::move(now));
+    sighting& kept = c.table.replace(std::move(now), only_one(c.table));
     return rows_in_place{cache, &kept, kept.cells};
   }
 
@@ -422,8 +457,9 @@ class compressor {
       same = same && met < s.cells.size() && s.cells[met] == cell;
       ++met;
     }
-    if (!same || met != s.cells.size()) {
-      const cached_layer l = probe_->caches()[rows.cache].layers.front().of_stream(rows.seen->stream);
+    const bool elsewhere = s.cells.empty() && !s.marks.empty();  // it was repacked or restored
+    if (!same || met != s.cells.size() || elsewhere) {
+      const cached_layer l = probe_->caches()[rows.cache].layers.back().of_stream(rows.seen->stream);
       const std::vector<std::int32_t> cells = table.rows(rows.seen->stream, rows.cells);
       recount(s, cells.size(), [&](std::size_t row) { return mark_of(marked(l), cells[row]); });
     }
@@ -492,7 +528,7 @@ class compressor {
       left.erase(begin, begin + static_cast<std::ptrdiff_t>(freed));
       forget_recorded(p, freed);
     }
-    const cached_layer l = cached.front();
+    const cached_layer l = cached.back();
     s.marks.resize(s.at.compressed);
     for (std::size_t row = 0; row < s.marks.size(); ++row) s.marks[row] = mark_of(marked(l), left[row]);
     rows.seen->cells = left, rows.seen->last_cell = left.back(), rows.seen->sequence = sequence;
@@ -524,12 +560,19 @@ class compressor {
   }
 
   /// Cells of a sequence in this cache.
-  result<std::size_t> count_of(llama_seq_id sequence, std::size_t cache) const {
+  result<std::size_t> count_of(llama_seq_id sequence, std::size_t cache) {
     const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
     const std::size_t fixed = fixed_bytes(cache), each = 12 + added_to_cell_ + row_bytes(cache);
-    if (rest == saved_sequence::unknown_rest || size < fixed + rest || (size - fixed - rest) % each != 0)
-      return error{"the state has a form that lagkv does not know"};
-    return (size - fixed - rest) / each;
+    if (rest != saved_sequence::unknown_rest && size >= fixed + rest && (size - fixed - rest) % each == 0)
+      return (size - fixed - rest) / each;
+    // Models with positions of several sections add to each cell; the first state tells how much.
+    const result<read_state> read = read_whole(sequence);
+    if (!read) return error{read.message()};
+    if (read->saved.payload_bytes() != row_bytes(cache) * read->saved.tokens())
+      return error{"rows have " + std::to_string(row_bytes(cache)) + " bytes in the cache and " +
+                   std::to_string(read->saved.payload_bytes() / read->saved.tokens()) + " in a state: they are padded"};
+    added_to_cell_ = read->saved.added_to_cell();
+    return read->saved.tokens();
   }
 
   std::size_t fixed_bytes(std::size_t cache) const {
@@ -543,7 +586,7 @@ class compressor {
   struct occupancy {
     std::size_t cells = 0, rows = 0;
   };
-  occupancy occupied(std::size_t cache) const {
+  occupancy occupied(std::size_t cache) {
     occupancy o;
     for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++s)
       if (llama_memory_seq_pos_max(memory_, s) >= 0) {
@@ -556,10 +599,13 @@ class compressor {
   }
 
   /// How many cells are counted more than once.
-  std::size_t shared_cells(std::size_t cache) const {
-    if (only_one(probe_->caches()[cache].table)) return 0;
+  std::size_t shared_cells(std::size_t cache) {
+    cell_table& table = probe_->caches()[cache].table;
+    if (only_one(table)) return 0;
     const occupancy o = occupied(cache);
-    return o.rows - (std::min)(o.cells, o.rows);
+    const std::size_t shared = o.rows - (std::min)(o.cells, o.rows);
+    if (shared == 0) table.forked(false);
+    return shared;
   }
 
   /// Which of the caches that have been seen is that of the layers with full attention: the one that comes first in a state.
@@ -657,7 +703,8 @@ class compressor {
 
   /// From the size of the state and the positions; nothing where that is not sure.
   result<std::size_t> rows_without_probe(llama_seq_id sequence, state& s, llama_pos last) const {
-    if (row_bytes_ == 0 || state_fixed_ == 0) return error{"not known"};
+    const bool unseen = probe_ == nullptr || !probe_->obstacle().empty();
+    if (!unseen || row_bytes_ == 0 || state_fixed_ == 0) return error{"not known"};
     const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
     const std::size_t each = 12 + added_to_cell_ + row_bytes_;
     if (rest == saved_sequence::unknown_rest || size < state_fixed_ + rest || (size - state_fixed_ - rest) % each != 0)
@@ -716,8 +763,13 @@ class compressor {
     for (std::size_t row = 0; row < rows.size(); ++row) c.table.set_position(s.stream, rows[row], saved.positions()[row]);
     s.cells = rows, s.last_cell = rows.back();
     std::sort(s.cells.begin(), s.cells.end());
-    c.table.keep(std::move(s));
+    c.table.replace(std::move(s), c.table.streams() > 1);
     return true;
+  }
+
+  /// Whether each sequence has a part of the cache of its own.
+  bool has_streams() const {
+    return probe_ != nullptr && base_ < probe_->caches().size() && probe_->caches()[base_].table.streams() > 1;
   }
 
   /// Tokens that the cache has taken so far.
@@ -733,19 +785,32 @@ class compressor {
     const bool streams = cache < probe_->caches().size() && probe_->caches()[cache].table.streams() > 1;
     if (cache < probe_->caches().size() && probe_->obstacle().empty() && place(sequence, saved, probe_->caches()[cache])) return;
     std::vector<std::uint64_t> marks;
-    for (const std::int32_t cell : saved.cells()) marks.push_back(mark_of(saved.keys(0), cell));
+    for (const std::int32_t cell : saved.cells()) marks.push_back(mark_of(saved.keys(saved.layers() - 1), cell));
     probe_->expect(cache, streams ? static_cast<std::size_t>(sequence) : 0, std::move(marks), saved.positions());
   }
 
+  /// The sequence lies elsewhere now, in cells that may have been others'. Of other sequences what certainly holds is kept.
   void lose_sight_of(llama_seq_id sequence) {
     if (probe_ == nullptr) return;
-    for (seen_cache& c : probe_->caches()) c.table.forget(sequence, only_one(c.table));
+    for (std::size_t cache = 0; cache < probe_->caches().size(); ++cache) {
+      cell_table& table = probe_->caches()[cache].table;
+      table.retain([&](const sighting& s) {
+        const llama_seq_id whose = table.streams() > 1 ? static_cast<llama_seq_id>(s.stream) : s.sequence;
+        if (whose < 0 || whose == sequence || cache != base_) return false;
+        const result<std::size_t> count = count_of(whose, cache);
+        return count && *count == s.cells.size() &&
+               llama_memory_seq_pos_max(memory_, whose) == table.position(s.stream, s.last_cell);
+      });
+    }
   }
 
   // ---- marks ----
 
+  // Of the last layer: in the first one all tokens that are the same word have the same values.
   static const matrix& marked(const cached_layer& l) { return l.has_values() ? l.values : l.keys; }
-  static const matrix& marked(const saved_sequence& s) { return s.has_values() ? s.values(0) : s.keys(0); }
+  static const matrix& marked(const saved_sequence& s) {
+    return s.has_values() ? s.values(s.layers() - 1) : s.keys(s.layers() - 1);
+  }
 
   static std::vector<std::uint64_t> marks_of(const saved_sequence& saved, std::size_t rows) {
     std::vector<std::uint64_t> all(rows);
@@ -883,8 +948,10 @@ class compressor {
 
   llama_context* context_;
   llama_memory_t memory_;
-  std::size_t heads_;           // of a layer that no graph has shown
-  std::size_t base_ = unknown;  // the cache of the layers with full attention
+  std::size_t heads_;                            // of a layer that no graph has shown
+  std::size_t base_ = unknown;                   // the cache of the layers with full attention
+  std::string waits_;                            // what llama.cpp does at the next decode only; until then nothing can be done
+  std::uint64_t copied_at_ = ~std::uint64_t{0};  // tokens that the cache had taken at the last copy()
   std::size_t row_bytes_ = 0, state_fixed_ = 0, added_to_cell_ = 0;
   policy policy_;
   cache_probe* probe_;

@@ -23,6 +23,7 @@ struct sighting {
   std::size_t stream = 0;
   std::int32_t last_cell = -1;  ///< of its last token
   llama_seq_id sequence = -1;   ///< whose it was found to be; -1: not known yet
+  std::uint64_t time = 0;       ///< tokens that the cache had taken then
 };
 
 /// The tokens of one micro-batch, in their order.
@@ -98,12 +99,10 @@ class cell_table {
     return all;
   }
 
-  /// A sequence lies elsewhere now: its sightings go, and if it is the `only` one of its stream, all of that stream.
-  void forget(llama_seq_id sequence, bool only) {
-    const auto is_its_own = [&](const sighting& s) {
-      return s.sequence == sequence || (only && (streams_ == 1 || s.stream == static_cast<std::size_t>(sequence)));
-    };
-    seen_.erase(std::remove_if(seen_.begin(), seen_.end(), is_its_own), seen_.end());
+  /// Sightings that do not hold any more go, and with them what is known of all cells but those of the others.
+  template <class Holds>
+  void retain(const Holds& holds) {
+    retain_sightings(holds);
     std::vector<llama_pos> known(position_.size(), -1);
     for (const sighting& s : seen_)
       for (const std::int32_t cell : s.cells) known[index(s.stream, cell)] = position(s.stream, cell);
@@ -120,14 +119,33 @@ class cell_table {
     return cells;
   }
 
-  /// Adds what has been found out in another way than by a graph.
+  /// While sequences share cells, a sequence that is decoded on cannot be told from a fork of it: whose a sighting is must be
+  /// found out anew.
+  void forked(bool yes) {
+    forked_ = yes;
+    for (sighting& s : seen_)
+      if (yes) s.sequence = -1;
+  }
+
+  /// Adds what has been found out in another way than by a graph, in place of earlier sightings of that sequence.
+  sighting& replace(sighting s, bool only_one) {
+    retain_sightings([&](const sighting& old) { return old.stream != s.stream || (!only_one && old.sequence != s.sequence); });
+    return keep(std::move(s));
+  }
+
   sighting& keep(sighting s) {
+    s.time = count_;
     if (seen_.size() >= most_) seen_.erase(seen_.begin());
     seen_.push_back(std::move(s));
     return seen_.back();
   }
 
  private:
+  template <class Holds>
+  void retain_sightings(const Holds& holds) {
+    seen_.erase(std::remove_if(seen_.begin(), seen_.end(), [&](const sighting& s) { return !holds(s); }), seen_.end());
+  }
+
   std::size_t index(std::size_t stream, std::int32_t cell) const { return stream * cells_ + static_cast<std::size_t>(cell); }
 
   /// Whether the token at `row` sees a cell: the mask is -infinity where it does not.
@@ -178,6 +196,10 @@ class cell_table {
       const bool earlier =
           old->stream == now.stream && contains(old->last_cell) && written(old->stream, old->last_cell) <= before;
       const bool overwritten = old->stream == now.stream && written(old->stream, old->last_cell) > before;
+      if (earlier && forked_) {  // of this sequence, or of one that it was forked from
+        ++old;
+        continue;
+      }
       if (earlier) now.sequence = old->sequence;
       old = earlier || overwritten ? seen_.erase(old) : old + 1;
     }
@@ -188,6 +210,7 @@ class cell_table {
   std::vector<llama_pos> position_;     // by stream and cell; -1: not known
   std::vector<std::uint64_t> written_;  // by stream and cell; 0: never
   std::vector<sighting> seen_;
+  bool forked_ = false;
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama

@@ -72,7 +72,7 @@ class cache_probe {
     return -1;
   }
 
-  /// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache: their keys' marks in the first layer, and
+  /// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache: their keys' marks in the last layer, and
   /// their positions. The next graph of their sequence shows where.
   void expect(std::size_t cache, std::size_t stream, std::vector<std::uint64_t> marks, std::span<const llama_pos> positions) {
     expected_.push_back({cache, stream, std::move(marks), {positions.begin(), positions.end()}});
@@ -178,6 +178,7 @@ class cache_probe {
     } else if (seen_cache* c = cache_of(value_layer); c != nullptr) {
       cached_layer& l = detail::of_id(c->layers, value_layer);
       l.values = rows, l.stream_bytes_of_values = cache->nb[2];
+      if (l.value_width != 0) l.values.width = l.value_width;
     }
   }
 
@@ -212,6 +213,7 @@ class cache_probe {
       if (seen_cache* c = cache_of(a.layer); c != nullptr)
         detail::of_id(c->layers, a.layer).heads = static_cast<std::size_t>(a.keys->ne[2]);
     }
+    if (node->op == GGML_OP_MUL_MAT) see_padding(node->src[0]);
     if ((node->op != GGML_OP_SOFT_MAX && node->op != GGML_OP_FLASH_ATTN_EXT) || attending_ < 0) return;
     seen_cache* c = cache_of(attending_);
     if (c == nullptr || attending_ != c->layers.front().id) return;
@@ -233,6 +235,16 @@ class cache_probe {
     for (auto e = expected_.begin(); e != expected_.end();) e = e->cache == number && place(*c, *e) ? expected_.erase(e) : e + 1;
   }
 
+  /// Transposed values of layers that differ in width are padded to the widest: [cells, channels, heads] are read.
+  void see_padding(const ggml_tensor* values) {
+    const int layer = detail::cached_layer_of(detail::origin(values), 'v');
+    seen_cache* c = layer < 0 ? nullptr : cache_of(layer);
+    if (c == nullptr) return;
+    cached_layer& l = detail::of_id(c->layers, layer);
+    if (!l.values.transposed) return;
+    l.value_width = l.values.width = static_cast<std::size_t>(values->ne[1] * values->ne[2]);
+  }
+
   struct expected_rows {
     std::size_t cache = 0, stream = 0;
     std::vector<std::uint64_t> marks{};
@@ -245,7 +257,7 @@ class cache_probe {
       if (s.stream != e.stream) continue;
       const std::vector<std::int32_t> cells = c.table.unknown(s);
       if (cells.size() != e.marks.size()) continue;
-      const matrix keys = c.layers.front().of_stream(s.stream).keys;
+      const matrix keys = c.layers.back().of_stream(s.stream).keys;
       std::vector<llama_pos> positions;
       for (const std::int32_t cell : cells) {
         const auto found = std::find(e.marks.begin(), e.marks.end(), mark_of(keys, cell));

@@ -195,7 +195,8 @@ class saved_sequence {
   status read_layers(std::uint32_t count, bool has_values) {
     std::uint32_t transposed = 0, layers = 0;
     if (!take(transposed) || !take(layers)) return ended();
-    if (transposed > 1 || layers == 0 || layers > 4096) return unknown("layers=" + std::to_string(layers));
+    if (layers == 0 && transposed <= 1) return error{"has no layer with full attention"};
+    if (transposed > 1 || layers > 4096) return unknown("layers=" + std::to_string(layers));
     transposed_ = transposed == 1;
     for (std::uint32_t l = 0; l < layers; ++l)
       if (status ok = read_rows(count, keys_); !ok) return error{"keys of layer " + std::to_string(l) + ": " + ok.message()};

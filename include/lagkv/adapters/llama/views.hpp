@@ -33,7 +33,8 @@ struct matrix {
 struct cached_layer {
   int id = -1;
   matrix keys{}, values{};
-  std::size_t heads = 0;                                             ///< KV heads; 0: not known
+  std::size_t heads = 0;        ///< KV heads; 0: not known
+  std::size_t value_width = 0;  ///< of values as they are read, where the cache pads them; 0: not known
   std::size_t stream_bytes_of_keys = 0, stream_bytes_of_values = 0;  ///< from a stream's data to the next one's
   bool has_values() const { return values.data != nullptr; }
 

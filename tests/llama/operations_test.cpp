@@ -1,0 +1,444 @@
+// A host may do anything to its sequences between two calls. Random operations on a tiny model are followed by a plain reference,
+// which keeps the positions, keys and values of each sequence in vectors: after each step the cache is what it says, and
+// compress() acts exactly when the rule says so by the rows that are there, or refuses and changes nothing.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <lagkv/adapters/llama.hpp>
+#include <lagkv/lagkv.hpp>
+
+#include "random_model.hpp"
+
+namespace {
+
+using lagkv::llama::way;
+using bytes = std::vector<std::uint8_t>;
+
+constexpr std::size_t sink = 4, lag = 8, keep = 4;  // of each partition
+constexpr const char* policy_text = "lagkv:sink=4,lag=8,ratio=0.5";
+
+/// One token of one sequence: its keys and values in each layer.
+struct row {
+  llama_pos position = 0;
+  std::vector<bytes> keys, values;
+  bool compressed = false;
+
+  bool same_values(const row& o) const { return values == o.values; }
+  bool operator==(const row& o) const { return position == o.position && keys == o.keys && values == o.values; }
+};
+using rows = std::vector<row>;
+
+struct setting {
+  std::string name;
+  std::uint32_t sequences = 1;
+  bool unified = true;
+  bool flash = true;
+  bool probe = true;
+  support::architecture model{"llama"};
+};
+
+class host {
+ public:
+  host(const setting& s, unsigned seed) : setting_(s), random_(seed) {
+    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+    llama_backend_init();
+    model_ = support::random_model(s.model);
+    context_ = make_context(probe_);
+    memory_ = llama_get_memory(context_.get());
+    auto made = lagkv::llama::compressor::make(context_.get(), *lagkv::parse(policy_text), s.probe ? &probe_ : nullptr);
+    EXPECT_TRUE(made) << made.message();
+    compressor_ = std::make_unique<lagkv::llama::compressor>(*made);
+  }
+
+  /// One operation and the check after it; what it was, for messages.
+  std::string step() {
+    const auto sequence = static_cast<llama_seq_id>(draw(setting_.sequences));
+    std::string done = "sequence " + std::to_string(sequence) + ": ";
+    switch (draw(16)) {
+      case 0:
+      case 1:
+      case 2:
+      case 3: {
+        const int n = 1 + static_cast<int>(draw(24));
+        done += "feed " + std::to_string(n);
+        feed(sequence, n);
+        break;
+      }
+      case 4:
+      case 5:
+      case 6:
+      case 7: {
+        const way how = std::array{way::automatic, way::automatic, way::in_place, way::repack}[draw(4)];
+        done += "compress " + std::to_string(static_cast<int>(how));
+        compress(sequence, how);
+        break;
+      }
+      case 8:
+        done += "take back";
+        take_back(sequence);
+        break;
+      case 9:
+        done += "remove a span";
+        remove_span(sequence, false);
+        break;
+      case 10:
+        done += "shift";
+        remove_span(sequence, true);
+        break;
+      case 11:
+        done += "copy";
+        copy(sequence);
+        break;
+      case 12:
+        done += "clear";
+        if (draw(4) == 0) clear(sequence);
+        break;
+      case 13:
+        done += "keep only this one";
+        if (draw(6) == 0) keep_only(sequence);
+        break;
+      case 14:
+        done += "save and restore";
+        save_and_restore(sequence);
+        break;
+      default:
+        done += "decode more than there is room for";
+        decode_too_much(sequence);
+    }
+    check(done);
+    return done;
+  }
+
+  std::size_t acted() const { return acted_; }
+  std::size_t refused() const { return refused_; }
+  std::size_t in_place() const { return in_place_; }
+
+ private:
+  struct free_context {
+    void operator()(llama_context* c) const { llama_free(c); }
+  };
+  using context = std::unique_ptr<llama_context, free_context>;
+
+  context make_context(lagkv::llama::cache_probe& probe) const {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = 512, params.n_batch = 256, params.n_ubatch = 16;
+    params.n_seq_max = setting_.sequences, params.kv_unified = setting_.unified;
+    params.n_threads = params.n_threads_batch = 1;
+    params.flash_attn_type = setting_.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    if (setting_.probe) probe.attach(params);
+    return context(llama_init_from_model(model_.get(), params));
+  }
+
+  std::size_t draw(std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(random_); }
+
+  /// What llama.cpp says of a sequence, in the order of positions.
+  rows read(llama_seq_id sequence) const {
+    bytes state(llama_state_seq_get_size(context_.get(), sequence));
+    EXPECT_EQ(llama_state_seq_get_data(context_.get(), state.data(), state.size(), sequence), state.size());
+    rows all;
+    if (llama_memory_seq_pos_max(memory_, sequence) < 0) return all;
+    const auto saved = lagkv::llama::saved_sequence::parse(state, lagkv::llama::saved_sequence::unknown_rest);
+    EXPECT_TRUE(saved) << saved.message();
+    if (!saved) return all;
+    const auto bytes_of = [](const lagkv::llama::matrix& m, std::int32_t cell) {
+      bytes b;
+      lagkv::llama::detail::for_each_part(m, cell,
+                                          [&](const std::uint8_t* data, std::size_t n) { b.insert(b.end(), data, data + n); });
+      return b;
+    };
+    for (std::size_t i = 0; i < saved->tokens(); ++i) {
+      row r;
+      r.position = saved->positions()[i];
+      for (std::size_t l = 0; l < saved->layers(); ++l) {
+        r.keys.push_back(bytes_of(saved->keys(l), saved->cells()[i]));
+        r.values.push_back(bytes_of(saved->values(l), saved->cells()[i]));
+      }
+      all.push_back(std::move(r));
+    }
+    return all;
+  }
+
+  bool decode(llama_seq_id sequence, int n) {
+    llama_batch batch = llama_batch_init(n, 0, 1);
+    const llama_pos first = llama_memory_seq_pos_max(memory_, sequence) + 1;
+    for (int i = 0; i < n; ++i) {
+      batch.token[i] = static_cast<llama_token>(draw(support::random_vocabulary));
+      batch.pos[i] = first + i;
+      batch.n_seq_id[i] = 1;
+      batch.seq_id[i][0] = sequence;
+      batch.logits[i] = i == n - 1 ? 1 : 0;
+    }
+    batch.n_tokens = n;
+    const int failed = llama_decode(context_.get(), batch);
+    llama_batch_free(batch);
+    waiting_.clear(), copying_ = false;  // shifts and copies have been applied
+    if (failed == 0) stale_.erase(sequence);
+    return failed == 0;
+  }
+
+  /// New rows are what the cache holds after the old ones, which must be unchanged but for shifted keys.
+  void take_over(llama_seq_id sequence) {
+    const rows now = read(sequence);
+    rows& was = rows_[sequence];
+    ASSERT_GE(now.size(), was.size());
+    for (std::size_t i = 0; i < was.size(); ++i) {
+      ASSERT_EQ(now[i].position, was[i].position) << "row " << i;
+      ASSERT_TRUE(now[i].same_values(was[i])) << "row " << i;
+      const bool kept = was[i].compressed;
+      was[i] = now[i], was[i].compressed = kept;
+    }
+    was.insert(was.end(), now.begin() + static_cast<std::ptrdiff_t>(was.size()), now.end());
+  }
+
+  void take_over_all() {
+    for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) take_over(s);
+  }
+
+  void feed(llama_seq_id sequence, int n) {
+    decode(sequence, n);  // where there is no room llama.cpp takes back what it decoded
+    take_over_all();
+  }
+
+  void decode_too_much(llama_seq_id sequence) {
+    if (draw(3) > 0) return;
+    for (int i = 0; i < 5; ++i)
+      if (!decode(sequence, 200)) break;
+    take_over_all();
+    if (rows_[sequence].size() > 300) clear(sequence);
+  }
+
+  void take_back(llama_seq_id sequence) {
+    rows& all = rows_[sequence];
+    if (all.empty()) return;
+    const std::size_t n = (std::min)(all.size(), draw(40));
+    if (n == 0) return;
+    llama_memory_seq_rm(memory_, sequence, all[all.size() - n].position, -1);
+    all.resize(all.size() - n);
+  }
+
+  void remove_span(llama_seq_id sequence, bool shift) {
+    rows& all = rows_[sequence];
+    if (all.size() < 8) return;
+    if (shift && is_shared(sequence)) return;  // llama.cpp shifts the cells, whoever else has them
+    const std::size_t n = 1 + draw(all.size() / 2), first = draw(all.size() - n);
+    const llama_pos begin = all[first].position, end = all[first + n].position;
+    llama_memory_seq_rm(memory_, sequence, begin, end);
+    stale_.insert(sequence);
+    all.erase(all.begin() + static_cast<std::ptrdiff_t>(first), all.begin() + static_cast<std::ptrdiff_t>(first + n));
+    if (shift) {
+      llama_memory_seq_add(memory_, sequence, end, -1, begin - end);
+      for (std::size_t i = first; i < all.size(); ++i) all[i].position += begin - end;
+      waiting_.insert(sequence);
+    }
+    if (shift && draw(3) > 0) feed(sequence, 1);
+  }
+
+  bool is_shared(llama_seq_id sequence) const {
+    for (const auto& [other, all] : rows_)
+      for (const row& r : all)
+        if (other != sequence && !rows_.at(sequence).empty() &&
+            std::any_of(rows_.at(sequence).begin(), rows_.at(sequence).end(),
+                        [&](const row& mine) { return mine.position == r.position && mine.same_values(r); }))
+          return true;
+    return false;
+  }
+
+  void copy(llama_seq_id from) {
+    if (setting_.sequences == 1 || !waiting_.empty() || rows_[from].empty()) return;
+    const auto to = static_cast<llama_seq_id>(draw(setting_.sequences));
+    if (to == from) return;
+    clear(to);
+    const bool part = setting_.unified && draw(2) == 0;
+    const std::size_t n = part ? 1 + draw(rows_[from].size()) : rows_[from].size();
+    llama_memory_seq_cp(memory_, from, to, part ? 0 : -1, part ? rows_[from][n - 1].position + 1 : -1);
+    compressor_->copy(from, to);
+    rows_[to].assign(rows_[from].begin(), rows_[from].begin() + static_cast<std::ptrdiff_t>(n));
+    copying_ = !setting_.unified;
+    stale_.insert(to);
+    if (copying_ && draw(3) > 0) feed(to, 1);
+  }
+
+  void clear(llama_seq_id sequence) {
+    llama_memory_seq_rm(memory_, sequence, -1, -1);
+    if (draw(2) == 0) compressor_->forget(sequence);
+    rows_[sequence].clear();
+    waiting_.erase(sequence);
+  }
+
+  void keep_only(llama_seq_id sequence) {
+    if (!setting_.unified) return;
+    llama_memory_seq_keep(memory_, sequence);
+    for (auto& [other, all] : rows_)
+      if (other != sequence) all.clear();
+  }
+
+  void save_and_restore(llama_seq_id from) {
+    if (!waiting_.empty() || copying_ || rows_[from].empty()) return;
+    const auto to = static_cast<llama_seq_id>(draw(setting_.sequences));
+    if (to != from && is_shared(from)) return;  // there may be no room
+    bytes state(llama_state_seq_get_size(context_.get(), from));
+    llama_state_seq_get_data(context_.get(), state.data(), state.size(), from);
+    const lagkv::llama::checkpoint beside = compressor_->save(from);
+    const rows saved = rows_[from];
+    clear(to);
+    if (llama_state_seq_set_data(context_.get(), state.data(), state.size(), to) != state.size()) {  // no room
+      llama_memory_seq_rm(memory_, to, -1, -1);
+      compressor_->forget(to);
+      if (to == from) rows_[from].clear();
+      return;
+    }
+    rows_[to] = saved;
+    stale_.insert(to);
+    // The rows that the checkpoint speaks of: the host may have taken some since.
+    const auto ok = compressor_->restore(to, state, beside);
+    if (!ok) {
+      ++refused_;
+      compressor_->forget(to);
+      for (row& r : rows_[to]) r.compressed = false;
+      return;
+    }
+    for (std::size_t i = 0; i < rows_[to].size(); ++i) rows_[to][i].compressed = i < beside.at.compressed;
+  }
+
+  void compress(llama_seq_id sequence, way how) {
+    rows& all = rows_[sequence];
+    const auto compressed =
+        static_cast<std::size_t>(std::count_if(all.begin(), all.end(), [](const row& r) { return r.compressed; }));
+    const std::size_t begin = (std::max)(compressed, sink), n = all.size();
+    const bool due = n >= begin + 2 * lag;
+    const std::size_t cursor = compressor_->at(sequence).compressed;
+    std::map<llama_seq_id, rows> before;
+    if (!copying_)
+      for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) before[s] = read(s);
+    std::vector<std::vector<std::vector<std::uint32_t>>> kept;  // [layer][head]
+    const auto r = compressor_->compress(sequence, how, [&](std::size_t, const lagkv::plan& p) {
+      kept.emplace_back();
+      for (std::size_t h = 0; h < p.heads(); ++h) kept.back().emplace_back(p.of(h).begin(), p.of(h).end());
+    });
+    if (!r || !r->compressed) {
+      for (const auto& [s, is] : before) ASSERT_EQ(read(s), is) << (r ? "nothing was due" : r.message());
+      if (!r) return void(++refused_);
+      // A shift that llama.cpp has not applied yet looks like tokens taken back: what is due waits for the next token.
+      if (!waiting_.contains(sequence)) ASSERT_FALSE(due) << n << " rows, " << compressed << " compressed";
+      // Where nothing is due, the number is that of the last decode: what the host has removed since is not looked for.
+      if (stale_.contains(sequence))
+        ASSERT_GE(r->tokens_after, n);
+      else
+        ASSERT_EQ(r->tokens_after, n);
+      return;
+    }
+    ++acted_, in_place_ += r->in_place ? 1U : 0U;
+    ASSERT_TRUE(due) << n << " rows, " << compressed << " compressed, " << r->tokens_before << " -> " << r->tokens_after;
+    ASSERT_EQ(r->tokens_before, n);
+    // All whole partitions but the last are judged.
+    const std::size_t judged = ((n - begin) / lag - 1) * lag, stay = judged / lag * keep, dropped = judged - stay;
+    ASSERT_EQ(r->tokens_after, n - dropped) << n << " rows, " << compressed << " compressed, the cursor said " << cursor;
+    rows expected;
+    for (std::size_t i = 0; i < n - dropped; ++i) {
+      const std::size_t place = i < begin ? i : i + dropped;  // its cell, and with it its position
+      row x = all[place];
+      x.compressed = i < begin + stay;
+      const std::size_t heads = kept[0].size();
+      for (std::size_t l = 0; l < kept.size() && i >= begin && i < begin + stay; ++l)
+        for (std::size_t h = 0; h < heads; ++h) {
+          const row& source = all[kept[l][h][i - begin]];
+          for (auto [to, from] : {std::pair{&x.keys[l], &source.keys[l]}, std::pair{&x.values[l], &source.values[l]}}) {
+            const std::size_t part = from->size() / heads;
+            std::copy_n(from->begin() + static_cast<std::ptrdiff_t>(h * part), part,
+                        to->begin() + static_cast<std::ptrdiff_t>(h * part));
+          }
+        }
+      expected.push_back(std::move(x));
+    }
+    check_plans(all, begin, judged, kept);
+    all = std::move(expected);
+  }
+
+  /// What is kept is what the library keeps of plain arrays.
+  static void check_plans(const rows& all, std::size_t begin, std::size_t judged,
+                          const std::vector<std::vector<std::vector<std::uint32_t>>>& kept) {
+    lagkv::workspace ws;
+    const auto policy = *lagkv::parse(policy_text);
+    for (std::size_t l = 0; l < kept.size(); ++l) {
+      const std::size_t heads = kept[l].size(), channels = all[0].keys[l].size() / 2 / heads, n = all.size();
+      std::vector<std::uint16_t> k(n * heads * channels), v(k.size());
+      for (std::size_t i = 0; i < n; ++i) {
+        std::memcpy(k.data() + i * heads * channels, all[i].keys[l].data(), all[i].keys[l].size());
+        std::memcpy(v.data() + i * heads * channels, all[i].values[l].data(), all[i].values[l].size());
+      }
+      const lagkv::strides strides{.head = channels, .token = heads * channels};
+      const lagkv::layer layer{lagkv::strided<lagkv::f16>(k.data(), {heads, channels}, strides, n),
+                               lagkv::strided<lagkv::f16>(v.data(), {heads, channels}, strides, n), n};
+      const lagkv::plan& p = plan_eviction(policy, layer, {.tokens = begin, .dropped = 0, .compressed = begin}, ws);
+      ASSERT_EQ(p.candidates.size(), judged);
+      for (std::size_t h = 0; h < heads; ++h)
+        ASSERT_TRUE(std::equal(p.of(h).begin(), p.of(h).end(), kept[l][h].begin(), kept[l][h].end()));
+    }
+  }
+
+  void check(const std::string& what) {
+    if (copying_) return;  // a state read before the next decode is not what it will be
+    for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) {
+      const rows is = read(s);
+      ASSERT_EQ(is.size(), rows_[s].size()) << what << ", seen in sequence " << s;
+      for (std::size_t i = 0; i < is.size(); ++i)
+        ASSERT_EQ(is[i], rows_[s][i]) << what << ", seen in sequence " << s << ", row " << i;
+    }
+  }
+
+  setting setting_;
+  std::mt19937 random_;
+  std::unique_ptr<llama_model, support::free_model> model_;
+  lagkv::llama::cache_probe probe_;
+  context context_;
+  llama_memory_t memory_ = nullptr;
+  std::unique_ptr<lagkv::llama::compressor> compressor_;
+  std::map<llama_seq_id, rows> rows_;
+  std::set<llama_seq_id> waiting_;  // for a shift to be applied
+  std::set<llama_seq_id> stale_;    // changed since the last token of it was decoded
+  bool copying_ = false;            // of a stream, at the next decode
+  std::size_t acted_ = 0, refused_ = 0, in_place_ = 0;
+};
+
+class Operations : public testing::TestWithParam<setting> {};
+
+TEST_P(Operations, TheCacheIsTheTruth) {
+  const char* more = std::getenv("LAGKV_OPERATIONS");  // steps of each setting
+  const std::size_t steps = more != nullptr ? std::strtoul(more, nullptr, 10) : 1000;
+  std::size_t acted = 0, refused = 0, in_place = 0;
+  for (std::size_t done = 0, seed = 1; done < steps; ++seed) {
+    host h(GetParam(), static_cast<unsigned>(seed));
+    std::vector<std::string> story;
+    for (std::size_t i = 0; i < 200 && done < steps; ++i, ++done) {
+      story.push_back(h.step());
+      if (HasFatalFailure()) {
+        std::string all;
+        for (std::size_t s = story.size() > 20 ? story.size() - 20 : 0; s < story.size(); ++s) all += story[s] + "\n";
+        FAIL() << "seed " << seed << ", step " << i << ":\n" << all;
+      }
+    }
+    acted += h.acted(), refused += h.refused(), in_place += h.in_place();
+  }
+  RecordProperty("acted", std::to_string(acted));
+  std::printf("%zu operations, %zu compressions (%zu in place), %zu refusals\n", steps, acted, in_place, refused);
+  EXPECT_GT(acted, steps / 40);
+}
+
+INSTANTIATE_TEST_SUITE_P(Llama, Operations,
+                         testing::Values(setting{"one_sequence"}, setting{"transposed", 1, true, false},
+                                         setting{"four_unified", 4}, setting{"three_transposed", 3, true, false},
+                                         setting{"three_streams", 3, false}, setting{"streams_transposed", 2, false, false}),
+                         [](const auto& s) { return s.param.name; });
+
+}  // namespace
