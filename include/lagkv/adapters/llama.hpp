@@ -310,7 +310,8 @@ class compressor {
     const result<std::size_t> count = count_of(sequence, rows.cache);
     if (!count) return error{count.message()};
     const bool sure = !rows.trimmed && *count == rows.cells.size() &&
-                      (only_one(table) || (alike(table, *count, last) == 1 && shared_cells(rows.cache) == 0));
+                      (only_one(table) ||
+                       (shared_cells(rows.cache) == 0 && (rows.seen->sequence == sequence || alike(table, *count, last) == 1)));
     if (!sure) {
       result<rows_in_place> found = identify(sequence, rows.cache, last);
       if (!found) return found;
@@ -325,26 +326,28 @@ class compressor {
   /// Whether no other sequence has one of these cells, or waits for a copy of its stream.
   status is_alone(llama_seq_id sequence, const rows_in_place& rows) {
     const cell_table& table = probe_->caches()[rows.cache].table;
-    if (llama_n_seq_max(context_) == 1 || (table.streams() == 1 && shared_cells(rows.cache) == 0)) return {};
+    if (llama_n_seq_max(context_) == 1) return {};
+    const bool streams = table.streams() > 1, shared = shared_cells(rows.cache) > 0;
     for (llama_seq_id other = 0; other < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++other) {
       const llama_pos last = llama_memory_seq_pos_max(memory_, other);
       if (other == sequence || last < 0) continue;
       const result<std::size_t> count = count_of(other, rows.cache);
-      const auto is_apart = [&](const sighting& s) {
-        return s.stream == stream_of(table, other) && (table.streams() > 1 || s.sequence == other) && count &&
-               s.cells.size() == *count && table.position(s.stream, s.last_cell) == last &&
-               (table.streams() > 1 || std::none_of(s.cells.begin(), s.cells.end(), [&](std::int32_t cell) {
-                  return std::binary_search(rows.seen->cells.begin(), rows.seen->cells.end(), cell);
-                }));
-      };
-      const auto all = table.sightings();
-      if (std::none_of(all.begin(), all.end(), is_apart))
-        return error{
-            "sequence " + std::to_string(other) +
-            (table.streams() > 1 ? " may wait for a copy of this one: decode a token of it first" : " may share its cells")};
+      bool seen = false;
+      for (const sighting& s : table.sightings()) {
+        if (&s == rows.seen || s.stream != stream_of(table, other) || !count || s.cells.size() != *count ||
+            table.position(s.stream, s.last_cell) != last)
+          continue;
+        if (!streams && overlap(s, *rows.seen)) return shares(other);
+        seen = seen || streams || s.sequence == other;
+      }
+      if (streams && !seen)
+        return error{"sequence " + std::to_string(other) + " may wait for a copy of this one: decode a token of it first"};
+      if (shared && !seen) return shares(other);
     }
     return {};
   }
+
+  static error shares(llama_seq_id other) { return {"sequence " + std::to_string(other) + " may share its cells"}; }
 
   static std::size_t stream_of(const cell_table& table, llama_seq_id sequence) {
     return table.streams() > 1 ? static_cast<std::size_t>(sequence) : 0;
@@ -375,10 +378,13 @@ class compressor {
     return identify_by_content(sequence, cache);
   }
 
-  /// Whether a sighting must be that of another sequence, which may hold the same rows.
+  /// Whether a sighting may be that of another sequence, which may hold the same rows.
   bool is_of_another(llama_seq_id sequence, const sighting& s, std::size_t cache) {
     const cell_table& table = probe_->caches()[cache].table;
     if (only_one(table)) return false;
+    for (const sighting& later : table.sightings())  // it is out of date, or another sequence shares its cells
+      if (later.time > s.time && overlap(later, s)) return true;
+    if (s.sequence >= 0) return s.sequence != sequence;
     std::size_t sequences = 0;
     bool mine = false;
     for (llama_seq_id t = 0; t < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++t) {
@@ -388,7 +394,13 @@ class compressor {
       ++sequences;
       mine = mine || t == sequence;
     }
-    return mine ? alike(table, s.cells.size(), table.position(s.stream, s.last_cell)) < sequences : sequences > 0;
+    return !mine || alike(table, s.cells.size(), table.position(s.stream, s.last_cell)) < sequences;
+  }
+
+  static bool overlap(const sighting& a, const sighting& b) {
+    return a.stream == b.stream && std::any_of(a.cells.begin(), a.cells.end(), [&](std::int32_t cell) {
+             return std::binary_search(b.cells.begin(), b.cells.end(), cell);
+           });
   }
 
   /// Reads the sequence's state and looks for each of its rows in the cells that have been seen.
