@@ -465,7 +465,7 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
     return detail::refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
   std::optional<policy> sloped;  // a copy only where layers differ: most calls find nothing due
   const auto own = [&](std::size_t i) -> const policy& {
-    return p.budget.slope.beta > 1 ? sloped.emplace(for_layer(p, i, layers.size())) : p;
+    return p.budget.slope.sloped() ? sloped.emplace(for_layer(p, i, layers.size())) : p;
   };
   const bool chosen = static_cast<bool>(p.select);  // what a selector leaves is known only by its plans
   std::vector<plan> plans;

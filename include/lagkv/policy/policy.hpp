@@ -51,7 +51,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 [[nodiscard]] LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens);
 
 /// `p` for one layer of `layers`: if its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal
-/// numbers of tokens refuse policies whose budget.slope.used().
+/// numbers of tokens refuse policies whose budget.slope.sloped().
 [[nodiscard]] LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
 
 /// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are.
@@ -145,10 +145,10 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
     const std::size_t goal = share_of(share->of_all, tokens), window = b.recent_rows(goal);
     // Nothing goes before there are two units of candidates behind what stays.
     rest = larger(goal, b.sink) + 2 * (share->lag != 0 ? share->lag : larger(window, 1));
-    if (b.slope.beta > 1) rest = larger(rest, 2 * goal + 2 * window);
+    if (b.slope.sloped()) rest = larger(rest, 2 * goal + 2 * window);
   } else if (const auto* rows = b.as<keep::capacity>()) {
     const std::size_t window = b.recent_rows(rows->rows);
-    rest = larger(b.slope.beta > 1 ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
+    rest = larger(b.slope.sloped() ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
   } else if (const auto* window = b.as<keep::window>()) {
     const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);
     rest = larger(larger(goal, b.sink), 1) + window->every - 1;
