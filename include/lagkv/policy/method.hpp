@@ -32,16 +32,17 @@ class transforms {
   transforms() = default;
   template <class F>
   requires(!std::is_same_v<std::decay_t<F>, transforms> && requires(const F& f) { transform(f); }) transforms(const F& f) {
-    then(f);
+    list_[count_++] = f;
   }
 
   /// Appends one; false if there are five already.
-  bool then(const transform& t) {
+  [[nodiscard]] bool then(const transform& t) {
     if (count_ == most) return false;
     list_[count_++] = t;
     return true;
   }
 
+  std::size_t size() const noexcept { return count_; }
   explicit operator bool() const noexcept { return count_ != 0; }
 
   void operator()(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) const {

@@ -118,9 +118,12 @@ LAGKV_EDGE status adjust(method& m, const policy_options& o) {
   if (m.pre_rope != nullptr && (m.needs.queries > 0 || m.needs.accumulated_attention || m.needs.query_statistics))
     return error{"pre_rope=yes: queries meet keys as they are: not with a method that reads attention"};
   m.needs.rope = m.pre_rope != nullptr;
-  if (o.pool > 1) m.adjust.then(pool{o.pool});
-  if (shared) m.adjust.then(mean_of_heads{});
-  if (reach > 0) m.adjust.then(smooth{reach, shared});
+  const std::size_t own = m.adjust.size();
+  const bool held = (o.pool <= 1 || m.adjust.then(pool{o.pool})) && (!shared || m.adjust.then(mean_of_heads{})) &&
+                    (reach == 0 || m.adjust.then(smooth{reach, shared}));
+  if (!held)
+    return refuse({"transforms: the method has ", own, " of its own: with pool, heads and smooth there must be at most ",
+                   transforms::most});
   return {};
 }
 
