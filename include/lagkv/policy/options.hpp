@@ -117,7 +117,7 @@ LAGKV_EDGE status adjust(method& m, const policy_options& o) {
   if (o.pre_rope) m.pre_rope = *o.pre_rope ? pre_rope_keys : nullptr;
   if (m.pre_rope != nullptr && (m.needs.queries > 0 || m.needs.accumulated_attention || m.needs.query_statistics))
     return error{"pre_rope=yes: queries meet keys as they are: not with a method that reads attention"};
-  m.needs.rope = m.pre_rope != nullptr;
+  m.needs.rope = m.needs.rope || m.pre_rope != nullptr;  // a scorer may read extras.rope by itself
   const std::size_t own = m.adjust.size();
   const bool held = (o.pool <= 1 || m.adjust.then(pool{o.pool})) && (!shared || m.adjust.then(mean_of_heads{})) &&
                     (reach == 0 || m.adjust.then(smooth{reach, shared}));
