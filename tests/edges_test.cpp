@@ -162,6 +162,8 @@ TEST(parse, gives_what_the_string_says) {
   EXPECT_TRUE(lagkv::parse("lagkv:form=kvpress")->adjust);
   EXPECT_TRUE(lagkv::parse("lagkv:form=kvpress_cross")->budget.as<lagkv::keep::share>());
   EXPECT_EQ(lagkv::parse("random:recent=7")->budget.recent, 7U);
+  EXPECT_EQ(lagkv::parse("tova")->adjust.size(), 1U) << "heads=shared is its own default";
+  EXPECT_FALSE(lagkv::parse("tova:heads=own")->adjust);
 }
 
 TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {
