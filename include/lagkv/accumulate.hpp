@@ -6,7 +6,7 @@
 #include <lagkv/attention/attention.hpp>
 #include <lagkv/cache/cursor.hpp>
 #include <lagkv/cache/layer.hpp>
-#include <lagkv/compress.hpp>
+#include <lagkv/policy/method.hpp>
 #include <lagkv/policy/policy.hpp>
 #include <lagkv/rows/key_statistics.hpp>
 #include <lagkv/workspace.hpp>

@@ -16,9 +16,9 @@
 #include <lagkv/plan/candidates.hpp>
 #include <lagkv/plan/compact.hpp>
 #include <lagkv/plan/plan.hpp>
+#include <lagkv/policy/method.hpp>
 #include <lagkv/policy/policy.hpp>
 #include <lagkv/result.hpp>
-#include <lagkv/rows/pre_rope.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/transform/rank.hpp>
 #include <lagkv/workspace.hpp>
@@ -200,27 +200,6 @@ LAGKV_FN std::size_t partitions_together(const layer& l, const candidates& c) {
   const std::size_t fit = bytes / partition;
   return fit > least ? fit : least;
 }
-
-/// A layer as a scorer is shown it.
-class shown {
- public:
-  shown(const layer& l, const row_positions& positions, key_view keys, workspace& ws) : seen_(&l) {
-    if (keys == nullptr) return;
-    rotated_ = {l.extra->rope, positions};
-    changed_ = l;
-    changed_.keys = keys(l, rotated_, ws);
-    seen_ = &changed_;
-  }
-  shown(const shown&) = delete;
-  shown& operator=(const shown&) = delete;
-
-  const layer& operator*() const { return *seen_; }
-
- private:
-  const layer* seen_;
-  rotated rotated_{};
-  layer changed_{};
-};
 
 /// If nothing stays, or everything, no score is needed.
 inline bool needs_scores(const candidates& c) { return c.keep != 0 && c.keep != c.rows.size(); }
