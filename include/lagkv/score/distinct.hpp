@@ -11,7 +11,6 @@
 #include <lagkv/result.hpp>
 #include <lagkv/rows/key_statistics.hpp>
 #include <lagkv/rows/rows.hpp>
-#include <lagkv/score/random.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 
 namespace lagkv::inline LAGKV_ABI {

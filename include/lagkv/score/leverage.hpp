@@ -9,11 +9,11 @@
 
 #include <Eigen/Cholesky>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
 #include <lagkv/result.hpp>
 #include <lagkv/rows/matrix.hpp>
 #include <lagkv/rows/rows.hpp>
-#include <lagkv/score/random.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
