@@ -9,7 +9,7 @@
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
 #include <lagkv/result.hpp>
-#include <lagkv/rows/key_statistics.hpp>
+#include <lagkv/rows/mean_and_variance.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 
