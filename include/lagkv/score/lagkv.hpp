@@ -91,11 +91,11 @@ enum class lagkv_form : std::uint8_t {
 /// The paper's warning (section 4.2): quality needs ratio * lag well above the length in tokens of the span that must
 /// survive. A 64-digit pass key of 64 tokens is lost at lag 128, ratio 0.25 (32 tokens stay of each partition).
 struct lagkv_options {
-  std::size_t sink = 16;
-  std::size_t lag = 1024;
-  double ratio = 0.5;
-  double value_weight = 1.0;
-  lagkv_form form = lagkv_form::paper;
+  std::size_t sink = 16;      ///< tokens: the first so many always stay; 0: none
+  std::size_t lag = 1024;     ///< tokens a partition, 1 or more
+  double ratio = 0.5;         ///< share kept of each partition, above 0 and at most 1; in the kvpress forms of all tokens seen
+  double value_weight = 1.0;  ///< of the values' score beside the keys' 1, 0 to 1e6; 0: values are not read
+  lagkv_form form = lagkv_form::paper;  ///< the variant
 };
 
 inline constexpr parameter lagkv_parameters[] = {
