@@ -13,7 +13,7 @@
 #include <lagkv/lagkv.hpp>
 
 #include "memory.hpp"
-#include "npy.hpp"
+#include "tools/npy.hpp"
 
 namespace {
 

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 #include <lagkv/lagkv.hpp>
 
@@ -96,6 +97,24 @@ TEST(allocation, the_prefill_warms_what_decoding_needs) {
   cache c(layout::heads_first, dtype::f16, x, x);
   lagkv::workspace ws;
   EXPECT_EQ(allocations_of(named("lagkv:sink=4,lag=64,ratio=0.25"), c.layer(0), ws).decode, 0U);
+}
+
+TEST(allocation, none_for_all_layers_at_once_if_nothing_is_due) {
+  const cube x = make_cube(1, 2, 100, 8);
+  cache a(layout::heads_first, dtype::f16, x, x), b = a;
+  std::vector<lagkv::layer> layers{a.layer(100), b.layer(100)};
+  std::vector<lagkv::cursor> at(2);
+  lagkv::workspace ws;
+  const lagkv::policy p = named("key_norm:recent=8,capacity=60,every=20,select=chunks");
+  ASSERT_TRUE(lagkv::compress(p, layers, at, ws));
+  for (lagkv::layer& l : layers) l.tokens = at[0].tokens + 10;  // half of what makes it due
+  const std::size_t before = allocations, tokens = at[0].tokens;
+  ASSERT_TRUE(lagkv::compress(p, layers, at, ws));
+  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(at[1].tokens, tokens + 10);
+  EXPECT_TRUE(lagkv::last_plan(ws).empty());
+  layers[1].tokens += 1;
+  EXPECT_FALSE(lagkv::compress(p, layers, at, ws)) << "the layers have different numbers of rows";
 }
 
 TEST(allocation, none_for_rotating_keys_again) {

@@ -3,6 +3,7 @@
 
 #include <limits>
 #include <string>
+#include <utility>
 
 #include <lagkv/lagkv.hpp>
 #include <lagkv/methods_with_eigen.hpp>
@@ -161,6 +162,8 @@ TEST(parse, gives_what_the_string_says) {
   EXPECT_TRUE(lagkv::parse("lagkv:form=kvpress")->adjust);
   EXPECT_TRUE(lagkv::parse("lagkv:form=kvpress_cross")->budget.as<lagkv::keep::share>());
   EXPECT_EQ(lagkv::parse("random:recent=7")->budget.recent, 7U);
+  EXPECT_EQ(lagkv::parse("tova")->adjust.size(), 1U) << "heads=shared is its own default";
+  EXPECT_FALSE(lagkv::parse("tova:heads=own")->adjust);
 }
 
 TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {
@@ -287,6 +290,29 @@ TEST(check, layers_and_policies) {
   EXPECT_EQ(check(p, {two, two, 100}).message(), "lag=0: must be 1 or more if each partition keeps a share");
   const lagkv::tensor endless = lagkv::strided<float>(memory, {1, 4}, {0, 4, 1});
   EXPECT_EQ(check(keys_only, {endless, {}, std::size_t{1} << 32}).message(), "tokens=4294967296: must be at most 4294967295");
+}
+
+TEST(check, budgets_that_only_a_host_can_write) {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+  const lagkv::tensor two = lagkv::strided<float>(memory, {2, 4}, {400, 4, 1}, 100);
+  const auto refused = [&](const lagkv::budget& b) {
+    lagkv::policy p = named("key_norm");
+    p.budget = b;
+    return check(p, {two, two, 100}).message();
+  };
+  EXPECT_EQ(refused({.keeps = lagkv::keep::partitions{128, 1.5}}), "ratio=1.5: must be above 0 and at most 1");
+  EXPECT_EQ(refused({.keeps = lagkv::keep::partitions{128, 1}}), "");
+  for (const auto& [x, text] : {std::pair(0.0, "0"), {-0.5, "-0.5"}, {1.25, "1.25"}, {nan, "nan"}, {infinity, "inf"}}) {
+    const std::string of_a_share = std::string("=") + text + ": must be above 0 and at most 1";
+    EXPECT_EQ(refused({.keeps = lagkv::keep::partitions{128, x}}), "ratio" + of_a_share);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::share{x}}), "of_all" + of_a_share);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::window{.of_all = x}}), "of_all" + of_a_share);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::window{.rows = 40, .of_all = x}}), "") << "of_all is not read";
+    EXPECT_EQ(refused({.recent_share = x}), x == 0 ? "" : std::string("recent_share=") + text + ": must be from 0 to 1");
+  }
+  EXPECT_EQ(refused({.recent_share = 1}), "");
+  EXPECT_EQ(refused({.keeps = lagkv::keep::capacity{.rows = 40, .every = 0}}), "every=0: must be 1 or more");
+  EXPECT_EQ(refused({.keeps = lagkv::keep::window{.rows = 40, .every = 0}}), "every=0: must be 1 or more");
 }
 
 TEST(views, stand_on_the_hosts_own_types) {

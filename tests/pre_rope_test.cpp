@@ -331,6 +331,13 @@ TEST(key_statistics, a_late_token_displaces_an_early_survivor) {
   EXPECT_TRUE(early_stayed);
 }
 
+TEST(pre_rope, a_method_may_read_the_embedding_by_itself) {
+  const lagkv::method own{.score = lagkv::key_norm_score{}, .needs = {.rope = true}};
+  EXPECT_TRUE(lagkv::make_policy(own)->needs.rope);
+  EXPECT_TRUE(lagkv::make_policy(own, {.pre_rope = false})->needs.rope);
+  EXPECT_FALSE(lagkv::make_policy(lagkv::method_of(lagkv::novelty_score{}), {.pre_rope = false})->needs.rope);
+}
+
 TEST(pre_rope, what_is_missing_is_named) {
   const rope odd{.pairs = lagkv::rope::pairing::halves, .dims = 7}, good{.pairs = lagkv::rope::pairing::halves};
   host keys(layout::heads_first, dtype::f16, 1, 9, 16);

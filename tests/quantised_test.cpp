@@ -8,10 +8,9 @@
 #include <string>
 #include <vector>
 
-#include <tools/npy.hpp>
-
 #include "support/blocks.hpp"
 #include "support/offer.hpp"
+#include "tools/npy.hpp"
 
 namespace {
 

@@ -222,6 +222,15 @@ TEST(budgets, pyramids_fall_by_equal_steps_and_add_up) {
   EXPECT_EQ(p.budget.due({}, 1000).keep, 780U) << "one layer has no slope";
 }
 
+TEST(budgets, a_pyramid_is_seen_before_its_layers_are_known) {
+  const lagkv::policy p = named_any("key_norm:capacity=100,pyramid=20");
+  EXPECT_TRUE(p.budget.slope.sloped());
+  EXPECT_FALSE(p.budget.slope.used());
+  EXPECT_TRUE(lagkv::for_layer(p, 0, 9).budget.slope.used());
+  EXPECT_FALSE(named_any("key_norm:capacity=100,pyramid=1").budget.slope.sloped());
+  EXPECT_FALSE(named_any("key_norm:capacity=100").budget.slope.sloped());
+}
+
 TEST(budgets, bytes_become_tokens) {
   const cube x = make_cube(73, 2, 50, 16);
   cache c(layout::heads_first, dtype::f16, x, x);

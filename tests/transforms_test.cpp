@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <limits>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <lagkv/lagkv.hpp>
@@ -112,6 +114,24 @@ TEST(policy_keys, a_method_has_its_own_where_none_are_given) {
   EXPECT_EQ(scores_of("novelty:pre_rope=no", k), scores_of("novelty:pre_rope=no,heads=shared,smooth=8", k));
   EXPECT_NE(scores_of("novelty:pre_rope=no", k), scores_of("novelty:pre_rope=no,heads=own", k));
   EXPECT_NE(scores_of("novelty:pre_rope=no", k), scores_of("novelty:pre_rope=no,smooth=0", k));
+}
+
+TEST(policy_keys, a_method_with_too_many_transforms_is_refused) {
+  lagkv::method m = lagkv::method_of(lagkv::key_norm_score{});
+  const auto twice = [](std::span<float> scores, std::size_t, const lagkv::candidates&, lagkv::workspace&) {
+    for (float& s : scores) s *= 2;
+  };
+  ASSERT_TRUE(m.adjust.then(twice) && m.adjust.then(twice));
+  const lagkv::policy_options all{.pool = 3, .smooth = 2, .heads = lagkv::deciding_heads::shared};
+  const auto made = lagkv::make_policy(m, all);
+  ASSERT_TRUE(made) << made.message();
+  EXPECT_EQ(made->adjust.size(), 5U);
+  ASSERT_TRUE(m.adjust.then(twice));
+  const std::string refused = "transforms: the method has 3 of its own: with pool, heads and smooth there must be at most 5";
+  EXPECT_EQ(lagkv::make_policy(m, all).message(), refused);
+  const lagkv::method two[] = {lagkv::method_of(lagkv::key_norm_score{}), m};
+  EXPECT_EQ(lagkv::make_fusion(two, all).message(), refused);
+  EXPECT_TRUE(lagkv::make_policy(m, {.pool = 3, .smooth = 2}));
 }
 
 TEST(policy_keys, each_scorer_of_a_fusion_is_smoothed_before_it_is_ranked) {

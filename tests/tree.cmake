@@ -22,8 +22,7 @@ set(floors
   "select"
   "policy"
   "score"
-  "methods.hpp compress.hpp"
-  "accumulate.hpp"
+  "methods.hpp compress.hpp accumulate.hpp"
   "lagkv.hpp methods_with_eigen.hpp"
   "adapters lagkv.cpp")
 set(name_no_method view cache rows plan policy workspace.hpp compress.hpp accumulate.hpp)

@@ -9,7 +9,7 @@
 
 #include <lagkv/lagkv.hpp>
 
-#include "npy.hpp"
+#include "tools/npy.hpp"
 
 namespace tool {
 

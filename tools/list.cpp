@@ -106,8 +106,13 @@ std::string describe(const lagkv::method_entry& m) {
       entry(std::string(m.name), std::string(m.meaning) + (m.source.empty() ? "" : ", ") + together(std::string(m.source)));
   out += entry("", std::string("reads ").append(m.reads) + ' ' + (part ? options_for(part->needs) : ""));
   out += keys(whole ? m.whole : m.own);
-  if (part && part->recent != plain.recent) out += key_entry("recent", std::to_string(part->recent), instead);
-  if (part && part->recent_share != plain.recent_share) out += key_entry("recent_share", number(part->recent_share), instead);
+  if (part) {
+    if (part->recent != plain.recent) out += key_entry("recent", std::to_string(part->recent), instead);
+    if (part->recent_share != plain.recent_share) out += key_entry("recent_share", number(part->recent_share), instead);
+    if (part->smooth != plain.smooth) out += key_entry("smooth", std::to_string(part->smooth), instead);
+    if (part->shared_heads) out += key_entry("heads", "shared", instead);
+    if (part->pre_rope != nullptr) out += key_entry("pre_rope", "yes", instead);
+  }
   return out + '\n';
 }
 

@@ -1,4 +1,5 @@
-// Reads and writes NumPy's .npy files (format 1.0 to 3.0, little endian, C order). For the tool and the tests only.
+// Reads and writes NumPy's .npy files (format 1.0 to 3.0, little endian, C order). For programs and tests of this tree:
+// it is not installed.
 #pragma once
 
 #include <cstddef>

@@ -8,6 +8,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <lagkv/methods_with_eigen.hpp>
@@ -195,6 +196,15 @@ TEST_F(lagkv_npy, lists_policies_and_helps) {
   };
   for (const char* part : {"ratio=0.5", "form=paper", "2504.04704", "capacity=...", "recent_share=0.5", "fuse:A+B"})
     expect_listed(part);
+  for (const auto& [method, keys] : {std::pair("h2o", std::vector{"recent=1 ", "recent_share=0.5 "}),
+                                     {"novelty", {"smooth=8 ", "heads=shared ", "pre_rope=yes "}},
+                                     {"distinct", {"pre_rope=yes "}},
+                                     {"tova", {"recent=1 ", "heads=shared "}}}) {
+    const std::size_t at = list.output.find(std::string("\n") + method + ' ');
+    const std::string entry = list.output.substr(at, list.output.find("\n\n", at) - at);
+    for (const char* key : keys)
+      EXPECT_NE(entry.find(std::string("\n  ") + key), std::string::npos) << key << " is not in" << entry;
+  }
   const auto expect_keys = [&](std::span<const lagkv::parameter> keys) {
     for (const lagkv::parameter& p : keys) expect_listed(std::string("\n  ").append(p.key).append("="));
   };

@@ -17,7 +17,7 @@
 
 #include <gtest/gtest.h>
 
-#include "npy.hpp"
+#include "tools/npy.hpp"
 
 namespace fs = std::filesystem;
 

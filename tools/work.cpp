@@ -83,11 +83,8 @@ outcome compress(job& j) {
       if (!attention.empty()) std::fill_n(attention.data() + at, n, 0.0F);
     }
     cache.tokens += n, seen += n, unbroken += n;
-    if (!attention.empty()) {
-      extras.queries = npy::view(j.queries, seen - n, n);
-      lagkv::accumulate_attention(cache, n, workspace);
-    }
-    lagkv::accumulate_key_statistics(j.policy, cache, cursor, n, workspace);
+    if (!attention.empty()) extras.queries = npy::view(j.queries, seen - n, n);
+    lagkv::accumulate(j.policy, cache, cursor, n, workspace);
     const std::size_t offered = wanted_queries(j, unbroken);
     extras.queries = offered == 0 ? lagkv::tensor() : npy::view(j.queries, seen - offered, offered);
     cache.tokens = lagkv::compress(j.policy, cache, cursor, workspace);

@@ -1,7 +1,5 @@
 #include "trial.hpp"
 
-#include <lagkv/score/random.hpp>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,6 +9,7 @@
 #include <utility>
 
 #include "host/stopwatch.hpp"
+#include "tasks/draws.hpp"
 
 namespace eval {
 namespace {
@@ -152,7 +151,7 @@ void perplexity(const trial& t, host::session& s, const std::function<const refe
 
 // A number from 0 to 1, both left out, for a place in a text and a token of the vocabulary.
 double noise(std::size_t place, std::size_t token) {
-  const std::uint64_t x = lagkv::detail::split_mix((static_cast<std::uint64_t>(place) << 32U) + token);
+  const std::uint64_t x = split_mix((static_cast<std::uint64_t>(place) << 32U) + token);
   return (static_cast<double>(x >> 12U) + 0.5) / static_cast<double>(std::uint64_t{1} << 52U);
 }
 

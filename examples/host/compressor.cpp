@@ -19,8 +19,7 @@ lagkv::llama::compressor make(session& s, const named_policy& policy) {
 }  // namespace
 
 named_policy parse(const std::string& text, std::span<const lagkv::method_entry* const> known) {
-  // No budget is exceeded by a share of 1: nothing is ever due.
-  const auto made = text == "full" ? lagkv::make_streaming_llm({.keep = 1.0}) : lagkv::parse(text, known);
+  const auto made = lagkv::parse(text, known);
   if (!made) throw std::invalid_argument(made.message());
   return {text, *made};
 }

@@ -20,7 +20,7 @@ struct named_policy {
   lagkv::policy rules;
 };
 
-/// One of lagkv's policy strings, or `full`, which keeps everything. Throws std::invalid_argument that says what is wrong.
+/// One of lagkv's policy strings. Throws std::invalid_argument that says what is wrong.
 [[nodiscard]] named_policy parse(const std::string& text, std::span<const lagkv::method_entry* const> known = lagkv::methods());
 
 /// What one call of compressor::compress did.

@@ -4,7 +4,7 @@
 #include <span>
 #include <stdexcept>
 
-#include "npy.hpp"
+#include "tools/npy.hpp"
 
 namespace host {
 

@@ -6,9 +6,9 @@
 #include <lagkv/attention/attention.hpp>
 #include <lagkv/cache/cursor.hpp>
 #include <lagkv/cache/layer.hpp>
-#include <lagkv/compress.hpp>
+#include <lagkv/policy/method.hpp>
 #include <lagkv/policy/policy.hpp>
-#include <lagkv/rows/key_statistics.hpp>
+#include <lagkv/rows/mean_and_variance.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI {

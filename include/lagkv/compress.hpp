@@ -16,9 +16,9 @@
 #include <lagkv/plan/candidates.hpp>
 #include <lagkv/plan/compact.hpp>
 #include <lagkv/plan/plan.hpp>
+#include <lagkv/policy/method.hpp>
 #include <lagkv/policy/policy.hpp>
 #include <lagkv/result.hpp>
-#include <lagkv/rows/pre_rope.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/transform/rank.hpp>
 #include <lagkv/workspace.hpp>
@@ -67,6 +67,9 @@ struct compress_options {
 /// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the
 /// first row moves; if it is refused (different counts in heads or layers, another number of cursors) cache and cursors are as
 /// they were. The rows now in use are cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
+///
+/// Cost: what is due is asked twice a layer. A policy with a selector, if something is due and counts must be equal, allocates at
+/// each call: the plans of all layers are held until the first row moves (4 bytes a row that stays of the candidates).
 LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
                          const compress_options& o = {});
 
@@ -197,27 +200,6 @@ LAGKV_FN std::size_t partitions_together(const layer& l, const candidates& c) {
   const std::size_t fit = bytes / partition;
   return fit > least ? fit : least;
 }
-
-/// A layer as a scorer is shown it.
-class shown {
- public:
-  shown(const layer& l, const row_positions& positions, key_view keys, workspace& ws) : seen_(&l) {
-    if (keys == nullptr) return;
-    rotated_ = {l.extra->rope, positions};
-    changed_ = l;
-    changed_.keys = keys(l, rotated_, ws);
-    seen_ = &changed_;
-  }
-  shown(const shown&) = delete;
-  shown& operator=(const shown&) = delete;
-
-  const layer& operator*() const { return *seen_; }
-
- private:
-  const layer* seen_;
-  rotated rotated_{};
-  layer changed_{};
-};
 
 /// If nothing stays, or everything, no score is needed.
 inline bool needs_scores(const candidates& c) { return c.keep != 0 && c.keep != c.rows.size(); }
@@ -465,9 +447,14 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
     return detail::refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
   std::optional<policy> sloped;  // a copy only where layers differ: most calls find nothing due
   const auto own = [&](std::size_t i) -> const policy& {
-    return p.budget.slope.beta > 1 ? sloped.emplace(for_layer(p, i, layers.size())) : p;
+    return p.budget.slope.sloped() ? sloped.emplace(for_layer(p, i, layers.size())) : p;
   };
-  const bool chosen = static_cast<bool>(p.select);  // what a selector leaves is known only by its plans
+  const auto due = [&](std::size_t i, const policy& mine) {
+    return detail::candidates_of(mine, layers[i], mine.budget.due(cursors[i], layers[i].tokens));
+  };
+  bool chosen = false;  // what a selector leaves is known only by its plans
+  if (p.select && o.equal_counts)
+    for (std::size_t i = 0; i < layers.size() && !chosen; ++i) chosen = !due(i, own(i)).empty();
   std::vector<plan> plans;
   candidates first{};
   for (std::size_t i = 0; i < layers.size() && o.equal_counts; ++i) {
@@ -477,7 +464,7 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
       if (!equal_counts(plans[i], plans[0])) return detail::unequal(i);
       continue;
     }
-    const candidates c = detail::candidates_of(mine, layers[i], mine.budget.due(cursors[i], layers[i].tokens));
+    const candidates c = due(i, mine);
     if (i == 0) first = c;
     if (c.rows != first.rows || c.keep != first.keep || layers[i].tokens != layers[0].tokens) return detail::unequal(i);
   }

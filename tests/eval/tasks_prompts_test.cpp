@@ -730,6 +730,11 @@ TEST(words, are_plain_and_distinct) {
   EXPECT_EQ(seen.size(), 240U);
 }
 
+TEST(draws, are_seeded_by_split_mix_64) {
+  EXPECT_EQ(eval::split_mix(1234567), 6457827717110365317U);
+  EXPECT_EQ(eval::draws(7, "niah", 3, "haystack").uuid(), "adb4f7d8-448b-4501-a5c0-e1235c6080b4");
+}
+
 TEST(draws, differ_by_everything_that_names_their_stream) {
   std::set<std::string> seen;
   for (const std::uint64_t seed : {0U, 1U, 42U})

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include <lagkv/score/lagkv.hpp>
-#include <tools/npy.hpp>
 
 #include "cube.hpp"
+#include "tools/npy.hpp"
 
 namespace support {
 

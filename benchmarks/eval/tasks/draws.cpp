@@ -1,21 +1,25 @@
 // Seeds, and the random things that texts are made of.
 #include "tasks/draws.hpp"
 
-#include <lagkv/score/random.hpp>
-
 #include <algorithm>
 
 namespace eval {
 namespace {
 
-using lagkv::detail::split_mix;  // neighbouring samples get unlike seeds
-
+// Neighbouring samples get unlike seeds.
 std::uint64_t mix(std::uint64_t hash, std::string_view text) {
   for (const char c : text) hash = split_mix(hash ^ static_cast<unsigned char>(c));
   return split_mix(hash ^ 0x100U);  // the end: no byte, so that ("ab", "c") and ("a", "bc") part
 }
 
 }  // namespace
+
+std::uint64_t split_mix(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15U;
+  x = (x ^ (x >> 30U)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27U)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31U);
+}
 
 draws::draws(std::uint64_t seed, std::string_view task, std::size_t sample, std::string_view purpose)
     : generator_(mix(split_mix(mix(split_mix(seed), task) ^ sample), purpose)) {}

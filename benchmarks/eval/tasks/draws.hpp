@@ -11,6 +11,9 @@
 
 namespace eval {
 
+/// The number that SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) draws in state x.
+std::uint64_t split_mix(std::uint64_t x);
+
 /// One stream of draws. A copy goes on from where the original stands.
 class draws {
  public:

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 #include <lagkv/cache/extras.hpp>
 #include <lagkv/result.hpp>

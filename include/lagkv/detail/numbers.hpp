@@ -1,4 +1,4 @@
-// Part of lagkv (MIT). Questions about numbers that hold under any flags of the host, -ffast-math too. Not API.
+// Part of lagkv (MIT). Questions about numbers that hold under any flags of the host, -ffast-math too; random numbers. Not API.
 #pragma once
 
 #include <cstdint>
@@ -20,5 +20,21 @@ inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square
 
 /// Whether two numbers, neither of which is NaN, are not the same.
 inline bool differ(double a, double b) { return a < b || b < a; }
+
+inline constexpr std::uint64_t split_mix_step = 0x9e3779b97f4a7c15U;
+
+/// The number that SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) draws in state x.
+LAGKV_FN std::uint64_t split_mix(std::uint64_t x);
+
+#if LAGKV_BODIES
+
+LAGKV_FN std::uint64_t split_mix(std::uint64_t x) {
+  x += split_mix_step;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31);
+}
+
+#endif
 
 }  // namespace lagkv::inline LAGKV_ABI::detail

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 #include <lagkv/plan/plan.hpp>
 #include <lagkv/result.hpp>

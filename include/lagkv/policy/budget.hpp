@@ -17,7 +17,11 @@ struct pyramid {
   std::size_t layer = 0;
   std::size_t layers = 1;
 
-  bool used() const noexcept { return beta > 1 && layers > 1; }
+  /// Whether layers are to keep different numbers of rows; holds before for_layer() has said which layer it is.
+  bool sloped() const noexcept { return beta > 1; }
+
+  /// Whether this layer's number differs from the average: sloped(), and for_layer() has said which of several layers it is.
+  bool used() const noexcept { return sloped() && layers > 1; }
 
   /// What this layer keeps, as a multiple of the average; the first could hold `most` times the average.
   double factor(double most) const {

@@ -10,6 +10,7 @@
 #include <lagkv/plan/candidates.hpp>
 #include <lagkv/plan/plan.hpp>
 #include <lagkv/rows/pre_rope.hpp>
+#include <lagkv/view/range.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
@@ -32,16 +33,17 @@ class transforms {
   transforms() = default;
   template <class F>
   requires(!std::is_same_v<std::decay_t<F>, transforms> && requires(const F& f) { transform(f); }) transforms(const F& f) {
-    then(f);
+    list_[count_++] = f;
   }
 
   /// Appends one; false if there are five already.
-  bool then(const transform& t) {
+  [[nodiscard]] bool then(const transform& t) {
     if (count_ == most) return false;
     list_[count_++] = t;
     return true;
   }
 
+  std::size_t size() const noexcept { return count_; }
   explicit operator bool() const noexcept { return count_ != 0; }
 
   void operator()(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) const {
@@ -81,6 +83,31 @@ using key_view = tensor (*)(const layer&, const rotated& how, workspace&);
 
 /// As they were before RoPE.
 inline tensor pre_rope_keys(const layer& l, const rotated& how, workspace& ws) { return pre_rope(l.keys, how, ws); }
+
+namespace detail {
+
+/// A layer as a scorer is shown it.
+class shown {
+ public:
+  shown(const layer& l, const row_positions& positions, key_view keys, workspace& ws) : seen_(&l) {
+    if (keys == nullptr) return;
+    rotated_ = {l.extra->rope, positions};
+    changed_ = l;
+    changed_.keys = keys(l, rotated_, ws);
+    seen_ = &changed_;
+  }
+  shown(const shown&) = delete;
+  shown& operator=(const shown&) = delete;
+
+  const layer& operator*() const { return *seen_; }
+
+ private:
+  const layer* seen_;
+  rotated rotated_{};
+  layer changed_{};
+};
+
+}  // namespace detail
 
 /// A scorer with what belongs to it, before it is said how many tokens stay. A file in score/ makes one by method_of().
 struct method {

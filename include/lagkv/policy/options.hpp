@@ -34,22 +34,22 @@ enum class deciding_heads : std::uint8_t {
 /// How many tokens stay, and how they are picked: what every scored method shares. Give at most one of keep, capacity and
 /// budget_mb; none of them means keep = 0.5.
 struct policy_options {
-  std::size_t sink = 4;
-  std::optional<std::size_t> recent{};
-  std::size_t lag = 0;
-  std::optional<double> keep{};
-  std::optional<std::size_t> capacity{};
-  std::optional<double> budget_mb{};
-  std::size_t every = 1;
-  std::optional<double> recent_share{};
-  std::size_t pool = 1;
-  std::optional<std::size_t> smooth{};
-  std::optional<deciding_heads> heads{};
-  std::optional<bool> pre_rope{};
-  selection select = selection::top_k;
-  std::size_t chunk = 20;
-  double safeguard = 0.2;
-  std::optional<double> pyramid{};
+  std::size_t sink = 4;                 ///< tokens: the first so many always stay; 0: none
+  std::optional<std::size_t> recent{};  ///< tokens: the last so many always stay; empty: the method's own, 32 for most
+  std::size_t lag = 0;                  ///< tokens a partition; 0: all between sinks and window are scored at once
+  std::optional<double> keep{};  ///< share of all tokens (with lag of each partition), above 0, at most 1; empty: as said above
+  std::optional<std::size_t> capacity{};  ///< tokens, at least sink + recent + 1; empty: no such budget
+  std::optional<double> budget_mb{};      ///< 10^6 bytes of all layers together, above 0: see fit(); empty: no such budget
+  std::size_t every = 1;                  ///< tokens by which capacity is exceeded when compress() acts, 1 or more
+  std::optional<double> recent_share{};   ///< the window is at least this share of the budget, 0 to 1; empty: the method's own
+  std::size_t pool = 1;                   ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
+  std::optional<std::size_t> smooth{};    ///< neighbours on each side that smooth it; 0: none; empty: the method's own
+  std::optional<deciding_heads> heads{};  ///< whose scores decide; empty: the method's own, deciding_heads::own for most
+  std::optional<bool> pre_rope{};         ///< whether keys are scored as before RoPE; empty: the method's own, no for most
+  selection select = selection::top_k;    ///< how tokens are picked by their scores
+  std::size_t chunk = 20;                 ///< tokens a chunk of selection::chunks, 1 or more
+  double safeguard = 0.2;                 ///< share of its even part that a head keeps with selection::adaptive, 0 to 1
+  std::optional<double> pyramid{};        ///< beta of pyramid, 1 (no slope) to 1e6; empty: layers have equal budgets
 };
 
 /// Key, member, range and meaning of each of them.
@@ -117,10 +117,13 @@ LAGKV_EDGE status adjust(method& m, const policy_options& o) {
   if (o.pre_rope) m.pre_rope = *o.pre_rope ? pre_rope_keys : nullptr;
   if (m.pre_rope != nullptr && (m.needs.queries > 0 || m.needs.accumulated_attention || m.needs.query_statistics))
     return error{"pre_rope=yes: queries meet keys as they are: not with a method that reads attention"};
-  m.needs.rope = m.pre_rope != nullptr;
-  if (o.pool > 1) m.adjust.then(pool{o.pool});
-  if (shared) m.adjust.then(mean_of_heads{});
-  if (reach > 0) m.adjust.then(smooth{reach, shared});
+  m.needs.rope = m.needs.rope || m.pre_rope != nullptr;  // a scorer may read extras.rope by itself
+  const std::size_t own = m.adjust.size();
+  const bool held = (o.pool <= 1 || m.adjust.then(pool{o.pool})) && (!shared || m.adjust.then(mean_of_heads{})) &&
+                    (reach == 0 || m.adjust.then(smooth{reach, shared}));
+  if (!held)
+    return refuse({"transforms: the method has ", own, " of its own: with pool, heads and smooth there must be at most ",
+                   transforms::most});
   return {};
 }
 

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/budget.hpp>
 #include <lagkv/policy/method.hpp>
 #include <lagkv/result.hpp>
@@ -39,7 +41,8 @@ struct policy {
 };
 
 /// Whether `p` can work on this layer and finds what it needs. Call it when a cache is set up; afterwards compress() cannot
-/// fail. Hosts that hold heads of different lengths say so by `any_length`; for others policies that need it are refused.
+/// fail. It refuses budgets that make no sense, too: a share that is not above 0 and at most 1, every=0. Hosts that hold heads of
+/// different lengths say so by `any_length`; for others policies that need it are refused.
 LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false);
 
 /// The most rows that a layer has in use at once, if a sequence of at most `tokens` tokens comes in pieces of at most `chunk`
@@ -48,7 +51,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 [[nodiscard]] LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens);
 
 /// `p` for one layer of `layers`: if its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal
-/// numbers of tokens refuse policies whose budget.slope.used().
+/// numbers of tokens refuse policies whose budget.slope.sloped().
 [[nodiscard]] LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
 
 /// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are.
@@ -65,14 +68,45 @@ LAGKV_EDGE policy pre_rope(policy p) {
   return p;
 }
 
+namespace detail {
+
+/// Refuses a share that is not above 0, or 0 where `zero` is accepted, and at most 1.
+LAGKV_EDGE status check_share(std::string_view name, double x, bool zero = false) {
+  const bool within = (zero ? x >= 0 : x > 0) && x <= 1;
+  if (within && !is_nan(static_cast<float>(x))) return {};  // -ffast-math may take a NaN to be within
+  return refuse({name, "=", x, zero ? ": must be from 0 to 1" : ": must be above 0 and at most 1"});
+}
+
+LAGKV_EDGE status check_every(std::size_t every) {
+  if (every > 0) return {};
+  return error{"every=0: must be 1 or more"};
+}
+
+/// Refuses what no string can say of a budget, but a host can write.
+LAGKV_EDGE status check_budget(const budget& b) {
+  if (status s = check_share("recent_share", b.recent_share, true); !s) return s;
+  if (const auto* each = b.as<keep::partitions>()) {
+    if (each->lag == 0) return error{"lag=0: must be 1 or more if each partition keeps a share"};
+    return check_share("ratio", each->ratio);
+  }
+  if (const auto* share = b.as<keep::share>()) return check_share("of_all", share->of_all);
+  if (const auto* rows = b.as<keep::capacity>()) return check_every(rows->every);
+  if (b.as<keep::bytes>() != nullptr) return error{"budget: is in bytes: make it a number of rows by fit()"};
+  if (const auto* window = b.as<keep::window>()) {
+    if (status s = check_every(window->every); !s) return s;
+    if (window->rows == 0) return check_share("of_all", window->of_all);
+  }
+  return {};
+}
+
+}  // namespace detail
+
 LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   if (status s = check(l); !s) return s;
   const budget& b = p.budget;
   const extras* e = l.extra;
   if (!p.score && b.as<keep::window>() == nullptr && b.as<keep::everything>() == nullptr) return error{"policy: has no scorer"};
-  if (const auto* each = b.as<keep::partitions>(); each != nullptr && each->lag == 0)
-    return error{"lag=0: must be 1 or more if each partition keeps a share"};
-  if (b.as<keep::bytes>() != nullptr) return error{"budget: is in bytes: make it a number of rows by fit()"};
+  if (status s = detail::check_budget(b); !s) return s;
   if (p.ragged && !any_length) return error{"policy: keeps different numbers of tokens a head, which this cache cannot hold"};
   if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
   if (p.needs.queries > 0 && !(e != nullptr && (e->queries || e->weights)))
@@ -111,10 +145,10 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
     const std::size_t goal = share_of(share->of_all, tokens), window = b.recent_rows(goal);
     // Nothing goes before there are two units of candidates behind what stays.
     rest = larger(goal, b.sink) + 2 * (share->lag != 0 ? share->lag : larger(window, 1));
-    if (b.slope.beta > 1) rest = larger(rest, 2 * goal + 2 * window);
+    if (b.slope.sloped()) rest = larger(rest, 2 * goal + 2 * window);
   } else if (const auto* rows = b.as<keep::capacity>()) {
     const std::size_t window = b.recent_rows(rows->rows);
-    rest = larger(b.slope.beta > 1 ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
+    rest = larger(b.slope.sloped() ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
   } else if (const auto* window = b.as<keep::window>()) {
     const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);
     rest = larger(larger(goal, b.sink), 1) + window->every - 1;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/detail/vector.hpp>

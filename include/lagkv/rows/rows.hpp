@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <cstring>
-#include <limits>
 #include <span>
 
 #include <lagkv/cache/layer.hpp>

@@ -3,15 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
-#include <lagkv/result.hpp>
-#include <lagkv/rows/key_statistics.hpp>
+#include <lagkv/rows/mean_and_variance.hpp>
 #include <lagkv/rows/rows.hpp>
-#include <lagkv/score/random.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 
 namespace lagkv::inline LAGKV_ABI {

@@ -3,10 +3,8 @@
 
 #include <cstddef>
 #include <span>
-#include <string>
 
 #include <lagkv/policy/registry.hpp>
-#include <lagkv/result.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 #include <lagkv/simd/score_kernels.hpp>

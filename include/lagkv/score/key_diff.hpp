@@ -5,7 +5,7 @@
 #include <span>
 
 #include <lagkv/policy/registry.hpp>
-#include <lagkv/rows/cosines.hpp>
+#include <lagkv/rows/away_from_mean.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 

@@ -1,8 +1,10 @@
 // Part of lagkv (MIT). LagKV: deviation of keys and values from the range of the next partition (arXiv 2504.04704).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <span>
 #include <utility>
@@ -89,18 +91,11 @@ enum class lagkv_form : std::uint8_t {
 /// The paper's warning (section 4.2): quality needs ratio * lag well above the length in tokens of the span that must
 /// survive. A 64-digit pass key of 64 tokens is lost at lag 128, ratio 0.25 (32 tokens stay of each partition).
 struct lagkv_options {
-  std::size_t sink = 16;
-  std::size_t lag = 1024;
-  double ratio = 0.5;
-  double value_weight = 1.0;
-  lagkv_form form = lagkv_form::paper;
-};
-
-/// What strings say of LagKV. (In C++ keys before RoPE are asked for by pre_rope(policy), so that a file without them does not
-/// compile the kernels for them.)
-struct lagkv_string_options {
-  lagkv_options policy{};  // first: its parameters find it at the address of this
-  bool pre_rope = false;
+  std::size_t sink = 16;      ///< tokens: the first so many always stay; 0: none
+  std::size_t lag = 1024;     ///< tokens a partition, 1 or more
+  double ratio = 0.5;         ///< share kept of each partition, above 0 and at most 1; in the kvpress forms of all tokens seen
+  double value_weight = 1.0;  ///< of the values' score beside the keys' 1, 0 to 1e6; 0: values are not read
+  lagkv_form form = lagkv_form::paper;  ///< the variant
 };
 
 inline constexpr parameter lagkv_parameters[] = {
@@ -109,8 +104,22 @@ inline constexpr parameter lagkv_parameters[] = {
     option<&lagkv_options::ratio>("ratio", accepts::share,
                                   "share kept of each partition; in the kvpress forms of all tokens seen"),
     option<&lagkv_options::value_weight>("value_weight", accepts::weight, "weight of the values' score; 0: values are not read"),
-    option<&lagkv_options::form>("form", accepts::word("paper|local|kvpress|kvpress_cross"), "variant"),
-    option<&lagkv_string_options::pre_rope>("pre_rope", accepts::yes_no, "score keys as they were before RoPE")};
+    option<&lagkv_options::form>("form", accepts::word("paper|local|kvpress|kvpress_cross"), "variant")};
+
+/// What strings say of LagKV. (In C++ keys before RoPE are asked for by pre_rope(policy), so that a file without them does not
+/// compile the kernels for them.)
+struct lagkv_string_options {
+  lagkv_options options{};  // first: its parameters find it at the address of this
+  bool pre_rope = false;
+};
+
+/// lagkv_parameters, and one more.
+inline constexpr auto lagkv_string_parameters = [] {
+  std::array<parameter, std::size(lagkv_parameters) + 1> all{};
+  for (std::size_t i = 0; i < std::size(lagkv_parameters); ++i) all[i] = lagkv_parameters[i];
+  all.back() = option<&lagkv_string_options::pre_rope>("pre_rope", accepts::yes_no, "score keys as they were before RoPE");
+  return all;
+}();
 
 inline constexpr parameter lagkv_score_parameters[] = {
     option<&lagkv_score::value_weight>("value_weight", accepts::weight, "weight of the values' score; 0: values are not read")};
@@ -128,10 +137,10 @@ inline constexpr method_entry lagkv_entry = [] {
     if (lag == 0) return error{"lag=0: lagkv compares partitions: must be 1 or more"};
     return detail::method_from<lagkv_score>(own, lag);
   };
-  e.whole = table_of<lagkv_string_options>(lagkv_parameters);
+  e.whole = table_of<lagkv_string_options>(lagkv_string_parameters);
   e.make_whole = [](const void* whole) {
     const auto& o = *static_cast<const lagkv_string_options*>(whole);
-    const result<policy> made = make_lagkv(o.policy);
+    const result<policy> made = make_lagkv(o.options);
     return made && o.pre_rope ? result<policy>(pre_rope(*made)) : made;
   };
   return e;
@@ -140,7 +149,7 @@ inline constexpr method_entry lagkv_entry = [] {
 #if LAGKV_BODIES
 
 LAGKV_EDGE result<policy> make_lagkv(const lagkv_options& o) {
-  if (status s = check(std::span(lagkv_parameters).first(5), &o); !s) return error{s.message()};
+  if (status s = check(lagkv_parameters, &o); !s) return error{s.message()};
   const bool of_all = o.form == lagkv_form::kvpress || o.form == lagkv_form::kvpress_cross;
   const float half = of_all ? 0.5F : 1.0F;  // kvpress takes the mean of both parts
   policy p;

@@ -5,15 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 
 #include <Eigen/Cholesky>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
-#include <lagkv/result.hpp>
 #include <lagkv/rows/matrix.hpp>
 #include <lagkv/rows/rows.hpp>
-#include <lagkv/score/random.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 

@@ -6,7 +6,7 @@
 
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
-#include <lagkv/rows/cosines.hpp>
+#include <lagkv/rows/away_from_mean.hpp>
 #include <lagkv/transform/rank.hpp>
 
 namespace lagkv::inline LAGKV_ABI {

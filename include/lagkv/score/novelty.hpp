@@ -5,7 +5,7 @@
 #include <span>
 
 #include <lagkv/policy/registry.hpp>
-#include <lagkv/rows/key_statistics.hpp>
+#include <lagkv/rows/mean_and_variance.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/row_kernels.hpp>
 

@@ -6,18 +6,10 @@
 #include <cstring>
 #include <span>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
-
-namespace detail {
-
-inline constexpr std::uint64_t split_mix_step = 0x9e3779b97f4a7c15U;
-
-/// The number that SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) draws in state x.
-LAGKV_FN std::uint64_t split_mix(std::uint64_t x);
-
-}  // namespace detail
 
 /// Uniform in [0, 1), a function of the seed, the head, the row and the first bits of its key: reproducible, yet different
 /// from layer to layer and head to head. Reads one element a token.
@@ -35,17 +27,6 @@ inline constexpr method_entry random_entry = entry_of<random_score>(
     random_parameters);
 
 #if LAGKV_BODIES
-
-namespace detail {
-
-LAGKV_FN std::uint64_t split_mix(std::uint64_t x) {
-  x += split_mix_step;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-  return x ^ (x >> 31);
-}
-
-}  // namespace detail
 
 LAGKV_FN void random_score::operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out,
                                        workspace&) const {

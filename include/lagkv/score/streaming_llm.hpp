@@ -12,10 +12,10 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// The first `sink` tokens and the most recent ones. Give one of the two budgets. No key and no value is read.
 struct streaming_llm_options {
-  std::size_t sink = 4;
-  std::optional<std::size_t> capacity{};
-  std::optional<double> keep{};
-  std::size_t every = 1;
+  std::size_t sink = 4;                   ///< tokens: the first so many always stay; 0: none
+  std::optional<std::size_t> capacity{};  ///< tokens, sinks counted, sink + 1 or more; empty: give keep
+  std::optional<double> keep{};           ///< share of all tokens seen, above 0 and at most 1; empty: give capacity
+  std::size_t every = 1;                  ///< tokens by which the budget is exceeded when compress() acts, 1 or more
 };
 
 inline constexpr parameter streaming_llm_parameters[] = {

@@ -6,18 +6,17 @@
 
 #include <lagkv/attention/attention.hpp>
 #include <lagkv/policy/registry.hpp>
-#include <lagkv/transform/mean_of_heads.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Attention weights of the last query, mean over all query heads of the layer: method_of() adds mean_of_heads. Cost: one pass
-/// over the keys. Source: the paper; kvpress 0.5.5, TOVAPress.
+/// Attention weights of the last query, mean over the query heads of the KV head. The method shares them among heads, so that it
+/// is the mean over all query heads of the layer. Cost: one pass over the keys. Source: the paper; kvpress 0.5.5, TOVAPress.
 struct tova_score {
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 };
 
 inline method method_of(const tova_score& s) {
-  return {.score = s, .adjust = mean_of_heads{}, .needs = {.all_rows = true, .queries = 1}, .recent = 1};
+  return {.score = s, .needs = {.all_rows = true, .queries = 1}, .recent = 1, .shared_heads = true};
 }
 
 inline constexpr method_entry tova_entry =

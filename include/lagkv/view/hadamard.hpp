@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 #include <lagkv/result.hpp>
 #include <lagkv/view/tensor.hpp>

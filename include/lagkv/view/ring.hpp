@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <limits>
-#include <string>
 
 #include <lagkv/result.hpp>
 #include <lagkv/view/range.hpp>

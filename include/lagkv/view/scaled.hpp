@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstring>
-#include <string>
 #include <type_traits>
 
 #include <lagkv/result.hpp>

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstring>
 #include <new>
-#include <string>
 #include <type_traits>
 
 #include <lagkv/result.hpp>
