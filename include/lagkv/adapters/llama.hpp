@@ -475,6 +475,7 @@ class compressor {
       const std::vector<std::int32_t> cells = table.rows(rows.seen->stream, rows.cells);
       recount(s, cells.size(), [&](std::size_t row) { return mark_of(marked(l), cells[row]); });
     }
+    take_back(s.at, rows.cells.size());
     s.cells = rows.cells, s.written = table.written();
     s.fresh = s.uncounted;
     for (const std::int32_t cell : s.cells) s.fresh += table.written(rows.seen->stream, cell) > s.counted_written ? 1U : 0U;
@@ -491,7 +492,7 @@ class compressor {
     }
     if (still == 0 && !s.marks.empty()) return s.begin_anew();
     s.at.compressed = still;
-    s.at.tokens = (std::min)(s.at.tokens, rows);
+    take_back(s.at, rows);
   }
 
   // ---- in place ----
