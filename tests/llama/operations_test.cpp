@@ -70,6 +70,11 @@ class host {
       case 1:
       case 2:
       case 3: {
+        if (draw(3) == 0) {
+          done = "feed all";
+          feed_all();
+          break;
+        }
         const int n = 1 + static_cast<int>(draw(24));
         done += "feed " + std::to_string(n);
         feed(sequence, n);
@@ -169,22 +174,40 @@ class host {
     return all;
   }
 
-  bool decode(llama_seq_id sequence, int n) {
-    llama_batch batch = llama_batch_init(n, 0, 1);
-    const llama_pos first = llama_memory_seq_pos_max(memory_, sequence) + 1;
-    for (int i = 0; i < n; ++i) {
-      batch.token[i] = static_cast<llama_token>(draw(support::random_vocabulary));
-      batch.pos[i] = first + i;
-      batch.n_seq_id[i] = 1;
-      batch.seq_id[i][0] = sequence;
-      batch.logits[i] = i == n - 1 ? 1 : 0;
+  bool decode(llama_seq_id sequence, int n) { return decode({{sequence, n}}); }
+
+  /// Tokens of several sequences in one batch, as servers decode them.
+  bool decode(const std::vector<std::pair<llama_seq_id, int>>& parts) {
+    int all = 0;
+    for (const auto& part : parts) all += part.second;
+    llama_batch batch = llama_batch_init(all, 0, 1);
+    for (const auto& [sequence, n] : parts) {
+      const llama_pos first = llama_memory_seq_pos_max(memory_, sequence) + 1;
+      for (int i = 0; i < n; ++i) {
+        const std::int32_t at = batch.n_tokens++;
+        batch.token[at] = static_cast<llama_token>(draw(support::random_vocabulary));
+        batch.pos[at] = first + i;
+        batch.n_seq_id[at] = 1;
+        batch.seq_id[at][0] = sequence;
+        batch.logits[at] = i == n - 1 ? 1 : 0;
+      }
     }
-    batch.n_tokens = n;
     const int failed = llama_decode(context_.get(), batch);
     llama_batch_free(batch);
     waiting_.clear(), copying_ = false;  // shifts and copies have been applied
-    if (failed == 0) stale_.erase(sequence);
+    for (const auto& part : parts)
+      if (failed == 0) stale_.erase(part.first);
     return failed == 0;
+  }
+
+  void feed_all() {
+    std::vector<std::pair<llama_seq_id, int>> parts;
+    const int same = draw(2) == 0 ? 1 + static_cast<int>(draw(9)) : 0;
+    for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s)
+      if (same > 0 || draw(3) > 0) parts.emplace_back(s, same > 0 ? same : 1 + static_cast<int>(draw(12)));
+    if (parts.empty()) return;
+    decode(parts);
+    take_over_all();
   }
 
   /// New rows are what the cache holds after the old ones, which must be unchanged but for shifted keys.

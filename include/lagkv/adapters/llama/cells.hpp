@@ -195,7 +195,7 @@ class cell_table {
     for (auto old = seen_.begin(); old != seen_.end();) {
       const bool earlier =
           old->stream == now.stream && contains(old->last_cell) && written(old->stream, old->last_cell) <= before;
-      const bool overwritten = old->stream == now.stream && written(old->stream, old->last_cell) > before;
+      const bool overwritten = old->stream == now.stream && written(old->stream, old->last_cell) > old->time;
       if (earlier && forked_) {  // of this sequence, or of one that it was forked from
         ++old;
         continue;
