@@ -18,11 +18,20 @@ configure_package_config_file(cmake/lagkvConfig.cmake.in ${PROJECT_BINARY_DIR}/l
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/lagkvConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${PROJECT_BINARY_DIR}/lagkvConfig.cmake ${PROJECT_BINARY_DIR}/lagkvConfigVersion.cmake DESTINATION ${package_dir})
 
-# pkg-config; --define-prefix serves a tree that was moved.
+# pkg-config, from where the files lie: `cmake --install --prefix` may name another prefix than the configure step did.
+set(pc_prefix ${CMAKE_INSTALL_PREFIX})
+if(NOT IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
+  file(RELATIVE_PATH up "/prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/prefix")
+  string(REGEX REPLACE "/$" "" up "${up}")
+  set(pc_prefix "\${pcfiledir}/${up}")
+endif()
 foreach(name lagkv lagkv-kernels)
   configure_file(cmake/${name}.pc.in ${PROJECT_BINARY_DIR}/${name}.pc @ONLY)
-  if(name STREQUAL "lagkv" OR LAGKV_KERNELS)
-    install(FILES ${PROJECT_BINARY_DIR}/${name}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
-  endif()
 endforeach()
+install(FILES ${PROJECT_BINARY_DIR}/lagkv.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+if(LAGKV_KERNELS)  # not without the library: a program would not link
+  install(CODE "if(EXISTS \"$<TARGET_FILE:lagkv_kernels>\")
+    file(INSTALL \"${PROJECT_BINARY_DIR}/lagkv-kernels.pc\" DESTINATION \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig\")
+  endif()")
+endif()
 install(FILES LICENSE NOTICE DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -88,14 +88,78 @@ TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   refused(plain, std::vector<cursor>(2), 300, "cursors=2: must be 3, one a layer");
   refused(plain, std::vector<cursor>(3), 299, "layer 2: would keep another number");
   refused(named("cur:recent=8,capacity=90,pyramid=20"), std::vector<cursor>(3), 300, "layer 1: would keep another number");
-  refused(named("cur:recent=8,keep=0.5,select=adaptive"), std::vector<cursor>(3), 300, "would keep another number");
+  refused(named("cur:recent=8,keep=0.5,select=adaptive"), std::vector<cursor>(3), 300,
+          "layer 0: its heads would keep different numbers");
   lagkv::policy own = plain;
   own.select = [](std::span<const float> scores, std::size_t heads, const lagkv::candidates& c, lagkv::plan& out,
                   lagkv::workspace& ws) {
     lagkv::top_k{}(scores, heads, c, out, ws);
     out.kept.pop_back(), --out.first[heads];
   };
-  refused(own, std::vector<cursor>(3), 300, "layer 0: would keep another number");
+  refused(own, std::vector<cursor>(3), 300, "layer 0: its heads would keep different numbers");
+  refused(named("key_norm:budget_mb=0.01"), std::vector<cursor>(3), 300, "budget: is in bytes");
+  refused(named("novelty:keep=0.5"), std::vector<cursor>(3), 300, "layer 0: something that the policy reads is missing");
+  refused(named("snapkv:keep=0.5"), std::vector<cursor>(3), 300, "layer 0: something that the policy reads is missing");
+}
+
+TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
+  const cube k = make_cube(1, 2, 300, 16), v = make_cube(2, 2, 300, 16), q = make_cube(3, 4, 300, 16);
+  std::vector<std::uint32_t> positions(2 * 300);
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % 300);
+  for (const char* text : {"novelty:keep=0.5", "novelty:capacity=100", "snapkv:keep=0.5", "h2o:keep=0.5", "tova:capacity=100",
+                           "expected_attention:keep=0.5", "fuse:novelty+snapkv,keep=0.5"}) {
+    const lagkv::policy p = named_any(text);
+    asked_cache whole(layout::heads_first, dtype::f32, k, v, q);
+    const auto all = [&](asked_cache& c) {
+      layer l = c.layer(300);
+      c.extras.positions = {positions.data(), 300};
+      return l;
+    };
+    ASSERT_TRUE(check(p, all(whole))) << text << ": " << check(p, all(whole)).message();
+    const std::vector<void (*)(asked_cache&)> removals = {
+        [](asked_cache& c) { c.extras.rope = nullptr; },
+        [](asked_cache& c) { c.rope.pairs = lagkv::rope::pairing::unnamed; },
+        [](asked_cache& c) { c.extras.positions = {}; },
+        [](asked_cache& c) { c.extras.queries = {}; },
+        [](asked_cache& c) { c.extras.query_count = 0, c.extras.queries = {}; },
+    };
+    for (std::size_t i = 0; i < removals.size(); ++i) {
+      asked_cache c(layout::heads_first, dtype::f32, k, v, q);
+      layer l = all(c);
+      removals[i](c);
+      const bool complete = static_cast<bool>(check(p, l));
+      cursor at;
+      lagkv::workspace ws;
+      const std::size_t left = lagkv::compress(p, l, at, ws);
+      EXPECT_EQ(left < 300, complete) << text << ", removal " << i << ": " << check(p, l).message();
+    }
+  }
+}
+
+TEST(layers, queries_of_too_few_tokens_are_refused_before_the_run) {
+  asked_cache c(layout::heads_first, dtype::f32, make_cube(1, 2, 300, 16), make_cube(2, 2, 300, 16), make_cube(3, 4, 64, 16));
+  const lagkv::status s = check(named("h2o:keep=0.5"), c.layer(300));
+  EXPECT_NE(s.message().find("queries=64: the policy reads those of all 300 tokens"), std::string::npos) << s.message();
+  EXPECT_TRUE(check(named("snapkv:keep=0.5"), c.layer(300)));
+}
+
+TEST(layers, side_arrays_whose_heads_overlap_are_refused) {
+  layers_of_numbers x(1);
+  std::vector<layer> views = x.views(300);
+  std::vector<float> attention(600);
+  std::vector<std::uint32_t> positions(600);
+  lagkv::extras beside;
+  views[0].extra = &beside;
+  const lagkv::policy p = named("key_norm:keep=0.5");
+  const auto said = [&](std::ptrdiff_t of_attention, std::ptrdiff_t of_positions) {
+    beside.accumulated_attention = {attention.data(), of_attention}, beside.positions = {positions.data(), of_positions};
+    return check(p, views[0]).message();
+  };
+  EXPECT_EQ(said(300, 300), "");
+  EXPECT_EQ(said(300, 0), "");
+  EXPECT_NE(said(300, 299).find("positions: head_stride=299: must be at least the 300"), std::string::npos);
+  EXPECT_NE(said(0, 300).find("accumulated_attention: head_stride=0: must be at least the 300"), std::string::npos);
+  EXPECT_NE(said(299, 300).find("accumulated_attention: head_stride=299"), std::string::npos);
 }
 
 TEST(layers, may_keep_different_numbers_if_the_host_can_hold_them) {

@@ -152,10 +152,14 @@ void compress(const policy& p, std::span<const layer> layers, std::span<cursor> 
 namespace detail {
 
 /// Whether all that a policy needs is there at this call.
-LAGKV_FN bool met(const needs& n, const layer& l) {
-  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics) return true;
+LAGKV_FN bool met(const policy& p, const layer& l) {
+  const needs& n = p.needs;
+  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.rope) return true;
   const extras* e = l.extra;
   if (e == nullptr) return false;
+  if (n.rope &&
+      (e->rope == nullptr || e->rope->pairs == rope::pairing::unnamed || ((p.budget.again() || n.all_rows) && !e->positions)))
+    return false;
   const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
   return (n.queries == 0 || offered > 0) && (!n.accumulated_attention || e->accumulated_attention || offered >= l.tokens) &&
          (!n.query_statistics || e->query_mean || (e->queries && offered > 0)) && (!n.calibrated || e->query_mean);
@@ -163,7 +167,7 @@ LAGKV_FN bool met(const needs& n, const layer& l) {
 
 LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c) {
   if (c.empty()) return c;
-  if (!met(p.needs, l)) return {};
+  if (!met(p, l)) return {};
   if (l.extra == nullptr) return c;
   c.positions.known = l.extra->positions;
   if (l.extra->protect.empty()) return c;
@@ -397,6 +401,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, works
 }
 
 LAGKV_EDGE error unequal(std::size_t layer) {
+  if (layer == 0) return error{"layer 0: its heads would keep different numbers of tokens: nothing moved"};
   return refuse(
       {"layer ", layer, ": would keep another number of tokens than layer 0, or its heads different ones: nothing moved"});
 }
@@ -457,6 +462,10 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
     for (std::size_t i = 0; i < layers.size() && !chosen; ++i) chosen = !due(i, own(i)).empty();
   std::vector<plan> plans;
   candidates first{};
+  if (p.budget.as<keep::bytes>() != nullptr) return error{"budget: is in bytes: make it a number of rows by fit()"};
+  for (std::size_t i = 0; i < layers.size(); ++i)
+    if (const policy& mine = own(i); !detail::met(mine, layers[i]) && !mine.budget.due(cursors[i], layers[i].tokens).empty())
+      return detail::refuse({"layer ", i, ": something that the policy reads is missing (check() says what): nothing moved"});
   for (std::size_t i = 0; i < layers.size() && o.equal_counts; ++i) {
     const policy& mine = own(i);
     if (chosen) {

@@ -23,13 +23,16 @@ if(kind MATCHES "find_package|pkg_config")
     set(kernels OFF)
   endif()
   run(${cmake} -S ${root} -B ${work}/lagkv ${common}
-      -D CMAKE_INSTALL_PREFIX=${work}/prefix -D CMAKE_INSTALL_LIBDIR=lib -D CMAKE_INSTALL_INCLUDEDIR=include/of-here
+      -D CMAKE_INSTALL_PREFIX=${work}/elsewhere -D CMAKE_INSTALL_LIBDIR=lib -D CMAKE_INSTALL_INCLUDEDIR=include/of-here
       -D LAGKV_KERNELS=${kernels} -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF -D LAGKV_TOOLS=OFF)
   if(NOT kind STREQUAL "find_package_unbuilt")
     run(${cmake} --build ${work}/lagkv)
   endif()
-  run(${cmake} --build ${work}/lagkv --target install)
+  run(${cmake} --install ${work}/lagkv --prefix ${work}/prefix)
   set(extra -D CMAKE_PREFIX_PATH=${work}/prefix)
+  if(kind STREQUAL "find_package_unbuilt" AND EXISTS ${work}/prefix/lib/pkgconfig/lagkv-kernels.pc)
+    message(FATAL_ERROR "lagkv-kernels.pc is installed without the library")
+  endif()
   if(NOT kind STREQUAL "find_package")
     list(APPEND extra -D COMPONENTS=kernels)
   endif()

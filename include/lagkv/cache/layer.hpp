@@ -60,6 +60,16 @@ LAGKV_EDGE status check(const extras& e, const layer& l) {
   if (status s = check_query_side("query_factors", e.query_factors, l, channels); !s) return s;
   if (e.query_factors && (!e.query_mean || e.query_mean.heads() != e.query_factors.heads()))
     return detail::refuse({"query_factors: heads=", e.query_factors.heads(), ": must be those of query_mean"});
+  const auto apart = [&](const char* name, std::ptrdiff_t stride, bool shared) -> status {
+    const std::size_t distance = static_cast<std::size_t>(stride < 0 ? -stride : stride);
+    if (l.keys.heads() == 1 || distance >= l.tokens || (shared && distance == 0)) return {};
+    return detail::refuse({name, ": head_stride=", distance, ": must be at least the ", l.tokens, " rows in use",
+                           shared ? ", or 0 if all heads keep the same tokens" : ""});
+  };
+  if (e.positions)
+    if (status s = apart("positions", e.positions.head_stride.value, true); !s) return s;
+  if (e.accumulated_attention)
+    if (status s = apart("accumulated_attention", e.accumulated_attention.head_stride.value, false); !s) return s;
   for (std::size_t i = 1; i < e.protect.size(); ++i)
     if (e.protect[i] <= e.protect[i - 1])
       return detail::refuse({"protect: position ", e.protect[i], " after ", e.protect[i - 1], ": must be ascending"});

@@ -116,6 +116,9 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
     return error{
         "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
         "(layer.extra)"};
+  if (p.needs.accumulated_attention && !e->accumulated_attention && e->queries && e->offered() < l.tokens)
+    return detail::refuse({"queries=", e->offered(), ": the policy reads those of all ", l.tokens,
+                           " tokens, or the attention that each row has received (accumulated_attention)"});
   if (p.needs.query_statistics && !(e != nullptr && (e->query_mean || e->queries)))
     return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
   if (p.needs.calibrated && !(e != nullptr && e->query_mean))
