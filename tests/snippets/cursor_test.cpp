@@ -67,6 +67,52 @@ TEST(cursor, life) {
   EXPECT_EQ(cursor.seen(), 0U);
 }
 
+/// A host of three layers: what it was refused, or nothing.
+std::string layers_together(const lagkv::result<lagkv::policy>& policy, std::vector<lagkv::layer>& layers,
+                            std::vector<lagkv::cursor>& cursors) {
+  lagkv::workspace workspace;
+  const auto refuse = [](const std::string& why) { return why; };
+#include "cursor/all-layers-at-once-1.inc"
+  return {};
+}
+
+TEST(cursor, all_layers_at_once) {
+  const auto policy = lagkv::parse("key_diff:keep=0.25");
+  host a, b, c;
+  std::vector<lagkv::layer> layers{a(600), b(600), c(600)};
+  std::vector<lagkv::cursor> cursors(3);
+  ASSERT_EQ(layers_together(policy, layers, cursors), "");
+  for (const lagkv::layer& l : layers) EXPECT_EQ(l.tokens, 150U);
+
+  layers[1].tokens = 650;
+  const std::vector<float> before = b.k;
+  EXPECT_NE(layers_together(policy, layers, cursors), "") << "different counts";
+  EXPECT_EQ(b.k, before);
+  EXPECT_EQ(layers[1].tokens, 650U);
+
+  lagkv::workspace workspace;
+  std::size_t told = 0;
+  const auto tell_device = [&](std::size_t i, const lagkv::plan& applied) { told += applied.empty() == (i != 1) ? 1U : 0U; };
+#include "cursor/all-layers-at-once-2.inc"
+  EXPECT_TRUE(done) << done.message();
+  EXPECT_EQ(told, 3U);
+  EXPECT_LT(cursors[1].tokens, 650U);
+
+  EXPECT_NE(layers_together(lagkv::parse("key_diff:budget_mb=1"), layers, cursors), "") << "bytes";
+}
+
+/// What the page says of rows that may be taken back.
+bool too_far(const lagkv::cursor& cursor, std::size_t rows_left) {
+  const auto start_again = [] { return true; };
+#include "cursor/taking-back-2.inc"
+  return false;
+}
+
+TEST(cursor, too_far_back) {
+  EXPECT_FALSE(too_far({.tokens = 200, .dropped = 100, .compressed = 150}, 150));
+  EXPECT_TRUE(too_far({.tokens = 200, .dropped = 100, .compressed = 150}, 149));
+}
+
 TEST(cursor, peak_rows) {
   const auto policy = lagkv::parse("key_diff:capacity=1024");
 #include "cursor/how-many-rows-to-allocate-1.inc"
