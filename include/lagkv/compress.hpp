@@ -65,8 +65,9 @@ struct compress_options {
 };
 
 /// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the
-/// first row moves; if it is refused (different counts in heads or layers, another number of cursors) cache and cursors are as
-/// they were. The rows now in use are cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
+/// first row moves; if it is refused (different counts in heads or layers, another number of cursors, a budget in bytes,
+/// something that the policy reads missing where a layer is due) cache and cursors are as they were. The rows now in use are
+/// cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
 ///
 /// Cost: what is due is asked twice a layer. A policy with a selector, if something is due and counts must be equal, allocates at
 /// each call: the plans of all layers are held until the first row moves (4 bytes a row that stays of the candidates).

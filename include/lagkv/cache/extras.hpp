@@ -39,8 +39,8 @@ struct extras {
   /// [heads][tokens]: attention that each row has received so far, 0 for a new row. accumulate() adds to it, compress() moves it
   /// with the rows: it lives as long as the sequence.
   side_array<float> accumulated_attention{};
-  /// Of all keys of the sequence, dropped ones too; without them a policy takes statistics from the rows in use. accumulate()
-  /// adds to them: they live as long as the sequence.
+  /// Of all keys of the sequence, dropped ones too; without them a policy takes those of the candidates and the rows behind.
+  /// accumulate() adds to them: they live as long as the sequence.
   lagkv::key_statistics key_statistics{};
   /// Statistics of queries to come, after the mean RoPE of the positions to come: mean [query heads][1][channels]; covariance
   /// [query heads][channels][channels], or in its place factors [query heads][n][channels], vectors whose products f f^T add up
