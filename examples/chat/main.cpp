@@ -3,6 +3,7 @@
 #include <lagkv/lagkv.hpp>
 
 #include "host/model.hpp"
+#include "host/run.hpp"
 #include "host/stopwatch.hpp"
 #include "saved.hpp"
 #include "turns.hpp"
@@ -183,13 +184,5 @@ int main(int argc, char** argv) {
   app.add_option("--answer", a.answer, "Tokens of an answer at most")->check(CLI::Range(1, 1 << 20));
   app.add_option("--threads", a.threads, "0: all cores")->check(CLI::Range(0, 1024));
   CLI11_PARSE(app, argc, argv);
-  try {
-    run(a);
-  } catch (const std::invalid_argument& e) {
-    fmt::print(stderr, "chat: {}\n", e.what());
-    return 2;
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "chat: {}\n", e.what());
-    return 1;
-  }
+  return host::run("chat", [&] { run(a); });
 }

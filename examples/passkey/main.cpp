@@ -3,6 +3,7 @@
 
 #include "host/compressor.hpp"
 #include "host/model.hpp"
+#include "host/run.hpp"
 #include "host/stopwatch.hpp"
 #include "picture.hpp"
 #include "progress.hpp"
@@ -24,8 +25,6 @@
 #include <vector>
 
 namespace {
-
-constexpr int bad_input = 2;  // exit code for std::invalid_argument; a run that fails ends with 1
 
 struct arguments {
   std::string model = PASSKEY_MODEL;
@@ -178,18 +177,11 @@ int main(int argc, char** argv) {
   declare(app, a);
   try {
     app.parse(argc, argv);
-    run(a);
   } catch (const CLI::Success& asked_for_help) {
     return app.exit(asked_for_help);
   } catch (const CLI::ParseError& wrong) {
     std::cerr << "passkey: " << wrong.what() << '\n';
-    return bad_input;
-  } catch (const std::invalid_argument& wrong) {
-    std::cerr << "passkey: " << wrong.what() << '\n';
-    return bad_input;
-  } catch (const std::exception& failure) {
-    std::cerr << "passkey: " << failure.what() << '\n';
-    return 1;
+    return host::bad_input;
   }
-  return 0;
+  return host::run("passkey", [&] { run(a); });
 }

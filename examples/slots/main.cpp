@@ -4,6 +4,7 @@
 #include <lagkv/lagkv.hpp>
 
 #include "host/model.hpp"
+#include "host/run.hpp"
 #include "prompt.hpp"
 
 #include <fmt/format.h>
@@ -150,13 +151,5 @@ int main(int argc, char** argv) {
   app.add_flag("--streams", a.streams, "A part of the cache for each slot, in place of one for all");
   app.add_option("--threads", a.threads, "0: all cores")->check(CLI::Range(0, 1024));
   CLI11_PARSE(app, argc, argv);
-  try {
-    run(a);
-  } catch (const std::invalid_argument& e) {
-    fmt::print(stderr, "slots: {}\n", e.what());
-    return 2;
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "slots: {}\n", e.what());
-    return 1;
-  }
+  return host::run("slots", [&] { run(a); });
 }

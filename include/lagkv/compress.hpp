@@ -451,6 +451,7 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
                          const compress_options& o) {
   if (layers.size() != cursors.size())
     return detail::refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
+  if (p.budget.as<keep::bytes>() != nullptr) return detail::is_in_bytes();
   std::optional<policy> sloped;  // a copy only where layers differ: most calls find nothing due
   const auto own = [&](std::size_t i) -> const policy& {
     return p.budget.slope.sloped() ? sloped.emplace(for_layer(p, i, layers.size())) : p;
@@ -463,7 +464,6 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
     for (std::size_t i = 0; i < layers.size() && !chosen; ++i) chosen = !due(i, own(i)).empty();
   std::vector<plan> plans;
   candidates first{};
-  if (p.budget.as<keep::bytes>() != nullptr) return error{"budget: is in bytes: make it a number of rows by fit()"};
   for (std::size_t i = 0; i < layers.size(); ++i)
     if (const policy& mine = own(i); !detail::met(mine, layers[i]) && !mine.budget.due(cursors[i], layers[i].tokens).empty())
       return detail::refuse({"layer ", i, ": something that the policy reads is missing (check() says what): nothing moved"});

@@ -85,7 +85,7 @@ class compressor {
     if (llama_model_is_recurrent(model)) return error{"model: has recurrent memory, no cache of keys and values"};
     if (llama_model_n_head_kv(model) < 1) return error{"model: has no KV heads"};
     if (p.ragged) return unequal();
-    if (p.budget.slope.beta > 1)
+    if (p.budget.slope.sloped())
       return error{"policy: layers keep different numbers of tokens (pyramid), which llama.cpp's cache cannot hold"};
     if (p.needs.rope && probe == nullptr)
       return error{"policy: reads keys as they were before RoPE: give the compressor a cache_probe, which sees their embedding"};
@@ -94,7 +94,7 @@ class compressor {
     if (!p.needs.query_statistics) queries.clear();
     if (!queries.empty() && probe == nullptr)
       return error{"policy: reads statistics of queries: give the compressor a cache_probe, which sees their embedding"};
-    if (probe != nullptr) probe->expect(llama_n_seq_max(context));
+    if (probe != nullptr) probe->set_sequences(llama_n_seq_max(context));
     compressor made(context, p, probe, std::move(queries));
     if (status ok = made.record(made.reads()); !ok) return error{ok.message()};
     return made;
@@ -139,18 +139,17 @@ class compressor {
         follow(s, *rows);
         if (policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
         rows = verify(sequence, s, last, std::move(*rows));
-      }
-      if (rows && policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
-      if (rows && how != way::repack && !(has_streams() && copied_at_ == written())) {
-        result<report> done = compress_in_place(sequence, s, last, *rows, observe);
-        if (done || how == way::in_place) return done;
-        obstacle = done.message();
-      } else if (!rows) {
-        obstacle = rows.message();
+        if (rows && policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
       }
       if (has_streams() && copied_at_ == written())
         waits_ = "a copied sequence has not been moved to its stream yet: decode a token first";
       if (!waits_.empty()) return error{"sequence " + std::to_string(sequence) + ": " + waits_};
+      if (!rows) {
+        obstacle = rows.message();
+      } else if (how != way::repack) {
+        result<report> done = compress_in_place(sequence, s, last, *rows, observe);
+        if (done || how == way::in_place) return done;
+      }
     }
     if (how == way::in_place) return error{"in place: " + obstacle};
     return repack(sequence, s, last, observe);
@@ -178,7 +177,7 @@ class compressor {
     lose_sight_of(sequence);
   }
 
-  /// Call it after llama_memory_seq_cp(from, to) of a whole sequence.
+  /// Call it after llama_memory_seq_cp(from, to) of a whole sequence or a part.
   void copy(llama_seq_id from, llama_seq_id to) {
     if (from == to) return;
     sequences_[to] = sequences_[from];
@@ -191,8 +190,8 @@ class compressor {
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
   /// been compressed), and where the policy reads it, with the probe's recording of then. Compression goes on from there; in
-  /// place only where the sequence is found to lie in cells 0, 1, 2, ... of an otherwise empty cache. Key statistics of other
-  /// layers, heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
+  /// place as soon as the sequence has been found in the cache, at the latest when its next token is decoded. Key statistics of
+  /// other layers, heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c, const recording* r = nullptr) {
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()},  // only read
@@ -204,7 +203,7 @@ class compressor {
     state& s = sequences_[sequence];
     s.begin_anew();
     static_cast<checkpoint&>(s) = c;
-    s.marks = marks_of(*saved, c.at.compressed);
+    s.marks = marks_of(marked(*saved), saved->cells().first(c.at.compressed));
     s.offset = saved->positions().back() + 1 - static_cast<llama_pos>(saved->tokens());
     const auto end = static_cast<std::size_t>(saved->positions().back()) + 1;
     s.uncounted = (std::min)(end - (std::min)(s.counted, end), saved->tokens());
@@ -278,7 +277,7 @@ class compressor {
     cell_table& table = probe_->caches()[*cache].table;
     row_bytes_ = row_bytes(*cache);
     sighting* s = newest(table, sequence);
-    if (s != nullptr && table.unknown(*s).empty()) {
+    if (s != nullptr && table.known(*s)) {
       if (table.position(s->stream, s->last_cell) == last) return rows_in_place{*cache, s, s->cells};
       // Tokens at the end have been taken back, or so it seems; what is due is verified.
       rows_in_place rows{*cache, s, {}, true};
@@ -334,9 +333,7 @@ class compressor {
       const result<std::size_t> count = count_of(other, rows.cache);
       bool seen = false;
       for (const sighting& s : table.sightings()) {
-        if (&s == rows.seen || s.stream != stream_of(table, other) || !count || s.cells.size() != *count ||
-            table.position(s.stream, s.last_cell) != last)
-          continue;
+        if (&s == rows.seen || s.stream != stream_of(table, other) || !count || !table.is_of(s, *count, last)) continue;
         if (!streams && overlap(s, *rows.seen)) return shares(other);
         seen = seen || streams || s.sequence == other;
       }
@@ -359,8 +356,7 @@ class compressor {
   /// How many sightings are of so many cells up to this position.
   static std::size_t alike(const cell_table& table, std::size_t count, llama_pos last) {
     std::size_t n = 0;
-    for (const sighting& s : table.sightings())
-      n += s.cells.size() == count && table.position(s.stream, s.last_cell) == last ? 1U : 0U;
+    for (const sighting& s : table.sightings()) n += table.is_of(s, count, last) ? 1U : 0U;
     return n;
   }
 
@@ -370,8 +366,8 @@ class compressor {
     if (!count) return error{count.message()};
     if (alike(table, *count, last) == 1 && shared_cells(cache) == 0)
       for (sighting& s : table.sightings())
-        if (s.stream == stream_of(table, sequence) && s.cells.size() == *count && table.position(s.stream, s.last_cell) == last &&
-            (s.sequence < 0 || s.sequence == sequence) && table.unknown(s).empty()) {
+        if (s.stream == stream_of(table, sequence) && table.is_of(s, *count, last) &&
+            (s.sequence < 0 || s.sequence == sequence) && table.known(s)) {
           s.sequence = sequence;
           return rows_in_place{cache, &s, s.cells};
         }
@@ -418,20 +414,26 @@ class compressor {
       found = std::move(cells);
     }
     if (found.empty()) return error{"the cells of sequence " + std::to_string(sequence) + " have not been seen since it changed"};
-    sighting now;
-    now.stream = stream_of(c.table, sequence), now.sequence = sequence, now.last_cell = found.back();
+    const std::size_t stream = stream_of(c.table, sequence);
     for (std::size_t row = 0; row < found.size(); ++row) {
-      const llama_pos seen = c.table.position(now.stream, found[row]), is = read->saved.positions()[row];
-      if (seen >= 0 && seen != is) {
+      const llama_pos seen = c.table.position(stream, found[row]);
+      if (seen >= 0 && seen != read->saved.positions()[row]) {
         waits_ = "a context shift has not been applied yet: decode a token first";
         return error{waits_};
       }
-      c.table.set_position(now.stream, found[row], is);
     }
-    now.cells = std::move(found);
-    std::sort(now.cells.begin(), now.cells.end());
-    sighting& kept = c.table.replace(std::move(now), only_one(c.table));
+    sighting& kept = found_at(sequence, c.table, std::move(found), read->saved.positions());
     return rows_in_place{cache, &kept, kept.cells};
+  }
+
+  /// A sequence whose rows, in the order of tokens, lie in these cells.
+  sighting& found_at(llama_seq_id sequence, cell_table& table, std::vector<std::int32_t> rows,
+                     std::span<const llama_pos> positions) const {
+    sighting s{.stream = stream_of(table, sequence), .last_cell = rows.back(), .sequence = sequence};
+    for (std::size_t row = 0; row < rows.size(); ++row) table.set_position(s.stream, rows[row], positions[row]);
+    s.cells = std::move(rows);
+    std::sort(s.cells.begin(), s.cells.end());
+    return table.replace(std::move(s), only_one(table));
   }
 
   /// The cell of each row of the saved sequence, in the order of tokens, all of them among those of a sighting; empty where they
@@ -441,10 +443,9 @@ class compressor {
     if (n > s.cells.size() || layers != saved.layers()) return {};
     const cached_layer first = c.layers.front().of_stream(s.stream), last = c.layers.back().of_stream(s.stream);
     const auto same = [&](std::size_t i, std::int32_t cell) {
-      const auto state_cell = static_cast<std::int32_t>(i);
-      return same_row(saved.keys(0), state_cell, first.keys, cell) &&
-             same_row(saved.keys(layers - 1), state_cell, last.keys, cell) &&
-             (!saved.has_values() || same_row(saved.values(layers - 1), state_cell, last.values, cell));
+      const auto of_state = static_cast<std::int32_t>(i);
+      return same_row(saved.keys(0), of_state, first.keys, cell) && same_row(saved.keys(layers - 1), of_state, last.keys, cell) &&
+             (!saved.has_values() || same_row(saved.values(layers - 1), of_state, last.values, cell));
     };
     // Both are in the order of cells. What fits from the front and from the back is the only way.
     std::vector<std::int32_t> cells(n);
@@ -541,9 +542,7 @@ class compressor {
       left.erase(begin, begin + static_cast<std::ptrdiff_t>(freed));
       forget_recorded(p, freed);
     }
-    const cached_layer l = cached.back();
-    s.marks.resize(s.at.compressed);
-    for (std::size_t row = 0; row < s.marks.size(); ++row) s.marks[row] = mark_of(marked(l), left[row]);
+    s.marks = marks_of(marked(cached.back()), std::span(left).first(s.at.compressed));
     rows.seen->cells = left, rows.seen->last_cell = left.back(), rows.seen->sequence = sequence;
     std::sort(rows.seen->cells.begin(), rows.seen->cells.end());
     s.cells = rows.seen->cells, s.written = cache.table.written();
@@ -575,7 +574,7 @@ class compressor {
   /// Cells of a sequence in this cache.
   result<std::size_t> count_of(llama_seq_id sequence, std::size_t cache) {
     const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
-    const std::size_t fixed = fixed_bytes(cache), each = 12 + added_to_cell_ + row_bytes(cache);
+    const std::size_t fixed = fixed_bytes(cache), each = state_cell + added_to_cell_ + row_bytes(cache);
     if (rest != saved_sequence::unknown_rest && size >= fixed + rest && (size - fixed - rest) % each == 0)
       return (size - fixed - rest) / each;
     // Models with positions of several sections add to each cell; the first state tells how much.
@@ -598,6 +597,8 @@ class compressor {
   /// Cells of all sequences of a unified cache together, each counted once, and what they would be if none was shared.
   struct occupancy {
     std::size_t cells = 0, rows = 0;
+    /// How many cells are counted more than once.
+    std::size_t shared() const { return rows - (std::min)(cells, rows); }
   };
   occupancy occupied(std::size_t cache) {
     occupancy o;
@@ -611,12 +612,10 @@ class compressor {
     return o;
   }
 
-  /// How many cells are counted more than once.
   std::size_t shared_cells(std::size_t cache) {
     cell_table& table = probe_->caches()[cache].table;
     if (only_one(table)) return 0;
-    const occupancy o = occupied(cache);
-    const std::size_t shared = o.rows - (std::min)(o.cells, o.rows);
+    const std::size_t shared = occupied(cache).shared();
     if (shared == 0) table.forked(false);
     return shared;
   }
@@ -668,7 +667,7 @@ class compressor {
     if (!read) return error{read.message()};
     const saved_sequence& saved = read->saved;
     row_bytes_ = saved.payload_bytes() / saved.tokens();
-    state_fixed_ = read->bytes.size() - rest_of(sequence) - saved.tokens() * (12 + saved.added_to_cell() + row_bytes_);
+    state_fixed_ = read->bytes.size() - rest_of(sequence) - saved.tokens() * (state_cell + saved.added_to_cell() + row_bytes_);
     added_to_cell_ = saved.added_to_cell();
     recount(s, saved.tokens(), [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
     s.offset = last + 1 - static_cast<llama_pos>(saved.tokens());
@@ -677,9 +676,9 @@ class compressor {
     done.bytes_before = done.bytes_after = saved.payload_bytes();
     if (policy_.budget.due(s.at, saved.tokens()).empty()) return nothing_due(s, saved.tokens());
     std::vector<cached_layer> rows = saved.all_layers();
-    if (probe_ != nullptr && base_ < probe_->caches().size() && probe_->caches()[base_].layers.size() == rows.size())
+    if (const seen_cache* base = base_if_seen(); base != nullptr && base->layers.size() == rows.size())
       for (std::size_t i = 0; i < rows.size(); ++i) {
-        const cached_layer& seen = probe_->caches()[base_].layers[i];
+        const cached_layer& seen = base->layers[i];
         rows[i].id = seen.id, rows[i].heads = seen.heads;
         rows[i].keys.hadamard_block = seen.keys.hadamard_block;
         rows[i].values.hadamard_block = seen.values.hadamard_block;
@@ -706,7 +705,7 @@ class compressor {
     s.offset = last + 1 - static_cast<llama_pos>(done.tokens_after);
     lose_sight_of(sequence);
     if (const result<saved_sequence> after = saved_sequence::parse(fewer, rest_of(sequence))) {
-      s.marks = marks_of(*after, s.at.compressed);
+      s.marks = marks_of(marked(*after), after->cells().first(s.at.compressed));
       expect(sequence, *after);
     }
     s.cells.clear();
@@ -719,7 +718,7 @@ class compressor {
     const bool unseen = probe_ == nullptr || !probe_->obstacle().empty();
     if (!unseen || row_bytes_ == 0 || state_fixed_ == 0) return error{"not known"};
     const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
-    const std::size_t each = 12 + added_to_cell_ + row_bytes_;
+    const std::size_t each = state_cell + added_to_cell_ + row_bytes_;
     if (rest == saved_sequence::unknown_rest || size < state_fixed_ + rest || (size - state_fixed_ - rest) % each != 0)
       return error{"not known"};
     const std::size_t rows = (size - state_fixed_ - rest) / each;
@@ -733,9 +732,9 @@ class compressor {
                         const std::vector<std::uint8_t>& whole) {
     // What it shares with others stays where it is, so that its own copy needs room.
     const std::size_t cells = llama_n_ctx(context_);
-    if (probe_ != nullptr && base_ < probe_->caches().size() && !only_one(probe_->caches()[base_].table)) {
+    if (const seen_cache* base = base_if_seen(); base != nullptr && !only_one(base->table)) {
       const occupancy o = occupied(base_);
-      const std::size_t shared = o.rows - (std::min)(o.cells, o.rows), all = probe_->caches()[base_].table.cells();
+      const std::size_t shared = o.shared(), all = base->table.cells();
       const std::size_t own = before - (std::min)(before, shared);  // at least so many become free
       if (all - (std::min)(all, o.cells) + own < after)
         return error{"sequence " + std::to_string(sequence) + " shares up to " + std::to_string(shared) +
@@ -757,49 +756,53 @@ class compressor {
   }
 
   std::size_t rows_of(llama_seq_id sequence) const {
-    const std::size_t size = llama_state_seq_get_size(context_, sequence), each = 12 + added_to_cell_ + row_bytes_;
+    const std::size_t size = llama_state_seq_get_size(context_, sequence), each = state_cell + added_to_cell_ + row_bytes_;
     return size > state_fixed_ ? (size - state_fixed_) / each : 0;
   }
 
   /// Looks for rows in the cells that no other sequence is known to have.
-  static bool place(llama_seq_id sequence, const saved_sequence& saved, seen_cache& c) {
-    sighting s;
-    s.stream = stream_of(c.table, sequence), s.sequence = sequence;
+  bool place(llama_seq_id sequence, const saved_sequence& saved, seen_cache& c) const {
+    sighting untaken{.stream = stream_of(c.table, sequence)};
     std::vector<bool> taken(c.table.cells());
     for (const sighting& other : c.table.sightings())
-      if (other.stream == s.stream)
+      if (other.stream == untaken.stream)
         for (const std::int32_t cell : other.cells) taken[static_cast<std::size_t>(cell)] = true;
     for (std::size_t cell = 0; cell < taken.size(); ++cell)
-      if (!taken[cell]) s.cells.push_back(static_cast<std::int32_t>(cell));
-    const std::vector<std::int32_t> rows = cells_of(saved, c, s);
+      if (!taken[cell]) untaken.cells.push_back(static_cast<std::int32_t>(cell));
+    std::vector<std::int32_t> rows = cells_of(saved, c, untaken);
     if (rows.empty()) return false;
-    for (std::size_t row = 0; row < rows.size(); ++row) c.table.set_position(s.stream, rows[row], saved.positions()[row]);
-    s.cells = rows, s.last_cell = rows.back();
-    std::sort(s.cells.begin(), s.cells.end());
-    c.table.replace(std::move(s), c.table.streams() > 1);
+    found_at(sequence, c.table, std::move(rows), saved.positions());
     return true;
   }
 
+  /// The cache of the layers with full attention; null as long as it is not known.
+  const seen_cache* base_if_seen() const {
+    return probe_ != nullptr && base_ < probe_->caches().size() ? &probe_->caches()[base_] : nullptr;
+  }
+
+  /// The same, or until it is known the first one.
+  std::size_t base_or_first() const { return base_ != unknown ? base_ : 0; }
+
   /// Whether each sequence has a part of the cache of its own.
   bool has_streams() const {
-    return probe_ != nullptr && base_ < probe_->caches().size() && probe_->caches()[base_].table.streams() > 1;
+    const seen_cache* base = base_if_seen();
+    return base != nullptr && base->table.streams() > 1;
   }
 
   /// Tokens that the cache has taken so far.
   std::uint64_t written() const {
     if (probe_ == nullptr || probe_->caches().empty()) return 0;
-    return probe_->caches()[base_ != unknown ? base_ : 0].table.written();
+    return probe_->caches()[base_or_first()].table.written();
   }
 
   /// The rows of a state that was set: the next graph shows where they are.
   void expect(llama_seq_id sequence, const saved_sequence& saved) {
     if (probe_ == nullptr) return;
-    const std::size_t cache = base_ != unknown ? base_ : 0;
-    const bool streams = cache < probe_->caches().size() && probe_->caches()[cache].table.streams() > 1;
-    if (cache < probe_->caches().size() && probe_->obstacle().empty() && place(sequence, saved, probe_->caches()[cache])) return;
-    std::vector<std::uint64_t> marks;
-    for (const std::int32_t cell : saved.cells()) marks.push_back(mark_of(saved.keys(saved.layers() - 1), cell));
-    probe_->expect(cache, streams ? static_cast<std::size_t>(sequence) : 0, std::move(marks), saved.positions());
+    const std::size_t cache = base_or_first();
+    const bool seen = cache < probe_->caches().size();
+    if (seen && probe_->obstacle().empty() && place(sequence, saved, probe_->caches()[cache])) return;
+    const std::size_t stream = seen ? stream_of(probe_->caches()[cache].table, sequence) : 0;
+    probe_->expect(cache, stream, marks_of(saved.keys(saved.layers() - 1), saved.cells()), saved.positions());
   }
 
   /// The sequence lies elsewhere now, in cells that may have been others'. Of other sequences what certainly holds is kept.
@@ -811,8 +814,7 @@ class compressor {
         const llama_seq_id whose = table.streams() > 1 ? static_cast<llama_seq_id>(s.stream) : s.sequence;
         if (whose < 0 || whose == sequence || cache != base_) return false;
         const result<std::size_t> count = count_of(whose, cache);
-        return count && *count == s.cells.size() &&
-               llama_memory_seq_pos_max(memory_, whose) == table.position(s.stream, s.last_cell);
+        return count && table.is_of(s, *count, llama_memory_seq_pos_max(memory_, whose));
       });
     }
   }
@@ -825,9 +827,9 @@ class compressor {
     return s.has_values() ? s.values(s.layers() - 1) : s.keys(s.layers() - 1);
   }
 
-  static std::vector<std::uint64_t> marks_of(const saved_sequence& saved, std::size_t rows) {
-    std::vector<std::uint64_t> all(rows);
-    for (std::size_t row = 0; row < rows; ++row) all[row] = mark_of(marked(saved), saved.cells()[row]);
+  static std::vector<std::uint64_t> marks_of(const matrix& m, std::span<const std::int32_t> cells) {
+    std::vector<std::uint64_t> all;
+    for (const std::int32_t cell : cells) all.push_back(mark_of(m, cell));
     return all;
   }
 

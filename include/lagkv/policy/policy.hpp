@@ -82,6 +82,8 @@ LAGKV_EDGE status check_every(std::size_t every) {
   return error{"every=0: must be 1 or more"};
 }
 
+LAGKV_EDGE error is_in_bytes() { return {"budget: is in bytes: make it a number of rows by fit()"}; }
+
 /// Refuses what no string can say of a budget, but a host can write.
 LAGKV_EDGE status check_budget(const budget& b) {
   if (status s = check_share("recent_share", b.recent_share, true); !s) return s;
@@ -91,7 +93,7 @@ LAGKV_EDGE status check_budget(const budget& b) {
   }
   if (const auto* share = b.as<keep::share>()) return check_share("of_all", share->of_all);
   if (const auto* rows = b.as<keep::capacity>()) return check_every(rows->every);
-  if (b.as<keep::bytes>() != nullptr) return error{"budget: is in bytes: make it a number of rows by fit()"};
+  if (b.as<keep::bytes>() != nullptr) return is_in_bytes();
   if (const auto* window = b.as<keep::window>()) {
     if (status s = check_every(window->every); !s) return s;
     if (window->rows == 0) return check_share("of_all", window->of_all);

@@ -111,6 +111,16 @@ class cell_table {
 
   void set_position(std::size_t stream, std::int32_t cell, llama_pos position) { position_[index(stream, cell)] = position; }
 
+  /// Whether it is of so many cells, of which the last token is at this position.
+  bool is_of(const sighting& s, std::size_t cells, llama_pos last) const {
+    return s.cells.size() == cells && position(s.stream, s.last_cell) == last;
+  }
+
+  /// Whether the positions of all its cells are known.
+  bool known(const sighting& s) const {
+    return std::all_of(s.cells.begin(), s.cells.end(), [&](std::int32_t cell) { return position(s.stream, cell) >= 0; });
+  }
+
   /// Cells of a sighting whose tokens came in another way than by a graph.
   std::vector<std::int32_t> unknown(const sighting& s) const {
     std::vector<std::int32_t> cells;
@@ -193,13 +203,10 @@ class cell_table {
   void inherit(sighting& now, std::uint64_t before) {
     const auto contains = [&](std::int32_t cell) { return std::binary_search(now.cells.begin(), now.cells.end(), cell); };
     for (auto old = seen_.begin(); old != seen_.end();) {
+      // Of this sequence, or, where sequences share cells, of one that it was forked from.
       const bool earlier =
-          old->stream == now.stream && contains(old->last_cell) && written(old->stream, old->last_cell) <= before;
+          !forked_ && old->stream == now.stream && contains(old->last_cell) && written(old->stream, old->last_cell) <= before;
       const bool overwritten = old->stream == now.stream && written(old->stream, old->last_cell) > old->time;
-      if (earlier && forked_) {  // of this sequence, or of one that it was forked from
-        ++old;
-        continue;
-      }
       if (earlier) now.sequence = old->sequence;
       old = earlier || overwritten ? seen_.erase(old) : old + 1;
     }

@@ -80,7 +80,7 @@ class cache_probe {
   }
 
   /// How many sequences the context may have; the compressor says it.
-  void expect(std::size_t sequences) { sequences_ = sequences; }
+  void set_sequences(std::size_t sequences) { sequences_ = sequences; }
 
   /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. Accumulated attention
   /// needs the cache in host memory; queries come from any.

@@ -26,6 +26,9 @@ namespace lagkv::inline LAGKV_ABI::llama {
 /// Bytes at the beginning of every state, before its caches: a number of llama.cpp's, and the sequence.
 inline constexpr std::size_t state_header = 8;
 
+/// Bytes that a state has of each cell beside its rows: position, number of sequences, sequence.
+inline constexpr std::size_t state_cell = 12;
+
 /// The cache of the layers with full attention in a parsed state. It views the bytes that it was parsed from.
 class saved_sequence {
  public:
@@ -64,7 +67,7 @@ class saved_sequence {
   std::size_t payload_bytes() const {
     std::size_t n = 0;
     for (const auto* side : {&keys_, &values_})
-      for (const matrix& m : *side) n += ggml_row_size(m.type, static_cast<std::int64_t>(m.width)) * tokens();
+      for (const matrix& m : *side) n += row_bytes(m) * tokens();
     return n;
   }
 
@@ -103,7 +106,7 @@ class saved_sequence {
   static constexpr std::size_t header_bytes = 12;  // before each layer's keys or values
 
   /// Position, number of sequences, what models with positions of several sections add, sequence.
-  std::size_t cell_bytes() const { return 12 + added_; }
+  std::size_t cell_bytes() const { return state_cell + added_; }
 
   /// Appends the kept rows of one layer. Heads keep different rows: each head's part is taken from its own source.
   void gather(const matrix& m, const plan& p, std::size_t after, std::vector<std::uint8_t>& out) const {
