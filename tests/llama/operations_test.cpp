@@ -65,7 +65,7 @@ class host {
   std::string step() {
     const auto sequence = static_cast<llama_seq_id>(draw(setting_.sequences));
     std::string done = "sequence " + std::to_string(sequence) + ": ";
-    switch (draw(16)) {
+    switch (draw(17)) {
       case 0:
       case 1:
       case 2:
@@ -116,6 +116,10 @@ class host {
       case 14:
         done += "save and restore";
         save_and_restore(sequence);
+        break;
+      case 15:
+        done += "defragment";
+        defragment(sequence);
         break;
       default:
         done += "decode more than there is room for";
@@ -335,6 +339,15 @@ class host {
       return;
     }
     for (std::size_t i = 0; i < rows_[to].size(); ++i) rows_[to][i].compressed = i < beside.at.compressed;
+  }
+
+  /// It changes no row of any sequence, which check() sees; what is due stays due.
+  void defragment(llama_seq_id sequence) {
+    std::map<llama_seq_id, rows> before;
+    if (!copying_)
+      for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) before[s] = read(s);
+    if (!compressor_->defragment(sequence)) ++refused_;
+    for (const auto& [s, is] : before) ASSERT_EQ(read(s), is);
   }
 
   void compress(llama_seq_id sequence, way how) {

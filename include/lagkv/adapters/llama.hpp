@@ -120,9 +120,7 @@ class compressor {
   /// it cells of its own.
   template <class Observe>
   result<report> compress(llama_seq_id sequence, way how, const Observe& observe) {
-    if (sequence < 0 || static_cast<std::uint32_t>(sequence) >= llama_n_seq_max(context_))
-      return error{"sequence " + std::to_string(sequence) + ": must be from 0 to " +
-                   std::to_string(llama_n_seq_max(context_) - 1)};
+    if (status ok = in_range(sequence); !ok) return error{ok.message()};
     state& s = sequences_[sequence];
     const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
     if (last < 0) {  // it is empty: what comes is a new one
@@ -141,9 +139,7 @@ class compressor {
         rows = verify(sequence, s, last, std::move(*rows));
         if (rows && policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
       }
-      if (has_streams() && copied_at_ == written())
-        waits_ = "a copied sequence has not been moved to its stream yet: decode a token first";
-      if (!waits_.empty()) return error{"sequence " + std::to_string(sequence) + ": " + waits_};
+      if (status ok = waits_for_nothing(sequence); !ok) return error{ok.message()};
       if (!rows) {
         obstacle = rows.message();
       } else if (how != way::repack) {
@@ -157,6 +153,33 @@ class compressor {
 
   result<report> compress(llama_seq_id sequence, way how = way::automatic) {
     return compress(sequence, how, [](std::size_t, const plan&) {});
+  }
+
+  /// Puts the rows of a sequence into adjacent cells, as repack does, without a change to any row. Attention reads up to the
+  /// highest cell in use, so a token is decoded faster afterwards, if compression in place has left holes. Call it once, between a
+  /// prompt that was compressed in chunks and its answer. Costs a copy of the sequence's state and back, or nothing if the cells are
+  /// adjacent already. Where it fails the sequence is as it was.
+  status defragment(llama_seq_id sequence) {
+    if (status ok = in_range(sequence); !ok) return ok;
+    const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
+    if (last < 0) return {};
+    state& s = sequences_[sequence];
+    waits_.clear();
+    if (probe_ != nullptr) {
+      if (const result<rows_in_place> rows = find(sequence, last)) {
+        follow(s, *rows);
+        const auto [low, high] = std::minmax_element(rows->cells.begin(), rows->cells.end());
+        if (static_cast<std::size_t>(*high - *low) + 1 == rows->cells.size()) return {};
+      }
+      if (status ok = waits_for_nothing(sequence); !ok) return ok;
+    }
+    const result<read_state> read = read_whole(sequence);
+    if (!read) return error{read.message()};
+    const saved_sequence& saved = read->saved;
+    recount(s, saved.tokens(), [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
+    if (status ok = put_back(sequence, saved.tokens(), saved.tokens(), read->bytes, read->bytes); !ok) return ok;
+    lies_elsewhere(sequence, s, saved);
+    return {};
   }
 
   /// How far a sequence has been compressed.
@@ -257,6 +280,19 @@ class compressor {
   bool has_other_memory() const {
     const llama_model* model = llama_get_model(context_);
     return llama_model_n_swa(model) > 0 || llama_model_is_hybrid(model);
+  }
+
+  status in_range(llama_seq_id sequence) const {
+    if (sequence >= 0 && static_cast<std::uint32_t>(sequence) < llama_n_seq_max(context_)) return {};
+    return error{"sequence " + std::to_string(sequence) + ": must be from 0 to " + std::to_string(llama_n_seq_max(context_) - 1)};
+  }
+
+  /// Whether all that the host has asked of llama.cpp has been done; find() sees what has not.
+  status waits_for_nothing(llama_seq_id sequence) {
+    if (has_streams() && copied_at_ == written())
+      waits_ = "a copied sequence has not been moved to its stream yet: decode a token first";
+    if (waits_.empty()) return {};
+    return error{"sequence " + std::to_string(sequence) + ": " + waits_};
   }
 
   report nothing_due(state& s, std::size_t rows) {
@@ -692,7 +728,7 @@ class compressor {
     }
     done.tokens_after = plans[0].tokens_after();
     std::vector<std::uint8_t> fewer = saved.rebuilt(plans);
-    if (status ok = put_back_fewer(sequence, saved.tokens(), done.tokens_after, fewer, read->bytes); !ok)
+    if (status ok = put_back(sequence, saved.tokens(), done.tokens_after, fewer, read->bytes); !ok)
       return error{ok.message()};
     for (std::size_t i = 0; i < plans.size(); ++i) {
       compact(*(*offered)[i].extra, plans[i], toward::window);
@@ -703,14 +739,17 @@ class compressor {
     done.compressed = true;
     advance(s.at, plans[0]);
     s.offset = last + 1 - static_cast<llama_pos>(done.tokens_after);
+    if (const result<saved_sequence> after = saved_sequence::parse(fewer, rest_of(sequence))) lies_elsewhere(sequence, s, *after);
+    return done;
+  }
+
+  /// The rows of this state have been put into other cells.
+  void lies_elsewhere(llama_seq_id sequence, state& s, const saved_sequence& saved) {
     lose_sight_of(sequence);
-    if (const result<saved_sequence> after = saved_sequence::parse(fewer, rest_of(sequence))) {
-      s.marks = marks_of(marked(*after), after->cells().first(s.at.compressed));
-      expect(sequence, *after);
-    }
+    s.marks = marks_of(marked(saved), saved.cells().first(s.at.compressed));
+    expect(sequence, saved);
     s.cells.clear();
     s.written = written();
-    return done;
   }
 
   /// From the size of the state and the positions; nothing where that is not sure.
@@ -727,9 +766,9 @@ class compressor {
     return rows;
   }
 
-  /// Replaces the sequence by fewer rows, or leaves it as it was.
-  status put_back_fewer(llama_seq_id sequence, std::size_t before, std::size_t after, const std::vector<std::uint8_t>& fewer,
-                        const std::vector<std::uint8_t>& whole) {
+  /// Replaces the sequence by as many rows or fewer, or leaves it as it was.
+  status put_back(llama_seq_id sequence, std::size_t before, std::size_t after, const std::vector<std::uint8_t>& fewer,
+                  const std::vector<std::uint8_t>& whole) {
     // What it shares with others stays where it is, so that its own copy needs room.
     const std::size_t cells = llama_n_ctx(context_);
     if (const seen_cache* base = base_if_seen(); base != nullptr && !only_one(base->table)) {
