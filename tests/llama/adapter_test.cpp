@@ -274,6 +274,33 @@ TEST_P(EveryCache, RepacksInTheMiddleAndGoesOnInPlace) {
   EXPECT_FALSE(must(c.compress(0)).compressed);
 }
 
+TEST_P(EveryCache, DefragmentedRowsLieInAdjacentCellsAndGoOn) {
+  session s(GetParam().options());
+  auto c = compressor_of(s, small_lag);
+  for (int chunk = 0; chunk < 4; ++chunk) {
+    ASSERT_TRUE(s.feed(100));
+    must(c.compress(0, way::in_place));
+  }
+  const auto highest = [&] {  // what attention reads up to
+    const auto& cells = s.probe.caches()[0].table.sightings().back().cells;
+    return static_cast<std::size_t>(cells.back()) + 1;
+  };
+  const bytes before = s.state();
+  const std::size_t rows = c.at(0).tokens;
+  ASSERT_GT(highest(), rows + 20) << "there are holes";
+  ASSERT_TRUE(c.defragment(0));
+  EXPECT_EQ(s.state(), before);
+  EXPECT_EQ(c.at(0).tokens, rows);
+  ASSERT_TRUE(s.feed(1));
+  EXPECT_EQ(highest(), rows + 1);
+  const bytes adjacent = s.state();
+  ASSERT_TRUE(c.defragment(0)) << "nothing to do";
+  EXPECT_EQ(s.state(), adjacent);
+  ASSERT_TRUE(s.feed(90));
+  EXPECT_TRUE(must(c.compress(0, way::in_place)).compressed);
+  EXPECT_FALSE(c.defragment(1)) << "a sequence that there is not";
+}
+
 INSTANTIATE_TEST_SUITE_P(Llama, EveryCache,
                          testing::Values(cache_case{GGML_TYPE_F16, true}, cache_case{GGML_TYPE_F16, false},
                                          cache_case{GGML_TYPE_F32, true}, cache_case{GGML_TYPE_BF16, false},
