@@ -9,6 +9,7 @@
 #include "calibrate_command.hpp"
 #include "report/report_command.hpp"
 #include "run_command.hpp"
+#include "speed_command.hpp"
 
 namespace {
 
@@ -53,6 +54,25 @@ void declare_calibrate(CLI::App& calibrate, eval::calibrate_options& o) {
   calibrate.add_option("--out", o.out, "The statistics, a NumPy file");
 }
 
+void declare_speed(CLI::App& speed, eval::speed_options& o) {
+  speed.option_defaults()->always_capture_default();
+  speed.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
+  speed.add_option("--policies", o.policies, "Policy strings without a budget, parted by ';'; full is always there")
+      ->delimiter(';');
+  speed.add_option("--removed", o.removed, "Share of the prompt's tokens that is to go")->check(CLI::Range(0.0, 0.99));
+  speed.add_option("--length", o.lengths, "Tokens of prompt and answer together")
+      ->delimiter(',')
+      ->check(CLI::Range(256, 1 << 20));
+  speed.add_option("--chunk", o.chunk, "Compress after each so many tokens of the prompt")->check(CLI::Range(1, 1 << 20));
+  speed.add_option("--answer", o.answer, "Tokens that are decoded")->check(CLI::Range(1, 1 << 16));
+  speed.add_option("--threads", o.threads, "0: all cores")->delimiter(',')->check(CLI::Range(0, 1024));
+  speed.add_option("--attention", o.attention, "flash, plain")->delimiter(',');
+  speed.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
+  speed.add_option("--repeats", o.repeats, "Rounds; each runs every row once")->check(CLI::Range(1, 1000));
+  speed.add_option("--out", o.out, "A JSON line a run; what is there already is not run again");
+  speed.add_flag("--markdown", o.markdown, "Print the tables as markdown");
+}
+
 void declare_report(CLI::App& report, eval::report_options& o) {
   report.add_option("results", o.results, "File that run has written")->required();
   report.add_option("--html", o.html, "Write a page with curves and tables to this file");
@@ -80,6 +100,10 @@ int main(int argc, char** argv) {
   eval::run_options run_options;
   run_options.model = LAGKV_EVAL_MODEL;
   run_options.command = joined(argc, argv);
+  eval::speed_options speed_options;
+  speed_options.model = LAGKV_EVAL_MODEL;
+  CLI::App& speed = *app.add_subcommand("speed", "Measure how fast a model reads and answers under policies");
+  declare_speed(speed, speed_options);
   eval::report_options report_options;
   CLI::App& run = *app.add_subcommand("run", "Run tasks under policies and write the results");
   declare_run(run, run_options);
@@ -93,6 +117,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
     for (auto file = run_options.files.begin(); file != run_options.files.end();)
       file = file->second.empty() ? run_options.files.erase(file) : std::next(file);
+    if (speed.parsed()) return eval::speed_command(speed_options);
     if (calibrate.parsed()) return eval::calibrate_command(calibrate_options);
     return run.parsed() ? eval::run_command(run_options) : eval::report_command(report_options);
   } catch (const CLI::Success& asked_for_help) {

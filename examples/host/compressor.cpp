@@ -50,6 +50,12 @@ compression compressor::compress() {
   return {done->tokens_before, done->tokens_after, done->bytes_before, done->bytes_after, seconds};
 }
 
+double compressor::defragment() {
+  const stopwatch watch;
+  if (const lagkv::status ok = compressor_.defragment(0); !ok) throw std::runtime_error(ok.message());
+  return watch.seconds();
+}
+
 // Tokens that came in since the last plan are all there.
 void compressor::append(std::vector<std::uint32_t>& positions, std::size_t tokens) const {
   const std::size_t dropped = compressor_.at(0).dropped;

@@ -156,9 +156,9 @@ class compressor {
   }
 
   /// Puts the rows of a sequence into adjacent cells, as repack does, without a change to any row. Attention reads up to the
-  /// highest cell in use, so a token is decoded faster afterwards, if compression in place has left holes. Call it once, between a
-  /// prompt that was compressed in chunks and its answer. Costs a copy of the sequence's state and back, or nothing if the cells are
-  /// adjacent already. Where it fails the sequence is as it was.
+  /// highest cell in use, so a token is decoded faster afterwards, if compression in place has left holes. Call it once, between
+  /// a prompt that was compressed in chunks and its answer. Costs a copy of the sequence's state and back, or nothing if the
+  /// cells are adjacent already. Where it fails the sequence is as it was.
   status defragment(llama_seq_id sequence) {
     if (status ok = in_range(sequence); !ok) return ok;
     const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
@@ -728,8 +728,7 @@ class compressor {
     }
     done.tokens_after = plans[0].tokens_after();
     std::vector<std::uint8_t> fewer = saved.rebuilt(plans);
-    if (status ok = put_back(sequence, saved.tokens(), done.tokens_after, fewer, read->bytes); !ok)
-      return error{ok.message()};
+    if (status ok = put_back(sequence, saved.tokens(), done.tokens_after, fewer, read->bytes); !ok) return error{ok.message()};
     for (std::size_t i = 0; i < plans.size(); ++i) {
       compact(*(*offered)[i].extra, plans[i], toward::window);
       observe(i, plans[i]);
