@@ -279,7 +279,16 @@ class compressor {
 
   bool has_other_memory() const {
     const llama_model* model = llama_get_model(context_);
-    return llama_model_n_swa(model) > 0 || llama_model_is_hybrid(model);
+    return llama_model_n_swa(model) > 0 || is_hybrid(model);
+  }
+
+  /// Where llama.cpp cannot say it, the state of such a model has bytes that are not expected, and is refused.
+  template <class Model>
+  static bool is_hybrid(const Model* model) {
+    if constexpr (requires { llama_model_is_hybrid(model); })
+      return llama_model_is_hybrid(model);
+    else
+      return false;
   }
 
   status in_range(llama_seq_id sequence) const {
@@ -598,10 +607,11 @@ class compressor {
   /// Bytes of a state that follow the first cache: window layers, recurrent ones.
   std::size_t rest_of(llama_seq_id sequence) const {
     if (!has_other_memory()) return 0;
+      // In a state of these alone the same header stands before them.
 #if defined(LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
-    return llama_state_seq_get_size_ext(context_, sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) - state_header;
+    return llama_state_seq_get_size_ext(context_, sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) - header_;
 #elif defined(LLAMA_STATE_SEQ_FLAGS_SWA_ONLY)
-    return llama_state_seq_get_size_ext(context_, sequence, LLAMA_STATE_SEQ_FLAGS_SWA_ONLY) - state_header;
+    return llama_state_seq_get_size_ext(context_, sequence, LLAMA_STATE_SEQ_FLAGS_SWA_ONLY) - header_;
 #else
     return saved_sequence::unknown_rest;
 #endif
@@ -627,7 +637,7 @@ class compressor {
     const seen_cache& c = probe_->caches()[cache];
     std::size_t sections = 0;
     for (const cached_layer& l : c.layers) sections += l.has_values() ? 2U : 1U;
-    return state_header + 4 + 4 * c.table.streams() + 8 + 12 * sections;
+    return header_ + 4 + 4 * c.table.streams() + 8 + 12 * sections;
   }
 
   /// Cells of all sequences of a unified cache together, each counted once, and what they would be if none was shared.
@@ -683,11 +693,12 @@ class compressor {
     saved_sequence saved;
   };
 
-  result<read_state> read_whole(llama_seq_id sequence) const {
+  result<read_state> read_whole(llama_seq_id sequence) {
     read_state r;
     r.bytes.resize(llama_state_seq_get_size(context_, sequence));
     if (llama_state_seq_get_data(context_, r.bytes.data(), r.bytes.size(), sequence) != r.bytes.size())
       return error{"state: could not be read"};
+    header_ = saved_sequence::header_of(r.bytes);
     result<saved_sequence> saved = saved_sequence::parse(r.bytes, rest_of(sequence));
     if (!saved) return error{saved.message()};
     r.saved = std::move(*saved);
@@ -1005,7 +1016,7 @@ class compressor {
   std::size_t base_ = unknown;                   // the cache of the layers with full attention
   std::string waits_;                            // what llama.cpp does at the next decode only; until then nothing can be done
   std::uint64_t copied_at_ = ~std::uint64_t{0};  // tokens that the cache had taken at the last copy()
-  std::size_t row_bytes_ = 0, state_fixed_ = 0, added_to_cell_ = 0;
+  std::size_t row_bytes_ = 0, state_fixed_ = 0, added_to_cell_ = 0, header_ = state_header;
   policy policy_;
   cache_probe* probe_;
   lagkv::workspace workspace_;

@@ -84,7 +84,8 @@ inline embedding embedding_of(const ggml_tensor* stored) {
   std::memcpy(real, turn->op_params, sizeof real);
   const std::int32_t dims = whole[1], mode = whole[2], original_context = whole[4], offset = whole[15];
   const float base = real[5], scale = real[6], yarn_share = real[7], fast = real[9], slow = real[10];
-  if (mode != GGML_ROPE_TYPE_NORMAL && mode != GGML_ROPE_TYPE_NEOX)
+  constexpr std::int32_t neighbours = 0;  // older headers have no name for it
+  if (mode != neighbours && mode != GGML_ROPE_TYPE_NEOX)
     return refused("is of mode " + std::to_string(mode) + ": must be 0 (neighbours) or 2 (halves)");
   if (offset != 0) return refused("begins at channel " + std::to_string(offset) + ": must be 0");
   e.channels = static_cast<std::size_t>(turn->ne[0]);

@@ -23,7 +23,8 @@
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
-/// Bytes at the beginning of every state, before its caches: a number of llama.cpp's, and the sequence.
+/// Bytes at the beginning of every state, before its caches: a number of llama.cpp's, and the sequence. Until 2025 there were
+/// none.
 inline constexpr std::size_t state_header = 8;
 
 /// Bytes that a state has of each cell beside its rows: position, number of sequences, sequence.
@@ -40,6 +41,13 @@ class saved_sequence {
     s.bytes_ = bytes, s.rest_ = rest;
     if (status ok = s.read(); !ok) return error{"state: " + ok.message()};
     return s;
+  }
+
+  /// Bytes before the caches of a state: state_header, or 0 in the older form, which begins with the number of streams.
+  static std::size_t header_of(std::span<const std::uint8_t> bytes) {
+    std::uint32_t first = 0;
+    if (bytes.size() >= sizeof first) std::memcpy(&first, bytes.data(), sizeof first);
+    return first <= most_streams ? 0 : state_header;
   }
 
   /// Bytes that models with positions of several sections add to what a state says of a cell.
@@ -104,6 +112,7 @@ class saved_sequence {
 
  private:
   static constexpr std::size_t header_bytes = 12;  // before each layer's keys or values
+  static constexpr std::uint32_t most_streams = 1024;
 
   /// Position, number of sequences, what models with positions of several sections add, sequence.
   std::size_t cell_bytes() const { return state_cell + added_; }
@@ -131,9 +140,14 @@ class saved_sequence {
 
   status read() {
     std::uint32_t streams = 0;
-    std::uint32_t magic = 0;  // private to llama.cpp, so not compared
-    if (!take(magic) || !take(sequence_) || !take(streams)) return ended();
-    if (streams == 0 || streams > 1024) return unknown("streams=" + std::to_string(streams));
+    if (header_of(bytes_) > 0) {
+      std::uint32_t magic = 0;  // private to llama.cpp, so not compared
+      if (!take(magic) || !take(sequence_)) return ended();
+    } else {
+      older_ = true;
+    }
+    if (!take(streams)) return ended();
+    if (streams == 0 || streams > most_streams) return unknown("streams=" + std::to_string(streams));
     std::uint32_t count = 0;
     std::uint32_t stream = 0;
     for (; stream < streams && count == 0; ++stream) {
@@ -181,6 +195,7 @@ class saved_sequence {
       at_ += added_;
       take(sequence);
       if (sequences != 1) return unknown(which + " belongs to " + std::to_string(sequences) + " sequences");
+      if (i == 0 && older_) sequence_ = sequence;
       if (sequence != sequence_) return unknown(which + " is of sequence " + std::to_string(sequence));
       if (position[i] < 0 || position[i] == (std::numeric_limits<llama_pos>::max)())
         return error{which + " has position " + std::to_string(position[i]) + ": must be from 0 to 2147483646"};
@@ -265,7 +280,7 @@ class saved_sequence {
   std::size_t at_ = 0, count_at_ = 0, cells_at_ = 0, end_ = 0;
   std::size_t added_ = 0;  // bytes that models with positions of several sections add to a cell
   llama_seq_id sequence_ = 0;
-  bool transposed_ = false;
+  bool transposed_ = false, older_ = false;  // without a header
   std::vector<std::int32_t> cells_;
   std::vector<llama_pos> positions_;
   std::vector<matrix> keys_, values_;
