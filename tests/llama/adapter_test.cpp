@@ -1201,7 +1201,7 @@ TEST(LlamaAdapter, StatesOfTheOlderFormAreRead) {
   ASSERT_EQ(b->tokens(), 40U);
   EXPECT_TRUE(std::equal(a->positions().begin(), a->positions().end(), b->positions().begin()));
   lagkv::plan all;
-  all.clear(40);
+  all.reset({0, 0}, 40, 3, 0);
   const std::vector<lagkv::plan> plans(a->layers(), all);
   EXPECT_EQ(b->rebuilt(plans), older);
   for (std::size_t n = 0; n < older.size(); n += n < 600 ? 1 : 997)

@@ -6,7 +6,9 @@
 namespace support {
 
 template <class Params>
-constexpr bool has_flash_attention_type = requires(Params p) { p.flash_attn_type; };
+constexpr bool has_flash_attention_type = requires {
+  &Params::flash_attn_type;
+};
 
 /// Of before September 2025: without the Hadamard transform of quantised caches, with other names of nodes.
 constexpr bool older_llama = !has_flash_attention_type<llama_context_params>;
