@@ -100,7 +100,7 @@ runner::runner(const run_options& o)
       request_{.files = contents(o.files)},
       settings_(settings_of(o.policies, o.removed)),
       before_(std::filesystem::exists(o.out) ? read_results(o.out) : results{}),
-      model_(o.model, o.repack),
+      model_(o.model, {.repack = o.repack}),
       template_tokens_(eval::template_tokens(model_)),
       info_(facts(model_, o.model)),
       tasks_(tasks_of(o.tasks, request_.files)) {

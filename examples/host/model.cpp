@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <thread>
 
@@ -28,14 +30,37 @@ std::string reason(std::string what) {
 
 std::int32_t length(std::size_t n) { return static_cast<std::int32_t>(n); }
 
+// The devices of these servers. llama.cpp ends the program where a server is lost later.
+std::vector<ggml_backend_dev_t> devices_of(const std::vector<std::string>& servers) {
+  std::vector<ggml_backend_dev_t> devices;
+  if (servers.empty()) return devices;
+  ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+  if (rpc == nullptr) throw std::invalid_argument("this llama.cpp has been built without GGML_RPC");
+  using add_server = ggml_backend_reg_t (*)(const char*);
+  const auto add = reinterpret_cast<add_server>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
+  for (const std::string& server : servers) {
+    ggml_backend_reg_t found = add != nullptr ? add(server.c_str()) : nullptr;
+    const std::size_t n = found != nullptr ? ggml_backend_reg_dev_count(found) : 0;
+    if (n == 0) throw std::invalid_argument(server + ": no ggml-rpc-server answers there");
+    for (std::size_t i = 0; i < n; ++i) devices.push_back(ggml_backend_reg_dev_get(found, i));
+  }
+  devices.push_back(nullptr);
+  return devices;
+}
+
 }  // namespace
 
-model::model(const std::string& path, bool repack) {
+model::model(const std::string& path, const model_options& options) {
   llama_log_set(keep_error, nullptr);
   llama_backend_init();
   ggml_backend_load_all();  // for an installed llama.cpp whose backends are plug-ins
   llama_model_params params = llama_model_default_params();
-  params.use_extra_bufts = repack;
+  params.use_extra_bufts = options.repack;
+  std::vector<ggml_backend_dev_t> devices = devices_of(options.servers);
+  if (!devices.empty()) {
+    params.devices = devices.data();
+    params.n_gpu_layers = std::numeric_limits<std::int32_t>::max();  // all
+  }
   model_.reset(llama_model_load_from_file(path.c_str(), params));
   if (!model_) throw std::invalid_argument(reason(path + ": not a model that this llama.cpp can load"));
 }

@@ -18,14 +18,21 @@
 
 namespace host {
 
+/// How a model is loaded.
+struct model_options {
+  /// Its weights lie as llama.cpp likes them best on this processor (AMX tiles): logits differ in their last digits. Not with a
+  /// llama.cpp that GCC has built without what llama-build.cmake gives it: that faults.
+  bool repack = false;
+  /// "host:port" of machines that run llama.cpp's ggml-rpc-server: the layers and their cache are spread over them.
+  std::vector<std::string> servers{};
+};
+
 /// A GGUF model. What fails throws std::runtime_error with one readable line, what was asked wrongly (a file that is
 /// no model) std::invalid_argument.
 class model {
  public:
-  /// Loads the file. llama.cpp's own messages are dropped; the reason of an error is in what is thrown. With `repack` its weights
-  /// lie as llama.cpp likes them best on this processor (AMX tiles): logits differ in their last digits. Not with a llama.cpp
-  /// that GCC has built without what llama-build.cmake gives it: that faults.
-  explicit model(const std::string& path, bool repack = false);
+  /// Loads the file. llama.cpp's own messages are dropped; the reason of an error is in what is thrown.
+  explicit model(const std::string& path, const model_options& options = {});
 
   [[nodiscard]] llama_model* get() const { return model_.get(); }
 

@@ -39,6 +39,7 @@ struct arguments {
   int threads = 0;
   std::string cache_type = "f16";
   bool transposed = false;
+  std::vector<std::string> servers;
   std::string json;
   std::string picture;
 };
@@ -65,6 +66,7 @@ void declare(CLI::App& app, arguments& a) {
       ->check(CLI::Range(0, 1 << 20));
   app.add_option("--cache-type", a.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
   app.add_flag("--transposed", a.transposed, "Without flash attention, which stores values transposed");
+  app.add_option("--rpc", a.servers, "host:port of ggml-rpc-servers, over which the model is split")->delimiter(',');
   app.add_option("--json", a.json, "Write everything measured to this file");
   app.add_option("--picture", a.picture, "Draw which tokens of the first prompt survive (SVG)");
 }
@@ -144,7 +146,7 @@ void run(arguments& a) {
   if (!a.json.empty()) json = open(a.json);
   if (!a.picture.empty()) picture = open(a.picture);
 
-  const host::model m(a.model);
+  const host::model m(a.model, {.servers = a.servers});
   host::session_options options;
   options.cells = static_cast<std::uint32_t>(a.cells > 0 ? a.cells : a.prompt.length + a.answer);
   options.threads = a.threads;

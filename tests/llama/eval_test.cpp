@@ -96,7 +96,7 @@ double nll(const std::vector<float>& logits, llama_token token) {
 
 // Where the processor has AMX, this also tells whether llama.cpp was built so that it works.
 TEST(Model, AnswersNearlyTheSameWithRepackedWeights) {
-  const host::model repacked(LAGKV_LLAMA_MODEL, true);
+  const host::model repacked(LAGKV_LLAMA_MODEL, {.repack = true});
   const tokens text = model().tokenize(prompt_of(task("niah_single_2"), 300).context);
   std::vector<std::vector<float>> logits[2];
   for (const host::model* m : {&model(), &repacked}) {
