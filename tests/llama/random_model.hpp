@@ -40,7 +40,8 @@ inline void set_random_weights(ggml_tensor* tensor, void*) {
   std::normal_distribution<float> draw(0, 0.15F);
   const bool decay = name.find("ssm_a") != std::string::npos;  // states must decay
   std::vector<float> x(static_cast<std::size_t>(ggml_nelements(tensor)));
-  for (float& v : x) v = decay ? -std::abs(draw(engine)) : draw(engine);
+  const bool divisors = name.find("rope_f") != std::string::npos;  // of frequencies
+  for (float& v : x) v = divisors ? 1 + std::abs(draw(engine)) : decay ? -std::abs(draw(engine)) : draw(engine);
   if (tensor->type == GGML_TYPE_F32) return ggml_backend_tensor_set(tensor, x.data(), 0, ggml_nbytes(tensor));
   std::vector<ggml_fp16_t> half(x.size());
   ggml_fp32_to_fp16_row(x.data(), half.data(), static_cast<std::int64_t>(x.size()));
