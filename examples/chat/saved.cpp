@@ -12,7 +12,7 @@ namespace chat {
 
 namespace {
 
-constexpr std::array<char, 8> magic = {'l', 'a', 'g', 'k', 'v', 'c', 'h', '1'};
+constexpr std::array<char, 8> magic = {'l', 'a', 'g', 'k', 'v', 'c', 'h', '2'};
 constexpr std::uint64_t most_bytes = std::uint64_t{1} << 40;
 
 template <class T>
@@ -20,6 +20,18 @@ void put(std::ostream& file, const T* data, std::size_t n) {
   file.write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(n * sizeof(T)));
 }
 void put_count(std::ostream& file, std::uint64_t n) { put(file, &n, 1); }
+
+template <class T>
+void put_list(std::ostream& file, const std::vector<T>& all) {
+  put_count(file, all.size());
+  put(file, all.data(), all.size());
+}
+
+template <class T>
+void put_lists(std::ostream& file, const std::vector<std::vector<T>>& all) {
+  put_count(file, all.size());
+  for (const std::vector<T>& layer : all) put_list(file, layer);
+}
 
 template <class T>
 void take(std::istream& file, T* data, std::size_t n, const std::string& path) {
@@ -42,6 +54,17 @@ std::vector<T> take_list(std::istream& file, const std::string& path) {
   return all;
 }
 
+/// A list a layer.
+template <class T>
+std::vector<std::vector<T>> take_lists(std::istream& file, const std::string& path) {
+  std::uint64_t layers = 0;
+  take(file, &layers, 1, path);
+  if (layers > 4096) throw std::runtime_error(path + ": has " + std::to_string(layers) + " layers: must be at most 4096");
+  std::vector<std::vector<T>> all;
+  for (std::uint64_t i = 0; i < layers; ++i) all.push_back(take_list<T>(file, path));
+  return all;
+}
+
 }  // namespace
 
 void write(const std::string& path, const saved_chat& s) {
@@ -50,13 +73,10 @@ void write(const std::string& path, const saved_chat& s) {
   put(file, magic.data(), magic.size());
   put(file, cursor.data(), cursor.size());
   put_count(file, s.beside.counted);
-  put_count(file, s.beside.key_statistics.size());
-  for (const std::vector<double>& layer : s.beside.key_statistics) {
-    put_count(file, layer.size());
-    put(file, layer.data(), layer.size());
-  }
-  put_count(file, s.state.size());
-  put(file, s.state.data(), s.state.size());
+  put_lists(file, s.beside.key_statistics);
+  put_list(file, s.beside.moved.cells);
+  put_lists(file, s.beside.moved.positions);
+  put_list(file, s.state);
   if (!file.flush()) throw std::runtime_error(path + ": could not be written");
 }
 
@@ -71,13 +91,12 @@ saved_chat read(const std::string& path) {
   const auto at = lagkv::load_cursor(cursor);
   if (!at) throw std::runtime_error(path + ": " + at.message());
   s.beside.at = *at;
-  std::uint64_t counted = 0, layers = 0;
+  std::uint64_t counted = 0;
   take(file, &counted, 1, path);
-  take(file, &layers, 1, path);
-  if (layers > 4096)
-    throw std::runtime_error(path + ": has statistics of " + std::to_string(layers) + " layers: must be at most 4096");
   s.beside.counted = static_cast<std::size_t>(counted);
-  for (std::uint64_t i = 0; i < layers; ++i) s.beside.key_statistics.push_back(take_list<double>(file, path));
+  s.beside.key_statistics = take_lists<double>(file, path);
+  s.beside.moved.cells = take_list<llama_pos>(file, path);
+  s.beside.moved.positions = take_lists<std::uint32_t>(file, path);
   s.state = take_list<std::uint8_t>(file, path);
   return s;
 }

@@ -552,12 +552,11 @@ TEST(LlamaAdapter, ARestoredSequenceIsScoredByTheStatisticsOfAllItsKeys) {
   ASSERT_TRUE(must(ca.compress(0, way::repack)).compressed);
   const bytes saved = a.state();
   const lagkv::llama::checkpoint beside = ca.save(0);
-  const lagkv::llama::recording positions = a.probe.recorded();
   const auto go_on = [&](session& s, lagkv::llama::compressor& c, const lagkv::llama::checkpoint* restored) {
     if (restored != nullptr) {
       llama_memory_clear(llama_get_memory(s.context.get()), true);
       EXPECT_EQ(llama_state_seq_set_data(s.context.get(), saved.data(), saved.size(), 0), saved.size());
-      EXPECT_TRUE(c.restore(0, saved, *restored, &positions));
+      EXPECT_TRUE(c.restore(0, saved, *restored));
     }
     EXPECT_TRUE(s.feed(40));
     EXPECT_TRUE(must(c.compress(0, way::in_place)).compressed);
@@ -582,15 +581,38 @@ TEST(LlamaAdapter, KeyStatisticsOfAnotherModelAreRefused) {
   auto c = compressor_of(s, "novelty:sink=4,recent=16,capacity=64");
   ASSERT_TRUE(s.feed(100));
   const bytes before = s.state();
-  const lagkv::llama::recording positions = s.probe.recorded();
   lagkv::llama::checkpoint other;
   other.key_statistics.resize(7);
-  ASSERT_TRUE(c.restore(0, before, other, &positions));
+  ASSERT_TRUE(c.restore(0, before, other));
   EXPECT_EQ(c.compress(0).message(), "key statistics of 7 layers: must be those of 30");
   other.key_statistics.assign(30, std::vector<double>(5));
-  ASSERT_TRUE(c.restore(0, before, other, &positions));
+  ASSERT_TRUE(c.restore(0, before, other));
   EXPECT_EQ(c.compress(0).message(), "key statistics of 5 numbers a layer: must be 387");
   EXPECT_EQ(s.state(), before);
+}
+
+TEST(LlamaAdapter, MovedRowsOfAnotherSequenceAreRefused) {
+  session s({});
+  auto c = compressor_of(s, "novelty:sink=4,recent=16,capacity=64");
+  ASSERT_TRUE(s.feed(100));
+  ASSERT_TRUE(must(c.compress(0)).compressed);
+  ASSERT_TRUE(s.feed(40));
+  const bytes before = s.state();
+  const lagkv::llama::checkpoint own = c.save(0);
+  lagkv::llama::checkpoint other = own;
+  other.moved.cells.pop_back();
+  EXPECT_EQ(c.restore(0, before, other).message(), "checkpoint: moved rows: 47: must be the 48 that were compressed");
+  other = own;
+  other.moved = {};
+  ASSERT_TRUE(c.restore(0, before, other));
+  EXPECT_EQ(c.compress(0).message(), "checkpoint: moved rows: 0 of 0 layers: must be the 48 that were compressed, of 30");
+  other = own;
+  other.moved.positions[3].pop_back();
+  ASSERT_TRUE(c.restore(0, before, other));
+  EXPECT_EQ(c.compress(0).message(), "checkpoint: moved rows: 143 positions of layer 3: must be 144");
+  EXPECT_EQ(s.state(), before);
+  ASSERT_TRUE(c.restore(0, before, own));
+  EXPECT_TRUE(must(c.compress(0)).compressed);
 }
 
 TEST(LlamaAdapter, TokensTakenBackAreNotMissed) {
@@ -845,7 +867,7 @@ TEST(LlamaRecording, AccumulatedAttentionFollowsItsRows) {
         }
     }
     // In holes or repacked cells alike, new tokens add to the rows that are there.
-    s.probe.record({.queries = 64, .accumulated_attention = true, .positions = true});
+    s.probe.record({.queries = 64, .accumulated_attention = true});
     attention_sums expected = attention_of(s);
     ASSERT_TRUE(s.feed(16));
     for (auto& heads : expected)
@@ -1133,7 +1155,7 @@ TEST(LlamaAdapter, ProtectedPositionsStay) {
     for (way how : {way::in_place, way::repack}) {
       session s({});
       auto c = compressor_of(s, policy);
-      ASSERT_TRUE(c.protect(0, wanted));
+      c.protect(0, wanted);
       const bool again = std::string(policy).find("capacity") != std::string::npos;
       keys_by_position original;
       std::vector<std::vector<std::vector<std::uint32_t>>> kept(layers, std::vector<std::vector<std::uint32_t>>(kv_heads));
@@ -1167,26 +1189,42 @@ TEST(LlamaAdapter, ProtectedPositionsStay) {
                                 ASSERT_TRUE(std::equal(row.begin(), row.end(), original[l][h][list[i]].begin()));
                               });
           if (!again) continue;
-          const auto recorded = s.probe.recorded().beside(l).positions;
-          ASSERT_TRUE(recorded);
-          ASSERT_TRUE(std::equal(list.begin(), list.end(), recorded.of(h)));
+          const lagkv::llama::moved_rows& moved = c.save(0).moved;
+          const std::size_t n = moved.cells.size();
+          ASSERT_EQ(n, c.at(0).compressed);
+          ASSERT_TRUE(std::equal(list.begin(), list.begin() + static_cast<std::ptrdiff_t>(n),
+                                 moved.positions[l].begin() + static_cast<std::ptrdiff_t>(h * n)));
         }
     }
 }
 
-TEST(LlamaAdapter, ProtectionOfRowsThatAreCandidatesAgainIsGivenInTime) {
+TEST(LlamaAdapter, ProtectionMayComeLate) {
   session s({});
-  auto c = lagkv::llama::compressor::make(s.context.get(), *lagkv::parse("key_diff:capacity=80"));
+  auto c = lagkv::llama::compressor::make(s.context.get(), *lagkv::parse("key_diff:capacity=98"));  // without a probe
   ASSERT_TRUE(c);
-  const auto no_probe = c->protect(0, {50});
-  ASSERT_FALSE(no_probe);
-  EXPECT_EQ(no_probe.message(), "policy: reads positions of rows: give the compressor a cache_probe");
-  auto d = compressor_of(s, "key_diff:capacity=80");
   ASSERT_TRUE(s.feed(100));
-  ASSERT_TRUE(d.protect(0, {50}));
-  EXPECT_FALSE(d.compress(0));
-  ASSERT_TRUE(d.protect(0, {}));
-  EXPECT_TRUE(must(d.compress(0)).compressed);
+  ASSERT_TRUE(must(c->compress(0)).compressed);
+  const auto kept = [&](std::size_t l, std::size_t h) {
+    const lagkv::llama::moved_rows moved = c->save(0).moved;
+    const auto begin = moved.positions[l].begin() + static_cast<std::ptrdiff_t>(h * moved.cells.size());
+    return std::vector<std::uint32_t>(begin, begin + static_cast<std::ptrdiff_t>(moved.cells.size()));
+  };
+  std::vector<std::uint32_t> in_all = kept(0, 0);  // in each head
+  for (std::size_t l = 0; l < layers; ++l)
+    for (std::size_t h = 0; h < kv_heads; ++h) {
+      const std::vector<std::uint32_t> here = kept(l, h);
+      std::erase_if(in_all, [&](std::uint32_t p) { return std::find(here.begin(), here.end(), p) == here.end(); });
+    }
+  ASSERT_GT(in_all.size(), 8U);
+  const std::vector<std::uint32_t> wanted(in_all.end() - 8, in_all.end());
+  c->protect(0, wanted);
+  ASSERT_TRUE(s.feed(100));
+  ASSERT_TRUE(must(c->compress(0)).compressed);
+  for (std::size_t l = 0; l < layers; ++l)
+    for (std::size_t h = 0; h < kv_heads; ++h) {
+      const std::vector<std::uint32_t> here = kept(l, h);
+      for (const std::uint32_t p : wanted) ASSERT_NE(std::find(here.begin(), here.end(), p), here.end()) << p;
+    }
 }
 
 /// Until 2025 a state began with the number of its streams.

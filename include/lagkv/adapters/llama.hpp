@@ -63,12 +63,20 @@ struct report {
   bool in_place = false;
 };
 
+/// Where the rows of compressed partitions come from: in each head a row may be another token than the one that its cell was made
+/// for.
+struct moved_rows {
+  std::vector<llama_pos> cells{};                       ///< the position of each row's cell
+  std::vector<std::vector<std::uint32_t>> positions{};  ///< of each layer, [heads][rows]; below 0 (context shift): modulo 2^32
+};
+
 /// What compression knows of a sequence, to be saved beside its state: plain data.
 struct checkpoint {
   cursor at{};                                        ///< how far it has been compressed
   std::vector<std::vector<double>> key_statistics{};  ///< of each layer, dropped keys too (extras.key_statistics),
                                                       ///< if the policy reads them
   std::size_t counted = 0;                            ///< tokens of the sequence that are in them
+  moved_rows moved{};                                 ///< the rows [0, at.compressed), if the policy reads where they come from
 };
 
 /// Compresses the sequences of one context. All layers and heads keep the same number of tokens, each its own choice.
@@ -100,16 +108,11 @@ class compressor {
     return made;
   }
 
-  /// Positions of `sequence` that are never dropped, in place of those given before. If survivors are candidates again
-  /// (capacity=, budget_mb=), give them before the first token: their places are then recorded.
-  status protect(llama_seq_id sequence, std::vector<std::uint32_t> positions) {
-    wanted w = reads();
-    w.positions = w.positions || (policy_.budget.again() && !positions.empty());
-    if (status ok = record(w); !ok) return ok;
+  /// Positions of `sequence` that are never dropped, in place of those given before.
+  void protect(llama_seq_id sequence, std::vector<std::uint32_t> positions) {
     std::sort(positions.begin(), positions.end());
     positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
     sequences_[sequence].protect = std::move(positions);
-    return {};
   }
 
   /// Drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
@@ -223,6 +226,9 @@ class compressor {
     if (c.at.compressed > c.at.tokens || c.at.compressed > saved->tokens())
       return error{"checkpoint: compressed=" + std::to_string(c.at.compressed) + ": must be at most its " +
                    std::to_string(c.at.tokens) + " tokens and the state's " + std::to_string(saved->tokens())};
+    if (!c.moved.cells.empty() && c.moved.cells.size() != c.at.compressed)
+      return error{"checkpoint: moved rows: " + std::to_string(c.moved.cells.size()) + ": must be the " +
+                   std::to_string(c.at.compressed) + " that were compressed"};
     state& s = sequences_[sequence];
     s.begin_anew();
     static_cast<checkpoint&>(s) = c;
@@ -530,15 +536,31 @@ class compressor {
   /// Rows that were compressed are known again by their marks.
   template <class Mark>
   static void recount(state& s, std::size_t rows, const Mark& mark) {
-    std::size_t still = 0, at = 0;
-    for (; still < rows && still < s.marks.size(); ++still) {
-      const auto found = std::find(s.marks.begin() + static_cast<std::ptrdiff_t>(at), s.marks.end(), mark(still));
+    std::vector<std::size_t> still;  // which of them
+    for (std::size_t row = 0, at = 0; row < rows && row < s.marks.size(); ++row) {
+      const auto found = std::find(s.marks.begin() + static_cast<std::ptrdiff_t>(at), s.marks.end(), mark(row));
       if (found == s.marks.end()) break;
-      at = static_cast<std::size_t>(found - s.marks.begin()) + 1;
+      still.push_back(static_cast<std::size_t>(found - s.marks.begin()));
+      at = still.back() + 1;
     }
-    if (still == 0 && !s.marks.empty()) return s.begin_anew();
-    s.at.compressed = still;
+    if (still.empty() && !s.marks.empty()) return s.begin_anew();
+    s.at.compressed = still.size();
     take_back(s.at, rows);
+    if (still.size() == s.marks.size()) return;
+    const std::size_t before = s.marks.size();
+    const auto keep = [&](auto& all, std::size_t begin, std::size_t to) {
+      for (std::size_t i = 0; i < still.size(); ++i) all[to + i] = all[begin + still[i]];
+    };
+    keep(s.marks, 0, 0);
+    s.marks.resize(still.size());
+    if (s.moved.cells.size() != before) return s.moved = {}, void();
+    keep(s.moved.cells, 0, 0);
+    s.moved.cells.resize(still.size());
+    for (std::vector<std::uint32_t>& all : s.moved.positions) {
+      const std::size_t heads = all.size() / before;
+      for (std::size_t head = 0; head < heads; ++head) keep(all, head * before, head * still.size());
+      all.resize(heads * still.size());
+    }
   }
 
   // ---- in place ----
@@ -553,7 +575,7 @@ class compressor {
     if (positions.front() < 0) return error{"the positions of its tokens have not been seen"};
     std::vector<cached_layer> cached;
     for (const cached_layer& l : cache.layers) cached.push_back(l.of_stream(stream));
-    const result<std::vector<layer>> offered = offer(s, cached, rows.cells, last);
+    const result<std::vector<layer>> offered = offer(s, cached, rows.cells, positions, last);
     if (!offered) return error{offered.message()};
 
     // Before anything moves: the positions that will be freed are those of the first candidates, and of no other token.
@@ -587,6 +609,7 @@ class compressor {
       left.erase(begin, begin + static_cast<std::ptrdiff_t>(freed));
       forget_recorded(p, freed);
     }
+    note_moved(s, positions, first, done.tokens_before - done.tokens_after);
     s.marks = marks_of(marked(cached.back()), std::span(left).first(s.at.compressed));
     rows.seen->cells = left, rows.seen->last_cell = left.back(), rows.seen->sequence = sequence;
     std::sort(rows.seen->cells.begin(), rows.seen->cells.end());
@@ -730,7 +753,7 @@ class compressor {
         rows[i].keys.hadamard_block = seen.keys.hadamard_block;
         rows[i].values.hadamard_block = seen.values.hadamard_block;
       }
-    const result<std::vector<layer>> offered = offer(s, rows, saved.cells(), last);
+    const result<std::vector<layer>> offered = offer(s, rows, saved.cells(), saved.positions(), last);
     if (!offered) return error{offered.message()};
     std::vector<plan> plans;
     for (const layer& l : *offered) {
@@ -748,6 +771,7 @@ class compressor {
     done.bytes_after = row_bytes_ * done.tokens_after;
     done.compressed = true;
     advance(s.at, plans[0]);
+    note_moved(s, saved.positions(), plans[0].candidates.begin, done.tokens_before - done.tokens_after);
     s.offset = last + 1 - static_cast<llama_pos>(done.tokens_after);
     if (const result<saved_sequence> after = saved_sequence::parse(fewer, rest_of(sequence))) lies_elsewhere(sequence, s, *after);
     return done;
@@ -887,10 +911,7 @@ class compressor {
   /// Has the probe record what is wanted from now on.
   status record(const wanted& w) {
     if (w.any() && probe_ == nullptr)
-      return error{"policy: reads " +
-                   std::string(w.queries > 0             ? "queries"
-                               : w.accumulated_attention ? "attention"
-                                                         : "positions of rows") +
+      return error{"policy: reads " + std::string(w.queries > 0 ? "queries" : "attention") +
                    ": give the compressor a cache_probe"};
     if (const int window = llama_model_n_swa(llama_get_model(context_)); w.any() && window > 0)
       return error{"recording: the model has window layers (" + std::to_string(window) + " tokens): not taken"};
@@ -932,7 +953,7 @@ class compressor {
 
   /// All layers as the policy gets them, checked: plan_eviction() and compress() cannot fail afterwards.
   result<std::vector<layer>> offer(state& s, const std::vector<cached_layer>& cached, std::span<const std::int32_t> cells,
-                                   llama_pos last) {
+                                   std::span<const llama_pos> positions, llama_pos last) {
     recording* recorded = probe_ != nullptr && probe_->recorded().what().any() ? &probe_->recorded() : nullptr;
     if (recorded != nullptr) {
       recorded->truncate(last + 1);
@@ -953,6 +974,8 @@ class compressor {
       if (policy_.needs.rope) beside_[i].rope = &ropes_[i];
       layers[i].extra = &beside_[i];
     }
+    if (policy_.needs.rope || follows_rows())
+      if (status ok = offer_positions(s, layers, positions); !ok) return error{ok.message()};
     if (!queries_.empty())
       if (status ok = expect_queries(layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     for (const layer& l : layers)
@@ -960,6 +983,50 @@ class compressor {
     if (policy_.needs.key_statistics && policy_.budget.again())
       if (status ok = accumulate(s, layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     return layers;
+  }
+
+  /// Whether the policy reads where rows come from that have moved.
+  bool follows_rows() const { return policy_.budget.again() || (policy_.needs.rope && policy_.needs.all_rows); }
+
+  /// The position of each row in each head. `cells`: those of the rows' cells, which the host may have shifted since.
+  status offer_positions(const state& s, const std::vector<layer>& layers, std::span<const llama_pos> cells) {
+    const std::size_t n = cells.size(), moved = follows_rows() ? s.at.compressed : 0;
+    if (moved > 0 && (s.moved.cells.size() != moved || s.moved.positions.size() != layers.size()))
+      return error{"checkpoint: moved rows: " + std::to_string(s.moved.cells.size()) + " of " +
+                   std::to_string(s.moved.positions.size()) + " layers: must be the " + std::to_string(moved) +
+                   " that were compressed, of " + std::to_string(layers.size())};
+    positions_.resize(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const std::size_t heads = layers[i].keys.heads();
+      if (moved > 0 && s.moved.positions[i].size() != heads * moved)
+        return error{"checkpoint: moved rows: " + std::to_string(s.moved.positions[i].size()) + " positions of layer " +
+                     std::to_string(i) + ": must be " + std::to_string(heads * moved)};
+      positions_[i].resize(heads * n);
+      for (std::size_t head = 0; head < heads; ++head) {
+        std::uint32_t* to = positions_[i].data() + head * n;
+        for (std::size_t row = 0; row < n; ++row) {
+          const auto cell = static_cast<std::uint32_t>(cells[row]);
+          to[row] = row < moved ? s.moved.positions[i][head * moved + row] + cell - static_cast<std::uint32_t>(s.moved.cells[row])
+                                : cell;
+        }
+      }
+      beside_[i].positions = {positions_[i].data(), static_cast<std::ptrdiff_t>(n)};
+    }
+    return {};
+  }
+
+  /// After rows [first, first + freed) of those that were offered are gone: `cells` are the positions of before.
+  void note_moved(state& s, std::span<const llama_pos> cells, std::size_t first, std::size_t freed) const {
+    s.moved = {};
+    if (!follows_rows()) return;
+    const std::size_t n = cells.size(), moved = s.at.compressed;
+    const auto source = [&](std::size_t row) { return row < first ? row : row + freed; };
+    for (std::size_t row = 0; row < moved; ++row) s.moved.cells.push_back(cells[source(row)]);
+    for (const std::vector<std::uint32_t>& all : positions_) {
+      std::vector<std::uint32_t>& of_layer = s.moved.positions.emplace_back();
+      for (std::size_t head = 0; head < all.size() / n; ++head)
+        for (std::size_t row = 0; row < moved; ++row) of_layer.push_back(all[head * n + source(row)]);
+    }
   }
 
   /// What the queries at the next positions will be like.
@@ -1021,6 +1088,7 @@ class compressor {
   cache_probe* probe_;
   lagkv::workspace workspace_;
   std::vector<extras> beside_;  // what the layers of a call point to
+  std::vector<std::vector<std::uint32_t>> positions_;
   std::vector<rope> ropes_;
   std::vector<query_statistics> queries_, expected_;  // before RoPE; at the positions to come
   std::map<llama_seq_id, state> sequences_;

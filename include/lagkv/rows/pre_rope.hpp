@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/detail/vector.hpp>
@@ -22,18 +24,19 @@ class rotations {
   /// Keeps what is there for the same embedding.
   void prepare(const rope& r, std::size_t channels);
 
-  /// Calls use(i, rows, turns) for runs of the n positions position(0), position(1), ... that share a multiple of 64.
+  /// Calls use(i, rows, turns) for runs of the n positions position(0), position(1), ... that share a multiple of 64. A context
+  /// shift may leave positions below 0: they are signed here.
   template <class Position, class Use>
   void for_each_run(std::size_t n, const Position& position, const Use& use) {
     const float* fine[together];
     for (std::size_t begin = 0; begin < n;) {
-      const std::size_t block = position(begin) / together;
+      const std::int32_t block = position(begin) >> log2_together;
       if (block != block_) turn_to(block);
       std::size_t run = 0;
-      for (; run < together && begin + run < n; ++run) {
-        const std::size_t at = position(begin + run);
-        if (at / together != block) break;
-        fine[run] = fine_.data() + at % together * 2 * width();
+      for (; run < rows_together && begin + run < n; ++run) {
+        const std::int32_t at = position(begin + run);
+        if (at >> log2_together != block) break;
+        fine[run] = fine_.data() + static_cast<std::size_t>(at & (together - 1)) * 2 * width();
       }
       use(begin, run, simd::turn{dims(), neighbours(), coarse_.data(), fine});
       begin += run;
@@ -41,7 +44,9 @@ class rotations {
   }
 
  private:
-  static constexpr std::size_t together = 64, none = ~std::size_t{0};
+  static constexpr int log2_together = 6, together = 1 << log2_together;
+  static constexpr std::size_t rows_together = together;
+  static constexpr std::int32_t none = (std::numeric_limits<std::int32_t>::max)();
 
   struct turned {
     double cosine, sine;
@@ -60,9 +65,10 @@ class rotations {
   void fill_in(float* row, std::size_t j, turned t) const;
 
   /// The block behind the last one takes products in place of cosines; in double that costs no digit of f32.
-  void turn_to(std::size_t block);
+  void turn_to(std::int32_t block);
 
-  std::size_t channels_ = 0, block_ = none;
+  std::size_t channels_ = 0;
+  std::int32_t block_ = none;
   rope by_{};
   vector<float> factors_{}, fine_{}, coarse_{};
   vector<pair> pairs_{};
@@ -89,7 +95,7 @@ LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size
   float* squares = ws.take<float>(n);
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
   const auto row = [&](std::size_t i) { return t.data + static_cast<std::ptrdiff_t>(i) * step; };
-  const auto position = [&](std::size_t i) { return x.rotated()->positions.of(head, token + i); };
+  const auto position = [&](std::size_t i) { return static_cast<std::int32_t>(x.rotated()->positions.of(head, token + i)); };
   ws.kept<rotations>().for_each_run(n, position, [&](std::size_t i, std::size_t run, const simd::turn& by) {
     const bool more = i + n + run <= t.tokens;  // the next rows, while these are worked on
     ws.kernels<simd::rope_kernels>().inverse_rotate({row(i), type, run, channels, t.token_stride, more ? row(i + n) : nullptr},
@@ -105,13 +111,13 @@ LAGKV_FN void rotations::prepare(const rope& r, std::size_t channels) {
   by_.factors = factors_;
   const std::size_t pairs = dims() / 2;
   pairs_.assign(pairs, {});
-  fine_.resize(together * 2 * width());
+  fine_.resize(rows_together * 2 * width());
   coarse_.resize(2 * width());
   for (std::size_t j = 0; j < pairs; ++j) {
     pair& p = pairs_[j];
     p.angle = r.angle(j, channels);
     p.step = {__builtin_cos(p.angle * together), __builtin_sin(p.angle * together)};
-    for (std::size_t i = 0; i < together; ++i) {
+    for (std::size_t i = 0; i < rows_together; ++i) {
       const double angle = p.angle * static_cast<double>(i);
       fill_in(fine_.data() + i * 2 * width(), j, {__builtin_cos(angle), __builtin_sin(angle)});
     }
@@ -137,11 +143,11 @@ LAGKV_FN void rotations::fill_in(float* row, std::size_t j, turned t) const {
     row[j] = cosine, sines[j] = sine;
 }
 
-LAGKV_FN void rotations::turn_to(std::size_t block) {
+LAGKV_FN void rotations::turn_to(std::int32_t block) {
   const bool next = block_ != none && block == block_ + 1;
   for (std::size_t j = 0; j < pairs_.size(); ++j) {
     pair& p = pairs_[j];
-    const double angle = p.angle * static_cast<double>(block * together);
+    const double angle = p.angle * (static_cast<double>(block) * together);
     p.now = next ? turned{p.now.cosine * p.step.cosine - p.now.sine * p.step.sine,
                           p.now.cosine * p.step.sine + p.now.sine * p.step.cosine}
                  : turned{__builtin_cos(angle), __builtin_sin(angle)};

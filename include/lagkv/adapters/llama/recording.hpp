@@ -24,12 +24,11 @@ namespace lagkv::inline LAGKV_ABI::llama {
 struct wanted {
   std::size_t queries = 0;             ///< those of the last so many tokens
   bool accumulated_attention = false;  ///< the attention that each row has received so far
-  bool positions = false;              ///< the position that each row was decoded at
 
-  bool any() const { return queries > 0 || accumulated_attention || positions; }
+  bool any() const { return queries > 0 || accumulated_attention; }
 
   friend wanted operator|(const wanted& a, const wanted& b) {
-    return {(std::max)(a.queries, b.queries), a.accumulated_attention || b.accumulated_attention, a.positions || b.positions};
+    return {(std::max)(a.queries, b.queries), a.accumulated_attention || b.accumulated_attention};
   }
 };
 
@@ -37,10 +36,7 @@ struct wanted {
 inline wanted wanted_by(const policy& p, bool calibrated) {
   constexpr std::size_t for_statistics = 256;
   return {.queries = (std::max)(p.needs.queries, p.needs.query_statistics && !calibrated ? for_statistics : 0),
-          .accumulated_attention = p.needs.accumulated_attention,
-          // Their mean counts the queries from the row's own on; survivors are rotated back by their own positions.
-          .positions =
-              (p.needs.accumulated_attention && p.budget.again()) || (p.needs.rope && (p.budget.again() || p.needs.all_rows))};
+          .accumulated_attention = p.needs.accumulated_attention};
 }
 
 /// A number a row and head, [heads][rows].
@@ -81,8 +77,8 @@ class row_array {
 
 /// The attention of a context's one sequence, as far as it is wanted. A plain value: copy it beside a saved state.
 ///
-/// Held are at most twice the queries that are wanted, and a float (and an integer for positions) for each row, KV head and
-/// layer. A micro-batch's queries are used when its attention has been computed, and forgotten.
+/// Held are at most twice the queries that are wanted, and a float for each row, KV head and layer. A micro-batch's queries are
+/// used when its attention has been computed, and forgotten.
 class recording {
  public:
   const wanted& what() const { return what_; }
@@ -95,10 +91,9 @@ class recording {
 
   /// From now on this is wanted: what is not is dropped. What was not recorded for the rows so far cannot be had for them.
   void keep(const wanted& w) {
-    if (!w.any() || (w.accumulated_attention && !what_.accumulated_attention) || (w.positions && !what_.positions)) clear();
+    if (!w.any() || (w.accumulated_attention && !what_.accumulated_attention)) clear();
     for (layer_part& l : layers_) {
       if (!w.accumulated_attention) l.accumulated_attention = {};
-      if (!w.positions) l.positions = {};
       if (w.queries == 0) l.queries = {};
     }
     what_ = w;
@@ -132,13 +127,6 @@ class recording {
     l.last = rows_.back(), l.scale = scale;
     l.query_heads = queries.heads(), l.channels = queries.channels(), l.hadamard_block = queries.hadamard_block();
     if (what_.queries > 0) add_queries(l, queries);
-    if (what_.positions) {
-      const std::size_t known = l.positions.rows();
-      l.positions.resize(heads, rows_.size());
-      for (std::size_t head = 0; head < heads; ++head)
-        for (std::size_t row = known; row < rows_.size(); ++row)
-          l.positions.of(head)[row] = static_cast<std::uint32_t>(rows_[row]);
-    }
     if (!what_.accumulated_attention) return;
     l.accumulated_attention.resize(heads, rows_.size());
     extras beside;
@@ -157,19 +145,19 @@ class recording {
     for (layer_part& l : layers_) {
       l.last = rows_.empty() ? -1 : rows_.back();
       l.queries.resize((l.held() - (std::min)(taken, l.held())) * l.width());
-      l.accumulated_attention.shrink(rows_.size()), l.positions.shrink(rows_.size());
+      l.accumulated_attention.shrink(rows_.size());
     }
   }
 
   /// Rows [first, first + n) are gone; all behind them but the last `window` may have changed their places. The arrays have
   /// been compacted toward the window.
   void erase(std::size_t first, std::size_t n, std::size_t window) {
-    if (of_every_row())
+    if (what_.accumulated_attention)
       rows_.erase(rows_.begin() + static_cast<std::ptrdiff_t>(first), rows_.begin() + static_cast<std::ptrdiff_t>(first + n));
     else if (rows_.size() > window)
       rows_.erase(rows_.begin(), rows_.end() - static_cast<std::ptrdiff_t>(window));
     for (layer_part& l : layers_) {
-      l.accumulated_attention.erase(first, n), l.positions.erase(first, n);
+      l.accumulated_attention.erase(first, n);
       if (l.held() > window) l.forget_before(window);
     }
   }
@@ -178,7 +166,7 @@ class recording {
   status check(llama_pos last, std::size_t tokens, std::size_t layers) const {
     if (!what_.any()) return {};
     if (!obstacle_.empty()) return error{"recording: " + obstacle_};
-    if ((of_every_row() && rows_.size() != tokens) || rows_.empty() || rows_.back() != last)
+    if ((what_.accumulated_attention && rows_.size() != tokens) || rows_.empty() || rows_.back() != last)
       return error{"recording: " + std::to_string(rows_.size()) + " rows have been seen up to position " +
                    std::to_string(rows_.empty() ? -1 : rows_.back()) + ", there are " + std::to_string(tokens) + " up to " +
                    std::to_string(last) + ": make the compressor before the first token, give restore() the recording"};
@@ -198,7 +186,7 @@ class recording {
   extras beside(std::size_t i) {
     layer_part& l = layers_[i];
     extras e;
-    e.accumulated_attention = l.accumulated_attention.view(), e.positions = l.positions.view(), e.scale = l.scale;
+    e.accumulated_attention = l.accumulated_attention.view(), e.scale = l.scale;
     const std::size_t n = (std::min)(l.held(), what_.queries);
     if (n > 0) {
       const strided<float> as_met(
@@ -217,7 +205,6 @@ class recording {
     std::size_t query_heads = 0, channels = 0, hadamard_block = 0;
     std::vector<float> queries;  ///< [tokens][query heads][channels]
     row_array<float> accumulated_attention;
-    row_array<std::uint32_t> positions;
 
     std::size_t width() const { return query_heads * channels; }
     std::size_t held() const { return queries.empty() ? 0 : queries.size() / width(); }
@@ -225,8 +212,6 @@ class recording {
       queries.erase(queries.begin(), queries.end() - static_cast<std::ptrdiff_t>(last_tokens * width()));
     }
   };
-
-  bool of_every_row() const { return what_.accumulated_attention || what_.positions; }
 
   /// Up to twice what is wanted is held, so that a token of an answer moves the others seldom.
   void add_queries(layer_part& l, const tensor& queries) {
