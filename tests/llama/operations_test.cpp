@@ -25,13 +25,15 @@ namespace {
 using lagkv::llama::way;
 using bytes = std::vector<std::uint8_t>;
 
-constexpr std::size_t sink = 4, lag = 8, keep = 4;  // of each partition
-constexpr const char* policy_text = "lagkv:sink=4,lag=8,ratio=0.5";
+constexpr std::size_t sink = 4, heads = 2;
+constexpr const char* partitions = "lagkv:sink=4,lag=8,ratio=0.5";
+constexpr const char* capacity = "key_diff:sink=4,recent=8,capacity=28,every=4";  // survivors are candidates again
 
 /// One token of one sequence: its keys and values in each layer.
 struct row {
   llama_pos position = 0;
   std::vector<bytes> keys, values;
+  std::vector<std::vector<llama_pos>> own{};  ///< [layer][head]: the position of the token that a head has here
   bool compressed = false;
 
   bool same_values(const row& o) const { return values == o.values; }
@@ -46,17 +48,18 @@ struct setting {
   bool flash = true;
   bool probe = true;
   support::architecture model{"llama"};
+  const char* policy = partitions;
 };
 
 class host {
  public:
-  host(const setting& s, unsigned seed) : setting_(s), random_(seed) {
+  host(const setting& s, unsigned seed) : setting_(s), policy_(*lagkv::parse(s.policy)), random_(seed) {
     llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
     llama_backend_init();
     model_ = support::random_model(s.model);
     context_ = make_context(probe_);
     memory_ = llama_get_memory(context_.get());
-    auto made = lagkv::llama::compressor::make(context_.get(), *lagkv::parse(policy_text), s.probe ? &probe_ : nullptr);
+    auto made = lagkv::llama::compressor::make(context_.get(), policy_, s.probe ? &probe_ : nullptr);
     EXPECT_TRUE(made) << made.message();
     compressor_ = std::make_unique<lagkv::llama::compressor>(*made);
   }
@@ -222,10 +225,13 @@ class host {
     for (std::size_t i = 0; i < was.size(); ++i) {
       ASSERT_EQ(now[i].position, was[i].position) << "row " << i;
       ASSERT_TRUE(now[i].same_values(was[i])) << "row " << i;
-      const bool kept = was[i].compressed;
-      was[i] = now[i], was[i].compressed = kept;
+      row kept = now[i];
+      kept.own = was[i].own, kept.compressed = was[i].compressed;
+      was[i] = std::move(kept);
     }
     was.insert(was.end(), now.begin() + static_cast<std::ptrdiff_t>(was.size()), now.end());
+    for (row& r : was)
+      if (r.own.empty()) r.own.assign(r.keys.size(), std::vector<llama_pos>(heads, r.position));
   }
 
   void take_over_all() {
@@ -268,7 +274,11 @@ class host {
     all.erase(all.begin() + static_cast<std::ptrdiff_t>(first), all.begin() + static_cast<std::ptrdiff_t>(first + n));
     if (shift) {
       llama_memory_seq_add(memory_, sequence, end, -1, begin - end);
-      for (std::size_t i = first; i < all.size(); ++i) all[i].position += begin - end;
+      for (std::size_t i = first; i < all.size(); ++i) {
+        all[i].position += begin - end;
+        for (auto& layer : all[i].own)
+          for (llama_pos& p : layer) p += begin - end;
+      }
       waiting_.insert(sequence);
     }
     if (shift && draw(3) > 0) feed(sequence, 1);
@@ -354,8 +364,9 @@ class host {
     rows& all = rows_[sequence];
     const auto compressed =
         static_cast<std::size_t>(std::count_if(all.begin(), all.end(), [](const row& r) { return r.compressed; }));
-    const std::size_t begin = (std::max)(compressed, sink), n = all.size();
-    const bool due = n >= begin + 2 * lag;
+    const std::size_t n = all.size();
+    const expectation e = expect(compressed, n);
+    const bool due = e.judged > 0;
     const std::size_t cursor = compressor_->at(sequence).compressed;
     std::map<llama_seq_id, rows> before;
     if (!copying_)
@@ -382,18 +393,18 @@ class host {
     ++acted_, in_place_ += r->in_place ? 1U : 0U;
     ASSERT_TRUE(due) << n << " rows, " << compressed << " compressed, " << r->tokens_before << " -> " << r->tokens_after;
     ASSERT_EQ(r->tokens_before, n);
-    // All whole partitions but the last are judged.
-    const std::size_t judged = ((n - begin) / lag - 1) * lag, stay = judged / lag * keep, dropped = judged - stay;
+    const auto [begin, judged, stay] = e;
+    const std::size_t dropped = judged - stay;
     ASSERT_EQ(r->tokens_after, n - dropped) << n << " rows, " << compressed << " compressed, the cursor said " << cursor;
     rows expected;
     for (std::size_t i = 0; i < n - dropped; ++i) {
       const std::size_t place = i < begin ? i : i + dropped;  // its cell, and with it its position
       row x = all[place];
       x.compressed = i < begin + stay;
-      const std::size_t heads = kept[0].size();
       for (std::size_t l = 0; l < kept.size() && i >= begin && i < begin + stay; ++l)
         for (std::size_t h = 0; h < heads; ++h) {
           const row& source = all[kept[l][h][i - begin]];
+          x.own[l][h] = source.own[l][h];
           for (auto [to, from] : {std::pair{&x.keys[l], &source.keys[l]}, std::pair{&x.values[l], &source.values[l]}}) {
             const std::size_t part = from->size() / heads;
             std::copy_n(from->begin() + static_cast<std::ptrdiff_t>(h * part), part,
@@ -402,17 +413,47 @@ class host {
         }
       expected.push_back(std::move(x));
     }
-    check_plans(all, begin, judged, kept);
+    check_plans(all, compressed, judged, kept);
     all = std::move(expected);
+    if (setting_.policy == capacity) check_moved(sequence);
+  }
+
+  struct expectation {
+    std::size_t begin = 0, judged = 0, stay = 0;
+  };
+
+  /// What the policy's rule says of n rows.
+  expectation expect(std::size_t compressed, std::size_t n) const {
+    if (setting_.policy == capacity) {  // as soon as 4 more are there, all but 4 sinks and the last 8 compete
+      if (n < 28 + 4) return {};
+      return {sink, n - sink - 8, 28 - sink - 8};
+    }
+    const std::size_t begin = (std::max)(compressed, sink);  // all whole partitions but the last; half of each stays
+    if (n < begin + 2 * 8) return {};
+    const std::size_t judged = ((n - begin) / 8 - 1) * 8;
+    return {begin, judged, judged / 2};
+  }
+
+  /// The compressor knows which token each head has in each row.
+  void check_moved(llama_seq_id sequence) {
+    const rows& all = rows_[sequence];
+    const lagkv::llama::moved_rows moved = compressor_->save(sequence).moved;
+    const std::size_t n = compressor_->at(sequence).compressed;
+    ASSERT_EQ(moved.cells.size(), n);
+    for (std::size_t i = 0; i < n; ++i) {
+      ASSERT_EQ(moved.cells[i], all[i].position);
+      for (std::size_t l = 0; l < moved.positions.size(); ++l)
+        for (std::size_t h = 0; h < heads; ++h)
+          ASSERT_EQ(static_cast<llama_pos>(moved.positions[l][h * n + i]), all[i].own[l][h]) << "row " << i;
+    }
   }
 
   /// What is kept is what the library keeps of plain arrays.
-  static void check_plans(const rows& all, std::size_t begin, std::size_t judged,
-                          const std::vector<std::vector<std::vector<std::uint32_t>>>& kept) {
+  void check_plans(const rows& all, std::size_t compressed, std::size_t judged,
+                   const std::vector<std::vector<std::vector<std::uint32_t>>>& kept) const {
     lagkv::workspace ws;
-    const auto policy = *lagkv::parse(policy_text);
     for (std::size_t l = 0; l < kept.size(); ++l) {
-      const std::size_t heads = kept[l].size(), channels = all[0].keys[l].size() / 2 / heads, n = all.size();
+      const std::size_t channels = all[0].keys[l].size() / 2 / heads, n = all.size();
       std::vector<std::uint16_t> k(n * heads * channels), v(k.size());
       for (std::size_t i = 0; i < n; ++i) {
         std::memcpy(k.data() + i * heads * channels, all[i].keys[l].data(), all[i].keys[l].size());
@@ -421,7 +462,14 @@ class host {
       const lagkv::strides strides{.head = channels, .token = heads * channels};
       const lagkv::layer layer{lagkv::strided<lagkv::f16>(k.data(), {heads, channels}, strides, n),
                                lagkv::strided<lagkv::f16>(v.data(), {heads, channels}, strides, n), n};
-      const lagkv::plan& p = plan_eviction(policy, layer, {.tokens = begin, .dropped = 0, .compressed = begin}, ws);
+      std::vector<std::uint32_t> own;
+      for (std::size_t h = 0; h < heads; ++h)
+        for (const row& r : all) own.push_back(static_cast<std::uint32_t>(r.own[l][h]));
+      lagkv::extras beside;
+      beside.positions = {own.data(), static_cast<std::ptrdiff_t>(n)};
+      lagkv::layer with = layer;
+      with.extra = &beside;
+      const lagkv::plan& p = plan_eviction(policy_, with, {.tokens = compressed, .dropped = 0, .compressed = compressed}, ws);
       ASSERT_EQ(p.candidates.size(), judged);
       for (std::size_t h = 0; h < heads; ++h)
         ASSERT_TRUE(std::equal(p.of(h).begin(), p.of(h).end(), kept[l][h].begin(), kept[l][h].end()));
@@ -439,6 +487,7 @@ class host {
   }
 
   setting setting_;
+  lagkv::policy policy_;
   std::mt19937 random_;
   std::unique_ptr<llama_model, support::free_model> model_;
   lagkv::llama::cache_probe probe_;
@@ -480,6 +529,11 @@ INSTANTIATE_TEST_SUITE_P(Llama, Operations,
                          testing::Values(setting{"one_sequence"}, setting{"transposed", 1, true, false},
                                          setting{"four_unified", 4}, setting{"three_transposed", 3, true, false},
                                          setting{"three_streams", 3, false}, setting{"streams_transposed", 2, false, false},
+                                         setting{"capacity", 1, true, true, true, {"llama"}, capacity},
+                                         setting{"capacity_without_a_probe", 1, true, true, false, {"llama"}, capacity},
+                                         setting{"capacity_of_four", 4, true, true, true, {"llama"}, capacity},
+                                         setting{"capacity_in_streams", 3, false, false, true, {"llama"}, capacity},
+                                         setting{"capacity_with_windows", 2, true, true, true, {"gemma3"}, capacity},
                                          setting{"windows", 3, true, true, true, {"gemma3"}},
                                          setting{"windows_in_streams", 2, false, true, true, {"gemma3"}}),
                          [](const auto& s) { return s.param.name; });

@@ -191,10 +191,15 @@ class compressor {
     return found == sequences_.end() ? cursor{} : found->second.at;
   }
 
-  /// Save it beside llama_state_seq_get_data(sequence), for restore().
-  checkpoint save(llama_seq_id sequence) const {
+  /// Save it beside llama_state_seq_get_data(sequence), for restore(). Looks at the cache, as compress() does: the host may have
+  /// removed or shifted rows since the last call.
+  checkpoint save(llama_seq_id sequence) {
     const auto found = sequences_.find(sequence);
-    return found == sequences_.end() ? checkpoint{} : checkpoint(found->second);
+    if (found == sequences_.end()) return {};
+    look_again(sequence, found->second);
+    checkpoint c = found->second;
+    c.moved = still_there(found->second);
+    return c;
   }
 
   /// Call it when a sequence is cleared or its tokens are replaced.
@@ -206,7 +211,8 @@ class compressor {
   /// Call it after llama_memory_seq_cp(from, to) of a whole sequence or a part.
   void copy(llama_seq_id from, llama_seq_id to) {
     if (from == to) return;
-    sequences_[to] = sequences_[from];
+    state& copied = sequences_[to] = sequences_[from];
+    copied.cells.clear();  // its rows are known by their marks
     lose_sight_of(to);
     copied_at_ = written();
     if (probe_ != nullptr)
@@ -249,7 +255,8 @@ class compressor {
   static constexpr std::size_t unknown = ~std::size_t{0};
 
   struct state : checkpoint {
-    std::vector<std::uint64_t> marks{};    ///< of the rows [0, at.compressed): what tells them from all others
+    std::vector<std::uint64_t> marks{};    ///< of the rows that the last compression left compressed: what tells them from others
+    std::vector<std::size_t> still{};      ///< which of these the rows [0, at.compressed) are; empty: all
     std::vector<std::int32_t> cells{};     ///< where all rows lay at the last call, ascending; empty: not known
     std::uint64_t written = 0;             ///< tokens that the cache had taken then
     llama_pos offset = 0;                  ///< without a probe: the last position + 1, less the rows, at the last call
@@ -308,6 +315,30 @@ class compressor {
       waits_ = "a copied sequence has not been moved to its stream yet: decode a token first";
     if (waits_.empty()) return {};
     return error{"sequence " + std::to_string(sequence) + ": " + waits_};
+  }
+
+  /// What is left of the rows that were compressed, and where.
+  void look_again(llama_seq_id sequence, state& s) {
+    const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
+    if (last < 0) s.begin_anew();
+    if (s.at.compressed == 0) return;
+    if (probe_ != nullptr) {
+      result<rows_in_place> rows = find(sequence, last);
+      if (rows) {
+        follow(s, *rows);
+        rows = verify(sequence, s, last, std::move(*rows));
+      }
+      if (rows) {
+        const cell_table& table = probe_->caches()[rows->cache].table;
+        std::vector<llama_pos> positions;
+        for (const std::int32_t cell : rows->cells) positions.push_back(table.position(rows->seen->stream, cell));
+        return follow_shift(s, positions);
+      }
+    }
+    if (const result<read_state> read = read_whole(sequence)) {
+      recount(s, read->saved.tokens(), [&](std::size_t row) { return mark_of(marked(read->saved), read->saved.cells()[row]); });
+      follow_shift(s, read->saved.positions());
+    }
   }
 
   report nothing_due(state& s, std::size_t rows) {
@@ -545,22 +576,23 @@ class compressor {
     }
     if (still.empty() && !s.marks.empty()) return s.begin_anew();
     s.at.compressed = still.size();
+    // The others may come again: before a context shift is applied, its rows look like tokens taken back.
+    s.still = std::move(still);
     take_back(s.at, rows);
-    if (still.size() == s.marks.size()) return;
-    const std::size_t before = s.marks.size();
-    const auto keep = [&](auto& all, std::size_t begin, std::size_t to) {
-      for (std::size_t i = 0; i < still.size(); ++i) all[to + i] = all[begin + still[i]];
-    };
-    keep(s.marks, 0, 0);
-    s.marks.resize(still.size());
-    if (s.moved.cells.size() != before) return s.moved = {}, void();
-    keep(s.moved.cells, 0, 0);
-    s.moved.cells.resize(still.size());
-    for (std::vector<std::uint32_t>& all : s.moved.positions) {
-      const std::size_t heads = all.size() / before;
-      for (std::size_t head = 0; head < heads; ++head) keep(all, head * before, head * still.size());
-      all.resize(heads * still.size());
+  }
+
+  /// Of what is known of moved rows, that of those that are still there.
+  static moved_rows still_there(const state& s) {
+    const std::size_t before = s.moved.cells.size(), n = s.at.compressed;
+    if (before == 0 || s.still.empty()) return s.moved;
+    moved_rows left;
+    for (std::size_t row = 0; row < n; ++row) left.cells.push_back(s.moved.cells[s.still[row]]);
+    for (const std::vector<std::uint32_t>& all : s.moved.positions) {
+      std::vector<std::uint32_t>& of_layer = left.positions.emplace_back();
+      for (std::size_t head = 0; head < all.size(); head += before)
+        for (std::size_t row = 0; row < n; ++row) of_layer.push_back(all[head + s.still[row]]);
     }
+    return left;
   }
 
   // ---- in place ----
@@ -611,6 +643,7 @@ class compressor {
     }
     note_moved(s, positions, first, done.tokens_before - done.tokens_after);
     s.marks = marks_of(marked(cached.back()), std::span(left).first(s.at.compressed));
+    s.still.clear();
     rows.seen->cells = left, rows.seen->last_cell = left.back(), rows.seen->sequence = sequence;
     std::sort(rows.seen->cells.begin(), rows.seen->cells.end());
     s.cells = rows.seen->cells, s.written = cache.table.written();
@@ -780,7 +813,9 @@ class compressor {
   /// The rows of this state have been put into other cells.
   void lies_elsewhere(llama_seq_id sequence, state& s, const saved_sequence& saved) {
     lose_sight_of(sequence);
+    s.moved = still_there(s);
     s.marks = marks_of(marked(saved), saved.cells().first(s.at.compressed));
+    s.still.clear();
     expect(sequence, saved);
     s.cells.clear();
     s.written = written();
@@ -989,35 +1024,47 @@ class compressor {
   bool follows_rows() const { return policy_.budget.again() || (policy_.needs.rope && policy_.needs.all_rows); }
 
   /// The position of each row in each head. `cells`: those of the rows' cells, which the host may have shifted since.
-  status offer_positions(const state& s, const std::vector<layer>& layers, std::span<const llama_pos> cells) {
-    const std::size_t n = cells.size(), moved = follows_rows() ? s.at.compressed : 0;
-    if (moved > 0 && (s.moved.cells.size() != moved || s.moved.positions.size() != layers.size()))
+  status offer_positions(state& s, const std::vector<layer>& layers, std::span<const llama_pos> cells) {
+    const std::size_t n = cells.size(), rows = follows_rows() ? s.at.compressed : 0;
+    if (rows > 0 && (s.moved.cells.size() < rows || s.moved.positions.size() != layers.size()))
       return error{"checkpoint: moved rows: " + std::to_string(s.moved.cells.size()) + " of " +
-                   std::to_string(s.moved.positions.size()) + " layers: must be the " + std::to_string(moved) +
+                   std::to_string(s.moved.positions.size()) + " layers: must be the " + std::to_string(rows) +
                    " that were compressed, of " + std::to_string(layers.size())};
+    for (std::size_t i = 0; rows > 0 && i < layers.size(); ++i)
+      if (const std::size_t all = layers[i].keys.heads() * s.moved.cells.size(); s.moved.positions[i].size() != all)
+        return error{"checkpoint: moved rows: " + std::to_string(s.moved.positions[i].size()) + " positions of layer " +
+                     std::to_string(i) + ": must be " + std::to_string(all)};
+    follow_shift(s, cells);
+    const moved_rows moved = rows > 0 ? still_there(s) : moved_rows{};
     positions_.resize(layers.size());
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const std::size_t heads = layers[i].keys.heads();
-      if (moved > 0 && s.moved.positions[i].size() != heads * moved)
-        return error{"checkpoint: moved rows: " + std::to_string(s.moved.positions[i].size()) + " positions of layer " +
-                     std::to_string(i) + ": must be " + std::to_string(heads * moved)};
       positions_[i].resize(heads * n);
       for (std::size_t head = 0; head < heads; ++head) {
         std::uint32_t* to = positions_[i].data() + head * n;
-        for (std::size_t row = 0; row < n; ++row) {
-          const auto cell = static_cast<std::uint32_t>(cells[row]);
-          to[row] = row < moved ? s.moved.positions[i][head * moved + row] + cell - static_cast<std::uint32_t>(s.moved.cells[row])
-                                : cell;
-        }
+        for (std::size_t row = 0; row < n; ++row)
+          to[row] = row < rows ? moved.positions[i][head * rows + row] : static_cast<std::uint32_t>(cells[row]);
       }
       beside_[i].positions = {positions_[i].data(), static_cast<std::ptrdiff_t>(n)};
     }
     return {};
   }
 
+  /// The host may have shifted the rows' cells to these positions.
+  static void follow_shift(state& s, std::span<const llama_pos> cells) {
+    const std::size_t n = s.moved.cells.size();
+    for (std::size_t row = 0; n > 0 && row < s.at.compressed; ++row) {
+      const std::size_t at = s.still.empty() ? row : s.still[row];
+      const auto by = static_cast<std::uint32_t>(cells[row]) - static_cast<std::uint32_t>(s.moved.cells[at]);
+      for (std::vector<std::uint32_t>& all : s.moved.positions)
+        for (std::size_t i = at; i < all.size(); i += n) all[i] += by;
+      s.moved.cells[at] = cells[row];
+    }
+  }
+
   /// After rows [first, first + freed) of those that were offered are gone: `cells` are the positions of before.
   void note_moved(state& s, std::span<const llama_pos> cells, std::size_t first, std::size_t freed) const {
-    s.moved = {};
+    s.moved = {}, s.still.clear();
     if (!follows_rows()) return;
     const std::size_t n = cells.size(), moved = s.at.compressed;
     const auto source = [&](std::size_t row) { return row < first ? row : row + freed; };
