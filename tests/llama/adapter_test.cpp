@@ -591,6 +591,52 @@ TEST(LlamaAdapter, KeyStatisticsOfAnotherModelAreRefused) {
   EXPECT_EQ(s.state(), before);
 }
 
+/// After tokens were removed and shifted, rows are rotated back by their own positions: the plan is that of plain arrays to which
+/// the positions are given.
+TEST(LlamaAdapter, KeysAreRotatedBackByShiftedPositions) {
+  for (const char* policy : {"novelty:keep=0.5", "key_diff:pre_rope=yes,capacity=100"}) {
+    session s({.type = GGML_TYPE_F32});
+    auto c = compressor_of(s, policy);
+    ASSERT_TRUE(s.feed(180));
+    if (std::string(policy).find("capacity") != std::string::npos) {
+      ASSERT_TRUE(must(c.compress(0)).compressed);
+      ASSERT_TRUE(s.feed(80));
+    }
+    llama_memory_t memory = llama_get_memory(s.context.get());
+    const llama_pos last = llama_memory_seq_pos_max(memory, 0), end = last - 60;
+    llama_memory_seq_rm(memory, 0, end - 40, end);
+    llama_memory_seq_add(memory, 0, end, -1, -40);
+    ASSERT_TRUE(s.feed(1));
+    bytes b = s.state();
+    const auto saved = lagkv::llama::saved_sequence::parse(b);
+    ASSERT_TRUE(saved) << saved.message();
+    const lagkv::llama::moved_rows moved = c.save(0).moved;
+    const std::size_t n = saved->tokens(), compressed = moved.cells.size();
+    std::vector<lagkv::plan> plans(layers);
+    ASSERT_TRUE(must(c.compress(0, way::automatic, [&](std::size_t l, const lagkv::plan& p) { plans[l] = p; })).compressed);
+    const auto ropes = s.probe.ropes(s.probe.layers(), head_size);
+    ASSERT_TRUE(ropes) << ropes.message();
+    lagkv::workspace ws;
+    const lagkv::policy parsed = *lagkv::parse(policy);
+    for (std::size_t l = 0; l < layers; ++l) {
+      std::vector<std::uint32_t> positions;
+      for (std::size_t h = 0; h < kv_heads; ++h)
+        for (std::size_t row = 0; row < n; ++row)
+          positions.push_back(row < compressed ? moved.positions[l][h * compressed + row]
+                                               : static_cast<std::uint32_t>(saved->positions()[row]));
+      lagkv::extras beside;
+      beside.positions = {positions.data(), static_cast<std::ptrdiff_t>(n)};
+      beside.rope = &(*ropes)[l];
+      lagkv::layer layer{lagkv::llama::view(saved->keys(l), kv_heads, saved->cells()),
+                         lagkv::llama::view(saved->values(l), kv_heads, saved->cells()), n};
+      layer.extra = &beside;
+      ASSERT_TRUE(check(parsed, layer)) << check(parsed, layer).message();
+      const lagkv::plan& p = plan_eviction(parsed, layer, {.tokens = n, .compressed = compressed}, ws);
+      ASSERT_EQ(p.kept, plans[l].kept) << policy << " layer " << l;
+    }
+  }
+}
+
 TEST(LlamaAdapter, MovedRowsOfAnotherSequenceAreRefused) {
   session s({});
   auto c = compressor_of(s, "novelty:sink=4,recent=16,capacity=64");

@@ -221,9 +221,10 @@ class compressor {
   }
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
-  /// been compressed), and where the policy reads it, with the probe's recording of then. Compression goes on from there; in
-  /// place as soon as the sequence has been found in the cache, at the latest when its next token is decoded. Key statistics of
-  /// other layers, heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
+  /// been compressed), and where the policy reads queries or attention, with the probe's recording of then. Compression goes on
+  /// from there; in place as soon as the sequence has been found in the cache, at the latest when its next token is decoded. Key
+  /// statistics of other layers, heads or channels than the cache has are refused by the next compress(), with the sequence left
+  /// as it was.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c, const recording* r = nullptr) {
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()},  // only read
