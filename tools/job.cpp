@@ -1,9 +1,11 @@
 #include "job.hpp"
 
+#include <filesystem>
 #include <initializer_list>
 #include <limits>
 #include <numeric>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <lagkv/methods_with_eigen.hpp>
@@ -51,6 +53,21 @@ lagkv::status load_cache(const options& o, job& j) {
 }
 
 lagkv::layer layer_of(job& j, const lagkv::extras& extras) { return {npy::view(j.keys), npy::view(j.values), j.tokens, &extras}; }
+
+/// Refuses a folder in which a result would take the place of an input.
+lagkv::status check_out(const options& o) {
+  for (const char* name : {"kept.npy", "kept_mask.npy", "keys.npy", "values.npy", "lengths.npy", "scores.npy"})
+    for (const auto& [option, input] :
+         {std::pair{"--keys", &o.keys}, std::pair{"--values", &o.values}, std::pair{"--queries", &o.queries},
+          std::pair{"--query-mean", &o.query_mean}, std::pair{"--query-covariance", &o.query_covariance},
+          std::pair{"--rope-factors", &o.rope_factors}}) {
+      std::error_code failure;  // of a file that is not there: nothing to lose
+      const std::filesystem::path result = std::filesystem::path(o.out) / name;
+      if (!input->empty() && std::filesystem::equivalent(result, *input, failure))
+        return lagkv::error{"--out " + o.out + ": " + name + " there is the input " + option + ": name another folder"};
+    }
+  return {};
+}
 
 /// Queries and their statistics; each is checked as it comes, so that a message names its file.
 lagkv::status load_queries(const options& o, job& j) {
@@ -152,6 +169,7 @@ lagkv::result<job> prepare(const options& o) {
     if (!target) return lagkv::error{target.message()};
     j.target = *target;
   }
+  if (lagkv::status s = check_out(o); !s) return lagkv::error{s.message()};
   if (lagkv::status s = load_cache(o, j); !s) return lagkv::error{s.message()};
   if (!o.steps.empty()) {
     lagkv::result<std::vector<std::size_t>> steps = parse_steps(o.steps, j.tokens);

@@ -2,12 +2,17 @@
 // it is not installed.
 #pragma once
 
+#include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <vector>
 
 #include <lagkv/result.hpp>
@@ -51,16 +56,44 @@ inline std::string after(const std::string& header, const std::string& key) {
   return start == std::string::npos ? std::string{} : header.substr(start);
 }
 
+/// The numbers of a Python tuple, "(2, 300, 64)"; nothing if it is none, or holds more than 8 numbers or a larger one than
+/// `most`.
+inline std::optional<std::vector<std::size_t>> tuple(std::string_view text, std::size_t most) {
+  std::vector<std::size_t> numbers;
+  const auto skip = [&] { text.remove_prefix(std::min(text.find_first_not_of(' '), text.size())); };
+  if (text.empty() || text[0] != '(') return std::nullopt;
+  text.remove_prefix(1);
+  for (skip(); !text.empty() && text[0] != ')'; skip()) {
+    std::size_t n = 0;
+    const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), n);
+    if (failure != std::errc{} || n > most || numbers.size() == 8) return std::nullopt;
+    numbers.push_back(n);
+    text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+    skip();
+    if (!text.empty() && text[0] == ',')
+      text.remove_prefix(1);
+    else if (text.empty() || text[0] != ')' || numbers.size() == 1)  // of one number: "(300,)"
+      return std::nullopt;
+  }
+  if (text.empty()) return std::nullopt;
+  return numbers;
+}
+
 }  // namespace detail
 
 /// The array in `path`, or why it cannot be read.
 inline lagkv::result<array> load(const std::filesystem::path& path) {
   const auto fail = [&](const std::string& why) { return lagkv::error{path.string() + ": " + why}; };
+  std::error_code failure;
+  if (std::filesystem::exists(path, failure) && !std::filesystem::is_regular_file(path, failure))
+    return fail("is no regular file");  // a pipe would be waited for
   std::ifstream in(path, std::ios::binary);
   if (!in) return fail("cannot be opened");
   unsigned char start[12] = {};
   in.read(reinterpret_cast<char*>(start), 10);
   if (!in || std::string(reinterpret_cast<char*>(start), 6) != "\x93NUMPY") return fail("is not a .npy file");
+  if (start[6] < 1 || start[6] > 3 || start[7] != 0)
+    return fail("has version " + std::to_string(start[6]) + "." + std::to_string(start[7]) + ": must be 1.0, 2.0 or 3.0");
   std::size_t length = start[8] + 256U * start[9];
   if (start[6] > 1) {
     in.read(reinterpret_cast<char*>(start + 10), 2);
@@ -78,26 +111,24 @@ inline lagkv::result<array> load(const std::filesystem::path& path) {
   if (a.type != "<f4" && a.type != "<f2" && a.type != "<i4" && a.type != "|u1")
     return fail("type " + a.type + ": must be float32, float16, int32 or uint8, little endian");
   if (detail::after(header, "fortran_order").rfind("False", 0) != 0) return fail("is in Fortran order: must be in C order");
-  const std::string shape = detail::after(header, "shape");
-  if (shape.empty() || shape[0] != '(') return fail("has a damaged header");
   constexpr auto most =
       static_cast<std::size_t>(std::uint64_t{SIZE_MAX} < std::uint64_t{1} << 46 ? SIZE_MAX / 2 : std::uint64_t{1} << 46);
+  const std::string shape = detail::after(header, "shape");
+  const std::optional<std::vector<std::size_t>> sizes = detail::tuple(shape, most);
+  if (!sizes)
+    return fail("shape " + shape.substr(0, std::min(shape.find(')'), std::size_t{60}) + 1) +
+                ": must be at most 8 whole numbers in brackets, such as (2, 300, 64), each 0 or more");
+  a.shape = *sizes;
   std::size_t bytes = detail::item_size(a.type);
-  for (std::size_t at = 1; at < shape.size() && shape[at] != ')';) {
-    if (shape[at] < '0' || shape[at] > '9') {
-      ++at;
-      continue;
-    }
-    std::size_t n = 0;
-    for (; at < shape.size() && shape[at] >= '0' && shape[at] <= '9'; ++at)
-      n = n * 10 + static_cast<std::size_t>(shape[at] - '0');
-    a.shape.push_back(n);
+  for (const std::size_t n : a.shape) {
     if (n != 0 && bytes > most / n) return fail("has a shape too large to be true");
     bytes *= n;
   }
   const auto here = in.tellg();
   in.seekg(0, std::ios::end);
-  const auto available = static_cast<std::size_t>(in.tellg() - here);
+  const auto end = in.tellg();
+  if (!in || here < 0 || end < here) return fail("cannot be read");
+  const auto available = static_cast<std::size_t>(end - here);
   if (available < bytes) return fail("has " + std::to_string(available) + " bytes of data: must be " + std::to_string(bytes));
   in.seekg(here);
   a.data.resize(bytes);

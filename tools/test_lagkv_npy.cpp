@@ -188,6 +188,82 @@ TEST_F(lagkv_npy, refuses_bad_input_in_one_line) {
   expect_refused(compress("lagkv", tiny), "cannot be written");
 }
 
+/// A version 1.0 file with this header, and so many zeros behind it.
+void write_npy(const fs::path& path, std::string header, std::size_t bytes, const std::string& start = {"\x93NUMPY\1\0", 8}) {
+  header += '\n';
+  std::ofstream(path, std::ios::binary) << start << static_cast<char>(header.size() & 255U)
+                                        << static_cast<char>(header.size() >> 8U) << header << std::string(bytes, '\0');
+}
+
+// Every number of a file is checked before it is used.
+TEST_F(lagkv_npy, refuses_files_that_were_tampered_with) {
+  const fs::path file = folder_ / "bad.npy";
+  const auto refusal = [&] { return npy::load(file).message(); };
+  const auto with_shape = [&](const std::string& shape) {
+    write_npy(file, "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + ", }", 64);
+    return refusal();
+  };
+  EXPECT_EQ(with_shape("(2, 2, 4)"), "");
+  EXPECT_EQ(with_shape("(2, 2, 4,)"), "");
+  EXPECT_EQ(with_shape("(16,)"), "");
+  EXPECT_EQ(with_shape("( 16 , )"), "");
+  EXPECT_EQ(with_shape("()"), "");
+  for (const char* shape : {"(-1, 2, 4)", "(2, -2, 4)", "(2, 2, 4", "(2 2 4)", "(2; 2)", "(16)", "(a, 2)", "[2, 2, 4]", "2, 2, 4",
+                            "(2, 2.5, 4)", "(,)", "(2,,4)", "(18446744073709551617, 1)", "(99999999999999999999999999, 1)",
+                            "(1, 1, 1, 1, 1, 1, 1, 1, 1)", "(0x2, 2)", "(+2, 2)"})
+    EXPECT_NE(with_shape(shape).find("shape "), std::string::npos) << shape << with_shape(shape);
+  for (const char* shape : {"(4294967296, 4294967296)", "(70368744177664, 2)", "(65536, 65536, 65536, 65536)"})
+    EXPECT_NE(with_shape(shape).find("too large to be true"), std::string::npos) << shape << with_shape(shape);
+  EXPECT_NE(with_shape("(3, 2, 4)").find("has 64 bytes of data: must be 96"), std::string::npos) << with_shape("(3, 2, 4)");
+
+  const std::string good = "{'descr': '<f4', 'fortran_order': False, 'shape': (16,), }";
+  for (const auto& [major, minor, said] : {std::tuple(0, 0, "has version 0.0"),
+                                           {9, 0, "has version 9.0"},
+                                           {1, 1, "has version 1.1"},
+                                           {255, 7, "has version 255.7"}}) {
+    write_npy(file, good, 64, std::string("\x93NUMPY") + static_cast<char>(major) + static_cast<char>(minor));
+    EXPECT_NE(refusal().find(said), std::string::npos) << refusal();
+  }
+  for (const char* header :
+       {"", "{", "{'descr': }", "{'descr': '<f4'", "{'descr': '<f8', 'fortran_order': False, 'shape': (8,), }",
+        "{'descr': '>f4', 'fortran_order': False, 'shape': (16,), }", "{'descr': '<f4', 'fortran_order': True, 'shape': (16,), }",
+        "{'descr': '<f4', 'fortran_order': False, }"}) {
+    write_npy(file, header, 64);
+    EXPECT_NE(refusal(), "") << header;
+  }
+  write_npy(file, good, 64);
+  const auto size = fs::file_size(file);
+  for (std::uintmax_t n = 0; n < size; ++n) {  // cut off anywhere
+    fs::resize_file(file, size - 1 - n);
+    EXPECT_NE(refusal(), "") << size - 1 - n;
+  }
+  fs::remove(file);
+  ASSERT_EQ(mkfifo(file.c_str(), 0600), 0);
+  EXPECT_NE(refusal().find("is no regular file"), std::string::npos) << "or this would wait for ever";
+  EXPECT_NE(npy::load(folder_).message().find("is no regular file"), std::string::npos);
+}
+
+TEST_F(lagkv_npy, leaves_its_inputs_alone) {
+  const fs::path own = folder_ / "own";
+  fs::create_directories(own);
+  for (const char* name : {"keys.npy", "values.npy"}) fs::copy_file(golden("exact_two_lags") / name, own / name);
+  const npy::array keys = load(own / "keys.npy"), values = load(own / "values.npy");
+  const std::string inputs = " --keys " + (own / "keys.npy").string() + " --values " + (own / "values.npy").string();
+  const std::string policy = "--policy lagkv:lag=8,sink=2";
+  expect_refused(run(policy + inputs + " --out " + own.string()), "keys.npy there is the input --keys: name another folder");
+  expect_refused(run(policy + inputs + " --out " + (own / ".").string()), "is the input --keys");
+  const fs::path link = folder_ / "link";
+  fs::create_directory_symlink(own, link);
+  expect_refused(run(policy + inputs + " --out " + link.string()), "is the input --keys");
+  fs::copy_file(own / "keys.npy", own / "scores.npy");  // a name of a result that is an input
+  expect_refused(run(policy + " --keys " + (own / "scores.npy").string() + " --values " +
+                     (golden("exact_two_lags") / "values.npy").string() + " --out " + own.string()),
+                 "scores.npy there is the input --keys");
+  EXPECT_EQ(load(own / "keys.npy").data, keys.data);
+  EXPECT_EQ(load(own / "values.npy").data, values.data);
+  EXPECT_EQ(run(policy + inputs + " --out " + out().string()).code, 0);
+}
+
 TEST_F(lagkv_npy, lists_policies_and_helps) {
   const run_result list = run("--list");
   EXPECT_EQ(list.code, 0);
