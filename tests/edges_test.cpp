@@ -96,6 +96,17 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"key_norm:keep=0.5,capacity=100", "keep, capacity, budget_mb: give one of them"},
       {"key_norm:capacity=36", "capacity=36: must be 37 or more (sink + recent + 1)"},
       {"key_norm:capacity=0", "capacity=0: must be 37 or more (sink + recent + 1)"},
+      {"key_norm:capacity=100,recent_share=1,sink=16",
+       "capacity=100: must be more than sink=16 and the window of 100 (recent_share=1)"},
+      {"key_norm:capacity=100,recent_share=0.83,sink=16", ""},
+      {"key_norm:capacity=100,recent_share=0.84,sink=16",
+       "capacity=100: must be more than sink=16 and the window of 84 (recent_share=0.84)"},
+      {"h2o:capacity=20,sink=18", "capacity=20: must be more than sink=18 and the window of 10 (recent_share=0.5)"},
+      {"key_norm:keep=0.8,recent_share=0.7",
+       "keep=0.8, recent_share=0.7: nothing would ever go: their product must be below 0.5"},
+      {"key_norm:keep=0.5,recent_share=1", "keep=0.5, recent_share=1: nothing would ever go: their product must be below 0.5"},
+      {"key_norm:keep=0.7,recent_share=0.7", ""},
+      {"key_norm:keep=1,recent_share=0.7", ""},
       {"key_norm:budget_mb=0", "budget_mb=0: must be above 0 and at most 1000000000"},
       {"key_norm:lag=16,capacity=100", "lag=16: a partition keeps a share: give keep"},
       {"key_norm:lag=16,pyramid=20", "lag=16: a partition keeps the same share in all layers: not with pyramid"},
@@ -310,9 +321,106 @@ TEST(check, budgets_that_only_a_host_can_write) {
     EXPECT_EQ(refused({.keeps = lagkv::keep::window{.rows = 40, .of_all = x}}), "") << "of_all is not read";
     EXPECT_EQ(refused({.recent_share = x}), x == 0 ? "" : std::string("recent_share=") + text + ": must be from 0 to 1");
   }
-  EXPECT_EQ(refused({.recent_share = 1}), "");
+  EXPECT_EQ(refused({.recent_share = 1}), "") << "partitions have no window of their own";
+  constexpr std::size_t most = 0xffffffffU, huge = ~std::size_t{0};
+  for (const std::size_t n : {most + 1, huge / 2 + 1, huge}) {
+    const std::string above = "=" + std::to_string(n) + ": must be at most 4294967295";
+    EXPECT_EQ(refused({.sink = n}), "sink" + above);
+    EXPECT_EQ(refused({.recent = n}), "recent" + above);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::partitions{n, 0.5}}), "lag" + above);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::share{0.5, n}}), "lag" + above);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::capacity{.rows = n}}), "capacity" + above);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::capacity{.rows = 40, .every = n}}), "every" + above);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::window{.rows = n}}), "capacity" + above);
+    EXPECT_EQ(refused({.keeps = lagkv::keep::window{.rows = 40, .every = n}}), "every" + above);
+  }
+  EXPECT_EQ(refused({.sink = 4, .recent = 5, .keeps = lagkv::keep::capacity{.rows = 9}}),
+            "capacity=9: must be 10 or more (sink + recent + 1)");
+  EXPECT_EQ(refused({.sink = 4, .keeps = lagkv::keep::window{.rows = 4}}), "capacity=4: must be 5 or more (sink + 1)");
+  EXPECT_EQ(refused({.recent_share = 0.7, .keeps = lagkv::keep::share{0.8}}),
+            "keep=0.8, recent_share=0.7: nothing would ever go: their product must be below 0.5");
   EXPECT_EQ(refused({.keeps = lagkv::keep::capacity{.rows = 40, .every = 0}}), "every=0: must be 1 or more");
   EXPECT_EQ(refused({.keeps = lagkv::keep::window{.rows = 40, .every = 0}}), "every=0: must be 1 or more");
+}
+
+// Addresses are computed from sizes and strides: what is beyond them is refused before it is.
+TEST(check, strides_and_sizes_that_no_memory_has) {
+  constexpr std::ptrdiff_t far = std::numeric_limits<std::ptrdiff_t>::max(), near = std::numeric_limits<std::ptrdiff_t>::min();
+  const auto beyond = [](const lagkv::tensor& x, std::size_t tokens = 2) {
+    return check(lagkv::layer{x, {}, tokens}).message().find("what memory can address") != std::string::npos;
+  };
+  for (const std::ptrdiff_t stride : {std::ptrdiff_t{1} << 61, (std::ptrdiff_t{1} << 61) + 5, std::ptrdiff_t{1} << 62, far, near,
+                                      near + 1, -(std::ptrdiff_t{1} << 61)}) {
+    SCOPED_TRACE(stride);
+    EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {stride, 4, 1}, 100)));
+    EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {400, stride, 1}, 100)));
+    EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {400, 4, stride}, 100)));
+    EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {1, 4}, {stride, 4, 1}, 100))) << "even if it is of a single head";
+    const std::int32_t table[] = {0, 1, 2};
+    EXPECT_TRUE(beyond(lagkv::paged<float>(memory, {2, 4}, {4, stride, {16, 4, 1}}, table)));
+    EXPECT_TRUE(beyond(lagkv::paged<float>(memory, {2, 4}, {4, 64, {stride, 4, 1}}, table)));
+    EXPECT_TRUE(beyond(lagkv::paged<float>(memory, {2, 4}, {4, 64, {16, stride, 1}}, table)));
+    EXPECT_TRUE(beyond(lagkv::paged<float>(memory, {2, 4}, {4, 64, {16, 4, stride}}, table)));
+  }
+  const std::size_t huge = std::size_t{1} << 62;
+  EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {huge, 4}, {8, 4, 1}, 2)));
+  EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, huge}, {400, 4, 1}, 100)));
+  EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {400, 4, 1}, huge)));
+  EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {4, 8, 1}, ~std::size_t{0} - 1)));
+  const std::int64_t distant[] = {0, std::numeric_limits<std::int64_t>::max()};
+  EXPECT_TRUE(beyond(lagkv::paged<float, std::int64_t>(memory, {2, 4}, {4, 64, {16, 4, 1}}, distant), 5));
+  const std::uint64_t last[] = {0, ~std::uint64_t{0}};
+  EXPECT_EQ(check(lagkv::layer{lagkv::paged<float, std::uint64_t>(memory, {2, 4}, {4, 64, {16, 4, 1}}, last), {}, 5}).message(),
+            "keys: block 18446744073709551615: exceeds what memory can address");
+  const std::int32_t table[] = {0, 1, 2, 3};
+  for (const std::size_t tokens : {huge, ~std::size_t{0}, ~std::size_t{0} / 2})
+    EXPECT_FALSE(check(lagkv::layer{lagkv::paged<float>(memory, {2, 4}, {tokens, 64, {16, 4, 1}}, table), {}, 5})) << tokens;
+
+  // The widest that is still to be had passes: nothing is touched.
+  EXPECT_EQ(check(lagkv::layer{lagkv::strided<float>(memory, {2, 4}, {(far >> 2) - 100, 4, 1}, 20), {}, 2}).message(), "");
+}
+
+TEST(check, side_arrays_that_no_memory_has) {
+  lagkv::policy p = named("key_norm");
+  std::uint32_t positions[400] = {};
+  lagkv::extras e;
+  const lagkv::tensor two = lagkv::strided<float>(memory, {3, 4}, {400, 4, 1}, 100);
+  const auto said = [&] { return check(p, {two, two, 100, &e}).message(); };
+  for (const std::ptrdiff_t stride : {std::ptrdiff_t{1} << 61, std::numeric_limits<std::ptrdiff_t>::min()}) {
+    e = {}, e.positions = {positions, stride};
+    EXPECT_EQ(said(), "positions: head_stride=" + std::to_string(stride) + ": 3 heads exceed what memory can address");
+    e = {}, e.accumulated_attention = {memory, stride};
+    EXPECT_EQ(said(),
+              "accumulated_attention: head_stride=" + std::to_string(stride) + ": 3 heads exceed what memory can address");
+    const lagkv::tensor bytes =
+        lagkv::scaled(lagkv::strided<std::int8_t>(reinterpret_cast<std::int8_t*>(memory), {3, 4}, {400, 4, 1}, 100),
+                      lagkv::shared_scales{memory, stride});
+    EXPECT_NE(check(p, {bytes, {}, 100}).message().find("scales: head_stride="), std::string::npos);
+  }
+  e = {}, e.query_mean = lagkv::strided<float>(memory, {3, 4}, {4, 4, 1}, 0);
+  EXPECT_EQ(said(), "query_mean: rows=0: must be 1 or more");
+  for (const float scale : {-1.0F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    e = {}, e.scale = scale;
+    EXPECT_NE(said().find("must be 0 or more, and finite"), std::string::npos) << scale;
+  }
+  p.ragged = true, e = {};
+  const lagkv::tensor many = lagkv::strided<float>(memory, {1U << 20, 4}, {std::ptrdiff_t{1} << 16, 4, 1}, 5000);
+  EXPECT_EQ(lagkv::check(p, {many, {}, 5000}, true).message(),
+            "tokens=5000: heads of different lengths must have at most 4294967295 rows together, not 1048576 times as many");
+}
+
+// Each option of a scorer that a host fills in is checked as one of a string is.
+TEST(make_policy, checks_the_options_of_the_scorer) {
+  EXPECT_EQ(lagkv::make_policy(lagkv::lagkv_score{}).message(), "lag=0: must be a whole number from 1 to 2147483647");
+  EXPECT_EQ(lagkv::make_policy(lagkv::cur_score{.window = 0}).message(), "window=0: must be a whole number from 1 to 2147483647");
+  EXPECT_EQ(lagkv::make_policy(lagkv::nested_score{.window = 0}).message(),
+            "window=0: must be a whole number from 1 to 2147483647");
+  EXPECT_EQ(lagkv::make_policy(lagkv::snapkv_score{.window = 0}).message(),
+            "window=0: must be a whole number from 1 to 2147483647");
+  EXPECT_EQ(lagkv::make_policy(lagkv::distinct_score{.bits = 17}).message(), "bits=17: must be a whole number from 1 to 16");
+  EXPECT_EQ(lagkv::make_policy(lagkv::leverage_score{.ridge = -1}).message(), "ridge=-1: must be above 0 and at most 1000000");
+  EXPECT_EQ(lagkv::make_policy(lagkv::expected_attention_score{.epsilon = -1}).message(),
+            "epsilon=-1: must be from 0 to 1000000");
 }
 
 TEST(views, stand_on_the_hosts_own_types) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -115,6 +116,29 @@ TEST(large, a_scale_a_row_far_from_the_next) {
   for (std::size_t h = 0; h < heads; ++h)
     for (std::size_t t = 0; t < left; ++t)
       EXPECT_EQ(x.scale_of(h, t).factor, static_cast<float>(h * 1000 + lagkv::last_plan(ws).source(h, t)));
+}
+
+// More than 2^24 chunks: their order is no rank in f32.
+TEST(large, more_chunks_than_f32_has_whole_numbers) {
+  constexpr std::size_t n = (std::size_t{1} << 24) + 1000;
+  std::vector<float> keys(n);
+  std::uint32_t x = 1;
+  for (float& k : keys) x = x * 1664525 + 1013904223, k = static_cast<float>(x >> 8);
+  const lagkv::layer l{lagkv::strided<float>(keys.data(), {1, 1}, {static_cast<std::ptrdiff_t>(n), 1}, n), {}, n};
+  const lagkv::policy p = named("key_norm:select=chunks,chunk=1,keep=0.9995");
+  ASSERT_EQ(check(p, l).message(), "");
+  lagkv::workspace ws;
+  const lagkv::plan& plan = lagkv::plan_eviction(p, l, {}, ws);
+  const auto kept = plan.of(0);
+  ASSERT_EQ(plan.tokens_after(), lagkv::share_of(0.9995, n));
+  float least_dropped = 3e38F, most_kept = 0;  // short keys stay
+  std::size_t next = plan.candidates.begin;
+  for (const std::uint32_t row : kept) {
+    ASSERT_GE(row, next) << "ascending";
+    for (; next < row; ++next) least_dropped = std::min(least_dropped, keys[next]);
+    most_kept = std::max(most_kept, keys[row]), next = row + 1;
+  }
+  EXPECT_LE(most_kept, least_dropped);
 }
 
 }  // namespace

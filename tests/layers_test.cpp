@@ -185,7 +185,7 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
                          "key_norm:recent=10,keep=0.3,pyramid=20",
                          "key_norm:recent=10,capacity=50",
                          "key_norm:recent=10,capacity=50,every=9",
-                         "key_norm:recent=10,capacity=50,recent_share=1",
+                         "key_norm:recent=10,capacity=50,recent_share=0.8",
                          "h2o:capacity=64",
                          "streaming_llm:capacity=40",
                          "streaming_llm:capacity=40,every=7",

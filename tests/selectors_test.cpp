@@ -65,6 +65,19 @@ TEST(chunks, are_those_of_the_rule) {
   }
 }
 
+// A row that is NaN goes before all others, and those of its chunk are judged as if it were not there.
+TEST(chunks, a_bad_row_does_not_take_its_chunk_with_it) {
+  std::vector<std::vector<double>> s(2, std::vector<double>(40, 1.0));
+  for (std::size_t i = 10; i < 20; ++i) s[0][i] = 3;
+  s[0][14] = std::nan("");
+  for (const auto& head : kept_by(lagkv::chunks{10}, s, 9))
+    EXPECT_EQ(head, (std::vector<std::size_t>{10, 11, 12, 13, 15, 16, 17, 18, 19}));
+  for (const auto& head : kept_by(lagkv::chunks{10}, s, 39)) {
+    EXPECT_EQ(head.size(), 39U);
+    EXPECT_FALSE(std::binary_search(head.begin(), head.end(), 14U)) << "it goes first";
+  }
+}
+
 TEST(chunks, of_each_partition) {
   const auto s = random_scores(2, 60, 99);
   std::vector<std::size_t> rows;
@@ -301,6 +314,67 @@ TEST(protect, more_than_a_partition_keeps) {
   }
 }
 
+// Heads hold different numbers of protected rows once some have dropped some of them. Whatever the policy, the plan has room for
+// all of them, all heads keep the same number, and no protected row goes.
+TEST(protect, positions_that_only_some_heads_still_hold) {
+  constexpr std::size_t heads = 3, room = 80, channels = 8;
+  for (const char* text : {"random:capacity=16,sink=2,recent=4", "random:capacity=16,sink=2,recent=4,select=chunks,chunk=4",
+                           "random:capacity=16,sink=2,recent=4,select=adaptive", "cur:capacity=16,sink=2,recent=4,heads=shared",
+                           "fuse:random+key_norm,capacity=16,sink=2,recent=4", "random:keep=0.2,sink=2,recent=4",
+                           "lagkv:sink=2,lag=8,ratio=0.25", "streaming_llm:capacity=16,sink=2"})
+    for (std::size_t first : {0U, 1U, 2U}) {  // the head whose rows are protected
+      SCOPED_TRACE(std::string(text) + ", head " + std::to_string(first));
+      const cube x = make_cube(83, heads, room, channels);
+      cache c(layout::heads_first, dtype::f32, x, x);
+      std::vector<std::uint32_t> positions(heads * room);
+      for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % room);
+      lagkv::extras e{.positions = {positions.data(), room}};
+      lagkv::layer l = c.layer(room);
+      l.extra = &e;
+      lagkv::workspace ws;
+      lagkv::cursor at;
+      l.tokens = lagkv::compress(named("random:capacity=16,sink=2,recent=4"), l, at, ws);
+      ASSERT_EQ(l.tokens, 16U);
+      for (std::size_t i = 0; i < 40; ++i)
+        for (std::size_t h = 0; h < heads; ++h) positions[h * room + l.tokens + i] = static_cast<std::uint32_t>(at.seen() + i);
+      std::vector<std::uint32_t> stay(&positions[first * room + 2], &positions[first * room + 12]);
+      for (std::uint32_t i = 0; i < 30; i += 1 + i % 3) stay.push_back(static_cast<std::uint32_t>(at.seen()) + i);
+      e.protect = stay, l.tokens += 40;
+      lagkv::policy p = named_any(text);
+      if (!p.budget.again()) at.compressed = 0;  // all are candidates
+      ASSERT_EQ(lagkv::check(p, l, true).message(), "");
+      std::vector<std::vector<std::uint32_t>> before(heads);
+      for (std::size_t h = 0; h < heads; ++h) before[h].assign(&positions[h * room], &positions[h * room] + l.tokens);
+      const lagkv::plan plan = lagkv::plan_eviction(p, l, at, ws);
+      ASSERT_FALSE(plan.empty());
+      for (std::size_t h = 0; h < heads; ++h) {
+        if (!p.ragged) {
+          ASSERT_EQ(plan.of(h).size(), plan.of(0).size());
+        }
+        for (std::size_t i = 1; i < plan.of(h).size(); ++i) ASSERT_LT(plan.of(h)[i - 1], plan.of(h)[i]);
+        for (std::size_t row = plan.candidates.begin; row < plan.candidates.end; ++row)
+          if (std::binary_search(stay.begin(), stay.end(), before[h][row])) {
+            ASSERT_TRUE(std::binary_search(plan.of(h).begin(), plan.of(h).end(), row)) << "head " << h << ", row " << row;
+          }
+      }
+    }
+}
+
+TEST(protect, the_last_row_stays_however_many_are_protected) {
+  const cube x = make_cube(84, 1, 60, 4);
+  std::vector<std::uint32_t> stay(40);
+  std::iota(stay.begin(), stay.end(), 2U);
+  lagkv::extras e;
+  e.protect = stay;
+  cache c(layout::heads_first, dtype::f32, x, x);
+  lagkv::layer l = c.layer(60);
+  l.extra = &e;
+  lagkv::workspace ws;
+  const lagkv::plan plan = lagkv::plan_eviction(named("streaming_llm:sink=2,capacity=20"), l, {}, ws);
+  EXPECT_EQ(plan.tokens_after(), 2U + 40 + 1);
+  EXPECT_EQ(plan.source(0, 42), 59U);
+}
+
 TEST(protect, is_refused_where_positions_are_not_known) {
   const cube x = make_cube(76, 1, 60, 4);
   const std::vector<std::uint32_t> stay{7}, descending{7, 5};
@@ -350,6 +424,40 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
   l.extra = &e;
   EXPECT_EQ(lagkv::compress(named_any("h2o"), l, at, ws), 60U) << "queries of 10 tokens are no accumulated attention of 60";
   EXPECT_EQ(lagkv::compress(named_any("snapkv:window=16"), l, at, ws), 30U) << "fewer queries than wished for do";
+}
+
+// Each count is that of its own tensor.
+TEST(needs, queries_and_weights_may_differ_in_number) {
+  constexpr std::size_t n = 64, channels = 8;
+  const cube k = make_cube(85, 1, n, channels);
+  for (const std::size_t queries : {1U, 4U, 48U})
+    for (const std::size_t weights : {1U, 4U, 48U})
+      for (const std::size_t count : {0U, 2U, 100U}) {
+        cache c(layout::heads_first, dtype::f32, k, k);
+        std::vector<float> q(queries * channels, 1.0F), w(weights * n, 0.01F);  // a sanitizer sees what lies behind them
+        lagkv::extras e;
+        e.queries = lagkv::strided<float>(q.data(), {1, channels}, {.head = 1, .token = channels}, queries);
+        e.weights = lagkv::strided<float>(w.data(), {1, n}, {.head = 1, .token = n}, weights);
+        e.query_count = count;
+        EXPECT_EQ(e.offered(e.queries), count == 0 ? queries : std::min<std::size_t>(count, queries));
+        EXPECT_EQ(e.offered(e.weights), count == 0 ? weights : std::min<std::size_t>(count, weights));
+        lagkv::layer l = c.layer(n);
+        l.extra = &e;
+        lagkv::workspace ws;
+        for (const char* text : {"expected_attention:keep=0.5,recent=4", "fuse:snapkv+expected_attention,keep=0.5,recent=4"}) {
+          const lagkv::policy p = named_any(text);
+          ASSERT_EQ(check(p, l).message(), "");
+          lagkv::layer without = l;
+          lagkv::extras queries_only = e;
+          queries_only.weights = {};
+          without.extra = &queries_only;
+          const lagkv::plan plan = lagkv::plan_eviction(p, l, {}, ws);
+          EXPECT_EQ(plan.tokens_after(), 32U);
+          if (p.fused_count != 0) continue;
+          const auto kept = plan.kept;
+          EXPECT_EQ(lagkv::plan_eviction(p, without, {}, ws).kept, kept) << "weights say nothing of it";
+        }
+      }
 }
 
 TEST(needs, a_scorer_that_reads_all_rows_sees_none_moved) {

@@ -38,7 +38,7 @@ std::vector<double> triangle(const std::vector<float>& x, std::size_t begin, std
 TEST(smooth, is_a_triangle_among_the_candidates_or_in_the_partition) {
   lagkv::workspace ws;
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-  for (std::size_t reach : {0U, 1U, 2U, 8U, 50U})
+  for (std::size_t reach : {0U, 1U, 2U, 8U, 50U, 1000U})
     for (std::size_t n : {1U, 2U, 7U, 30U, 60U})
       for (std::size_t partition : {std::size_t{0}, n})
         for (bool broken : {false, true}) {
@@ -58,6 +58,64 @@ TEST(smooth, is_a_triangle_among_the_candidates_or_in_the_partition) {
             }
           }
         }
+}
+
+// Memory goes by the number of scores, however long the reach.
+TEST(smooth, of_any_reach_takes_little_memory) {
+  for (const std::size_t reach : {std::size_t{0x7fffffff}, ~std::size_t{0} / 4}) {
+    std::vector<float> scores{1, 5, 2, 8};
+    lagkv::workspace ws;
+    lagkv::smooth{reach}(scores, 1, {.rows = {0, 4}, .keep = 1}, ws);
+    for (const float s : scores) EXPECT_NEAR(s, 4.0, 1e-6) << "nearly the same weight for all";
+    const lagkv::workspace::frame used(ws);
+    ws.take<float>(1);
+    EXPECT_LE(ws.peak(), 1000U);
+  }
+}
+
+// A huge score has its part in those within reach and leaves no trace in others.
+TEST(smooth, a_huge_score_leaves_nothing_behind) {
+  for (const std::size_t at : {0U, 3U, 50U, 99U})
+    for (const std::size_t reach : {1U, 4U, 16U}) {
+      std::vector<float> scores = numbers(12, 100), plain = scores;
+      scores[at] = 3e38F;
+      lagkv::workspace ws;
+      const lagkv::candidates due{.rows = {0, 100}, .keep = 1};
+      lagkv::smooth{reach}(scores, 1, due, ws);
+      lagkv::smooth{reach}(plain, 1, due, ws);
+      for (std::size_t i = 0; i < 100; ++i)
+        if ((i > at ? i - at : at - i) > reach) {
+          ASSERT_TRUE(same_bits(scores[i], plain[i])) << at << ", reach " << reach << ", score " << i;
+        }
+    }
+}
+
+// One bad score, whatever it goes through: the order of the others is as if it were not there, and it comes last.
+TEST(transforms, a_bad_score_leaves_those_of_other_tokens_alone) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const std::size_t bad : {0U, 7U, 31U}) {
+    std::vector<float> scores = numbers(13, 2 * 32);
+    scores[bad] = nan;
+    std::vector<float> shared = scores, ranks = scores;
+    lagkv::workspace ws;
+    const lagkv::candidates due{.rows = {0, 32}, .keep = 1};
+    lagkv::mean_of_heads{}(shared, 2, due, ws);
+    for (std::size_t i = 0; i < 32; ++i) {
+      if (i == bad) {
+        EXPECT_TRUE(std::isnan(shared[i])) << "bad in one head: it goes first in all";
+      } else {
+        EXPECT_NEAR(shared[i], (scores[i] + scores[32 + i]) / 2, 1e-6);
+      }
+    }
+    lagkv::detail::rank_each(ranks, 2, due, ws);
+    EXPECT_EQ(ranks[bad], 0.0F);
+    for (std::size_t i = 0; i < 32; ++i)
+      for (std::size_t j = 0; j < 32; ++j)
+        if (i != bad && j != bad && scores[i] > scores[j]) {
+          EXPECT_GT(ranks[i], ranks[j]);
+        }
+    EXPECT_GT(ranks[bad == 0 ? 1 : 0], 0.0F);
+  }
 }
 
 TEST(smooth, of_heads_that_agree_is_that_of_each) {

@@ -71,7 +71,9 @@ std::string with_capacity(const std::string& policy, std::size_t rows) {
 budgeted share_of_all(const std::string& policy, std::size_t goal, std::size_t tokens, bool decoding) {
   const double share = std::min(1.0, (static_cast<double>(goal) + 0.5) / static_cast<double>(tokens));
   const std::string made = decoding ? with_capacity(policy, goal) : with_share(policy, share);
-  const std::size_t kept = kept_by(budget_of(made), tokens);
+  const auto parsed = parse(made);
+  if (!parsed) return {"", 0, parsed.message()};  // a budget that can never hold, such as keep=0.75 with a window of 0.75 of it
+  const std::size_t kept = kept_by(parsed->budget, tokens);
   if (kept == goal) return {made, kept, ""};
   return {"", 0, fmt::format("keeps {} of {} tokens where {} are asked for (sinks and window stay)", kept, tokens, goal)};
 }

@@ -32,9 +32,20 @@ LAGKV_FN key_view view_of_keys(const policy& p) {
   return view;
 }
 
+/// Makes sure that adding statistics allocates nothing.
+LAGKV_FN void room_for_statistics(const layer& l, workspace& ws) {
+  ws.reserve(2 * room_of_rows(l.keys) + 2 * l.keys.channels() * sizeof(float));
+}
+
 }  // namespace detail
 
 LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
+  const workspace::frame scratch(ws);
+  if (p.needs.accumulated_attention && p.needs.key_statistics) {  // room for the second before the first sum changes
+    detail::room_for_statistics(l, ws);
+    if (l.extra != nullptr && l.extra->key_statistics)
+      static_cast<void>(detail::shown(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws));
+  }
   if (p.needs.accumulated_attention) accumulate_attention(l, n, ws);
   if (p.needs.key_statistics) accumulate_key_statistics(p, l, at, n, ws);
 }
@@ -42,6 +53,8 @@ LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std:
 LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
   if (l.extra == nullptr || !l.extra->key_statistics || n == 0) return;
   const detail::shown seen(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws);
+  const workspace::frame scratch(ws);
+  detail::room_for_statistics(l, ws);
   const std::size_t last = n < l.tokens ? l.tokens - n : 0, begin = last > p.budget.sink ? last : p.budget.sink;
   for (std::size_t head = 0; head < l.keys.heads() && begin < l.tokens; ++head)
     detail::add_statistics((*seen).keys, head, {begin, l.tokens}, 1, l.extra->key_statistics.of(head, l.keys.channels()), ws);

@@ -30,8 +30,9 @@ namespace lagkv::inline LAGKV_ABI {
 /// Drops what is due, moves the rows that stay, advances the cursor; returns the rows now in use. Call it after attention has
 /// used the tokens appended (use, then compress). Most calls find nothing due and return after a few comparisons.
 ///
-/// Never fails, throws or locks; allocates only to grow the workspace. Side arrays of the extras move with the rows. check() must
-/// have accepted the policy for such layers; if what the policy needs is not offered at one call, nothing is dropped at it.
+/// Never fails, throws or locks; allocates only to grow the workspace, and before the first row moves: if that throws, cache,
+/// cursor and side arrays are as they were. Side arrays of the extras move with the rows. check() must have accepted the policy
+/// for such layers; if what the policy needs is not offered at one call, nothing is dropped at it.
 std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front);
 
 /// The plan of the last call of compress(), or plan_eviction(), with this workspace. Empty if nothing was dropped.
@@ -69,8 +70,10 @@ struct compress_options {
 /// something that the policy reads missing where a layer is due) cache and cursors are as they were. The rows now in use are
 /// cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
 ///
-/// Cost: what is due is asked twice a layer. A policy with a selector, if something is due and counts must be equal, allocates at
-/// each call: the plans of all layers are held until the first row moves (4 bytes a row that stays of the candidates).
+/// An allocation that fails leaves cache and cursors as they were, too.
+///
+/// Cost: what is due is asked twice a layer. The plans of all layers are held in the workspace until the first row moves (4 bytes
+/// a row that stays of the candidates), unless each partition is planned by itself and all layers are alike.
 LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
                          const compress_options& o = {});
 
@@ -127,19 +130,20 @@ struct in_parallel {
 /// needs is not there.
 LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c);
 
-LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction,
+/// The first of the workers makes the plan.
+LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head);
 
 }  // namespace detail
 
 inline std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction) {
-  return detail::compress(p, l, at, ws, direction, detail::one_by_one{ws});
+  return detail::compress(p, l, at, {&ws, 1}, direction, detail::one_by_one{ws});
 }
 
 template <class ParallelFor>
 std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, const ParallelFor& run,
                      toward direction) {
-  return detail::compress(p, l, at, workers[0], direction, detail::in_parallel<ParallelFor>{run, workers});
+  return detail::compress(p, l, at, workers, direction, detail::in_parallel<ParallelFor>{run, workers});
 }
 
 template <class ParallelFor>
@@ -163,7 +167,7 @@ LAGKV_FN bool met(const policy& p, const layer& l) {
     return false;
   const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
   return (n.queries == 0 || offered > 0) && (!n.accumulated_attention || e->accumulated_attention || offered >= l.tokens) &&
-         (!n.query_statistics || e->query_mean || (e->queries && offered > 0)) && (!n.calibrated || e->query_mean);
+         (!n.query_statistics || e->query_mean || e->offered(e->queries) > 0) && (!n.calibrated || e->query_mean);
 }
 
 LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c) {
@@ -173,13 +177,19 @@ LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c)
   c.positions.known = l.extra->positions;
   if (l.extra->protect.empty()) return c;
   c.protect = l.extra->protect;
-  if (p.budget.as<keep::window>() != nullptr) {  // as many others go in place of those that must stay
-    for (std::size_t stay = c.count_protected(0, c.rows); stay > 0 && c.rows.end < l.tokens; ++c.rows.end)
-      if (!c.is_protected(0, c.rows.end)) --stay;
+  if (c.positions.known && c.positions.known.head_stride.value != 0) c.heads = l.keys.heads();
+  if (p.budget.as<keep::window>() != nullptr) {  // as many others go in place of those that must stay; the last row stays
+    const token_range oldest = c.rows;
+    for (std::size_t head = 0; head < c.heads; ++head) {
+      std::size_t end = oldest.end;
+      for (std::size_t stay = c.count_protected(head, oldest); stay > 0 && end + 1 < l.tokens; ++end)
+        if (!c.is_protected(head, end)) --stay;
+      c.rows.end = end > c.rows.end ? end : c.rows.end;
+    }
   }
   const std::size_t group = c.group();
-  std::size_t keep = 0;  // protected positions are in all heads: the counts are those of the first
-  for (std::size_t begin = c.rows.begin; begin < c.rows.end; begin += group) keep += c.keep_of(0, {begin, begin + group});
+  std::size_t keep = 0;
+  for (std::size_t begin = c.rows.begin; begin < c.rows.end; begin += group) keep += c.keep_of({begin, begin + group});
   c.keep = keep;
   return c;
 }
@@ -192,7 +202,7 @@ LAGKV_FN void put_protected_first(std::span<float> scores, std::size_t heads, co
       float& score = scores[head * n + i];
       if (c.is_protected(head, c.rows.begin + i))
         score = infinity();
-      else if (score > (std::numeric_limits<float>::max)())
+      else if (!finite(score) && !is_nan(score) && score > 0)
         score = (std::numeric_limits<float>::max)();
     }
 }
@@ -214,25 +224,41 @@ inline bool by_partition(const policy& p, const candidates& c) {
   return c.partition != 0 && !p.adjust && !p.select && p.fused_count == 0 && !p.needs.all_rows && c.protect.empty();
 }
 
-/// Plans the partitions of one head, each by itself, a block of them at a time, and calls done(first, end) with the partitions of
-/// a block. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
-LAGKV_FN void plan_partitions(const policy& p, const layer& l, const candidates& c, std::size_t head, plan& out, workspace& ws,
-                              toward direction, function_ref<void(std::size_t first, std::size_t end)> done) {
-  const std::size_t count = c.rows.size() / c.partition, together = partitions_together(l, c);
-  const std::size_t blocks = (count + together - 1) / together;
-  const shown seen(l, c.positions, p.pre_rope, ws);
-  for (std::size_t i = 0; i < blocks; ++i) {
-    const std::size_t first = (direction == toward::front ? i : blocks - 1 - i) * together;
-    const std::size_t end = first + together < count ? first + together : count;
-    const token_range rows{c.rows.begin + first * c.partition, c.rows.begin + end * c.partition};
-    const workspace::frame scratch(ws);
-    const std::span<float> scores{ws.take<float>(rows.size()), rows.size()};
-    p.score(*seen, head, rows, scores, ws);
-    for (std::size_t j = first; j < end; ++j)
-      top_k::pick(scores.data() + (j - first) * c.partition, c.partition, c.keep_each, c.rows.begin + j * c.partition,
-                  out.row(head) + j * c.keep_each, ws);
-    done(first, end);
+/// The partitions of what is due, in blocks that are scored in one call. The first block is one of the largest, so later ones
+/// take no more scratch.
+class partition_blocks {
+ public:
+  partition_blocks(const layer& l, const candidates& c, toward direction)
+      : partitions_(c.rows.size() / c.partition), together_(partitions_together(l, c)), direction_(direction) {}
+
+  std::size_t count() const { return (partitions_ + together_ - 1) / together_; }
+
+  /// The partitions of block i. Blocks go by ascending for toward::front, descending for toward::window, as the moves need.
+  token_range of(std::size_t i) const {
+    if (direction_ == toward::front) {
+      const std::size_t first = i * together_;
+      return {first, first + together_ < partitions_ ? first + together_ : partitions_};
+    }
+    const std::size_t end = partitions_ - i * together_;
+    return {end > together_ ? end - together_ : 0, end};
   }
+
+ private:
+  std::size_t partitions_, together_;
+  toward direction_;
+};
+
+/// Plans a block of partitions of one head, each partition by itself.
+LAGKV_FN void plan_block(const policy& p, const layer& l, const candidates& c, std::size_t head, token_range block, plan& out,
+                         workspace& ws) {
+  const shown seen(l, c.positions, p.pre_rope, ws);
+  const token_range rows{c.rows.begin + block.begin * c.partition, c.rows.begin + block.end * c.partition};
+  const workspace::frame scratch(ws);
+  const std::span<float> scores{ws.take<float>(rows.size()), rows.size()};
+  p.score(*seen, head, rows, scores, ws);
+  for (std::size_t j = block.begin; j < block.end; ++j)
+    top_k::pick(scores.data() + (j - block.begin) * c.partition, c.partition, c.keep_each, c.rows.begin + j * c.partition,
+                out.row(head) + j * c.keep_each, ws);
 }
 
 /// The transformed scores of one scorer for all heads.
@@ -296,7 +322,8 @@ LAGKV_FN void plan_due(const policy& p, const layer& l, const candidates& c, pla
       for (std::size_t i = 0; i < c.keep; ++i) out.row(head)[i] = static_cast<std::uint32_t>(c.rows.begin + i);
   } else if (by_partition(p, c)) {
     each_head(out.heads(), [&](std::size_t head, workspace& own_ws) {
-      plan_partitions(p, l, c, head, out, own_ws, toward::front, [](std::size_t, std::size_t) {});
+      const partition_blocks blocks(l, c, toward::front);
+      for (std::size_t i = 0; i < blocks.count(); ++i) plan_block(p, l, c, head, blocks.of(i), out, own_ws);
     });
   } else {
     plan_whole(p, l, c, out, ws, each_head);
@@ -312,9 +339,16 @@ LAGKV_FN void move_partition(const tensor& x, std::size_t head, std::size_t inde
   move_kept(x, head, kept, {begin, begin + c.partition}, place, direction, false);
 }
 
-/// Plans one head by partition and moves the kept rows while they are in cache.
+/// Makes room for the scratch of all that is still to be planned, once a block has been: from then on rows move, and nothing is
+/// to fail.
+LAGKV_FN void make_room(const layer& l, std::size_t peak, workspace& ws) {
+  ws.reserve(peak + 2 * (room_of_rows(l.keys) + (l.values ? room_of_rows(l.values) : 0)));
+}
+
+/// Plans one head by partition and moves the kept rows while they are in cache. `planned` blocks have been already;
+/// before_moving() is called when the first is.
 LAGKV_FN void plan_and_move(const policy& p, const layer& l, const candidates& c, std::size_t head, plan& out, workspace& ws,
-                            toward direction) {
+                            toward direction, std::size_t planned, function_ref<void()> before_moving) {
   const std::size_t count = c.rows.size() / c.partition;
   const auto move = [&](std::size_t index) {
     const std::span<const std::uint32_t> kept(out.row(head) + index * c.keep_each, c.keep_each);
@@ -322,21 +356,48 @@ LAGKV_FN void plan_and_move(const policy& p, const layer& l, const candidates& c
     if (l.values) move_partition(l.values, head, index, kept, c, direction);
   };
   std::size_t moved = count;
-  plan_partitions(p, l, c, head, out, ws, direction, [&](std::size_t first, std::size_t end) {
+  const partition_blocks blocks(l, c, direction);
+  for (std::size_t i = 0; i < blocks.count(); ++i) {
+    const token_range block = blocks.of(i);
+    if (i >= planned) plan_block(p, l, c, head, block, out, ws);
+    if (i == 0) before_moving();
     if (direction == toward::front) {
-      for (std::size_t i = first; i < end; ++i) move(i);
-      return;
+      for (std::size_t j = block.begin; j < block.end; ++j) move(j);
+      continue;
     }
     // Rows that move up may land in their own partition, the reference of the one before: the first one of a block waits
     // until the block before it has been scored.
-    for (const std::size_t stay = first == 0 ? 0 : first + 1; moved > stay;) move(--moved);
-  });
+    for (const std::size_t stay = block.begin == 0 ? 0 : block.begin + 1; moved > stay;) move(--moved);
+  }
   if (direction == toward::window) return;
   const auto follow = [&](const tensor& x) {
     move_window(out, head, [&](std::size_t from, std::size_t to, std::size_t n) { move_rows(x, head, from, to, n); });
   };
   follow(l.keys);
   if (l.values) follow(l.values);
+}
+
+/// Plans all heads by partition and moves what stays: all scratch is there before the first row moves.
+LAGKV_FN void plan_and_move_all(const policy& p, const layer& l, const candidates& c, plan& out, std::span<workspace> workers,
+                                toward direction, each_head_of each_head) {
+  if (workers.size() == 1) {  // one head after the other
+    bool room = false;
+    each_head(out.heads(), [&](std::size_t head, workspace& ws) {
+      plan_and_move(p, l, c, head, out, ws, direction, 0, [&] {
+        if (!room) make_room(l, ws.peak(), ws);
+        room = true;
+      });
+    });
+    return;
+  }
+  for (workspace& ws : workers.subspan(1)) const workspace::frame from_now_on(ws);
+  each_head(out.heads(), [&](std::size_t head, workspace& ws) {
+    plan_block(p, l, c, head, partition_blocks(l, c, direction).of(0), out, ws);
+  });
+  std::size_t peak = 0;
+  for (const workspace& ws : workers) peak = ws.peak() > peak ? ws.peak() : peak;
+  for (workspace& ws : workers) make_room(l, peak, ws);
+  each_head(out.heads(), [&](std::size_t head, workspace& ws) { plan_and_move(p, l, c, head, out, ws, direction, 1, [] {}); });
 }
 
 #if defined(NDEBUG)
@@ -371,8 +432,9 @@ inline void remember_sequence(const layer& l, cursor& at, const plan& applied, t
 }
 #endif
 
-LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction,
+LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head) {
+  workspace& ws = workers[0];
   plan& out = ws.kept<plan>();
   const auto nothing = [&] {
     out.clear(l.tokens);
@@ -387,7 +449,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, works
   const workspace::frame scratch(ws);
   if (by_partition(p, c) && needs_scores(c)) {
     out.reset(c.rows, l.tokens, l.keys.heads(), c.keep);
-    each_head(out.heads(), [&](std::size_t head, workspace& own_ws) { plan_and_move(p, l, c, head, out, own_ws, direction); });
+    plan_and_move_all(p, l, c, out, workers, direction, each_head);
   } else {
     plan_due(p, l, c, out, ws, each_head);
     each_head(out.heads(), [&](std::size_t head, workspace&) {
@@ -399,6 +461,68 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, works
   advance(at, out);
   remember_sequence(l, at, out, direction);
   return at.tokens;
+}
+
+/// Whether a layer takes the scratch that another has taken, but for room_of_rows().
+LAGKV_FN bool alike(const tensor& a, const tensor& b) {
+  return static_cast<bool>(a) == static_cast<bool>(b) && a.heads() == b.heads() && a.channels() == b.channels() &&
+         a.type() == b.type() && a.has_scale() == b.has_scale() && a.hadamard_block() == b.hadamard_block();
+}
+
+/// Whether a layer's rows may move as soon as they are planned, since those of the layers after it take no more scratch.
+LAGKV_FN bool moves_at_once(const policy& p, const candidates& c) {
+  const needs& n = p.needs;
+  return by_partition(p, c) && needs_scores(c) && n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.rope;
+}
+
+/// What is due of all layers.
+struct due_layers {
+  bool any = false;         ///< something of one of them
+  bool at_once = true;      ///< rows may move as soon as they are planned: no later layer needs more scratch
+  std::size_t differs = 0;  ///< the first layer that would keep another number of rows than layer 0; or how many layers there are
+};
+
+/// The plans of all layers, in the workspace.
+struct layer_plans {
+  std::vector<plan> of{};
+};
+
+/// The layers of a sequence, each with its cursor and the policy of its own.
+struct sequence_layers {
+  std::span<const layer> layers;
+  std::span<const cursor> cursors;
+  function_ref<const policy&(std::size_t)> own;
+
+  due_layers due() const;
+
+  /// Plans all; ends at the first layer that would keep another number of rows, if they must be equal, and says which it is.
+  std::size_t plan_into(std::vector<plan>& plans, workspace& ws, bool equal) const;
+};
+
+LAGKV_FN due_layers sequence_layers::due() const {
+  due_layers found{.differs = layers.size()};
+  candidates first{};
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const policy& mine = own(i);
+    const layer& l = layers[i];
+    const candidates c = candidates_of(mine, l, mine.budget.due(cursors[i], l.tokens));
+    if (i == 0) first = c;
+    const bool same = c.rows == first.rows && c.keep == first.keep && l.tokens == layers[0].tokens;
+    if (!same && found.differs > i) found.differs = i;
+    found.any = found.any || !c.empty();
+    found.at_once =
+        found.at_once && same && moves_at_once(mine, c) && alike(l.keys, layers[0].keys) && alike(l.values, layers[0].values);
+  }
+  return found;
+}
+
+LAGKV_FN std::size_t sequence_layers::plan_into(std::vector<plan>& plans, workspace& ws, bool equal) const {
+  if (plans.size() < layers.size()) plans.resize(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    plans[i] = plan_eviction(own(i), layers[i], cursors[i], ws);
+    if (equal && !equal_counts(plans[i], plans[0])) return i;
+  }
+  return layers.size();
 }
 
 LAGKV_EDGE error unequal(std::size_t layer) {
@@ -456,37 +580,25 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
   const auto own = [&](std::size_t i) -> const policy& {
     return p.budget.slope.sloped() ? sloped.emplace(for_layer(p, i, layers.size())) : p;
   };
-  const auto due = [&](std::size_t i, const policy& mine) {
-    return detail::candidates_of(mine, layers[i], mine.budget.due(cursors[i], layers[i].tokens));
-  };
-  bool chosen = false;  // what a selector leaves is known only by its plans
-  if (p.select && o.equal_counts)
-    for (std::size_t i = 0; i < layers.size() && !chosen; ++i) chosen = !due(i, own(i)).empty();
-  std::vector<plan> plans;
-  candidates first{};
+  const detail::sequence_layers all{layers, cursors, own};
   for (std::size_t i = 0; i < layers.size(); ++i)
-    if (const policy& mine = own(i); !detail::met(mine, layers[i]) && !mine.budget.due(cursors[i], layers[i].tokens).empty())
+    if (!detail::met(own(i), layers[i]) && !own(i).budget.due(cursors[i], layers[i].tokens).empty())
       return detail::refuse({"layer ", i, ": something that the policy reads is missing (check() says what): nothing moved"});
-  for (std::size_t i = 0; i < layers.size() && o.equal_counts; ++i) {
-    const policy& mine = own(i);
-    if (chosen) {
-      plans.push_back(plan_eviction(mine, layers[i], cursors[i], ws));
-      if (!equal_counts(plans[i], plans[0])) return detail::unequal(i);
-      continue;
-    }
-    const candidates c = due(i, mine);
-    if (i == 0) first = c;
-    if (c.rows != first.rows || c.keep != first.keep || layers[i].tokens != layers[0].tokens) return detail::unequal(i);
-  }
+  const detail::due_layers due = all.due();
+  const bool chosen = due.any && p.select;  // what a selector leaves is known only by its plans
+  if (o.equal_counts && !chosen && due.differs < layers.size()) return detail::unequal(due.differs);
+  std::vector<plan>* plans = due.any && !due.at_once ? &ws.kept<detail::layer_plans>().of : nullptr;
+  if (plans != nullptr)
+    if (const std::size_t i = all.plan_into(*plans, ws, o.equal_counts); i < layers.size()) return detail::unequal(i);
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (plans.empty()) {
+    if (plans == nullptr) {
       compress(own(i), layers[i], cursors[i], ws, o.direction);
     } else {
-      compact(layers[i], plans[i], o.direction);
-      if (layers[i].extra != nullptr) compact(*layers[i].extra, plans[i], o.direction);
-      advance(cursors[i], plans[i]);
+      compact(layers[i], (*plans)[i], o.direction);
+      if (layers[i].extra != nullptr) compact(*layers[i].extra, (*plans)[i], o.direction);
+      advance(cursors[i], (*plans)[i]);
     }
-    if (o.moved) o.moved(i, plans.empty() ? last_plan(ws) : plans[i]);
+    if (o.moved) o.moved(i, plans != nullptr ? (*plans)[i] : last_plan(ws));
   }
   return {};
 }

@@ -41,9 +41,11 @@ class workspace {
   /// What is taken while a frame lives is given back at its end. Frames nest.
   class frame {
    public:
-    explicit frame(workspace& ws) : ws_(ws), block_(ws.block_), used_(ws.used_) { ++ws.depth_; }
+    explicit frame(workspace& ws) : ws_(ws), block_(ws.block_), used_(ws.used_), before_(ws.before_) {
+      if (ws.depth_++ == 0) ws.peak_ = 0;
+    }
     ~frame() {
-      ws_.block_ = block_, ws_.used_ = used_;
+      ws_.block_ = block_, ws_.used_ = used_, ws_.before_ = before_;
       if (--ws_.depth_ == 0 && ws_.blocks_.size() > 1) ws_.merge();
     }
     frame(const frame&) = delete;
@@ -51,7 +53,7 @@ class workspace {
 
    private:
     workspace& ws_;
-    std::size_t block_, used_;
+    std::size_t block_, used_, before_;
   };
 
   /// n numbers of undefined content, aligned to 64 bytes, until the end of the innermost frame. compress() and all that
@@ -62,11 +64,18 @@ class workspace {
     return reinterpret_cast<T*>(bytes(n * sizeof(T)));
   }
 
+  /// Makes sure that so many bytes more, each number of them rounded up to 64, can be taken without an allocation.
+  void reserve(std::size_t n);
+
+  /// Bytes that were in use at once, at most, since the outermost frame was opened.
+  std::size_t peak() const noexcept { return peak_; }
+
   /// An object that stays from call to call, one of each type: made when it is first asked for.
   template <class T>
   T& kept() {
     for (const kept_object& k : kept_)
       if (k.type == &type_of<T>) return *static_cast<T*>(k.object);
+    kept_.reserve(kept_.size() + 1);  // so that the object is not lost if there is no memory for its entry
     T* made = new T;
     kept_.push_back({&type_of<T>, made, [](void* object) { delete static_cast<T*>(object); }});
     return *made;
@@ -91,6 +100,7 @@ class workspace {
     std::swap(target_, other.target_);
     blocks_.swap(other.blocks_), kept_.swap(other.kept_);
     std::swap(block_, other.block_), std::swap(used_, other.used_), std::swap(depth_, other.depth_);
+    std::swap(before_, other.before_), std::swap(peak_, other.peak_);
   }
 
   static void release(const block& b) noexcept { ::operator delete (b.data, std::align_val_t{line}); }
@@ -100,19 +110,22 @@ class workspace {
     if (blocks_.empty() || used_ + n > blocks_[block_].size) next_block(n);
     std::byte* out = blocks_[block_].data + used_;
     used_ += n;
+    if (before_ + used_ > peak_) peak_ = before_ + used_;
     return out;
   }
 
   /// What is in use never moves: more memory is a further block.
   void next_block(std::size_t n);
+  void add_block(std::size_t n);
 
   /// Makes one block of all, so that what was needed once is there in one piece. Without memory for it they stay.
   void merge() noexcept;
 
   simd::target target_ = simd::baseline;
   detail::vector<block> blocks_{};
-  std::size_t block_ = 0, used_ = 0;  // where the next bytes are taken
-  std::size_t depth_ = 0;             // of frames
+  std::size_t block_ = 0, used_ = 0;   // where the next bytes are taken
+  std::size_t before_ = 0, peak_ = 0;  // bytes of the blocks before that one; used_ of them and it, at most
+  std::size_t depth_ = 0;              // of frames
   detail::vector<kept_object> kept_{};
 };
 
@@ -121,12 +134,23 @@ class workspace {
 LAGKV_FN void workspace::next_block(std::size_t n) {
   std::size_t next = blocks_.empty() ? 0 : block_ + 1;
   while (next < blocks_.size() && blocks_[next].size < n) ++next;
-  if (next == blocks_.size()) {
-    blocks_.reserve(next + 1);
-    const std::size_t size = n > least_block ? n : least_block;
-    blocks_.push_back({static_cast<std::byte*>(::operator new (size, std::align_val_t{line})), size});
-  }
+  const bool first = blocks_.empty();
+  if (next == blocks_.size()) add_block(n);
+  for (std::size_t b = block_; b < next && !first; ++b) before_ += blocks_[b].size;
   block_ = next, used_ = 0;
+}
+
+LAGKV_FN void workspace::add_block(std::size_t n) {
+  blocks_.reserve(blocks_.size() + 1);
+  const std::size_t size = n > least_block ? n : least_block;
+  blocks_.push_back({static_cast<std::byte*>(::operator new (size, std::align_val_t{line})), size});
+}
+
+LAGKV_FN void workspace::reserve(std::size_t n) {
+  if (!blocks_.empty() && blocks_[block_].size - used_ >= n) return;
+  for (std::size_t b = block_ + 1; b < blocks_.size(); ++b)
+    if (blocks_[b].size >= n) return;
+  add_block(n);
 }
 
 LAGKV_FN void workspace::merge() noexcept {

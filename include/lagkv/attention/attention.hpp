@@ -99,19 +99,21 @@ LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t
   const std::size_t channels = l.keys.channels(), n = offered_queries(l);
   const std::size_t skipped = l.extra->offered() - n, first_sees = l.tokens - n + 1;
   const float scale = l.extra->scale > 0 ? l.extra->scale : 1.0F / __builtin_sqrtf(static_cast<float>(channels));
+  const std::size_t fit = most_logits / ((first_sees + queries.end) * group), all = queries.end - queries.begin;
+  const std::size_t together = all < fit ? all : (fit > 0 ? fit : 1);
+  const workspace::frame scratch(ws);  // taken for the largest block, before `out` changes
+  float* wide = ws.take<float>(group * together * channels);
+  float* logits = ws.take<float>(group * together * (first_sees + queries.end));
+  ws.reserve(2 * (room_of_rows(given) + room_of_rows(l.keys)));
   for (std::size_t at = queries.begin; at < queries.end;) {
-    const std::size_t fit = most_logits / ((first_sees + queries.end) * group), left = queries.end - at;
-    const std::size_t count = left < fit ? left : (fit > 0 ? fit : 1);
+    const std::size_t left = queries.end - at, count = left < together ? left : together;
     const std::size_t pitch = first_sees + at + count - 1;  // what the last query of the block sees
-    const workspace::frame scratch(ws);
-    float* wide = ws.take<float>(group * count * channels);
     for (std::size_t g = 0; g < group; ++g)
       for_each_row(given, head * group + g, {skipped + at, skipped + at + count}, ws,
                    [&](std::size_t i, std::span<const float> row) {
                      float* to = wide + (g * count + i) * channels;
                      for (std::size_t c = 0; c < channels; ++c) to[c] = row[c] * scale;
                    });
-    float* logits = ws.take<float>(group * count * pitch);
     logits_of(l, head, wide, group * count, pitch, logits, ws);
     for (std::size_t i = 0; i < group * count; ++i)
       ws.kernels<simd::score_kernels>().add_softmax(logits + i * pitch, first_sees + at + i % count, weight, out.data());
@@ -149,6 +151,9 @@ LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::siz
 
 LAGKV_FN void accumulate_attention(const layer& l, std::size_t queries, workspace& ws) {
   if (offered_queries(l) == 0 || !l.extra->accumulated_attention) return;
+  const workspace::frame scratch(ws);  // of given weights, a row at a time
+  if (const tensor& side = l.extra->attention_source(); l.extra->weights)
+    ws.reserve(2 * detail::room_of_rows(side) + side.channels() * sizeof(float));
   for (std::size_t head = 0; head < l.keys.heads(); ++head)
     add_attention(l, head, queries, group_share(l), {l.extra->accumulated_attention.of(head), l.tokens}, ws);
 }

@@ -34,7 +34,7 @@ class query_moments {
       Eigen::Map<Eigen::MatrixXd> products(sum.data() + channels_, d, d);
       detail::for_each_matrix(queries, head, used, nullptr, ws, rows, [&](Eigen::Map<detail::matrix>& m, std::size_t) {
         for (Eigen::Index i = 0; i < m.rows(); ++i) {
-          if (m.row(i).allFinite())
+          if (detail::all_finite(m, i))
             ++counts_[head];
           else
             m.row(i).setZero();

@@ -34,7 +34,8 @@ struct extras {
   tensor queries{};
   /// [query heads][n][at least tokens]: attention weights (after softmax) of the last n tokens, in place of queries.
   tensor weights{};
-  /// n, if it is less than the capacity of queries (or weights): their first n rows are in use. 0: all of them.
+  /// n, if it is less than the capacity of queries (or weights): their first n rows are in use. 0: all of them. Where both are
+  /// offered, of different capacities, each has at most its own.
   std::size_t query_count = 0;
   /// [heads][tokens]: attention that each row has received so far, 0 for a new row. accumulate() adds to it, compress() moves it
   /// with the rows: it lives as long as the sequence.
@@ -59,16 +60,12 @@ struct extras {
   /// What attention is taken from: weights if there are any, else queries.
   const tensor& attention_source() const noexcept { return weights ? weights : queries; }
   /// Rows of it in use.
-  std::size_t offered() const;
+  std::size_t offered() const { return offered(attention_source()); }
+  /// Rows in use of queries, or of weights.
+  std::size_t offered(const tensor& of) const {
+    const std::size_t n = of ? of.capacity() : 0;
+    return query_count != 0 && query_count < n ? query_count : n;
+  }
 };
-
-#if LAGKV_BODIES
-
-LAGKV_EDGE std::size_t extras::offered() const {
-  const std::size_t n = attention_source() ? attention_source().capacity() : 0;
-  return query_count != 0 && query_count < n ? query_count : n;
-}
-
-#endif
 
 }  // namespace lagkv::inline LAGKV_ABI

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include <lagkv/cache/extras.hpp>
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/result.hpp>
 #include <lagkv/view/tensor.hpp>
 
@@ -47,11 +48,23 @@ LAGKV_EDGE status check_query_side(const char* name, const tensor& x, const laye
   return {};
 }
 
+/// Whether the rows of all heads lie apart, in numbers of 4 bytes; `shared`: all heads may have the same.
+LAGKV_EDGE status check_side_array(const char* name, std::ptrdiff_t stride, const layer& l, bool shared) {
+  if (l.keys.heads() == 1) return {};
+  const std::size_t heads = l.keys.heads(), distance = magnitude(stride);
+  if (!addressable(heads, stride, 4))
+    return refuse({name, ": head_stride=", stride, ": ", heads, " heads exceed what memory can address"});
+  if (distance >= l.tokens || (shared && distance == 0)) return {};
+  return refuse({name, ": head_stride=", distance, ": must be at least the ", l.tokens, " rows in use",
+                 shared ? ", or 0 if all heads keep the same tokens" : ""});
+}
+
 LAGKV_EDGE status check(const extras& e, const layer& l) {
   const std::size_t channels = l.keys.channels();
   if (status s = check_query_side("queries", e.queries, l, channels); !s) return s;
   if (status s = check_query_side("weights", e.weights, l, l.tokens, true); !s) return s;
   if (status s = check_query_side("query_mean", e.query_mean, l, channels); !s) return s;
+  if (e.query_mean && e.query_mean.capacity() == 0) return error{"query_mean: rows=0: must be 1 or more"};
   if (status s = check_query_side("query_covariance", e.query_covariance, l, channels); !s) return s;
   if (e.query_covariance && e.query_covariance.capacity() != channels)
     return detail::refuse({"query_covariance: rows=", e.query_covariance.capacity(), ": must be ", channels});
@@ -60,20 +73,14 @@ LAGKV_EDGE status check(const extras& e, const layer& l) {
   if (status s = check_query_side("query_factors", e.query_factors, l, channels); !s) return s;
   if (e.query_factors && (!e.query_mean || e.query_mean.heads() != e.query_factors.heads()))
     return detail::refuse({"query_factors: heads=", e.query_factors.heads(), ": must be those of query_mean"});
-  const auto apart = [&](const char* name, std::ptrdiff_t stride, bool shared) -> status {
-    const std::size_t distance = static_cast<std::size_t>(stride < 0 ? -stride : stride);
-    if (l.keys.heads() == 1 || distance >= l.tokens || (shared && distance == 0)) return {};
-    return detail::refuse({name, ": head_stride=", distance, ": must be at least the ", l.tokens, " rows in use",
-                           shared ? ", or 0 if all heads keep the same tokens" : ""});
-  };
   if (e.positions)
-    if (status s = apart("positions", e.positions.head_stride.value, true); !s) return s;
+    if (status s = check_side_array("positions", e.positions.head_stride.value, l, true); !s) return s;
   if (e.accumulated_attention)
-    if (status s = apart("accumulated_attention", e.accumulated_attention.head_stride.value, false); !s) return s;
+    if (status s = check_side_array("accumulated_attention", e.accumulated_attention.head_stride.value, l, false); !s) return s;
   for (std::size_t i = 1; i < e.protect.size(); ++i)
     if (e.protect[i] <= e.protect[i - 1])
       return detail::refuse({"protect: position ", e.protect[i], " after ", e.protect[i - 1], ": must be ascending"});
-  if (!(e.scale >= 0)) return detail::refuse({"scale=", e.scale, ": must be 0 or more"});
+  if (!finite(e.scale) || !(e.scale >= 0)) return detail::refuse({"scale=", e.scale, ": must be 0 or more, and finite"});
   return {};
 }
 

@@ -13,7 +13,7 @@ namespace lagkv::inline LAGKV_ABI {
 constexpr std::size_t share_of(double share, std::size_t n) { return static_cast<std::size_t>(share * static_cast<double>(n)); }
 
 /// The rows that may go now. Each head keeps `keep` of them; if `partition` is not 0, `keep_each` of each partition of that
-/// many rows (more of one that holds more protected rows).
+/// many rows. If a head holds more protected rows than that, all heads keep as many as it holds.
 struct candidates {
   token_range rows{};  ///< empty: nothing goes now
   std::size_t keep = 0;
@@ -21,6 +21,7 @@ struct candidates {
   std::size_t keep_each = 0;
   row_positions positions{};
   std::span<const std::uint32_t> protect{};  ///< positions that stay whatever their scores, ascending
+  std::size_t heads = 1;                     ///< whose rows differ in position: those of the layer, or 1 if they have the same
 
   bool empty() const noexcept { return rows.empty(); }
 
@@ -48,11 +49,17 @@ struct candidates {
   /// How many rows compete with each other: those of a partition, or all.
   std::size_t group() const noexcept { return partition != 0 ? partition : rows.size(); }
 
-  /// Rows that a head keeps of `among`, which is a partition, or all candidates.
-  std::size_t keep_of(std::size_t head, token_range among) const {
-    const std::size_t least = partition != 0 ? keep_each : keep;
-    if (protect.empty()) return least;
-    const std::size_t n = count_protected(head, among);
+  /// The most protected rows that a head holds of `among`.
+  std::size_t most_protected(token_range among) const {
+    std::size_t most = 0;
+    for (std::size_t head = 0; head < heads; ++head)
+      if (const std::size_t n = count_protected(head, among); n > most) most = n;
+    return most;
+  }
+
+  /// Rows that each head keeps of `among`, which is a partition, or all candidates.
+  std::size_t keep_of(token_range among) const {
+    const std::size_t least = partition != 0 ? keep_each : keep, n = protect.empty() ? 0 : most_protected(among);
     return n > least ? n : least;
   }
 };

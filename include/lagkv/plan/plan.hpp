@@ -71,10 +71,10 @@ LAGKV_FN std::size_t plan::source(std::size_t head, std::size_t i) const {
 }
 
 LAGKV_FN void plan::reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each) {
-  candidates = range;
-  tokens_before = tokens;
   kept.resize(n * each);
   first.resize(n + 1);
+  candidates = range;
+  tokens_before = tokens;
   for (std::size_t h = 0; h <= n; ++h) first[h] = h * each;
 }
 

@@ -137,7 +137,7 @@ LAGKV_FN candidates budget::due(const cursor& at, std::size_t tokens) const {
 }
 
 LAGKV_FN candidates budget::due_partitions(const keep::partitions& p, std::size_t begin, std::size_t tokens) {
-  if (tokens < begin || tokens - begin < 2 * p.lag) return {};
+  if (tokens < begin || (tokens - begin) / p.lag < 2) return {};
   const std::size_t count = (tokens - begin) / p.lag - 1, each = share_of(p.ratio, p.lag);
   return {.rows = {begin, begin + count * p.lag}, .keep = count * each, .partition = p.lag, .keep_each = each};
 }
@@ -147,7 +147,7 @@ LAGKV_FN candidates budget::due_share(const keep::share& s, std::size_t begin, s
   if (goal <= 1) goal = 1, last = last > 1 ? last : 1;  // the last row stays
   if (tokens <= begin || tokens <= goal) return {};
   const std::size_t unit = s.lag != 0 ? s.lag : last;
-  if (tokens - begin < 2 * unit) return {};
+  if (tokens - begin < unit || tokens - begin - unit < unit) return {};
   const std::size_t end = s.lag != 0 ? begin + ((tokens - begin) / s.lag - 1) * s.lag : tokens - last;
   if (end <= begin) return {};
   return {.rows = {begin, end}, .keep = end - begin - least(tokens - goal, end - begin)};
@@ -163,8 +163,8 @@ LAGKV_FN candidates budget::due_capacity(const keep::capacity& c, std::size_t to
 
 LAGKV_FN candidates budget::due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen) {
   const std::size_t wanted = w.rows != 0 ? w.rows : share_of(w.of_all, seen), goal = wanted > 1 ? wanted : 1;
-  if (tokens <= begin || tokens <= goal || tokens - goal < w.every) return {};
-  return {.rows = {begin, begin + least(tokens - goal, tokens - begin)}};
+  if (tokens <= begin + 1 || tokens <= goal || tokens - goal < w.every) return {};
+  return {.rows = {begin, begin + least(tokens - goal, tokens - begin - 1)}};  // the last row stays
 }
 
 LAGKV_FN std::size_t budget::sloped(std::size_t goal, std::size_t seen) const {

@@ -94,10 +94,13 @@ inline constexpr option_table shared_options = table_of<policy_options>(policy_p
 /// what is accepted.
 LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o = {});
 
-/// A policy from a scorer; its lag, if it has one, becomes that of the options.
+/// A policy from a scorer; its lag, if it has one, becomes that of the options. Its own options are checked as those of a string
+/// are, if options_of() has their table.
 template <class Scorer>
 requires(!std::is_same_v<Scorer, method>) result<policy> make_policy(Scorer s, const policy_options& o = {}) {
   if constexpr (requires { s.lag = o.lag; }) s.lag = o.lag;
+  if constexpr (requires { options_of(s); })
+    if (status refused = check(options_of(s), &s); !refused) return error{refused.message()};
   return make_policy(method_of(s), o);
 }
 
@@ -136,17 +139,15 @@ LAGKV_EDGE result<budget> make_budget(const method& m, const policy_options& o) 
     return refuse({"lag=", o.lag, ": a partition keeps the same share in all layers: not with pyramid"});
   if (o.pyramid) b.slope.beta = *o.pyramid;
   const double share = o.keep.value_or(0.5);
-  if (o.capacity) {
-    if (const std::size_t least = b.sink + b.recent + 1; *o.capacity < least)
-      return refuse({"capacity=", *o.capacity, ": must be ", least, " or more (sink + recent + 1)"});
+  if (o.capacity)
     b.keeps = keep::capacity{*o.capacity, o.every};
-  } else if (o.budget_mb) {
+  else if (o.budget_mb)
     b.keeps = keep::bytes{*o.budget_mb * 1e6, o.every};
-  } else if (o.lag != 0) {
+  else if (o.lag != 0)
     b.keeps = keep::partitions{o.lag, share};
-  } else {
+  else
     b.keeps = keep::share{share};
-  }
+  if (status s = check_budget(b); !s) return error{s.message()};
   return b;
 }
 

@@ -77,27 +77,68 @@ LAGKV_EDGE status check_share(std::string_view name, double x, bool zero = false
   return refuse({name, "=", x, zero ? ": must be from 0 to 1" : ": must be above 0 and at most 1"});
 }
 
-LAGKV_EDGE status check_every(std::size_t every) {
-  if (every > 0) return {};
-  return error{"every=0: must be 1 or more"};
-}
-
 LAGKV_EDGE error is_in_bytes() { return {"budget: is in bytes: make it a number of rows by fit()"}; }
 
-/// Refuses what no string can say of a budget, but a host can write.
+/// Refuses numbers of tokens that no cache holds, and 0 of those that must be 1 or more.
+LAGKV_EDGE status check_count(std::string_view name, std::size_t n, std::size_t least = 0) {
+  constexpr std::size_t most = (std::numeric_limits<std::uint32_t>::max)();
+  if (n < least) return refuse({name, "=", n, ": must be ", least, " or more"});
+  if (n > most) return refuse({name, "=", n, ": must be at most ", most});
+  return {};
+}
+
+/// Whether sinks, window and one more row fit into a capacity.
+LAGKV_EDGE status check_capacity(const budget& b, std::size_t rows) {
+  const std::size_t window = b.recent_rows(rows);
+  if (b.sink + window < rows) return {};
+  if (window == b.recent) return refuse({"capacity=", rows, ": must be ", b.sink + window + 1, " or more (sink + recent + 1)"});
+  return refuse({"capacity=", rows, ": must be more than sink=", b.sink, " and the window of ", window,
+                 " (recent_share=", b.recent_share, ")"});
+}
+
+/// Refuses what no string can say of a budget, but a host can write; and budgets that can never hold.
 LAGKV_EDGE status check_budget(const budget& b) {
   if (status s = check_share("recent_share", b.recent_share, true); !s) return s;
+  if (status s = check_count("sink", b.sink); !s) return s;
+  if (status s = check_count("recent", b.recent); !s) return s;
   if (const auto* each = b.as<keep::partitions>()) {
     if (each->lag == 0) return error{"lag=0: must be 1 or more if each partition keeps a share"};
+    if (status s = check_count("lag", each->lag); !s) return s;
     return check_share("ratio", each->ratio);
   }
-  if (const auto* share = b.as<keep::share>()) return check_share("of_all", share->of_all);
-  if (const auto* rows = b.as<keep::capacity>()) return check_every(rows->every);
-  if (b.as<keep::bytes>() != nullptr) return is_in_bytes();
-  if (const auto* window = b.as<keep::window>()) {
-    if (status s = check_every(window->every); !s) return s;
-    if (window->rows == 0) return check_share("of_all", window->of_all);
+  if (const auto* share = b.as<keep::share>()) {
+    if (status s = check_count("lag", share->lag); !s) return s;
+    if (status s = check_share("of_all", share->of_all); !s) return s;
+    // Nothing goes before there are twice as many as the window holds, which is keep * recent_share of all.
+    if (share->lag == 0 && share->of_all < 1 && !(share->of_all * b.recent_share < 0.5))
+      return refuse({"keep=", share->of_all, ", recent_share=", b.recent_share,
+                     ": nothing would ever go: their product must be below 0.5"});
+    return {};
   }
+  if (const auto* rows = b.as<keep::capacity>()) {
+    if (status s = check_count("every", rows->every, 1); !s) return s;
+    if (status s = check_count("capacity", rows->rows); !s) return s;
+    return check_capacity(b, rows->rows);
+  }
+  if (const auto* bytes = b.as<keep::bytes>()) return check_count("every", bytes->every, 1);
+  if (const auto* window = b.as<keep::window>()) {
+    if (status s = check_count("every", window->every, 1); !s) return s;
+    if (window->rows == 0) return check_share("of_all", window->of_all);
+    if (status s = check_count("capacity", window->rows); !s) return s;
+    if (window->rows <= b.sink) return refuse({"capacity=", window->rows, ": must be ", b.sink + 1, " or more (sink + 1)"});
+  }
+  return {};
+}
+
+/// Whether the layer says which embedding its keys carry, and at which positions, if the policy reads it.
+LAGKV_EDGE status check_rope(const policy& p, const layer& l) {
+  if (!p.needs.rope) return {};
+  const extras* e = l.extra;
+  if (e == nullptr || e->rope == nullptr)
+    return error{"rope: the policy reads keys as they were before RoPE; the layer does not say which they carry (layer.extra)"};
+  if (status s = check(*e->rope, l.keys.channels()); !s) return refuse({"rope: ", s.message()});
+  if ((p.budget.again() || p.needs.all_rows) && !e->positions)
+    return error{"rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it"};
   return {};
 }
 
@@ -109,6 +150,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   const extras* e = l.extra;
   if (!p.score && b.as<keep::window>() == nullptr && b.as<keep::everything>() == nullptr) return error{"policy: has no scorer"};
   if (status s = detail::check_budget(b); !s) return s;
+  if (b.as<keep::bytes>() != nullptr) return detail::is_in_bytes();
   if (p.ragged && !any_length) return error{"policy: keeps different numbers of tokens a head, which this cache cannot hold"};
   if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
   if (p.needs.queries > 0 && !(e != nullptr && (e->queries || e->weights)))
@@ -121,21 +163,17 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   if (p.needs.accumulated_attention && !e->accumulated_attention && e->queries && e->offered() < l.tokens)
     return detail::refuse({"queries=", e->offered(), ": the policy reads those of all ", l.tokens,
                            " tokens, or the attention that each row has received (accumulated_attention)"});
-  if (p.needs.query_statistics && !(e != nullptr && (e->query_mean || e->queries)))
+  if (p.needs.query_statistics && !(e != nullptr && (e->query_mean || e->offered(e->queries) > 0)))
     return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
   if (p.needs.calibrated && !(e != nullptr && e->query_mean))
     return error{"query_mean: the policy reads statistics of the model's queries; the layer has none (layer.extra)"};
-  if (p.needs.rope) {
-    if (e == nullptr || e->rope == nullptr)
-      return error{"rope: the policy reads keys as they were before RoPE; the layer does not say which they carry (layer.extra)"};
-    if (status s = check(*e->rope, l.keys.channels()); !s) return detail::refuse({"rope: ", s.message()});
-    if ((b.again() || p.needs.all_rows) && !e->positions)
-      return error{"rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it"};
-  }
+  if (status s = detail::check_rope(p, l); !s) return s;
   if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
     return error{"protect: survivors are candidates again, so the policy needs extras.positions to know protected ones"};
-  if (l.tokens > (std::numeric_limits<std::uint32_t>::max)())
-    return detail::refuse({"tokens=", l.tokens, ": must be at most 4294967295"});
+  if (status s = detail::check_count("tokens", l.tokens); !s) return s;
+  if (p.ragged && l.tokens > (std::numeric_limits<std::uint32_t>::max)() / l.keys.heads())
+    return detail::refuse({"tokens=", l.tokens, ": heads of different lengths must have at most 4294967295 rows together, not ",
+                           l.keys.heads(), " times as many"});
   return {};
 }
 
@@ -156,7 +194,7 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
     rest = larger(b.slope.sloped() ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
   } else if (const auto* window = b.as<keep::window>()) {
     const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);
-    rest = larger(larger(goal, b.sink), 1) + window->every - 1;
+    rest = larger(goal, b.sink + 1) + window->every - 1;
   }
   const std::size_t most = rest + chunk;
   return most < tokens ? most : tokens;
@@ -171,13 +209,19 @@ LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {
 LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers) {
   const auto* bytes = p.budget.as<keep::bytes>();
   if (bytes == nullptr) return p;
+  if (status s = detail::check_count("layers", layers, 1); !s) return error{s.message()};
+  if (!detail::finite(bytes->amount) || !(bytes->amount > 0))
+    return detail::refuse({"bytes=", bytes->amount, ": must be above 0"});
   const std::size_t token = layers * l.keys.heads() * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
-  const auto rows = static_cast<std::size_t>(token == 0 ? 0 : bytes->amount / static_cast<double>(token));
+  const double fit = token == 0 ? 0 : bytes->amount / static_cast<double>(token), most = 4294967295.0;
+  const auto rows = static_cast<std::size_t>(fit < most ? fit : most);
   const std::size_t least = p.budget.sink + p.budget.recent + 1;
   if (rows < least)
     return detail::refuse(
         {"budget: holds ", rows, " tokens of ", token, " bytes: must hold ", least, " or more (sink + recent + 1)"});
   p.budget.keeps = keep::capacity{rows, bytes->every};
+  if (status s = detail::check_budget(p.budget); !s)
+    return detail::refuse({"budget: holds ", rows, " tokens of ", token, " bytes: ", s.message()});
   return p;
 }
 

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <type_traits>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/method.hpp>
 #include <lagkv/result.hpp>
 
@@ -230,7 +231,7 @@ namespace detail {
 LAGKV_EDGE bool fits(const accepted& a, double value) {
   using kind = accepted::kind;
   if (a.type == kind::word || a.type == kind::text) return true;
-  if (!(value >= a.least && value <= a.most) || (a.above && !(value > a.least))) return false;
+  if (!finite(value) || !(value >= a.least && value <= a.most) || (a.above && !(value > a.least))) return false;
   if (a.type == kind::odd) return __builtin_fmod(value, 2) > 0;
   return a.type == kind::number || !(__builtin_floor(value) < value);
 }

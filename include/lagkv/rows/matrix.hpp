@@ -16,6 +16,14 @@ namespace detail {
 
 using matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
+/// Whether all of row i are finite; by their bits, whatever the flags of the host.
+template <class Rows>
+bool all_finite(const Rows& x, Eigen::Index i) {
+  for (Eigen::Index c = 0; c < x.cols(); ++c)
+    if (!finite(x(i, c))) return false;
+  return true;
+}
+
 /// Rows that are turned into doubles at a time.
 inline constexpr std::size_t matrix_rows = 64;
 

@@ -91,7 +91,7 @@ namespace detail {
 LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size_t token, const tile& t, dtype type,
                                     std::size_t n, workspace& ws) {
   const std::size_t channels = x.channels();
-  float* out = ws.take<float>(n * channels);
+  float* out = ws.take<float>(n * channels);  // n: few_rows, or fewer at the end of a run
   float* squares = ws.take<float>(n);
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(type));
   const auto row = [&](std::size_t i) { return t.data + static_cast<std::ptrdiff_t>(i) * step; };
@@ -106,13 +106,15 @@ LAGKV_FN simd::rows inverse_rotated(const tensor& x, std::size_t head, std::size
 
 LAGKV_FN void rotations::prepare(const rope& r, std::size_t channels) {
   if (same(r, channels)) return;
-  channels_ = channels, by_ = r;
+  channels_ = 0;  // until all memory is there, this is prepared for nothing
+  by_ = r;
   factors_.assign(r.factors.begin(), r.factors.end());
   by_.factors = factors_;
-  const std::size_t pairs = dims() / 2;
+  const std::size_t pairs = r.rotated(channels) / 2, row = 2 * (neighbours() ? 2 * pairs : pairs);
   pairs_.assign(pairs, {});
-  fine_.resize(rows_together * 2 * width());
-  coarse_.resize(2 * width());
+  fine_.resize(rows_together * row);
+  coarse_.resize(row);
+  channels_ = channels;
   for (std::size_t j = 0; j < pairs; ++j) {
     pair& p = pairs_[j];
     p.angle = r.angle(j, channels);

@@ -24,6 +24,19 @@ using use_of_rows = function_ref<void(const simd::rows& run, std::size_t offset)
 /// Rows that are copied or widened together: they stay in the first cache.
 inline constexpr std::size_t few_rows = 16;
 
+/// Rows of a piece of for_each_rows_and_next(), at most: about 8 KiB of them. Kernels take four at a time.
+inline std::size_t piece_rows(std::size_t row_bytes) {
+  const std::size_t fit = row_bytes > 0 ? 8192 / row_bytes / 4 * 4 : 4;
+  return fit > 4 ? fit : 4;
+}
+
+/// Bytes of scratch by which one range of rows may need more than another of as many, since they lie in other runs or hold what
+/// is not finite. Scratch that a scorer takes for a run is to be as much as for piece_rows().
+inline std::size_t room_of_rows(const tensor& x) {
+  const std::size_t piece = piece_rows(x.row_bytes()), rows = piece > few_rows ? piece : few_rows;
+  return 4096 + rows * (x.row_bytes() + 4 * (x.channels() + 4) * sizeof(float));
+}
+
 template <std::size_t Unit>
 void turn_units(const tile& t, std::size_t n, std::size_t units, std::byte* out) {
   const std::byte* from = t.data;
@@ -121,7 +134,7 @@ namespace detail {
 
 LAGKV_FN tile gathered(const tensor& x, const tile& t, workspace& ws) {
   const std::size_t units = x.row_units(), unit = size_of(x.type()), n = t.tokens < few_rows ? t.tokens : few_rows;
-  auto* out = ws.take<std::byte>(n * x.row_bytes());
+  auto* out = ws.take<std::byte>(few_rows * x.row_bytes());  // the same for every run: see room_of_rows()
   if (t.token_stride == 1 && unit == 2) {
     turn_units<2>(t, n, units, out);
   } else if (t.token_stride == 1 && unit == 4) {
@@ -144,7 +157,7 @@ LAGKV_FN void apply_scales(const tensor& x, std::size_t head, std::size_t token,
 LAGKV_FN simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
   const std::size_t channels = x.channels(), n = t.tokens < few_rows ? t.tokens : few_rows;
   if (x.reader() != nullptr && stored_plain(x)) return x.reader()(x, head, token, t, x.type(), n, ws);
-  float* wide = ws.take<float>(n * channels);
+  float* wide = ws.take<float>(few_rows * channels);
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
   for (std::size_t i = 0; i < n; ++i)
     ws.kernels<simd::widen_kernels>().widen(t.data + static_cast<std::ptrdiff_t>(i) * step, x.type(), channels,
@@ -197,8 +210,7 @@ LAGKV_FN void for_each_rows(const tensor& x, std::size_t head, token_range token
 
 LAGKV_FN void for_each_rows_and_next(const tensor& x, std::size_t head, token_range tokens, token_range next, workspace& ws,
                                      detail::use_of_rows use) {
-  constexpr std::size_t bytes = 8192;
-  const std::size_t fit = bytes / x.row_bytes() / 4 * 4, few = fit > 4 ? fit : 4;  // kernels take four rows at a time
+  const std::size_t few = detail::piece_rows(x.row_bytes());
   for_each_rows(x, head, tokens, ws, [&](const simd::rows& run, std::size_t offset) {
     const bool in_place = detail::plain(x);
     const std::ptrdiff_t step = run.stride * static_cast<std::ptrdiff_t>(size_of(run.type));

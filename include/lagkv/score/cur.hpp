@@ -30,6 +30,8 @@ inline method method_of(const cur_score& s) { return {.score = s, .needs = {.val
 inline constexpr parameter cur_parameters[] = {
     option<&cur_score::window>("window", accepts::positive, "tokens that norms are compared with")};
 
+constexpr std::span<const parameter> options_of(const cur_score&) { return cur_parameters; }
+
 inline constexpr method_entry cur_entry = entry_of<cur_score>({.name = "cur",
                                                                .meaning = "large norms of key and value among neighbours",
                                                                .source = "arXiv 2509.15038",
@@ -45,9 +47,10 @@ LAGKV_FN void cur_score::operator()(const layer& l, std::size_t head, token_rang
   squares_of_rows(l.keys, head, candidates, out.data(), ws);
   squares_of_rows(l.values, head, candidates, other, ws);
   const std::size_t part = lag == 0 ? out.size() : lag;
+  const std::size_t together = window > 0 ? window : 1;
   for (std::size_t begin = 0; begin < out.size(); begin += part)
-    for (std::size_t at = begin; at < begin + part; at += window) {
-      const std::size_t n = begin + part - at < window ? begin + part - at : window;
+    for (std::size_t at = begin; at < begin + part; at += together) {
+      const std::size_t n = begin + part - at < together ? begin + part - at : together;
       const float keys = sum(out.data() + at, n), values = sum(other + at, n);
       for (std::size_t i = at; i < at + n; ++i) out[i] = share(out[i], keys) * share(other[i], values);
     }

@@ -47,6 +47,8 @@ inline method method_of(const distinct_score& s) {
 inline constexpr parameter distinct_parameters[] = {
     option<&distinct_score::bits>("bits", accepts::whole(1, 16), "signs of a key's code: up to 2^bits kinds of keys")};
 
+constexpr std::span<const parameter> options_of(const distinct_score&) { return distinct_parameters; }
+
 inline constexpr method_entry distinct_entry =
     entry_of<distinct_score>({.name = "distinct",
                               .meaning = "of keys that are alike the latest, without their positions",
@@ -94,7 +96,7 @@ LAGKV_FN void distinct_score::encode(const layer& l, std::size_t head, token_ran
   ws.kernels<simd::dot_kernels>().dots({mean, dtype::f32, 1, channels, 0}, planes, bits, centre, 1);
   for_each_rows_and_next(l.keys, head, all, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
     const float* factors = detail::inverse_norms(rows, ws);
-    float* sides = ws.take<float>(bits * rows.tokens);
+    float* sides = ws.take<float>(bits * detail::piece_rows(l.keys.row_bytes()));
     ws.kernels<simd::dot_kernels>().dots(rows, planes, bits, sides, rows.tokens);
     std::int32_t* to = code + offset;
     for (std::size_t i = 0; i < rows.tokens; ++i) to[i] = 0;

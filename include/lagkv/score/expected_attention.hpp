@@ -59,6 +59,8 @@ inline constexpr parameter expected_attention_parameters[] = {
     option<&expected_attention_score::calibrated>("calibrated", accepts::yes_no,
                                                   "only by statistics that the host has of the model's queries")};
 
+constexpr std::span<const parameter> options_of(const expected_attention_score&) { return expected_attention_parameters; }
+
 inline constexpr method_entry expected_attention_entry =
     entry_of<expected_attention_score>({.name = "expected_attention",
                                         .meaning = "attention that queries to come are expected to pay",
@@ -129,7 +131,7 @@ LAGKV_FN void expected_attention_score::operator()(const layer& l, std::size_t h
   float* logits = ws.take<float>(group * n);
   for_each_rows_and_next(l.keys, head, candidates, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
     const workspace::frame own(ws);
-    float* products = ws.take<float>(group * each * rows.tokens);
+    float* products = ws.take<float>(group * each * detail::piece_rows(l.keys.row_bytes()));
     ws.kernels<simd::dot_kernels>().dots(rows, vectors, group * each, products, rows.tokens);
     for (std::size_t g = 0; g < group; ++g) {
       float* logit = logits + g * n + offset;
@@ -179,7 +181,7 @@ LAGKV_FN void expected_attention_score::read(const layer& l, std::size_t query_h
   if (e.query_mean) {
     copy(e.query_covariance, channels, 1.0F, matrix);
   } else {
-    detail::mean_and_covariance(e.queries, query_head, e.offered(), mean, factors > 0 ? matrix : nullptr, ws);
+    detail::mean_and_covariance(e.queries, query_head, e.offered(e.queries), mean, factors > 0 ? matrix : nullptr, ws);
     for (std::size_t c = 0; c < channels; ++c) out[c] = scale * static_cast<float>(mean[c]);
   }
   if (factors > 0) detail::factor(matrix, channels, spread, out + channels);

@@ -124,6 +124,14 @@ inline constexpr auto lagkv_string_parameters = [] {
 inline constexpr parameter lagkv_score_parameters[] = {
     option<&lagkv_score::value_weight>("value_weight", accepts::weight, "weight of the values' score; 0: values are not read")};
 
+/// Beside its options, the length of the partitions, without which there is nothing to score against.
+inline constexpr auto lagkv_score_checks = [] {
+  return std::array<parameter, 2>{lagkv_score_parameters[0],
+                                  option<&lagkv_score::lag>("lag", accepts::positive, "tokens a partition")};
+}();
+
+constexpr std::span<const parameter> options_of(const lagkv_score&) { return lagkv_score_checks; }
+
 /// LagKV as a policy. Errors name the option, its value and what is accepted.
 LAGKV_EDGE result<policy> make_lagkv(const lagkv_options& o = {});
 

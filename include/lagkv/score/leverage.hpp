@@ -22,13 +22,15 @@ namespace lagkv::inline LAGKV_ABI {
 /// 48. Eigen may allocate.
 struct leverage_score {
   std::size_t lag = 0;     ///< tokens a partition; 0: all candidates at once
-  std::size_t sketch = 0;  ///< columns; 0: exact
+  std::size_t sketch = 0;  ///< columns; 0, or as many as channels or more: exact
   double ridge = 0.01;
   std::uint64_t seed = 0;  ///< of the projection
 
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
     constexpr std::size_t together = detail::matrix_rows;
-    const std::size_t channels = l.keys.channels(), width = sketch == 0 ? channels : sketch;
+    const std::size_t channels = l.keys.channels();
+    const bool exact = sketch == 0 || sketch >= channels;
+    const std::size_t width = exact ? channels : sketch;
     const auto d = static_cast<Eigen::Index>(width), c = static_cast<Eigen::Index>(channels);
     const workspace::frame scratch(ws);
     double* memory = ws.take<double>(width * width + channels * width + together * (channels + width));
@@ -36,12 +38,12 @@ struct leverage_score {
     Eigen::Map<Eigen::MatrixXd> projection(memory + width * width, c, d);
     double* rows = memory + width * width + channels * width;
     double* narrow = rows + together * channels;
-    if (sketch != 0) draw(projection);
+    if (!exact) draw(projection);
     float* mean = ws.take<float>(channels);
 
     const auto projected = [&](const Eigen::Map<detail::matrix>& x) {
-      Eigen::Map<detail::matrix> to(sketch == 0 ? rows : narrow, x.rows(), d);
-      if (sketch != 0) to.noalias() = x * projection;
+      Eigen::Map<detail::matrix> to(exact ? rows : narrow, x.rows(), d);
+      if (!exact) to.noalias() = x * projection;
       return to;
     };
     for_each_reference(l, candidates, lag, [&](token_range part, token_range reference) {
@@ -50,7 +52,7 @@ struct leverage_score {
       gram *= ridge;
       detail::for_each_matrix(l.keys, head, reference, mean, ws, rows, [&](Eigen::Map<detail::matrix>& x, std::size_t) {
         for (Eigen::Index i = 0; i < x.rows(); ++i)
-          if (!x.row(i).allFinite()) x.row(i).setZero();
+          if (!detail::all_finite(x, i)) x.row(i).setZero();
         gram.selfadjointView<Eigen::Lower>().rankUpdate(projected(x).transpose());
       });
       const Eigen::LLT<Eigen::Ref<Eigen::MatrixXd>> cholesky(gram);
@@ -88,6 +90,8 @@ inline constexpr parameter leverage_parameters[] = {
     option<&leverage_score::sketch>("sketch", accepts::count, "columns of a Gaussian projection; 0: exact (kvpress: 48)"),
     option<&leverage_score::ridge>("ridge", accepted{accepted::kind::number, 0, 1e6, true}, "added to the diagonal"),
     option<&leverage_score::seed>("seed", accepts::seed, "another projection")};
+
+constexpr std::span<const parameter> options_of(const leverage_score&) { return leverage_parameters; }
 
 inline constexpr method_entry leverage_entry = entry_of<leverage_score>(
     {.name = "leverage", .meaning = "keys that the others cannot make up for", .source = "arXiv 2507.08143", .reads = "keys"},

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
@@ -46,6 +47,8 @@ inline constexpr parameter nested_parameters[] = {
     option<&nested_score::block>("block", accepts::count,
                                  "rows that share an anchor; 0: a 32nd of the rows in use, at least 128 and at most 256"),
     option<&nested_score::window>("window", accepts::positive, "last rows that share an anchor, the row's own included")};
+
+constexpr std::span<const parameter> options_of(const nested_score&) { return nested_parameters; }
 
 inline constexpr method_entry nested_entry =
     entry_of<nested_score>({.name = "nested",
@@ -107,27 +110,28 @@ LAGKV_FN void nested_score::away_from_blocks(const layer& l, std::size_t head, t
 
 LAGKV_FN void nested_score::away_from_window(const layer& l, std::size_t head, token_range candidates, float* out,
                                              workspace& ws) const {
-  const std::size_t channels = l.keys.channels(), first = candidates.begin + 1 > window ? candidates.begin + 1 - window : 0;
+  const std::size_t all = candidates.end < window ? candidates.end : window, length = all > 0 ? all : 1;
+  const std::size_t channels = l.keys.channels(), first = candidates.begin + 1 > length ? candidates.begin + 1 - length : 0;
   const workspace::frame scratch(ws);
-  float* units = ws.take<float>(window * channels);  // row r in place r % window
+  float* units = ws.take<float>(length * channels);  // row r in place r % length
   double* sum = ws.take<double>(channels);
   for (std::size_t c = 0; c < channels; ++c) sum[c] = 0;
-  for (std::size_t i = 0; i < window * channels; ++i) units[i] = 0;
+  for (std::size_t i = 0; i < length * channels; ++i) units[i] = 0;
   for_each_row(l.keys, head, {first, candidates.end}, ws, [&](std::size_t i, std::span<const float> row) {
     float square = 0;
     for (const float x : row) square += x * x;
     const bool good = detail::finite(square);
     const float factor = good && square > 0 ? 1 / __builtin_sqrtf(square) : 0.0F;
-    float* unit = units + (first + i) % window * channels;
-    double product = 0, length = 0;
+    float* unit = units + (first + i) % length * channels;
+    double product = 0, square_of_sum = 0;
     for (std::size_t c = 0; c < channels; ++c) {
       const float now = good ? row[c] * factor : 0.0F;
       sum[c] += static_cast<double>(now) - static_cast<double>(unit[c]);
       unit[c] = now;
-      product += static_cast<double>(now) * sum[c], length += sum[c] * sum[c];
+      product += static_cast<double>(now) * sum[c], square_of_sum += sum[c] * sum[c];
     }
     if (first + i < candidates.begin) return;
-    const auto cosine = static_cast<float>(length > 0 ? product / __builtin_sqrt(length) : 0.0);
+    const auto cosine = static_cast<float>(square_of_sum > 0 ? product / __builtin_sqrt(square_of_sum) : 0.0);
     out[first + i - candidates.begin] = good ? -cosine : detail::not_a_number();
   });
 }
@@ -143,18 +147,15 @@ LAGKV_FN void nested_score::bring_to_one(std::span<float> x) {
 
 LAGKV_FN float nested_score::spread(std::span<const float> x, workspace& ws) {
   const workspace::frame scratch(ws);
-  const std::span<float> ranks{ws.take<float>(x.size()), x.size()};
   std::size_t finite = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) ranks[i] = x[i], finite += detail::finite(x[i]) ? 1U : 0U;
+  for (const float v : x) finite += detail::finite(v) ? 1U : 0U;
   if (finite == 0) return 0;
-  detail::rank(ranks, ws);
-  const auto n = static_cast<float>(x.size());
+  const std::uint32_t* order = detail::ascending(x, ws);
   const std::size_t tenth = finite < 15 ? 1 : (finite + 5) / 10, lowest = x.size() - finite;
   double best = 0, worst = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    const auto place = static_cast<std::size_t>(ranks[i] * n + 0.5F);
-    if (place >= x.size() - tenth) best += static_cast<double>(x[i]);
-    if (place >= lowest && place < lowest + tenth) worst += static_cast<double>(x[i]);
+  for (std::size_t i = 0; i < tenth; ++i) {
+    best += static_cast<double>(x[order[2 * (x.size() - 1 - i) + 1]]);
+    worst += static_cast<double>(x[order[2 * (lowest + i) + 1]]);
   }
   return static_cast<float>((best - worst) / static_cast<double>(tenth));
 }

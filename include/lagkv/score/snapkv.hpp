@@ -28,6 +28,8 @@ inline constexpr parameter snapkv_parameters[] = {
     option<&snapkv_score::window>("window", accepts::positive, "queries that vote"),
     option<&snapkv_score::kernel>("kernel", accepts::odd, "neighbours that scores are averaged over")};
 
+constexpr std::span<const parameter> options_of(const snapkv_score&) { return snapkv_parameters; }
+
 inline constexpr method_entry snapkv_entry =
     entry_of<snapkv_score>({.name = "snapkv",
                             .meaning = "attention of the last queries",

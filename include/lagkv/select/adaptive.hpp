@@ -39,7 +39,7 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
   for (std::size_t at = 0; at < n; at += part) {
     for (std::size_t head = 0; head < heads; ++head)
       for (std::size_t i = 0; i < part; ++i) pooled[head * part + i] = scores[head * n + at + i];
-    const std::size_t begin = c.rows.begin + at, keep = c.keep_of(0, {begin, begin + part});
+    const std::size_t begin = c.rows.begin + at, keep = c.keep_of({begin, begin + part});
     choose(pooled, heads, part, keep, out.kept.data(), ws);
     for (std::size_t i = 0; i < heads * keep; ++i) taken[out.kept[i] / part * n + at + out.kept[i] % part] = 1;
   }
@@ -54,7 +54,7 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
 
 LAGKV_FN void adaptive::choose(float* scores, std::size_t heads, std::size_t n, std::size_t keep, std::uint32_t* best,
                                workspace& ws) const {
-  const std::size_t safe = share_of(safeguard, keep);
+  const std::size_t share = safeguard > 0 ? share_of(safeguard, keep) : 0, safe = share < keep ? share : keep;
   for (std::size_t head = 0; head < heads && safe > 0; ++head) {
     top_k::pick(scores + head * n, n, safe, head * n, best, ws);
     for (std::size_t i = 0; i < safe; ++i) scores[best[i]] = detail::infinity();

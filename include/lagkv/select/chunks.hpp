@@ -16,23 +16,26 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// The chunks with the best mean score, summed over the heads of the layer, stay whole until the budget is used up; of the
-/// next one the best tokens stay. All heads keep the same tokens. Chunks are counted from the first candidate (of each
-/// partition); the last may be shorter. Ties go to the earlier. Source: the paper; kvpress 0.5.5, ChunkKVPress (which keeps
-/// a number of whole chunks instead of an exact number of tokens).
+/// next one the best tokens stay. All heads keep the same tokens: a row that is protected in one head stays in all, beyond the
+/// budget where there are more such rows. A row that is not finite in one head goes before all others and has no part in the mean
+/// of its chunk. Chunks are counted from the first candidate (of each partition); the last may be shorter. Ties go to the
+/// earlier. Source: the paper; kvpress 0.5.5, ChunkKVPress (which keeps a number of whole chunks instead of an exact number of
+/// tokens).
 struct chunks {
-  std::size_t length = 20;  ///< tokens; kvpress's default
+  std::size_t length = 20;  ///< tokens, 1 or more; kvpress's default
 
-  /// scores: [heads][candidates], `out` has been reset for them.
+  /// scores: [heads][candidates], `out` has been reset for them: it is filled in anew.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:
   /// Marks what stays of one partition of n rows.
-  void choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin, const candidates& c,
-              workspace& ws) const;
+  void choose(float* sum, float* taken, std::size_t n, std::size_t begin, const candidates& c, workspace& ws) const;
 
-  /// Marks up to `left` rows more, the best of a chunk where they are fewer than its own; says how many.
-  static std::size_t take(token_range rows, const float* sum, float* taken, std::size_t left);
+  /// Marks up to `left` rows more, the best of a chunk where they are fewer than its own; says how many. Those that are NaN only
+  /// if they are asked for.
+  static std::size_t take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan);
 
+  std::size_t each() const { return length > 0 ? length : 1; }
   token_range of(std::size_t chunk, std::size_t n) const;
 };
 
@@ -41,15 +44,17 @@ struct chunks {
 LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                  workspace& ws) const {
   const std::size_t n = c.rows.size(), part = c.group();
-  const std::size_t most = (part + length - 1) / length;
   const workspace::frame scratch(ws);
-  float* sum = ws.take<float>(2 * n + 2 * most);
-  float *taken = sum + n, *means = taken + n, *order = means + most;
+  float* sum = ws.take<float>(2 * n);
+  float* taken = sum + n;
   for (std::size_t i = 0; i < n; ++i) {
     sum[i] = taken[i] = 0;
     for (std::size_t head = 0; head < heads; ++head) sum[i] += scores[head * n + i];
   }
-  for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, means, order, part, c.rows.begin + at, c, ws);
+  for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, part, c.rows.begin + at, c, ws);
+  std::size_t keep = 0;
+  for (std::size_t i = 0; i < n; ++i) keep += taken[i] > 0 ? 1U : 0U;
+  if (keep != c.keep) out.reset(c.rows, out.tokens_before, heads, keep);  // more rows are protected, of different heads
   for (std::size_t head = 0; head < heads; ++head) {
     std::uint32_t* to = out.row(head);
     for (std::size_t i = 0; i < n; ++i)
@@ -57,44 +62,52 @@ LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t head
   }
 }
 
-LAGKV_FN void chunks::choose(float* sum, float* taken, float* means, float* order, std::size_t n, std::size_t begin,
-                             const candidates& c, workspace& ws) const {
-  std::size_t left = c.keep_of(0, {begin, begin + n});
+LAGKV_FN void chunks::choose(float* sum, float* taken, std::size_t n, std::size_t begin, const candidates& c,
+                             workspace& ws) const {
+  std::size_t left = c.keep_of({begin, begin + n});
   for (std::size_t i = 0; i < n && !c.protect.empty(); ++i)
-    if (c.is_protected(0, begin + i)) {
-      sum[i] = (std::numeric_limits<float>::max)();
-      taken[i] = 1, --left;
-    }
-  const std::size_t count = (n + length - 1) / length;
+    for (std::size_t head = 0; head < c.heads; ++head)
+      if (c.is_protected(head, begin + i)) {
+        sum[i] = (std::numeric_limits<float>::max)();
+        taken[i] = 1, left -= left > 0 ? 1U : 0U;
+        break;
+      }
+  const std::size_t count = (n + each() - 1) / each();
+  const workspace::frame scratch(ws);
+  const std::span<float> means{ws.take<float>(count), count};
   for (std::size_t k = 0; k < count; ++k) {
     const token_range rows = of(k, n);
+    std::size_t good = 0;
+    for (std::size_t i = rows.begin; i < rows.end; ++i) good += detail::finite(sum[i]) ? 1U : 0U;
     float total = 0;
-    for (std::size_t i = rows.begin; i < rows.end; ++i) total += sum[i] / static_cast<float>(rows.size());
-    means[k] = total;
+    for (std::size_t i = rows.begin; i < rows.end; ++i)
+      if (detail::finite(sum[i])) total += sum[i] / static_cast<float>(good);
+    means[k] = good > 0 ? total : detail::not_a_number();
   }
-  detail::rank({means, count}, ws);
-  for (std::size_t k = 0; k < count; ++k)
-    order[count - 1 - static_cast<std::size_t>(means[k] * static_cast<float>(count) + 0.5F)] = static_cast<float>(k);
-  for (std::size_t i = 0; i < count && left > 0; ++i) left -= take(of(static_cast<std::size_t>(order[i]), n), sum, taken, left);
+  const std::uint32_t* order = detail::ascending(means, ws);
+  for (const bool nan : {false, true})
+    for (std::size_t i = count; i-- > 0 && left > 0;) left -= take(of(order[2 * i + 1], n), sum, taken, left, nan);
 }
 
-LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* taken, std::size_t left) {
-  std::size_t open = 0;
-  for (std::size_t i = rows.begin; i < rows.end; ++i) open += taken[i] > 0 ? 0 : 1;
-  const std::size_t n = open < left ? open : left;
-  for (std::size_t k = 0; k < n; ++k) {
+LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan) {
+  const auto open = [&](std::size_t i) { return !(taken[i] > 0) && detail::is_nan(sum[i]) == nan; };
+  std::size_t all = 0;
+  for (std::size_t i = rows.begin; i < rows.end; ++i) all += open(i) ? 1U : 0U;
+  const std::size_t n = all < left ? all : left;
+  for (std::size_t i = rows.begin; i < rows.end && n == all; ++i)
+    if (open(i)) taken[i] = 1;
+  for (std::size_t k = 0; k < n && n < all; ++k) {
     std::size_t best = rows.end;
     for (std::size_t i = rows.begin; i < rows.end; ++i)
-      if (!(taken[i] > 0) && (best == rows.end || sum[i] > sum[best] || (detail::is_nan(sum[best]) && !detail::is_nan(sum[i]))))
-        best = i;
+      if (open(i) && (best == rows.end || sum[i] > sum[best])) best = i;
     taken[best] = 1;
   }
   return n;
 }
 
 LAGKV_FN token_range chunks::of(std::size_t chunk, std::size_t n) const {
-  const std::size_t begin = chunk * length;
-  return {begin, begin + length < n ? begin + length : n};
+  const std::size_t begin = chunk * each();
+  return {begin, begin + each() < n ? begin + each() : n};
 }
 
 #endif

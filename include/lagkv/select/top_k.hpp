@@ -29,13 +29,12 @@ struct top_k {
 LAGKV_FN void top_k::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                 workspace& ws) const {
   const std::size_t n = c.rows.size(), part = c.group();
-  for (std::size_t head = 0; head < heads; ++head) {
-    std::uint32_t* to = out.row(head);
-    for (std::size_t at = 0; at < n; at += part) {
-      const std::size_t begin = c.rows.begin + at, keep = c.keep_of(head, {begin, begin + part});
-      pick(scores.data() + head * n + at, part, keep, begin, to, ws);
-      to += keep;
-    }
+  std::size_t taken = 0;  // of each head
+  for (std::size_t at = 0; at < n; at += part) {
+    const std::size_t begin = c.rows.begin + at, keep = c.keep_of({begin, begin + part});
+    for (std::size_t head = 0; head < heads; ++head)
+      pick(scores.data() + head * n + at, part, keep, begin, out.row(head) + taken, ws);
+    taken += keep;
   }
 }
 

@@ -13,8 +13,12 @@ namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
-/// score -> (number of scores below it) / n. Of equal scores the earlier ranks higher; a NaN is below every number. A radix
-/// sort: four passes over n integers.
+/// The scores in ascending order, as pairs of a key and an index, taken from ws: index i of the order is at [2 * i + 1]. Of equal
+/// scores the earlier comes later; a NaN is below every number. A radix sort: four passes over n integers.
+LAGKV_FN const std::uint32_t* ascending(std::span<const float> scores, workspace& ws);
+
+/// score -> (number of scores below it) / n, as ascending() orders them. Neighbours in a list of more than 2^24 scores may
+/// get the same rank, which is a float.
 LAGKV_FN void rank(std::span<float> scores, workspace& ws);
 
 /// Within each partition of what is due, or among all candidates of each head.
@@ -36,16 +40,15 @@ struct rank_in_partition {
 
 namespace detail {
 
-LAGKV_FN void rank(std::span<float> scores, workspace& ws) {
+LAGKV_FN const std::uint32_t* ascending(std::span<const float> scores, workspace& ws) {
   const std::size_t n = scores.size();
-  const workspace::frame scratch(ws);
   auto* keys = ws.take<std::uint32_t>(4 * n);
   std::uint32_t *from = keys, *to = keys + 2 * n;  // pairs: key, index
   for (std::size_t i = 0; i < n; ++i) {            // the last first: of equal scores it ranks lowest
     const std::size_t index = n - 1 - i;
     std::uint32_t bits = 0;
-    const float score = scores[index] + 0.0F;  // -0 beside +0
-    std::memcpy(&bits, &score, sizeof bits);
+    std::memcpy(&bits, &scores[index], sizeof bits);
+    if (bits == 0x80000000U) bits = 0;  // -0 beside +0
     const bool nan = (bits & 0x7fffffffU) > 0x7f800000U;
     from[2 * i] = nan ? 0 : (bits ^ ((bits >> 31) != 0 ? 0xffffffffU : 0x80000000U));
     from[2 * i + 1] = static_cast<std::uint32_t>(index);
@@ -61,7 +64,14 @@ LAGKV_FN void rank(std::span<float> scores, workspace& ws) {
     std::uint32_t* other = from;
     from = to, to = other;
   }
-  for (std::size_t i = 0; i < n; ++i) scores[from[2 * i + 1]] = static_cast<float>(i) / static_cast<float>(n);
+  return from;
+}
+
+LAGKV_FN void rank(std::span<float> scores, workspace& ws) {
+  const std::size_t n = scores.size();
+  const workspace::frame scratch(ws);
+  const std::uint32_t* order = ascending(scores, ws);
+  for (std::size_t i = 0; i < n; ++i) scores[order[2 * i + 1]] = static_cast<float>(i) / static_cast<float>(n);
 }
 
 LAGKV_FN void rank_each(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) {

@@ -12,8 +12,8 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// The average over the neighbours within `reach` among the candidates, or in the partition. A neighbour at distance d weighs
-/// reach + 1 - d: a triangle. Scores that are not finite stay as they are and weigh nothing for others. Two running sums,
-/// whatever the reach.
+/// reach + 1 - d: a triangle. Scores that are not finite stay as they are and weigh nothing for others. A few additions a
+/// score, whatever the reach.
 struct smooth {
   std::size_t reach = 8;
   bool shared = false;  ///< all heads have the same scores: those of the first are smoothed for all
@@ -21,11 +21,42 @@ struct smooth {
   void operator()(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) const;
 
  private:
-  /// A triangle is a box of reach + 1 that looks back, then one that looks ahead.
   void average(std::span<float> scores, workspace& ws) const;
 };
 
+namespace detail {
+
+/// The finite scores in some rows: their sum, and how many they are.
+struct finite_sum {
+  double sum = 0, count = 0;
+
+  friend finite_sum operator+(finite_sum a, finite_sum b) { return {a.sum + b.sum, a.count + b.count}; }
+};
+
+/// out[i] = x[i - reach] + ... + x[i] of n, without those before the first: sums of blocks, in which nothing is taken away again,
+/// so that a huge number leaves no digits behind in others.
+LAGKV_FN void sums_back(const finite_sum* x, std::size_t n, std::size_t reach, finite_sum* out);
+
+}  // namespace detail
+
 #if LAGKV_BODIES
+
+namespace detail {
+
+LAGKV_FN void sums_back(const finite_sum* x, std::size_t n, std::size_t reach, finite_sum* out) {
+  const std::size_t length = reach + 1;
+  finite_sum before{};
+  for (std::size_t i = 0; i < n; ++i) out[i] = before = i % length == 0 ? x[i] : before + x[i];  // from the block's start
+  for (std::size_t end = (n - 1) / length * length; end >= length; end -= length) {
+    finite_sum rest{};  // of the block [end - length, end), from behind: what the next block's rows look back to
+    for (std::size_t back = 1; back < length; ++back) {
+      rest = rest + x[end - back];
+      if (const std::size_t i = end - back + reach; i < n) out[i] = rest + out[i];
+    }
+  }
+}
+
+}  // namespace detail
 
 LAGKV_FN void smooth::operator()(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) const {
   const std::size_t n = scores.size() / heads, group = c.partition != 0 ? c.partition : n;
@@ -35,21 +66,21 @@ LAGKV_FN void smooth::operator()(std::span<float> scores, std::size_t heads, con
 }
 
 LAGKV_FN void smooth::average(std::span<float> scores, workspace& ws) const {
-  const std::size_t n = scores.size();
+  // A triangle is a box of reach + 1 that looks back, then one that looks ahead. Of a longer reach than there are scores the part
+  // that reaches beyond them weighs all alike.
+  const std::size_t n = scores.size(), near = reach < n ? reach : n - 1, rows = n + near;
   const workspace::frame scratch(ws);
-  double* boxes = ws.take<double>(2 * (n + reach));  // sum and count of finite scores i - reach .. i
-  double sum = 0, count = 0;
-  for (std::size_t i = 0; i < n + reach; ++i) {
-    if (i < n && detail::finite(scores[i])) sum += static_cast<double>(scores[i]), ++count;
-    if (i > reach && detail::finite(scores[i - reach - 1])) sum -= static_cast<double>(scores[i - reach - 1]), --count;
-    boxes[2 * i] = sum, boxes[2 * i + 1] = count;
-  }
-  double total = 0, weight = 0;
-  for (std::size_t i = 0; i < reach; ++i) total += boxes[2 * i], weight += boxes[2 * i + 1];
+  auto* finite = ws.take<detail::finite_sum>(3 * rows);
+  detail::finite_sum *boxes = finite + rows, *triangles = boxes + rows, all{};
+  for (std::size_t i = 0; i < rows; ++i)
+    finite[i] = i < n && detail::finite(scores[i]) ? detail::finite_sum{static_cast<double>(scores[i]), 1} : detail::finite_sum{};
+  for (std::size_t i = 0; i < n; ++i) all = all + finite[i];
+  detail::sums_back(finite, rows, near, boxes);
+  detail::sums_back(boxes, rows, near, triangles);
+  const auto beyond = static_cast<double>(reach - near);
   for (std::size_t i = 0; i < n; ++i) {
-    total += boxes[2 * (i + reach)], weight += boxes[2 * (i + reach) + 1];
-    if (detail::finite(scores[i])) scores[i] = static_cast<float>(total / weight);
-    total -= boxes[2 * i], weight -= boxes[2 * i + 1];
+    const detail::finite_sum t = triangles[i + near];
+    if (detail::finite(scores[i])) scores[i] = static_cast<float>((t.sum + beyond * all.sum) / (t.count + beyond * all.count));
   }
 }
 

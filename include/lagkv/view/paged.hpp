@@ -38,17 +38,20 @@ class paged {
   dtype type() const { return dtype_of<T>::value; }
   std::size_t heads() const { return extent_.heads; }
   std::size_t channels() const { return extent_.channels; }
-  std::size_t capacity() const { return table_.size() * layout_.tokens; }
+  std::size_t capacity() const {
+    const bool whole = layout_.tokens == 0 || table_.size() <= ~std::size_t{0} / layout_.tokens;
+    return whole ? table_.size() * layout_.tokens : ~std::size_t{0};
+  }
 
   tile at(std::size_t head, token_range tokens) const {
     std::size_t block = tokens.begin / layout_.tokens;
     const std::size_t offset = tokens.begin % layout_.tokens;
-    const T* first = detail::moved(pool_, static_cast<std::size_t>(table_[block]), layout_.block, head, layout_.within.head) +
+    const T* first = detail::moved(pool_, number(block), layout_.block, head, layout_.within.head) +
                      static_cast<std::ptrdiff_t>(offset) * layout_.within.token;
     std::size_t run = layout_.tokens - offset;
     // Neighbours in the table that are neighbours in the pool are one run: slots are mostly handed out in order.
     if (layout_.block == static_cast<std::ptrdiff_t>(layout_.tokens) * layout_.within.token)
-      while (run < tokens.size() && table_[block + 1] == table_[block] + 1) {
+      while (run < tokens.size() && number(block + 1) == number(block) + 1) {
         run += layout_.tokens;
         ++block;
       }
@@ -59,7 +62,7 @@ class paged {
   status check(std::size_t tokens) const {
     if (pool_ == nullptr) return error{"pool: is null"};
     if (layout_.tokens == 0) return error{"block tokens=0: must be 1 or more"};
-    const std::size_t blocks = (tokens + layout_.tokens - 1) / layout_.tokens;
+    const std::size_t blocks = tokens / layout_.tokens + (tokens % layout_.tokens != 0 ? 1 : 0);
     if (blocks > table_.size())
       return detail::refuse({"block table of ", table_.size(), ": must be ", blocks, " or more for ", tokens, " tokens"});
     detail::vector<Index> used(table_.begin(), table_.begin() + static_cast<std::ptrdiff_t>(blocks));
@@ -70,17 +73,20 @@ class paged {
         return detail::refuse({"block ", used[i], ": the pool has ", layout_.pool_blocks.value, " blocks"});
       if (i > 0 && used[i] == used[i - 1]) return detail::refuse({"block ", used[i], ": stands twice in the table"});
     }
+    if (blocks != 0 && std::cmp_greater_equal(used.back(), ~std::size_t{0} / 2))
+      return detail::refuse({"block ", used.back(), ": exceeds what memory can address"});
     const std::size_t spanned = blocks == 0 ? 0 : static_cast<std::size_t>(used.back()) + 1;
     detail::dimension dims[] = {{spanned, layout_.block},
                                 {extent_.heads, layout_.within.head},
                                 {layout_.tokens, layout_.within.token},
                                 {extent_.channels / elements_of(type()), layout_.within.channel}};
-    if (!detail::lie_apart(dims))
-      return detail::refuse({"strides block=", layout_.block.value, ", ", detail::text(layout_.within), ": overlap"});
-    return {};
+    return detail::lie_apart(dims, sizeof(T), detail::joined({"block=", layout_.block.value, ", ", detail::text(layout_.within)}),
+                             "");
   }
 
  private:
+  std::size_t number(std::size_t entry) const { return static_cast<std::size_t>(table_[entry]); }
+
   T* pool_ = nullptr;
   shape extent_{};
   block_layout layout_{};

@@ -66,6 +66,9 @@ class scaled {
       if (status s = scales_.check(tokens); !s) return detail::refuse({"scales: ", s.message()});
     } else if (scales_.factors == nullptr) {
       return error{"scales: factors are null"};
+    } else if (!detail::addressable(heads(), scales_.head_stride, sizeof(float))) {
+      return detail::refuse(
+          {"scales: head_stride=", scales_.head_stride, ": ", heads(), " heads exceed what memory can address"});
     }
     return {};
   }
