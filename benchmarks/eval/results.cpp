@@ -1,12 +1,20 @@
 // Results as JSON lines: one list of fields a struct, walked by what writes them and by what reads them.
 #include "results.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <concepts>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <limits>
 #include <optional>
@@ -160,11 +168,8 @@ bool torn(std::string_view line) {
   return line.substr(0, both) == line_begins.substr(0, both) && !json::accept(line);
 }
 
-void write_line(std::ofstream& out, const json& line, const std::string& path) {
-  // A small model may answer with half a character: replaced, not thrown at.
-  out << line.dump(-1, ' ', false, json::error_handler_t::replace) << '\n' << std::flush;
-  if (!out) throw std::runtime_error(path + ": cannot be written");
-}
+// A small model may answer with half a character: replaced, not thrown at.
+std::string text_of_line(const json& line) { return line.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 }  // namespace
 
@@ -207,29 +212,51 @@ results read_results(const std::string& path) {
 }
 
 results_file::results_file(const std::string& path) : path_(path) {
-  bool open_line = false;
-  if (std::filesystem::is_regular_file(path)) {
-    const std::optional<std::string> text = text_of(path);
-    if (!text) throw std::runtime_error(path + ": cannot be read");
-    const std::size_t begin = text->rfind('\n') + 1;  // 0 where there is no line end
-    const std::string_view last = std::string_view(*text).substr(begin);
-    open_line = !last.empty() && json::accept(last);
-    if (!last.empty() && !open_line) {
-      if (!torn(last)) throw std::runtime_error(path + ": ends with what is no line of results; left as it is");
-      std::error_code failure;
-      std::filesystem::resize_file(path, begin, failure);
-      if (failure) throw std::runtime_error(path + ": cannot be written");
-    }
+  if (std::filesystem::exists(path) && !std::filesystem::is_regular_file(path))
+    throw std::runtime_error(path + ": is no regular file");
+  file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  const auto fail = [&](const std::string& why) {
+    if (file_ >= 0) ::close(file_);
+    throw std::runtime_error(path_ + ": " + why);
+  };
+  if (file_ < 0) fail("cannot be written");
+  if (::flock(file_, LOCK_EX | LOCK_NB) != 0)
+    fail("another run writes to it: wait until it ends, or name another file with --out");
+  const std::optional<std::string> text = text_of(path);
+  if (!text) fail("cannot be read");
+  const std::size_t begin = text->rfind('\n') + 1;  // 0 where there is no line end
+  const std::string_view last = std::string_view(*text).substr(begin);
+  if (last.empty()) return;
+  if (json::accept(last)) {
+    if (::write(file_, "\n", 1) != 1) fail("cannot be written");
+  } else if (!torn(last)) {
+    fail("ends with what is no line of results; left as it is");
+  } else if (::ftruncate(file_, static_cast<off_t>(begin)) != 0) {
+    fail("cannot be written");
   }
-  out_.open(path, std::ios::binary | std::ios::app);
-  if (open_line) out_ << '\n';
-  if (!out_) throw std::runtime_error(path + ": cannot be written");
+}
+
+results_file::~results_file() { ::close(file_); }
+
+void results_file::write_line(const std::string& line) {
+  const std::string text = line + '\n';
+  const off_t before = ::lseek(file_, 0, SEEK_END);
+  for (std::size_t done = 0; done < text.size();) {
+    const ssize_t n = ::write(file_, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const std::string why = std::strerror(n < 0 ? errno : ENOSPC);
+      if (::ftruncate(file_, before) != 0) throw std::runtime_error(path_ + ": ends within a line: " + why);
+      throw std::runtime_error(path_ + ": cannot be written: " + why);
+    }
+    done += static_cast<std::size_t>(n);
+  }
 }
 
 void results_file::add(const run_info& run) {
   json line = {{"type", "run"}};
   run_fields(run, writer{line});
-  write_line(out_, line, path_);
+  write_line(text_of_line(line));
 }
 
 void results_file::add(const sample_result& sample) {
@@ -240,7 +267,7 @@ void results_file::add(const sample_result& sample) {
   line["policy"] = sample.key.policy;
   key_fields(sample.key, writer{line});
   sample_fields(sample, writer{line});
-  write_line(out_, line, path_);
+  write_line(text_of_line(line));
 }
 
 }  // namespace eval

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <fstream>
 #include <map>
 #include <string>
 #include <tuple>
@@ -74,18 +73,26 @@ struct results {
 /// A last line that was cut off (an interrupted run) is left out.
 [[nodiscard]] results read_results(const std::string& path);
 
-/// Appends lines, each flushed before the next: what was measured survives an interruption.
+/// Appends lines, each written before the next: what was measured survives an interruption. While it lives no other one can be
+/// opened for the same file, by this process or another. POSIX.
 class results_file {
  public:
-  /// A torn last line of an earlier run is removed. Throws std::runtime_error where it cannot be written.
+  /// A torn last line of an earlier run is removed. Throws std::runtime_error where it cannot be written, or another writes to
+  /// it.
   explicit results_file(const std::string& path);
+  results_file(const results_file&) = delete;
+  results_file& operator=(const results_file&) = delete;
+  ~results_file();
 
+  /// Throw std::runtime_error where the line cannot be written (a full disk): then the file ends with the line before it.
   void add(const run_info& run);
   void add(const sample_result& sample);
 
  private:
+  void write_line(const std::string& line);
+
   std::string path_;
-  std::ofstream out_;
+  int file_ = -1;
 };
 
 }  // namespace eval

@@ -181,6 +181,8 @@ void runner::run_all() {
   std::cerr << fmt::format("{}: {} results are there, {} are missing\n", options_.out, before_.samples.size(), steps);
   if (steps == 0) return;
   file_ = std::make_unique<results_file>(options_.out);
+  if (read_results(options_.out).samples.size() != before_.samples.size())
+    throw std::runtime_error(options_.out + ": another run has written to it since this one began: start again");
   file_->add(info_);
   bar_ = std::make_unique<progress>(steps);
   for (const assignment& a : todo) run_one(a);

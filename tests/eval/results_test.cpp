@@ -2,9 +2,15 @@
 #include "results.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <limits>
 #include <stdexcept>
@@ -160,6 +166,84 @@ TEST_F(ResultsFile, TornAtEveryByte) {
     eval::results_file(path).add(sample(2, 0));
     EXPECT_EQ(eval::read_results(path).samples.size(), kept + 1) << end;
   }
+}
+
+TEST_F(ResultsFile, IsOneWritersAtATime) {
+  const std::string said = path + ": another run writes to it: wait until it ends, or name another file with --out";
+  {
+    eval::results_file file(path);
+    try {
+      const eval::results_file second(path);
+      ADD_FAILURE() << "opened twice";
+    } catch (const std::runtime_error& thrown) {
+      EXPECT_EQ(thrown.what(), said);
+    }
+    const pid_t child = fork();
+    if (child == 0) {  // another process, too
+      try {
+        const eval::results_file other(path);
+      } catch (const std::runtime_error& thrown) {
+        _exit(thrown.what() == said ? 7 : 8);
+      }
+      _exit(9);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(WEXITSTATUS(status), 7);
+    file.add(sample(0, 1));
+  }
+  eval::results_file(path).add(sample(1, 1));
+  EXPECT_EQ(eval::read_results(path).samples.size(), 2U);
+}
+
+TEST_F(ResultsFile, OfWritersThatAreKilledLosesAtMostTheLastLine) {
+  std::size_t before = 0;
+  for (int round = 0; round < 10; ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      eval::results_file file(path);
+      for (std::size_t i = 0; i < 5000; ++i, usleep(200)) {
+        eval::sample_result s = sample(static_cast<std::size_t>(round) * 1000000 + i, 1);
+        s.survivors.assign(30, std::string(200, '5'));
+        file.add(s);
+      }
+      _exit(0);
+    }
+    const auto enough = before + 3;
+    while (std::filesystem::exists(path) ? eval::read_results(path).samples.size() < enough : true) usleep(500);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    const std::size_t now = eval::read_results(path).samples.size();  // throws where a line in the middle is broken
+    EXPECT_GE(now, enough);
+    before = now;
+  }
+}
+
+// A file system that takes no more ends the file with the last whole line.
+TEST_F(ResultsFile, OnAFullDiskEndsWithTheLineBefore) {
+  const pid_t child = fork();
+  if (child == 0) {
+    signal(SIGXFSZ, SIG_IGN);
+    const rlimit most{3000, 3000};  // bytes of a file: what a full disk does to it
+    setrlimit(RLIMIT_FSIZE, &most);
+    eval::results_file file(path);
+    for (std::size_t i = 0; i < 1000; ++i) try {
+        file.add(sample(i, 1));
+      } catch (const std::runtime_error& thrown) {
+        const bool named = std::string_view(thrown.what()).find(path + ": cannot be written: ") == 0;
+        _exit(named && i > 5 ? 7 : 8);
+      }
+    _exit(9);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+  const std::string whole = text();
+  ASSERT_FALSE(whole.empty());
+  EXPECT_EQ(whole.back(), '\n');
+  const std::size_t samples = eval::read_results(path).samples.size();
+  EXPECT_EQ(static_cast<std::size_t>(std::count(whole.begin(), whole.end(), '\n')), samples);
+  EXPECT_GT(samples, 5U);
 }
 
 TEST_F(ResultsFile, WhatIsNotOursIsLeftAlone) {
