@@ -376,6 +376,11 @@ TEST(check, strides_and_sizes_that_no_memory_has) {
   for (const std::size_t tokens : {huge, ~std::size_t{0}, ~std::size_t{0} / 2})
     EXPECT_FALSE(check(lagkv::layer{lagkv::paged<float>(memory, {2, 4}, {tokens, 64, {16, 4, 1}}, table), {}, 5})) << tokens;
 
+  // What lies before the first element ends at address 0.
+  const auto address = static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(memory) / 4);
+  EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {-address - 1, 4, 1}, 2)));
+  EXPECT_FALSE(beyond(lagkv::strided<float>(memory, {2, 4}, {-address, 4, 1}, 2)));
+
   // The widest that is still to be had passes: nothing is touched.
   EXPECT_EQ(check(lagkv::layer{lagkv::strided<float>(memory, {2, 4}, {(far >> 2) - 100, 4, 1}, 20), {}, 2}).message(), "");
 }

@@ -190,9 +190,22 @@ TEST_F(dlpack, refuses_shapes_and_pointers_that_are_none) {
   EXPECT_EQ(refusal(), "data + byte_offset: is 2 bytes past a multiple of 4: must be aligned to its elements");
   three.x.dtype = dlpack_type(lagkv::dtype::f16);
   EXPECT_EQ(refusal(), "");
+  for (const std::uint64_t offset : {~std::uint64_t{0}, std::uint64_t{1} << 63}) {
+    three.x.byte_offset = offset;
+    EXPECT_EQ(refusal(), "byte_offset=" + std::to_string(offset) + ": exceeds what memory can address");
+  }
   three.get();
   three.x.shape = nullptr;
   EXPECT_EQ(view_of(three.x).message(), "shape: is null");
+}
+
+TEST_F(dlpack, refuses_a_batch_that_no_memory_has) {
+  std::int64_t shape[] = {100, 2, 4, 5}, strides[] = {std::int64_t{1} << 61, 20, 5, 1};
+  DLTensor x = three.get();
+  x.ndim = 4, x.shape = shape, x.strides = strides;
+  EXPECT_EQ(view_of(x, 32).message(), "stride of the batch=2305843009213693952: batch 32 exceeds what memory can address");
+  strides[0] = 40;
+  EXPECT_EQ(view_of(x, 1).message(), "");
 }
 
 TEST_F(dlpack, leaves_the_rest_to_check) {

@@ -3,9 +3,11 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <type_traits>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/result.hpp>
 #include <lagkv/view/range.hpp>
 #include <lagkv/view/strided.hpp>
@@ -95,15 +97,21 @@ strided<T> array_view(Stored* first, const extents<Rank>& extent, const dims<Ran
   dimension heads{1, 0};
   if constexpr (Rank > 2) heads = extent[order.of('h')];
   if constexpr (Rank > 3)
-    if (first != nullptr) first += static_cast<std::ptrdiff_t>(batch) * extent[order.of('b')].stride;  // check() looks for null
+    if (first != nullptr) {  // check() looks for null, and for addresses that none has
+      const auto units = static_cast<std::uintptr_t>(batch) * static_cast<std::uintptr_t>(extent[order.of('b')].stride);
+      first = reinterpret_cast<Stored*>(reinterpret_cast<std::uintptr_t>(first) + units * sizeof(Stored));
+    }
   const dimension tokens = extent[order.of('t')], channels = extent[order.of('c')];
   return {first, {heads.size, channels.size}, {heads.stride, tokens.stride, channels.stride}, tokens.size};
 }
 
-/// Whether the array has this batch index.
+/// Whether the array has this batch index, at a distance that memory can have.
 inline status check_batch(std::size_t batch, const extents<4>& extent, const dims<4>& order) {
   if (const std::size_t size = extent[order.of('b')].size; batch >= size)
     return error{"batch=" + std::to_string(batch) + ": must be below " + std::to_string(size)};
+  if (const std::ptrdiff_t stride = extent[order.of('b')].stride; !addressable(batch + 1, stride, sizeof(float)))
+    return error{"stride of the batch=" + std::to_string(stride) + ": batch " + std::to_string(batch) +
+                 " exceeds what memory can address"};
   return {};
 }
 

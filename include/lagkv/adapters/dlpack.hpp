@@ -73,6 +73,8 @@ result<tensor> dlpack_view(const DLTensor& x, const dims<Rank>& order, std::size
   if constexpr (Rank == 4)
     if (status s = check_batch(batch, *extent, order); !s) return error{s.message()};
   if (x.data == nullptr) return error{"data: is null"};
+  if (x.byte_offset > (std::numeric_limits<std::uintptr_t>::max)() / 2 - reinterpret_cast<std::uintptr_t>(x.data) / 2)
+    return error{"byte_offset=" + std::to_string(x.byte_offset) + ": exceeds what memory can address"};
   std::byte* first = static_cast<std::byte*>(x.data) + x.byte_offset;
   if (const auto rest = reinterpret_cast<std::uintptr_t>(first) % size_of(*type); rest != 0)
     return error{"data + byte_offset: is " + std::to_string(rest) + " bytes past a multiple of " +

@@ -80,8 +80,8 @@ class paged {
                                 {extent_.heads, layout_.within.head},
                                 {layout_.tokens, layout_.within.token},
                                 {extent_.channels / elements_of(type()), layout_.within.channel}};
-    return detail::lie_apart(dims, sizeof(T), detail::joined({"block=", layout_.block.value, ", ", detail::text(layout_.within)}),
-                             "");
+    return detail::lie_apart(dims, pool_, sizeof(T),
+                             detail::joined({"block=", layout_.block.value, ", ", detail::text(layout_.within)}), "");
   }
 
  private:

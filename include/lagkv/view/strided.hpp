@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
@@ -43,15 +44,17 @@ struct dimension {
 
 /// Refuses dimensions in which two combinations of indices have one address: sorted by stride, each dimension must step over all
 /// that the smaller ones span. (Interleavings with coprime strides that would pass as well are not laid out by any engine.)
-/// Refuses what spans more than a pointer can count, too; a unit has so many bytes. `text` says what they are, and of what.
-LAGKV_EDGE status lie_apart(std::span<dimension> dims, std::size_t unit, std::string_view strides, std::string_view of);
+/// Refuses what a pointer cannot reach from `first`, too; a unit has so many bytes. `strides` says what they are, `of` of what.
+LAGKV_EDGE status lie_apart(std::span<dimension> dims, const void* first, std::size_t unit, std::string_view strides,
+                            std::string_view of);
 
 inline std::string text(const strides& s) {
   return joined({"head=", s.head.value, ", token=", s.token.value, ", channel=", s.channel.value});
 }
 
 /// Whether `tokens` tokens at such strides lie apart; a row has `units` units of `bytes`.
-LAGKV_EDGE status check_strides(const shape& size, const strides& step, std::size_t tokens, std::size_t units, std::size_t bytes);
+LAGKV_EDGE status check_strides(const void* first, const shape& size, const strides& step, std::size_t tokens, std::size_t units,
+                                std::size_t bytes);
 
 /// Moves a pointer by units without ever forming an integer that overflows for caches beyond 2^32 elements.
 template <class T>
@@ -88,7 +91,7 @@ class strided {
   status check(std::size_t tokens) const {
     if (data_ == nullptr) return error{"data: is null"};
     const std::size_t addressed = capacity_ == unbounded ? tokens : capacity_;
-    return detail::check_strides(extent_, distance_, addressed, extent_.channels / elements_of(type()), sizeof(T));
+    return detail::check_strides(data_, extent_, distance_, addressed, extent_.channels / elements_of(type()), sizeof(T));
   }
 
  private:
@@ -102,25 +105,30 @@ class strided {
 
 namespace detail {
 
-LAGKV_EDGE status lie_apart(std::span<dimension> dims, std::size_t unit, std::string_view strides, std::string_view of) {
+LAGKV_EDGE status lie_apart(std::span<dimension> dims, const void* first, std::size_t unit, std::string_view strides,
+                            std::string_view of) {
   for (std::size_t i = 1; i < dims.size(); ++i)
     for (std::size_t j = i; j > 0 && magnitude(dims[j].stride) < magnitude(dims[j - 1].stride); --j)
       std::swap(dims[j], dims[j - 1]);
-  std::size_t span = 0;
+  std::size_t span = 0, below = 0;  // units
   for (const dimension& d : dims) {
     if (!addressable(d.size, d.stride, unit)) return refuse({"strides ", strides, ": exceed what memory can address", of});
     if (d.size <= 1) continue;
     if (magnitude(d.stride) <= span) return refuse({"strides ", strides, ": overlap", of});
-    span += magnitude(d.stride) * (d.size - 1);
+    const std::size_t own = magnitude(d.stride) * (d.size - 1);
+    span += own, below += d.stride < 0 ? own : 0;
   }
-  if (addressable(2, static_cast<std::ptrdiff_t>(span), unit)) return {};
+  const auto address = reinterpret_cast<std::uintptr_t>(first);
+  if (addressable(2, static_cast<std::ptrdiff_t>(span), unit) && below <= address / unit &&
+      span - below < (~std::uintptr_t{0} - address) / unit)
+    return {};
   return refuse({"strides ", strides, ": exceed what memory can address", of});
 }
 
-LAGKV_EDGE status check_strides(const shape& size, const strides& step, std::size_t tokens, std::size_t units,
+LAGKV_EDGE status check_strides(const void* first, const shape& size, const strides& step, std::size_t tokens, std::size_t units,
                                 std::size_t bytes) {
   dimension dims[] = {{size.heads, step.head}, {tokens, step.token}, {units, step.channel}};
-  return lie_apart(dims, bytes, text(step),
+  return lie_apart(dims, first, bytes, text(step),
                    joined({" for ", size.heads.value, " heads, ", tokens, " tokens, ", size.channels.value, " channels"}));
 }
 
