@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""What a user may pick at the same MB: a table and a picture of accuracy against the size of the cache.
+
+    equal_bytes.py f16.jsonl q8_0.jsonl q4_0.jsonl --svg equal_bytes.svg
+
+Each file is one of lagkv-eval run (or .gz), of one model and one --cache-type. Only prompts that all files have count. An accuracy is
+the mean of the tasks' means, of 100; its interval is the percentile bootstrap's over prompts (2,000 resamples, 95 %).
+"""
+import argparse
+import gzip
+import json
+import random
+import sys
+from collections import defaultdict
+from html import escape
+
+
+def read(path):
+    """The cache type, and {(policy, removed): {(task, length, sample): (score, MB)}}."""
+    opened = gzip.open(path, "rt") if path.endswith(".gz") else open(path)
+    cache, rows, model = None, defaultdict(dict), None
+    with opened as file:
+        for line in file:
+            entry = json.loads(line)
+            if entry["type"] == "run":
+                cache, model = entry.get("cache_type", "f16"), entry["model_sha256"]
+            elif entry["type"] == "sample" and "score" in entry.get("scores", {}):
+                key = (entry["policy"], entry.get("removed", 0))
+                score = entry["scores"].get("partial", entry["scores"]["score"])
+                rows[key][entry["task"], entry["length"], entry["sample"]] = (score, entry["kept_mb"])
+    if cache is None:
+        sys.exit(f"equal_bytes.py: {path}: holds no run of lagkv-eval")
+    return model, cache, rows
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def accuracy(scores):
+    """Mean over tasks of the mean over prompts, of 100."""
+    tasks = defaultdict(list)
+    for (task, *_), (score, _) in scores.items():
+        tasks[task].append(score)
+    return 100 * mean([mean(v) for v in tasks.values()]), tasks
+
+
+def interval(tasks, draw):
+    means = sorted(mean([mean(draw.choices(v, k=len(v))) for v in tasks.values()]) for _ in range(2000))
+    return 100 * means[50], 100 * means[-51]
+
+
+def figures(files, policies):
+    runs = [read(f) for f in files]
+    if len({model for model, _, _ in runs}) != 1:
+        sys.exit("equal_bytes.py: the files are of different models")
+    wanted = [key for _, _, rows in runs for key in rows if key[0] in policies]
+    common = set.intersection(*(set(rows[key]) for _, _, rows in runs for key in rows if key in wanted))
+    if not common:
+        sys.exit("equal_bytes.py: the files have no prompt in common")
+    draw, made = random.Random(42), []
+    for _, cache, rows in runs:
+        for (policy, removed), scores in rows.items():
+            if policy not in policies:
+                continue
+            part = {k: v for k, v in scores.items() if k in common}
+            value, tasks = accuracy(part)
+            made.append({"cache": cache, "policy": policy, "removed": removed, "mb": mean([mb for _, mb in part.values()]),
+                         "accuracy": value, "interval": interval(tasks, draw)})
+    return sorted(made, key=lambda r: (-r["mb"], r["policy"])), len(common)
+
+
+def table(rows):
+    lines = ["| MB | cache | policy | removed | accuracy |", "|---|---|---|---|---|"]
+    for r in rows:
+        low, high = r["interval"]
+        removed = "" if r["policy"] == "full" else f"{100 * r['removed']:.0f} %"
+        lines.append(f"| {r['mb']:.1f} | {r['cache']} | `{r['policy']}` | {removed} | {r['accuracy']:.1f} ({low:.0f} to {high:.0f}) |")
+    return "\n".join(lines)
+
+
+COLOURS = ["#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33"]
+DASHES = {"novelty": "", "streaming_llm": "2 4", "random": "8 5"}
+
+
+def picture(rows):
+    """SVG: a colour a cache type, a dash a policy; the full cache of each type is a ring."""
+    width, height, left, bottom = 720, 460, 60, 60
+    most = max(r["mb"] for r in rows) * 1.05
+    x = lambda mb: left + mb / most * (width - left - 150)
+    y = lambda a: height - bottom - a / 100 * (height - bottom - 40)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="15" fill="#222" role="img">',
+           "<title>Accuracy against the size of the cache, by element type and policy</title>",
+           f'<rect width="{width}" height="{height}" fill="#fff"/>',
+           f'<text x="{left}" y="24">accuracy, of 100</text>']
+    for a in range(0, 101, 20):
+        out.append(f'<path d="M{left} {y(a):.1f}H{width - 150}" stroke="#ddd"/><text x="{left - 8}" y="{y(a) + 5:.1f}" text-anchor="end">{a}</text>')
+    for mb in range(0, int(most) + 1, 10):
+        out.append(f'<path d="M{x(mb):.1f} {height - bottom}v6" stroke="#222"/><text x="{x(mb):.1f}" y="{height - bottom + 24}" text-anchor="middle">{mb}</text>')
+    out.append(f'<text x="{(left + width - 150) / 2}" y="{height - 12}" text-anchor="middle">keys and values, MB</text>')
+    caches = list(dict.fromkeys(r["cache"] for r in rows))
+    ends = []
+    for i, cache in enumerate(caches):
+        colour, of_type = COLOURS[i % len(COLOURS)], [r for r in rows if r["cache"] == cache]
+        full = next((r for r in of_type if r["policy"] == "full"), None)
+        for policy in dict.fromkeys(r["policy"] for r in of_type if r["policy"] != "full"):
+            points = sorted(([full] if full else []) + [r for r in of_type if r["policy"] == policy], key=lambda r: r["mb"])
+            path = "L".join(f'{x(r["mb"]):.1f} {y(r["accuracy"]):.1f}' for r in points)
+            out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5" stroke-dasharray="{DASHES.get(policy, "1 3")}"/>')
+        if full:
+            out.append(f'<circle cx="{x(full["mb"]):.1f}" cy="{y(full["accuracy"]):.1f}" r="6" fill="#fff" stroke="{colour}" stroke-width="2.5"/>')
+        ends.append(f'<text x="{width - 140}" y="{60 + 24 * i}" fill="{colour}">{escape(cache)}</text>')
+    out += ends
+    for i, policy in enumerate(dict.fromkeys(r["policy"] for r in rows if r["policy"] != "full")):
+        at = 60 + 24 * (len(caches) + 1 + i)
+        out.append(f'<path d="M{width - 140} {at - 5}h30" stroke="#222" stroke-width="2.5" stroke-dasharray="{DASHES.get(policy, "1 3")}"/><text x="{width - 104}" y="{at}" font-size="13">{escape(policy)}</text>')
+    at = 60 + 24 * (len(caches) + 4)
+    out.append(f'<circle cx="{width - 125}" cy="{at - 5}" r="6" fill="#fff" stroke="#222" stroke-width="2.5"/><text x="{width - 104}" y="{at}" font-size="13">whole</text>')
+    return "\n".join(out + ["</svg>"]) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--policies", default="novelty,streaming_llm,random", help="parted by ','; full is always there")
+    parser.add_argument("--svg", help="write the picture to this file")
+    options = parser.parse_args()
+    rows, prompts = figures(options.files, ["full"] + options.policies.split(","))
+    print(f"{prompts} prompts\n\n{table(rows)}")
+    if options.svg:
+        with open(options.svg, "w") as file:
+            file.write(picture(rows))
+
+
+if __name__ == "__main__":
+    main()
