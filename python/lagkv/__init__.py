@@ -1,0 +1,259 @@
+"""KV-cache compression without attention weights: the C++ library lagkv on Python's arrays, in place.
+
+Arrays are NumPy's, PyTorch's, or of any library that speaks DLPack, in CPU memory: float32, float16 or bfloat16, any strides.
+Keys and values have the shape [heads, tokens, dim], or [batch, heads, tokens, dim] for sequences of equal length. Nothing is
+copied.
+
+    policy = lagkv.parse("lagkv:lag=128,ratio=0.25")
+    cursor = lagkv.Cursor()                                   # one a layer and sequence
+    tokens = lagkv.compress(policy, keys, values, cursor)     # after each prompt, or token
+    keys, values = keys[..., :tokens, :], values[..., :tokens, :]
+
+What is refused raises lagkv.Error with the library's own message: it names the value and the limit, and no row has moved. What is
+no array at all, or an unknown name, raises TypeError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+from . import _core
+from ._core import Candidates, Cursor, Error, Layer, Plan, Policy, Rope, Workspace, expected_queries
+
+if TYPE_CHECKING:
+    import numpy
+    from typing_extensions import Unpack
+
+    from ._types import Array, Offers
+
+__version__: str = _core.version
+
+__all__ = [
+    "Candidates", "Cursor", "Error", "Layer", "Plan", "Policy", "Rope", "Workspace", "accumulate", "advance", "check", "compact",
+    "compress", "compress_layers", "expected_queries", "fusion_options", "make_policy", "methods", "moved", "parse", "peak_rows",
+    "plan_eviction", "query_statistics", "rerotate", "score", "shared_options", "take_back",
+]
+
+PolicyLike = Union[Policy, str]
+
+
+def _policy(policy: PolicyLike) -> Policy:
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, str):
+        return Policy(policy)
+    raise TypeError(f"policy: must be a lagkv.Policy or a string, not {type(policy).__name__}")
+
+
+def _layer(keys: Union[Layer, Array], values: Optional[Array], tokens: Optional[int], offers: Any) -> Layer:
+    if not isinstance(keys, Layer):
+        return Layer(keys, values, tokens, **offers)
+    if values is not None or tokens is not None or offers:
+        raise TypeError("values, tokens, offers: must not be given beside a lagkv.Layer, which has its own")
+    return keys
+
+
+def _workspace(workspace: Optional[Workspace], threads: Optional[int]) -> Workspace:
+    if workspace is None:
+        return Workspace(1 if threads is None else threads)
+    if threads is not None:
+        raise TypeError("threads: must not be given beside a workspace, which has its own")
+    return workspace
+
+
+def _toward(direction: str) -> Any:
+    if direction not in ("front", "window"):
+        raise Error(f"direction={direction}: must be front or window")
+    return getattr(_core.toward, direction)
+
+
+# ---- policies -----------------------------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> Policy:
+    """The policy that a text describes: "lagkv:lag=128,ratio=0.25", "fuse:novelty+cur,keep=0.25", "full".
+
+    Raises Error: an unknown name or key, or a value out of range. docs/methods.md lists all keys.
+    """
+    return Policy(text)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Iterable):
+        return "+".join(_text(v) for v in value)
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def make_policy(name: str, **options: Any) -> Policy:
+    """A policy by keywords: make_policy("lagkv", lag=128, ratio=0.25), make_policy("novelty", pre_rope=True, keep=0.25).
+
+    Options are the keys of policy strings; an option of None is not given. True and False are yes and no. Lists are for fusions:
+    make_policy("fuse", of=["novelty", "cur"], weights=[1, 0.5], keep=0.25). Raises Error as parse() does.
+    """
+    given = [f"{key}={_text(value)}" for key, value in options.items() if value is not None]
+    return Policy(name + (":" + ",".join(given) if given else ""))
+
+
+def methods() -> List[Dict[str, Any]]:
+    """All methods: name, meaning, source, what each reads, and its options as (key, default, what is accepted, meaning)."""
+    return _core.methods()
+
+
+def shared_options() -> List[Tuple[str, Any, str, str]]:
+    """The options that every method but lagkv, streaming_llm and full takes: (key, default, what is accepted, meaning)."""
+    return _core.shared_options()
+
+
+def fusion_options() -> List[Tuple[str, Any, str, str]]:
+    """The options that fuse takes beside them: (key, default, what is accepted, meaning)."""
+    return _core.fusion_options()
+
+
+def peak_rows(policy: PolicyLike, chunk: int, tokens: int) -> int:
+    """The most rows that a layer has in use at once: what to allocate.
+
+    tokens: length of the longest sequence. chunk: the most tokens that are appended between two calls of compress().
+    """
+    return _policy(policy).peak_rows(chunk, tokens)
+
+
+# ---- the cache ----------------------------------------------------------------------------------------------------------
+
+
+def check(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Array] = None, *, tokens: Optional[int] = None,
+          any_length: bool = False, **offers: Unpack[Offers]) -> None:
+    """Raises Error if the policy cannot work on this layer, or does not find what it reads. Reads no element.
+
+    keys, values: [heads, tokens, dim], or [batch, heads, tokens, dim]; values may be None for a policy that does not read them.
+    Or keys is a Layer. tokens: rows in use, the first ones; default: all. any_length: the caller can hold heads of different
+    lengths (select=adaptive). offers: see Layer.
+    """
+    _core.check(_policy(policy), _layer(keys, values, tokens, offers), any_length)
+
+
+def compress(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Array] = None, cursor: Optional[Cursor] = None, *,
+             tokens: Optional[int] = None, direction: str = "front", workspace: Optional[Workspace] = None,
+             threads: Optional[int] = None, **offers: Unpack[Offers]) -> int:
+    """Drops what is due, moves the rows that stay, in place, advances the cursor; returns the rows now in use.
+
+    Call it after attention has used the tokens appended (use, then compress), after each prompt or token. Most calls find
+    nothing due. The GIL is released.
+
+    keys, values: [heads, tokens, dim], or [batch, heads, tokens, dim]: all entries have the same rows in use, one cursor, and
+    keep the same number of rows. Or keys is a Layer, whose `tokens` are then set. tokens: rows in use, the first ones; default:
+    all. direction: "front", the rows in use are the first ones again; "window", the window stays where it is and the freed rows
+    lie before it. threads: that share the heads, or the entries of the batch (default 1). workspace: scratch to be used again,
+    with its own threads. offers: see Layer; positions and accumulated_attention move with the rows.
+
+    Raises Error for what check() refuses, for read-only arrays, and if entries of the batch would keep different numbers of rows;
+    cache and cursor are then as they were.
+    """
+    if cursor is None:
+        raise TypeError("cursor: is missing: one a layer and sequence, lagkv.Cursor() for a new sequence")
+    layer = _layer(keys, values, tokens, offers)
+    return _core.compress(_policy(policy), [layer], [cursor], _workspace(workspace, threads), _toward(direction), True)[0]
+
+
+def compress_layers(policy: PolicyLike, layers: Sequence[Layer], cursors: Sequence[Cursor], *, direction: str = "front",
+                    equal_counts: bool = True, workspace: Optional[Workspace] = None, threads: Optional[int] = None) -> List[int]:
+    """compress() for all layers of a sequence, layers[i] with cursors[i], all or nothing; returns the rows now in use of each.
+
+    What all layers drop is decided before the first row moves. equal_counts: refuse what would leave different numbers of rows in
+    layers. Budgets that fall from layer to layer (pyramid) are each layer's own; they need equal_counts=False.
+    """
+    return _core.compress(_policy(policy), list(layers), list(cursors), _workspace(workspace, threads), _toward(direction),
+                          equal_counts)
+
+
+def plan_eviction(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Array] = None,
+                  cursor: Optional[Cursor] = None, *, tokens: Optional[int] = None, workspace: Optional[Workspace] = None,
+                  threads: Optional[int] = None, **offers: Unpack[Offers]) -> Any:
+    """What compress() would drop, as a Plan, without touching the cache: for rows that lie on a device, and for ragged policies.
+
+    Arguments as for compress(); cursor: default that of a new sequence. With a batch, a list of plans, one an entry. Apply a plan
+    with compact(), or by keys[head, plan.rows(head)]; then call advance().
+    """
+    layer = _layer(keys, values, tokens, offers)
+    at = Cursor() if cursor is None else cursor
+    plans = _core.plan_eviction(_policy(policy), layer, at, _workspace(workspace, threads))
+    return plans[0] if layer.batch is None else plans
+
+
+def score(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Array] = None, *,
+          candidates: Optional[Candidates] = None, tokens: Optional[int] = None, workspace: Optional[Workspace] = None,
+          threads: Optional[int] = None, **offers: Unpack[Offers]) -> numpy.ndarray[Any, Any]:
+    """The scores of the candidates, float32 [heads, candidates] (with a batch before, if there is one); higher stays.
+
+    They are transformed, and fused if there are several scorers. candidates: of policy.due(cursor, tokens); default: all tokens
+    between sinks and window of a new sequence, policy.all_candidates(tokens). Protected tokens have their own scores. Raises
+    Error for a policy without scores (streaming_llm, full).
+    """
+    layer = _layer(keys, values, tokens, offers)
+    return _core.score(_policy(policy), layer, candidates, _workspace(workspace, threads))
+
+
+def accumulate(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Array] = None, cursor: Optional[Cursor] = None, *,
+               n: int, tokens: Optional[int] = None, workspace: Optional[Workspace] = None, threads: Optional[int] = None,
+               **offers: Unpack[Offers]) -> None:
+    """Adds the last n tokens to accumulated_attention and key_statistics, in place, where the policy reads them.
+
+    Call it before compress(), with the tokens appended since the last time; for attention, with their queries or weights. Nothing
+    happens for what is not offered.
+    """
+    layer = _layer(keys, values, tokens, offers)
+    at = Cursor() if cursor is None else cursor
+    _core.accumulate(_policy(policy), layer, at, n, _workspace(workspace, threads))
+
+
+def compact(array: Array, plan: Plan, *, direction: str = "front") -> None:
+    """Moves the rows of an array [heads, tokens, dim] as a plan says, in place. plan.tokens_after(head) are then in use."""
+    _core.compact(array, plan, _toward(direction))
+
+
+def advance(cursor: Cursor, plan: Plan, head: Optional[int] = None) -> None:
+    """Moves the cursor past a plan that has been applied; head: as this head has it (default: the one that keeps most)."""
+    _core.advance(cursor, plan, head)
+
+
+def take_back(cursor: Cursor, rows: int) -> None:
+    """The caller has removed rows from the end, so that `rows` of them are left: no further back than cursor.compressed."""
+    cursor.take_back(rows)
+
+
+def rerotate(keys: Array, plan: Plan, rope: Rope, *, workspace: Optional[Workspace] = None) -> None:
+    """Gives the keys [heads, tokens, dim] that stay consecutive positions, in place, after compact(keys, plan) toward the front.
+
+    The next token's position is then plan.tokens_after(head), not cursor.seen().
+    """
+    _core.rerotate(keys, plan, rope, _workspace(workspace, None))
+
+
+def moved(mean: Array, covariance: Optional[Array], rope: Rope, first: int, future: int = expected_queries, *,
+          factors: Optional[Array] = None) -> Tuple[Any, ...]:
+    """Statistics of queries before RoPE, moved to the positions [first, first + future): (mean, covariance, factors).
+
+    mean: float32 [query heads, dim]. covariance: float32 [query heads, dim, dim], or None. factors: float32 [query heads, n,
+    dim], vectors whose products f f^T add up to the covariance, or None. Offer the results as query_mean, query_covariance or
+    query_factors. Source: ExpectedAttention, arXiv 2510.00636.
+    """
+    return _core.moved(mean, covariance, factors, rope, first, future)
+
+
+def query_statistics(queries: Any) -> Tuple[Any, ...]:
+    """Mean [query heads, dim] and population covariance [query heads, dim, dim], float32, of queries [query heads, n, dim].
+
+    Give queries before RoPE and without the first few tokens, which are unlike the rest (kvpress leaves out 4); then moved().
+    """
+    import numpy
+
+    x = numpy.asarray(queries, dtype=numpy.float64)
+    if x.ndim != 3 or x.shape[1] == 0:
+        raise Error(f"queries: shape {list(x.shape)}: must be [query heads, 1 or more, dim]")
+    mean = x.mean(1)
+    x = x - mean[:, None]
+    covariance = x.transpose(0, 2, 1) @ x / x.shape[1]
+    return mean.astype(numpy.float32), covariance.astype(numpy.float32)

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""run.py --work DIR [--torch] [pytest's arguments]: builds the wheel, installs it into an empty venv, runs the tests there.
+
+Exits with 77, and says why, where there is no venv or no package index. --torch, or LAGKV_TORCH=1: with PyTorch and Transformers
+too (400 MB); without them the tests that need them are skipped.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TORCH = ["torch==2.13.0", "transformers==5.24.0", "gguf==0.19.0"]  # 2.13.0 is the CPU build; others bring gigabytes
+
+
+def say(text):
+    print(f"run.py: {text} ({time.monotonic() - START:.0f} s)", flush=True)
+
+
+def skip(why):
+    print(f"skipped: {why}")
+    sys.exit(77)
+
+
+def venv(folder):
+    """The python of an empty venv."""
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", folder], capture_output=True, text=True)
+    if made.returncode != 0:
+        skip(f"no virtual environment (is python3-venv installed?)\n{made.stdout}{made.stderr}")
+    return folder / "bin" / "python"
+
+
+def pip(python, *arguments):
+    return subprocess.run([python, "-m", "pip", "--disable-pip-version-check", "-q", *map(str, arguments)]).returncode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", required=True, type=pathlib.Path)
+    parser.add_argument("--torch", action="store_true", default=os.environ.get("LAGKV_TORCH") == "1")
+    arguments, for_pytest = parser.parse_known_args()
+    work = arguments.work.resolve()
+    wheels = work / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    wheels.mkdir(parents=True)
+
+    python = venv(work / "venv")
+    if not pip(python, "install", "pytest", "hypothesis", "numpy"):
+        skip("no package index")
+    os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    if not pip(python, "wheel", "--no-deps", ROOT, "-w", wheels):
+        sys.exit("run.py: the wheel does not build")
+    wheel, = wheels.iterdir()
+    say(f"{wheel.name} is built")
+    if not pip(python, "install", "--no-index", wheel):
+        sys.exit("run.py: the wheel does not install")
+    if arguments.torch and not pip(python, "install", *TORCH):
+        sys.exit("run.py: PyTorch and Transformers do not install")
+    # From another folder, so that the package is the wheel's.
+    tests = subprocess.run([python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--rootdir", work,
+                            ROOT / "python" / "tests", *for_pytest], cwd=work, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    say("the tests have passed" if tests.returncode == 0 else "the tests have failed")
+    sys.exit(tests.returncode)
+
+
+START = time.monotonic()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Bad input: the exception, its words, and a cache that stays as it was."""
+
+import ast
+import copy
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+from conftest import random_cache
+
+import lagkv
+
+K, V = random_cache((2, 100, 8))
+READ_ONLY = K.copy()
+READ_ONLY.flags.writeable = False
+UNALIGNED = np.frombuffer(bytearray(K.nbytes + 1), np.uint8)[1:].view(np.float32).reshape(K.shape)
+POLICY = "key_diff:keep=0.25"
+
+REFUSED = {
+    "dtype float64: must be float32, float16 or bfloat16": dict(keys=K.astype(np.float64)),
+    "dtype int32: must be float32, float16 or bfloat16": dict(values=V.astype(np.int32)),
+    "keys: ndim=2: must be 3 or 4": dict(keys=K[0]),
+    "values: ndim=4: must be the 3 of the keys": dict(values=V[None]),
+    "values: heads=1: must be the 2 of the keys": dict(values=V[:1]),
+    "keys: the array is read-only, and its rows would be moved": dict(keys=READ_ONLY),
+    "values: the array is read-only": dict(values=READ_ONLY),
+    "keys: strides head=0, token=8, channel=1: overlap":
+        dict(keys=np.lib.stride_tricks.as_strided(K, K.shape, (0, *K.strides[1:]), writeable=True)),
+    "must be aligned to its elements": dict(keys=UNALIGNED),
+    "tokens=101: must be at most the 100 of the arrays": dict(tokens=101),
+    "tokens=90: must be at most the 80 of the arrays": dict(values=V[:, :80], tokens=90),
+    "heads=0, channels=8: must be 1 or more": dict(keys=K[:0], values=V[:0]),
+    "direction=up: must be front or window": dict(direction="up"),
+    "threads=0: must be from 1 to 1024": dict(threads=0),
+    "queries: heads=3: must be a multiple of the 2 KV heads": dict(queries=np.zeros((3, 4, 8), np.float32)),
+    "queries: channels=7: must be 8": dict(queries=np.zeros((2, 4, 7), np.float32)),
+    "queries: ndim=4: must be 3": dict(queries=np.zeros((1, 2, 4, 8), np.float32)),
+    "weights: channels=99: must be at least 100": dict(weights=np.zeros((2, 4, 99), np.float32)),
+    "positions: dtype int64: must be int32 or uint32": dict(positions=np.zeros((2, 100), np.int64)),
+    "positions: tokens=99: must be at least the 100 rows in use": dict(positions=np.zeros((2, 99), np.int32)),
+    "positions: heads=3: must be the 2 of the keys, or 1": dict(positions=np.zeros((3, 100), np.int32)),
+    "positions: stride 2 of the last dimension: must be 1": dict(positions=np.zeros((2, 200), np.int32)[:, ::2]),
+    "accumulated_attention: heads=1: must be the 2 of the keys": dict(accumulated_attention=np.zeros((1, 100), np.float32)),
+    "accumulated_attention: dtype float16: must be float32": dict(accumulated_attention=np.zeros((2, 100), np.float16)),
+    "key_statistics: 16 numbers a head: must be 17": dict(key_statistics=np.zeros((2, 16))),
+    "query_covariance: rows=7: must be 8":
+        dict(query_mean=np.zeros((2, 8), np.float32), query_covariance=np.zeros((2, 7, 8), np.float32)),
+    "scale=-1: must be 0 or more": dict(scale=-1.0),
+    "unknown policy 'lag'": dict(policy="lag"),
+    "keep=2: must be above 0 and at most 1": dict(policy="key_diff:keep=2"),
+    "queries: the policy reads those of the last 64 tokens": dict(policy="snapkv"),
+    "rope: the policy reads keys as they were before RoPE": dict(policy="novelty"),
+    "values: the policy reads them, the layer has none": dict(policy="value_norm", values=None),
+    "rope: dims=16: must be at most the 8 channels": dict(policy="novelty", rope=lagkv.Rope(pairs="halves", dims=16)),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=lambda w: w.split(":")[0])
+def test_refused_with_the_reason(words):
+    call = dict(policy=POLICY, keys=K.copy(), values=V.copy())
+    call.update(REFUSED[words])
+    arrays = {n: x.copy() for n, x in call.items() if isinstance(x, np.ndarray)}
+    cursor = lagkv.Cursor()
+    with pytest.raises(lagkv.Error) as refusal:
+        lagkv.compress(cursor=cursor, **call)
+    assert words in str(refusal.value)
+    assert cursor == lagkv.Cursor()
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(call[name], x)
+
+
+def test_of_no_known_kind():
+    for call, words in (
+        (dict(keys=[[1.0]]), "keys: must be an array that speaks DLPack"),
+        (dict(keys="abc"), "not str"),
+        (dict(values=3), "values: must be an array"),
+        (dict(query=K), "unknown offer 'query': must be one of queries"),
+        (dict(policy=3), "policy: must be a lagkv.Policy or a string, not int"),
+        (dict(cursor=None), "cursor: is missing"),
+        (dict(workspace=lagkv.Workspace(), threads=2), "threads: must not be given beside a workspace"),
+        (dict(keys=lagkv.Layer(K, V)), "must not be given beside a lagkv.Layer"),
+    ):
+        with pytest.raises(TypeError) as refusal:
+            lagkv.compress(**{"policy": POLICY, "keys": K, "values": V, "cursor": lagkv.Cursor(), **call})
+        assert words in str(refusal.value)
+    assert issubclass(lagkv.Error, ValueError)
+
+
+def test_read_only_arrays_can_be_read():
+    lagkv.check(POLICY, READ_ONLY, V)
+    assert lagkv.plan_eviction(POLICY, READ_ONLY, V)
+    assert lagkv.score(POLICY, READ_ONLY, V).shape[0] == 2
+
+
+def test_a_refused_offer_leaves_the_one_before():
+    layer = lagkv.Layer(K.copy(), V.copy(), positions=np.tile(np.arange(100, dtype=np.int32), (2, 1)))
+    with pytest.raises(lagkv.Error):
+        layer.offer(positions=np.zeros((5, 100), np.int32))
+    plan = lagkv.plan_eviction("novelty:capacity=50", lagkv.Layer(
+        K, V, positions=np.tile(np.arange(100, dtype=np.int32), (2, 1)), rope=lagkv.Rope(pairs="halves")))
+    layer.offer(rope=lagkv.Rope(pairs="halves"))
+    again = lagkv.plan_eviction("novelty:capacity=50", layer)
+    assert (plan.of(1) == again.of(1)).all()
+
+
+def test_policies_by_keyword():
+    assert lagkv.make_policy("lagkv", lag=128, ratio=0.25).text == "lagkv:lag=128,ratio=0.25"
+    assert lagkv.make_policy("key_diff", pre_rope=True, keep=None).text == "key_diff:pre_rope=yes"
+    fused = lagkv.make_policy("fuse", of=["novelty", "cur"], weights=[1, 0.5], keep=0.25)
+    assert fused.text == "fuse:of=novelty+cur,weights=1+0.5,keep=0.25" and fused.needs["rope"]
+    assert pickle.loads(pickle.dumps(fused)).text == copy.copy(fused).text == fused.text
+    with pytest.raises(lagkv.Error, match="ratio=2: must be"):
+        lagkv.make_policy("lagkv", ratio=2)
+    for m in lagkv.methods():
+        for key, default, accepted, meaning in m["options"]:
+            assert accepted.startswith("must be") and meaning
+            if default is not None and not m["has_budget"]:
+                lagkv.make_policy(m["name"], **{key: default})
+    assert any(key == "keep" for key, *_ in lagkv.shared_options()) and len(lagkv.fusion_options()) == 3
+
+
+def test_workspaces():
+    assert lagkv.Workspace().target == lagkv.Workspace(threads=2).target and lagkv.Workspace(3).threads == 3
+    with pytest.raises(lagkv.Error, match="target=mmx: must be one of"):
+        lagkv.Workspace(target="mmx")
+    with pytest.raises(lagkv.Error, match="pairs=both: must be halves or neighbours"):
+        lagkv.Rope(pairs="both")
+    with pytest.raises(lagkv.Error, match="base=0: must be above 0"):
+        lagkv.Rope(0, pairs="halves")
+
+
+def test_the_stub_tells_what_there_is():
+    """Every name of _core.pyi is there when it runs, and every public name that is there has a stub and a docstring."""
+    folder = pathlib.Path(lagkv.__file__).parent
+    assert (folder / "py.typed").exists()
+    tree = ast.parse((folder / "_core.pyi").read_text())
+    stub = {n.name: n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
+    for name in lagkv.__all__:
+        thing = getattr(lagkv, name)
+        if isinstance(thing, type) and name != "Error":
+            told = {n.name for n in stub[name].body if isinstance(n, ast.FunctionDef)}
+            there = {n for n in vars(thing) if not n.startswith("_")}
+            assert there == {n for n in told if not n.startswith("_")}, name
+        assert thing.__doc__ or name in ("Error", "expected_queries"), name
+    core = {n for n in dir(lagkv._core) if not n.startswith("_")}
+    assert core - {"version", "expected_queries"} == set(stub)
+
+
+def test_types_by_mypy(tmp_path):
+    mypy = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import numpy as np\nimport lagkv\n"
+        "k = np.zeros((2, 100, 8), np.float32)\n"
+        "n: int = lagkv.compress('lagkv', k, k.copy(), lagkv.Cursor(), queries=k, protect=[1, 2])\n"
+        "plan = lagkv.plan_eviction('full', lagkv.Layer(k, k.copy()))\n"
+        "lagkv.advance(lagkv.Cursor(), 3)  # type: ignore[arg-type]\n")
+    out, err, failed = mypy.run(["--strict", "--cache-dir", str(tmp_path / "cache"), str(program)])
+    assert not failed, out + err
