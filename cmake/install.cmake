@@ -1,4 +1,4 @@
-# What `cmake --install` puts where: headers, lagkv::kernels where it was built, and the files by which CMake and pkg-config find
+# What `cmake --install` puts where: headers, lagkv::kernels and lagkv::c where they were built, and the files by which CMake and pkg-config find
 # them.
 include(CMakePackageConfigHelpers)
 
@@ -10,6 +10,12 @@ if(LAGKV_KERNELS)
   # Not a fault where nothing was built: lagkvConfig.cmake then makes the target of the installed sources.
   install(TARGETS lagkv_kernels EXPORT lagkv_kernels ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} OPTIONAL)
   install(EXPORT lagkv_kernels FILE lagkvKernels.cmake NAMESPACE lagkv:: DESTINATION ${package_dir})
+endif()
+if(TARGET lagkv_c)
+  install(TARGETS lagkv_c EXPORT lagkv_c
+          LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+          RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(EXPORT lagkv_c FILE lagkvC.cmake NAMESPACE lagkv:: DESTINATION ${package_dir})
 endif()
 
 set(kernels_archive ${CMAKE_INSTALL_LIBDIR}/${CMAKE_STATIC_LIBRARY_PREFIX}lagkv_kernels${CMAKE_STATIC_LIBRARY_SUFFIX})
@@ -25,7 +31,7 @@ if(NOT IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
   string(REGEX REPLACE "/$" "" up "${up}")
   set(pc_prefix "\${pcfiledir}/${up}")
 endif()
-foreach(name lagkv lagkv-kernels)
+foreach(name lagkv lagkv-kernels lagkv-c)
   configure_file(cmake/${name}.pc.in ${PROJECT_BINARY_DIR}/${name}.pc @ONLY)
 endforeach()
 install(FILES ${PROJECT_BINARY_DIR}/lagkv.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
@@ -33,5 +39,8 @@ if(LAGKV_KERNELS)  # not without the library: a program would not link
   install(CODE "if(EXISTS \"$<TARGET_FILE:lagkv_kernels>\")
     file(INSTALL \"${PROJECT_BINARY_DIR}/lagkv-kernels.pc\" DESTINATION \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig\")
   endif()")
+endif()
+if(TARGET lagkv_c)
+  install(FILES ${PROJECT_BINARY_DIR}/lagkv-c.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endif()
 install(FILES LICENSE NOTICE DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -158,7 +158,7 @@ endforeach()
 # Characters, not bytes: bytes 80 to bf continue a character of UTF-8.
 math(EXPR more "${most_columns} + 1")
 set(sources "")
-foreach(folder include tests tools benchmarks examples python)
+foreach(folder include tests tools benchmarks examples python c)
   foreach(kind hpp cpp inl cmake py)
     list(APPEND sources ${root}/${folder}/*.${kind})
   endforeach()

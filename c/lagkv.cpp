@@ -1,0 +1,555 @@
+// liblagkv: the C interface. Each function turns plain structs into views, calls the library, and lets no exception out.
+#define LAGKV_BUILDING
+#include <lagkv.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <lagkv/lagkv.hpp>
+
+struct lagkv_policy {
+  lagkv::policy policy;
+};
+struct lagkv_cursor {
+  lagkv::cursor at;
+};
+struct lagkv_workspace {
+  lagkv::workspace scratch;
+};
+
+namespace {
+
+using lagkv::status;
+
+int32_t say(int32_t code, std::string_view message, lagkv_error* error) noexcept {
+  if (error != nullptr) {
+    const std::size_t n = std::min(message.size(), sizeof error->message - 1);
+    std::memcpy(error->message, message.data(), n);
+    error->message[n] = '\0';
+  }
+  return code;
+}
+
+/// Runs work() -> status.
+template <class Work>
+int32_t edge(lagkv_error* error, const Work& work) noexcept {
+  try {
+    const status s = work();
+    return s ? say(LAGKV_OK, "", error) : say(LAGKV_REFUSED, s.message(), error);
+  } catch (const std::bad_alloc&) {
+    return say(LAGKV_OUT_OF_MEMORY, "out of memory", error);
+  } catch (const std::exception& e) {
+    return say(LAGKV_FAILED, e.what(), error);
+  } catch (...) {
+    return say(LAGKV_FAILED, "unknown failure", error);
+  }
+}
+
+lagkv::error refuse(std::initializer_list<lagkv::detail::piece> pieces) { return lagkv::detail::refuse(pieces); }
+
+/// Refuses the first of the arguments that is null.
+struct argument {
+  const char* name;
+  const void* value;
+};
+status given(std::initializer_list<argument> arguments) {
+  for (const argument& a : arguments)
+    if (a.value == nullptr) return refuse({a.name, ": is NULL"});
+  return {};
+}
+
+lagkv::result<lagkv::toward> toward_of(int32_t x) {
+  if (x == LAGKV_FRONT) return lagkv::toward::front;
+  if (x == LAGKV_WINDOW) return lagkv::toward::window;
+  return refuse({"toward=", x, ": must be LAGKV_FRONT (0) or LAGKV_WINDOW (1)"});
+}
+
+template <class T>
+lagkv::tensor typed(const lagkv_view& v) {
+  T* data = static_cast<T*>(v.data);
+  const lagkv::shape size{v.heads, v.channels};
+  const lagkv::strides step{v.head_stride, v.token_stride, v.channel_stride};
+  if (v.table == nullptr) return lagkv::strided<T>(data, size, step, v.tokens);
+  return lagkv::paged<T>(data, size, {v.block_tokens, v.block_stride, step, v.pool_blocks}, std::span(v.table, v.table_size));
+}
+
+lagkv::result<lagkv::tensor> tensor_of(const char* name, const lagkv_view& v) {
+  if (v.data == nullptr) return lagkv::tensor{};
+  if (v.table != nullptr && v.block_tokens == 0) return refuse({name, ": block_tokens=0: must be 1 or more"});
+  switch (v.type) {
+    case LAGKV_F32:
+      return typed<float>(v);
+    case LAGKV_F16:
+      return typed<lagkv::f16>(v);
+    case LAGKV_BF16:
+      return typed<lagkv::bf16>(v);
+    case LAGKV_FP8_E4M3:
+      return typed<lagkv::fp8_e4m3>(v);
+    case LAGKV_FP8_E5M2:
+      return typed<lagkv::fp8_e5m2>(v);
+    case LAGKV_INT8:
+      return typed<std::int8_t>(v);
+    case LAGKV_UINT8:
+      return typed<std::uint8_t>(v);
+    case LAGKV_Q8_0:
+      return typed<lagkv::q8_0>(v);
+    case LAGKV_Q4_0:
+      return typed<lagkv::q4_0>(v);
+    case LAGKV_Q4_1:
+      return typed<lagkv::q4_1>(v);
+    case LAGKV_Q5_0:
+      return typed<lagkv::q5_0>(v);
+    case LAGKV_Q5_1:
+      return typed<lagkv::q5_1>(v);
+    default:
+      return refuse({name, ": type=", v.type, ": must be from 0 to ", static_cast<int32_t>(LAGKV_Q5_1), " (lagkv_dtype)"});
+  }
+}
+
+/// A layer with what its pointers lead to. Not to be moved: it points into itself.
+class held_layer {
+ public:
+  held_layer() = default;
+  held_layer(const held_layer&) = delete;
+  held_layer& operator=(const held_layer&) = delete;
+
+  status set(const lagkv_layer& l) {
+    layer_.tokens = l.tokens;
+    if (l.keys.data == nullptr) return refuse({"keys: data is NULL"});
+    if (status s = take(layer_.keys, "keys", l.keys); !s) return s;
+    if (status s = take(layer_.values, "values", l.values); !s) return s;
+    return l.extras != nullptr ? set(*l.extras) : status{};
+  }
+
+  const lagkv::layer& get() const { return layer_; }
+
+ private:
+  static status take(lagkv::tensor& to, const char* name, const lagkv_view& v) {
+    const lagkv::result<lagkv::tensor> t = tensor_of(name, v);
+    if (!t) return lagkv::error{t.message()};
+    to = *t;
+    return {};
+  }
+
+  status set(const lagkv_extras& given) {
+    // A caller that was compiled with a smaller struct offers nothing of the rest.
+    lagkv_extras e{};
+    if (given.struct_size < offsetof(lagkv_extras, queries) || given.struct_size > sizeof e)
+      return refuse({"extras: struct_size=", given.struct_size, ": must be sizeof(lagkv_extras), ", sizeof e, " here"});
+    std::memcpy(&e, &given, given.struct_size);
+    const struct {
+      lagkv::tensor& to;
+      const char* name;
+      const lagkv_view& from;
+    } views[] = {{extras_.queries, "queries", e.queries},
+                 {extras_.weights, "weights", e.weights},
+                 {extras_.query_mean, "query_mean", e.query_mean},
+                 {extras_.query_covariance, "query_covariance", e.query_covariance},
+                 {extras_.query_factors, "query_factors", e.query_factors}};
+    for (const auto& v : views)
+      if (status s = take(v.to, v.name, v.from); !s) return s;
+    extras_.query_count = e.query_count;
+    extras_.accumulated_attention = {e.accumulated_attention, e.accumulated_attention_stride};
+    extras_.positions = {e.positions, e.positions_stride};
+    extras_.key_statistics = {e.key_statistics};
+    extras_.scale = e.scale;
+    if (e.protect == nullptr && e.protect_count != 0) return refuse({"protect: is NULL, protect_count=", e.protect_count});
+    extras_.protect = {e.protect, e.protect_count};
+    if (e.rope != nullptr) {
+      const lagkv_rope& r = *e.rope;
+      if (r.pairs != LAGKV_HALVES && r.pairs != LAGKV_NEIGHBOURS)
+        return refuse({"rope: pairs=", r.pairs, ": must be LAGKV_HALVES (1) or LAGKV_NEIGHBOURS (2)"});
+      if (r.factors == nullptr && r.factor_count != 0) return refuse({"rope: factors are NULL, factor_count=", r.factor_count});
+      using pairing = lagkv::rope::pairing;
+      rope_.base = r.base, rope_.pairs = r.pairs == LAGKV_HALVES ? pairing::halves : pairing::neighbours;
+      rope_.dims = r.dims, rope_.position_scale = r.position_scale;
+      rope_.factors = {r.factors, r.factor_count};
+      extras_.rope = &rope_;
+    }
+    layer_.extra = &extras_;
+    return {};
+  }
+
+  lagkv::layer layer_{};
+  lagkv::extras extras_{};
+  lagkv::rope rope_{};
+};
+
+status check_cursor(const lagkv::cursor& at, std::size_t tokens) {
+  if (at.tokens <= tokens) return {};
+  return refuse({"tokens=", tokens, ": the cursor counts ", at.tokens,
+                 " rows: call lagkv_cursor_take_back(), or begin a sequence with a new cursor"});
+}
+
+/// Sets the layer, and checks it if the policy has something to do.
+status prepare(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor& at, held_layer& out, bool any_length) {
+  if (status s = check_cursor(at, l->tokens); !s) return s;
+  if (status s = out.set(*l); !s) return s;
+  return check(p->policy, out.get(), any_length);
+}
+
+/// Nothing is due: a few comparisons, and the plan is empty.
+bool nothing_due(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor& at) {
+  return at.tokens <= l->tokens && p->policy.budget.as<lagkv::keep::bytes>() == nullptr &&
+         p->policy.budget.due(at, l->tokens).empty();
+}
+
+const lagkv_plan* as_c(const lagkv::plan& p) { return reinterpret_cast<const lagkv_plan*>(&p); }
+const lagkv::plan& as_cpp(const lagkv_plan* p) { return *reinterpret_cast<const lagkv::plan*>(p); }
+
+template <class T>
+void out_of(T* to, T value) {
+  if (to != nullptr) *to = value;
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t lagkv_version(void) { return LAGKV_VERSION; }
+
+lagkv_view lagkv_dense_view(void* data, int32_t type, size_t heads, size_t tokens, size_t channels) {
+  lagkv_view v{};
+  const bool known = type >= LAGKV_F32 && type <= LAGKV_Q5_1;
+  const auto units = static_cast<ptrdiff_t>(channels / (known ? elements_of(static_cast<lagkv::dtype>(type)) : 1));
+  v.data = data, v.type = type;
+  v.heads = heads, v.tokens = tokens, v.channels = channels;
+  v.head_stride = static_cast<ptrdiff_t>(tokens) * units, v.token_stride = units, v.channel_stride = 1;
+  return v;
+}
+
+// ---- policies ---------------------------------------------------------------------------------------------------------
+
+int32_t lagkv_policy_parse(const char* text, lagkv_policy** policy, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"text", text}, {"policy", policy}}); !s) return s;
+    *policy = nullptr;
+    const lagkv::result<lagkv::policy> made = lagkv::parse(text);
+    if (!made) return lagkv::error{made.message()};
+    *policy = new lagkv_policy{*made};
+    return {};
+  });
+}
+
+void lagkv_policy_free(lagkv_policy* policy) { delete policy; }
+
+int32_t lagkv_policy_for_layer(const lagkv_policy* policy, size_t i, size_t n, lagkv_policy** out, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"out", out}}); !s) return s;
+    *out = nullptr;
+    if (i >= n) return refuse({"i=", i, ": must be below the ", n, " layers"});
+    *out = new lagkv_policy{lagkv::for_layer(policy->policy, i, n)};
+    return {};
+  });
+}
+
+int32_t lagkv_policy_fit(const lagkv_policy* policy, const lagkv_layer* layer, size_t n, lagkv_policy** out, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"layer", layer}, {"out", out}}); !s) return s;
+    *out = nullptr;
+    if (n == 0) return refuse({"n=0: must be 1 or more layers"});
+    held_layer l;
+    if (status s = l.set(*layer); !s) return s;
+    const lagkv::result<lagkv::policy> made = lagkv::fit(policy->policy, l.get(), n);
+    if (!made) return lagkv::error{made.message()};
+    *out = new lagkv_policy{*made};
+    return {};
+  });
+}
+
+uint32_t lagkv_policy_needs(const lagkv_policy* policy) {
+  if (policy == nullptr) return 0;
+  const lagkv::needs& n = policy->policy.needs;
+  const auto bit = [](bool is, uint32_t b) { return is ? b : 0U; };
+  return bit(n.values, LAGKV_NEEDS_VALUES) | bit(n.queries > 0, LAGKV_NEEDS_QUERIES) |
+         bit(n.accumulated_attention, LAGKV_NEEDS_ACCUMULATED_ATTENTION) | bit(n.query_statistics, LAGKV_NEEDS_QUERY_STATISTICS) |
+         bit(n.rope, LAGKV_NEEDS_ROPE) | bit(n.key_statistics, LAGKV_READS_KEY_STATISTICS) |
+         bit(policy->policy.ragged, LAGKV_IS_RAGGED) | bit(policy->policy.budget.slope.sloped(), LAGKV_IS_SLOPED);
+}
+
+size_t lagkv_policy_queries(const lagkv_policy* policy) { return policy == nullptr ? 0 : policy->policy.needs.queries; }
+
+size_t lagkv_peak_rows(const lagkv_policy* policy, size_t chunk, size_t tokens) {
+  return policy == nullptr ? tokens : lagkv::peak_rows(policy->policy, chunk, tokens);
+}
+
+// ---- cursors and workspaces -------------------------------------------------------------------------------------------
+
+lagkv_cursor* lagkv_cursor_new(void) { return new (std::nothrow) lagkv_cursor{}; }
+
+lagkv_cursor* lagkv_cursor_copy(const lagkv_cursor* cursor) {
+  return cursor == nullptr ? nullptr : new (std::nothrow) lagkv_cursor{*cursor};
+}
+
+void lagkv_cursor_free(lagkv_cursor* cursor) { delete cursor; }
+
+size_t lagkv_cursor_tokens(const lagkv_cursor* cursor) { return cursor == nullptr ? 0 : cursor->at.tokens; }
+size_t lagkv_cursor_dropped(const lagkv_cursor* cursor) { return cursor == nullptr ? 0 : cursor->at.dropped; }
+size_t lagkv_cursor_compressed(const lagkv_cursor* cursor) { return cursor == nullptr ? 0 : cursor->at.compressed; }
+size_t lagkv_cursor_seen(const lagkv_cursor* cursor) { return cursor == nullptr ? 0 : cursor->at.seen(); }
+
+void lagkv_cursor_take_back(lagkv_cursor* cursor, size_t rows) {
+  if (cursor != nullptr) lagkv::take_back(cursor->at, rows);
+}
+
+void lagkv_cursor_save(const lagkv_cursor* cursor, unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES]) {
+  if (cursor == nullptr || bytes == nullptr) return;
+  const lagkv::saved_cursor saved = lagkv::save(cursor->at);
+  static_assert(sizeof saved == LAGKV_SAVED_CURSOR_BYTES);
+  std::memcpy(bytes, saved.data(), sizeof saved);
+}
+
+int32_t lagkv_cursor_load(const unsigned char* bytes, size_t count, lagkv_cursor** cursor, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"bytes", bytes}, {"cursor", cursor}}); !s) return s;
+    *cursor = nullptr;
+    const lagkv::result<lagkv::cursor> loaded = lagkv::load_cursor(std::as_bytes(std::span(bytes, count)));
+    if (!loaded) return lagkv::error{loaded.message()};
+    *cursor = new lagkv_cursor{*loaded};
+    return {};
+  });
+}
+
+int32_t lagkv_workspace_new(const char* target, lagkv_workspace** workspace, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"workspace", workspace}}); !s) return s;
+    *workspace = nullptr;
+    std::optional<lagkv::simd::target> found;
+    std::string runs;
+    for (const lagkv::simd::target t : lagkv::simd::all_targets) {
+      if (!lagkv::simd::supported(t)) continue;
+      if (target != nullptr && std::string_view(target) == lagkv::simd::name(t)) found = t;
+      runs.append(runs.empty() ? "" : ", ").append(lagkv::simd::name(t));
+    }
+    if (target == nullptr) found = lagkv::simd::best();
+    if (!found) return refuse({"target=", target, ": must be one of ", runs, " on this machine"});
+    *workspace = new lagkv_workspace{lagkv::workspace(*found)};
+    return {};
+  });
+}
+
+void lagkv_workspace_free(lagkv_workspace* workspace) { delete workspace; }
+
+const char* lagkv_workspace_target(const lagkv_workspace* workspace) {
+  return workspace == nullptr ? "" : lagkv::simd::name(workspace->scratch.target());
+}
+
+// ---- compression ------------------------------------------------------------------------------------------------------
+
+int32_t lagkv_check(const lagkv_policy* policy, const lagkv_layer* layer, int32_t any_length, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"layer", layer}}); !s) return s;
+    held_layer l;
+    return prepare(policy, layer, {}, l, any_length != 0);
+  });
+}
+
+int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* layer, lagkv_cursor* cursor, lagkv_workspace* workspace,
+                       int32_t toward, size_t* tokens, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspace", workspace}}); !s) return s;
+    const lagkv::result<lagkv::toward> direction = toward_of(toward);
+    if (!direction) return lagkv::error{direction.message()};
+    held_layer l;
+    if (nothing_due(policy, layer, cursor->at)) {
+      const lagkv::layer untouched{{}, {}, layer->tokens, nullptr};
+      out_of(tokens, lagkv::compress(policy->policy, untouched, cursor->at, workspace->scratch));
+      return {};
+    }
+    if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
+    out_of(tokens, lagkv::compress(policy->policy, l.get(), cursor->at, workspace->scratch, *direction));
+    return {};
+  });
+}
+
+int32_t lagkv_compress_layers(const lagkv_policy* policy, const lagkv_layer* layers, lagkv_cursor* const* cursors, size_t count,
+                              lagkv_workspace* workspace, int32_t toward, int32_t equal_counts, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (count == 0) return {};
+    if (status s = given({{"policy", policy}, {"layers", layers}, {"cursors", cursors}, {"workspace", workspace}}); !s) return s;
+    const lagkv::result<lagkv::toward> direction = toward_of(toward);
+    if (!direction) return lagkv::error{direction.message()};
+    std::vector<held_layer> held(count);
+    std::vector<lagkv::layer> all;
+    std::vector<lagkv::cursor> at;
+    for (std::size_t i = 0; i < count; ++i) {
+      if (cursors[i] == nullptr) return refuse({"cursors[", i, "]: is NULL"});
+      for (std::size_t j = 0; j < i; ++j)
+        if (cursors[j] == cursors[i]) return refuse({"cursors[", i, "]: is that of layer ", j, " too"});
+      if (status s = prepare(policy, &layers[i], cursors[i]->at, held[i], false); !s)
+        return refuse({"layer ", i, ": ", s.message()});
+      all.push_back(held[i].get()), at.push_back(cursors[i]->at);
+    }
+    const lagkv::compress_options options{.direction = *direction, .equal_counts = equal_counts != 0};
+    if (status s = lagkv::compress(policy->policy, all, at, workspace->scratch, options); !s) return s;
+    for (std::size_t i = 0; i < count; ++i) cursors[i]->at = at[i];
+    return {};
+  });
+}
+
+int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* layer, lagkv_cursor* cursor,
+                                lagkv_workspace* const* workspaces, size_t workers, lagkv_run run, void* context, int32_t toward,
+                                size_t* tokens, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspaces", workspaces}}); !s) return s;
+    if (run == nullptr) return refuse({"run: is NULL"});
+    if (workers == 0) return refuse({"workers=0: must be 1 or more"});
+    const lagkv::result<lagkv::toward> direction = toward_of(toward);
+    if (!direction) return lagkv::error{direction.message()};
+    for (std::size_t i = 0; i < workers; ++i)
+      if (workspaces[i] == nullptr) return refuse({"workspaces[", i, "]: is NULL"});
+    held_layer l;
+    if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
+    std::vector<lagkv::workspace> scratch;
+    for (std::size_t i = 0; i < workers; ++i) scratch.push_back(std::move(workspaces[i]->scratch));
+    std::exception_ptr failed;  // a task's exception must not pass through the caller's frames
+    const auto in_parallel = [&](std::size_t n, const auto& work) {
+      struct call {
+        std::remove_reference_t<decltype(work)>& task;
+        std::vector<std::exception_ptr> failed;
+      } c{work, std::vector<std::exception_ptr>(workers)};
+      run(
+          context, n,
+          [](void* argument, size_t task, size_t worker) {
+            auto& mine = *static_cast<call*>(argument);
+            try {
+              mine.task(task, worker);
+            } catch (...) {
+              mine.failed[worker] = std::current_exception();
+            }
+          },
+          &c);
+      for (const std::exception_ptr& f : c.failed)
+        if (f) failed = f;
+    };
+    const std::size_t rows = lagkv::compress(policy->policy, l.get(), cursor->at, scratch, in_parallel, *direction);
+    for (std::size_t i = 0; i < workers; ++i) workspaces[i]->scratch = std::move(scratch[i]);
+    if (failed) std::rethrow_exception(failed);
+    out_of(tokens, rows);
+    return {};
+  });
+}
+
+int32_t lagkv_accumulate(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_cursor* cursor, size_t n,
+                         lagkv_workspace* workspace, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspace", workspace}}); !s) return s;
+    if (n > layer->tokens) return refuse({"n=", n, ": must be at most the ", layer->tokens, " rows in use"});
+    held_layer l;
+    if (status s = l.set(*layer); !s) return s;
+    if (status s = policy->policy.needs.rope ? check(policy->policy, l.get(), true) : check(l.get()); !s) return s;
+    lagkv::accumulate(policy->policy, l.get(), cursor->at, n, workspace->scratch);
+    return {};
+  });
+}
+
+// ---- plans and scores -------------------------------------------------------------------------------------------------
+
+int32_t lagkv_plan_eviction(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_cursor* cursor,
+                            lagkv_workspace* workspace, const lagkv_plan** plan, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspace", workspace}, {"plan", plan}});
+        !s)
+      return s;
+    *plan = nullptr;
+    held_layer l;
+    if (status s = prepare(policy, layer, cursor->at, l, true); !s) return s;
+    *plan = as_c(lagkv::plan_eviction(policy->policy, l.get(), cursor->at, workspace->scratch));
+    return {};
+  });
+}
+
+const lagkv_plan* lagkv_last_plan(lagkv_workspace* workspace) {
+  return workspace == nullptr ? nullptr : as_c(lagkv::last_plan(workspace->scratch));
+}
+
+int32_t lagkv_plan_empty(const lagkv_plan* plan) { return plan == nullptr || as_cpp(plan).empty() ? 1 : 0; }
+size_t lagkv_plan_heads(const lagkv_plan* plan) { return plan == nullptr ? 0 : as_cpp(plan).heads(); }
+size_t lagkv_plan_begin(const lagkv_plan* plan) { return plan == nullptr ? 0 : as_cpp(plan).candidates.begin; }
+size_t lagkv_plan_end(const lagkv_plan* plan) { return plan == nullptr ? 0 : as_cpp(plan).candidates.end; }
+
+size_t lagkv_plan_tokens_after(const lagkv_plan* plan, size_t head) {
+  if (plan == nullptr || (as_cpp(plan).heads() != 0 && head >= as_cpp(plan).heads())) return 0;
+  return as_cpp(plan).tokens_after(head);
+}
+
+const uint32_t* lagkv_plan_kept(const lagkv_plan* plan, size_t head, size_t* count) {
+  out_of<size_t>(count, 0);
+  if (plan == nullptr || head >= as_cpp(plan).heads()) return nullptr;
+  const std::span<const std::uint32_t> kept = as_cpp(plan).of(head);
+  out_of(count, kept.size());
+  return kept.data();
+}
+
+int32_t lagkv_compact(const lagkv_view* view, const lagkv_plan* plan, int32_t toward, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"view", view}, {"plan", plan}}); !s) return s;
+    const lagkv::result<lagkv::toward> direction = toward_of(toward);
+    if (!direction) return lagkv::error{direction.message()};
+    const lagkv::plan& p = as_cpp(plan);
+    const lagkv::result<lagkv::tensor> t = tensor_of("view", *view);
+    if (!t) return lagkv::error{t.message()};
+    if (status s = t->check(p.tokens_before); !s) return s;
+    if (p.empty()) return {};
+    if (t->heads() != p.heads()) return refuse({"view: heads=", t->heads(), ": must be the ", p.heads(), " of the plan"});
+    lagkv::compact(*t, p, *direction);
+    return {};
+  });
+}
+
+int32_t lagkv_advance(lagkv_cursor* cursor, const lagkv_plan* plan, size_t head, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"cursor", cursor}, {"plan", plan}}); !s) return s;
+    const lagkv::plan& p = as_cpp(plan);
+    if (p.heads() != 0 && head >= p.heads()) return refuse({"head=", head, ": the plan has ", p.heads()});
+    lagkv::advance(cursor->at, p, head);
+    return {};
+  });
+}
+
+lagkv_candidates lagkv_due(const lagkv_policy* policy, const lagkv_cursor* cursor, size_t tokens) {
+  if (policy == nullptr || cursor == nullptr) return {};
+  const lagkv::candidates c = policy->policy.budget.due(cursor->at, tokens);
+  return {c.rows.begin, c.rows.end, c.keep, c.partition, c.keep_each};
+}
+
+int32_t lagkv_score(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_candidates* candidates,
+                    lagkv_workspace* workspace, float* scores, size_t count, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given(
+            {{"policy", policy}, {"layer", layer}, {"candidates", candidates}, {"workspace", workspace}, {"scores", scores}});
+        !s)
+      return s;
+    if (!policy->policy.score) return refuse({"policy: has no scores"});
+    const lagkv_candidates& c = *candidates;
+    if (c.begin > c.end || c.end > layer->tokens)
+      return refuse({"candidates=", c.begin, " to ", c.end, ": must lie within the ", layer->tokens, " rows in use"});
+    if (const std::size_t lag = policy->policy.budget.lag();
+        lag != 0 && ((c.end - c.begin) % lag != 0 ||
+                     (c.begin != c.end && c.end + lag > layer->tokens)))  // the scorer reads the partition behind them
+      return refuse({"candidates=", c.begin, " to ", c.end, ": must be whole partitions of lag=", lag,
+                     " tokens, with one more behind them within the ", layer->tokens, " rows in use"});
+    held_layer l;
+    if (status s = prepare(policy, layer, {}, l, true); !s) return s;
+    if (const std::size_t all = l.get().keys.heads() * (c.end - c.begin); count < all)
+      return refuse({"count=", count, ": must be ", all, " or more"});
+    if (c.begin == c.end) return {};
+    std::ranges::copy(lagkv::score(policy->policy, l.get(),
+                                   {.rows = {c.begin, c.end}, .keep = c.keep, .partition = c.partition, .keep_each = c.keep_each},
+                                   workspace->scratch),
+                      scores);
+    return {};
+  });
+}
+
+}  // extern "C"

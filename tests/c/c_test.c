@@ -1,0 +1,295 @@
+/* The C interface from C: what is refused and how, plans, layers, block tables, threads, saved cursors. */
+#include <lagkv.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int faults;
+static void expect(int holds, const char* what, int line) {
+  if (holds) return;
+  fprintf(stderr, "line %d: %s\n", line, what);
+  ++faults;
+}
+#define EXPECT(x) expect((x) != 0, #x, __LINE__)
+#define OK(call) expect((call) == LAGKV_OK, error.message, __LINE__)
+#define REFUSED(call, words) expect((call) == LAGKV_REFUSED && strstr(error.message, words) != NULL, error.message, __LINE__)
+
+enum { heads = 3, tokens = 300, channels = 32, size = heads * tokens * channels };
+
+static lagkv_error error;
+
+static float* numbers(unsigned seed) {
+  float* x = malloc(size * sizeof *x);
+  for (int i = 0; i < size; ++i) {
+    seed = seed * 1664525U + 1013904223U;
+    x[i] = (float)(seed >> 8) / 8388608.0F - 1.0F;
+  }
+  return x;
+}
+
+static lagkv_layer layer_of(float* k, float* v) {
+  lagkv_layer l;
+  memset(&l, 0, sizeof l);
+  l.keys = lagkv_dense_view(k, LAGKV_F32, heads, tokens, channels);
+  l.values = lagkv_dense_view(v, LAGKV_F32, heads, tokens, channels);
+  l.tokens = tokens;
+  return l;
+}
+
+static lagkv_policy* policy_of(const char* text) {
+  lagkv_policy* p = NULL;
+  OK(lagkv_policy_parse(text, &p, &error));
+  return p;
+}
+
+static lagkv_workspace* new_workspace(void) {
+  lagkv_workspace* w = NULL;
+  OK(lagkv_workspace_new(NULL, &w, &error));
+  return w;
+}
+
+static void one_after_the_other(void* context, size_t n, lagkv_work work, void* argument) {
+  ++*(int*)context;
+  for (size_t i = 0; i < n; ++i) work(argument, i, i % 2);
+}
+
+static void test_refusals(void) {
+  lagkv_policy *p = NULL, *q = policy_of("snapkv:keep=0.5"), *plain = policy_of("key_diff:keep=0.25");
+  lagkv_workspace* w = NULL;
+  lagkv_cursor *c = lagkv_cursor_new(), *loaded = NULL;
+  float *k = numbers(1), *v = numbers(2), *before = numbers(1);
+  lagkv_layer l = layer_of(k, v);
+  size_t left = 7;
+
+  REFUSED(lagkv_policy_parse("lagkv:ratio=2", &p, &error), "lagkv: ratio=2: must be above 0 and at most 1");
+  EXPECT(p == NULL);
+  REFUSED(lagkv_policy_parse(NULL, &p, &error), "text: is NULL");
+  REFUSED(lagkv_policy_parse("full", NULL, &error), "policy: is NULL");
+  EXPECT(lagkv_policy_parse("nonsense", &p, NULL) == LAGKV_REFUSED); /* no error asked for */
+  REFUSED(lagkv_workspace_new("mmx", &w, &error), "target=mmx: must be one of");
+  w = new_workspace();
+  EXPECT(strlen(lagkv_workspace_target(w)) > 0);
+
+  REFUSED(lagkv_check(q, &l, 0, &error), "queries: the policy reads those of the last 64 tokens");
+  EXPECT(lagkv_policy_needs(q) == LAGKV_NEEDS_QUERIES && lagkv_policy_queries(q) == 64);
+  REFUSED(lagkv_compress(q, &l, c, w, LAGKV_FRONT, &left, &error), "queries");
+  REFUSED(lagkv_compress(plain, &l, c, w, 2, &left, &error), "toward=2: must be");
+  REFUSED(lagkv_compress(plain, NULL, c, w, 0, &left, &error), "layer: is NULL");
+  REFUSED(lagkv_compress(plain, &l, c, NULL, 0, &left, &error), "workspace: is NULL");
+  l.keys.type = 12;
+  REFUSED(lagkv_compress(plain, &l, c, w, 0, &left, &error), "keys: type=12: must be from 0 to 11");
+  l = layer_of(k, v);
+  l.keys.head_stride = 0;
+  REFUSED(lagkv_compress(plain, &l, c, w, 0, &left, &error), "keys: strides head=0, token=32, channel=1: overlap");
+  l = layer_of(k, v);
+  l.values.heads = 2;
+  REFUSED(lagkv_compress(plain, &l, c, w, 0, &left, &error), "values: heads=2: must be the 3 of the keys");
+  l = layer_of(k, v);
+  l.tokens = 301;
+  REFUSED(lagkv_compress(plain, &l, c, w, 0, &left, &error), "tokens=301: the view addresses at most 300");
+  l = layer_of(NULL, v);
+  REFUSED(lagkv_check(plain, &l, 0, &error), "keys: data is NULL");
+  l = layer_of(k, v);
+  lagkv_extras e = lagkv_no_extras();
+  l.extras = &e;
+  e.struct_size = sizeof e + 8;
+  REFUSED(lagkv_check(plain, &l, 0, &error), "extras: struct_size=");
+  e.struct_size = sizeof e;
+  lagkv_rope rope = {10000, 0, 1, 0, NULL, 0};
+  e.rope = &rope;
+  REFUSED(lagkv_check(plain, &l, 0, &error), "rope: pairs=0: must be LAGKV_HALVES (1) or LAGKV_NEIGHBOURS (2)");
+  e.rope = NULL;
+  uint32_t protect[] = {5, 3};
+  e.protect = protect, e.protect_count = 2;
+  REFUSED(lagkv_check(plain, &l, 0, &error), "position 3 after 5: must be ascending");
+  e.protect_count = 1;
+  OK(lagkv_check(plain, &l, 0, &error));
+
+  unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES];
+  lagkv_cursor_save(c, bytes);
+  REFUSED(lagkv_cursor_load(bytes, 27, &loaded, &error), "saved cursor of 27 bytes: must be 28");
+  EXPECT(left == 7 && lagkv_cursor_seen(c) == 0 && memcmp(k, before, size * sizeof *k) == 0);
+  EXPECT(strlen(error.message) < sizeof error.message);
+
+  lagkv_policy_free(q), lagkv_policy_free(plain), lagkv_policy_free(NULL);
+  lagkv_workspace_free(w), lagkv_workspace_free(NULL);
+  lagkv_cursor_free(c), lagkv_cursor_free(NULL);
+  free(k), free(v), free(before);
+}
+
+static void test_compress(const char* text) {
+  lagkv_policy* p = policy_of(text);
+  lagkv_workspace *w = new_workspace(), *second = new_workspace();
+  lagkv_workspace* both[] = {w, second};
+  lagkv_cursor *c = lagkv_cursor_new(), *d = lagkv_cursor_new(), *f = NULL, *g = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2), *k2 = numbers(1), *v2 = numbers(2), *k3 = numbers(1), *v3 = numbers(2);
+  lagkv_layer l = layer_of(k, v), l2 = layer_of(k2, v2), l3 = layer_of(k3, v3);
+  size_t left = 0, parallel = 0, kept = 0;
+  int runs = 0;
+
+  /* A plan, applied by hand, is what compress() does; so are its heads among threads. */
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_plan_eviction(p, &l2, d, w, &plan, &error));
+  EXPECT(!lagkv_plan_empty(plan) && lagkv_plan_heads(plan) == heads && lagkv_plan_end(plan) <= tokens);
+  const uint32_t* rows = lagkv_plan_kept(plan, heads - 1, &kept);
+  for (size_t i = 0; i < kept; ++i) EXPECT(rows[i] >= lagkv_plan_begin(plan) && rows[i] < lagkv_plan_end(plan));
+  EXPECT(lagkv_plan_kept(plan, heads, &kept) == NULL && kept == 0 && lagkv_plan_tokens_after(plan, heads) == 0);
+  OK(lagkv_compact(&l2.keys, plan, LAGKV_FRONT, &error));
+  OK(lagkv_compact(&l2.values, plan, LAGKV_FRONT, &error));
+  REFUSED(lagkv_advance(d, plan, heads, &error), "head=3: the plan has 3");
+  OK(lagkv_advance(d, plan, 0, &error));
+  OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, &left, &error));
+  OK(lagkv_compress_parallel(p, &l3, g, both, 2, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error));
+  EXPECT(left < tokens && left == lagkv_cursor_tokens(c) && left == lagkv_cursor_tokens(d) && left == parallel && runs > 0);
+  EXPECT(lagkv_cursor_seen(c) == tokens && lagkv_cursor_dropped(c) == tokens - left && lagkv_cursor_compressed(c) <= left);
+  for (int h = 0; h < heads; ++h) {
+    const size_t first = (size_t)h * tokens * channels, bytes = left * channels * sizeof *k;
+    EXPECT(memcmp(k + first, k2 + first, bytes) == 0 && memcmp(v + first, v2 + first, bytes) == 0);
+    EXPECT(memcmp(k + first, k3 + first, bytes) == 0 && memcmp(v + first, v3 + first, bytes) == 0);
+  }
+  EXPECT(!lagkv_plan_empty(lagkv_last_plan(w)) && lagkv_plan_tokens_after(lagkv_last_plan(w), 0) == left);
+
+  /* Nothing more is due; a cursor of more rows than there are is refused. */
+  l.tokens = left;
+  OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, &left, &error));
+  EXPECT(left == l.tokens && lagkv_plan_empty(lagkv_last_plan(w)));
+  l.tokens = left - 1;
+  REFUSED(lagkv_compress(p, &l, c, w, LAGKV_FRONT, NULL, &error), "the cursor counts");
+  unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES];
+  lagkv_cursor_save(c, bytes);
+  OK(lagkv_cursor_load(bytes, sizeof bytes, &f, &error));
+  lagkv_cursor_take_back(f, left - 1);
+  EXPECT(lagkv_cursor_tokens(f) == left - 1 && lagkv_cursor_tokens(c) == left);
+  OK(lagkv_compress(p, &l, f, w, LAGKV_FRONT, NULL, &error));
+
+  lagkv_policy_free(p);
+  lagkv_workspace_free(w), lagkv_workspace_free(second);
+  lagkv_cursor_free(c), lagkv_cursor_free(d), lagkv_cursor_free(f), lagkv_cursor_free(g);
+  free(k), free(v), free(k2), free(v2), free(k3), free(v3);
+}
+
+/* A pool of blocks [block][head][token in block][channel], blocks in another order: the same rows stay. */
+static void test_block_table(void) {
+  enum { block = 20, blocks = tokens / block };
+  lagkv_policy* p = policy_of("lagkv:sink=4,lag=32,ratio=0.25");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor *c = lagkv_cursor_new(), *d = lagkv_cursor_copy(c);
+  float *k = numbers(1), *v = numbers(2), *pool = malloc(2 * size * sizeof *pool);
+  lagkv_layer l = layer_of(k, v), paged = l;
+  int32_t table[blocks];
+  for (int b = 0; b < blocks; ++b) table[b] = (b * 7 + 3) % blocks;
+  const int one = heads * block * channels;
+  for (int x = 0; x < 2; ++x)
+    for (int t = 0; t < tokens; ++t)
+      for (int h = 0; h < heads; ++h)
+        memcpy(pool + x * size + table[t / block] * one + (h * block + t % block) * channels,
+               (x ? v : k) + (h * tokens + t) * channels, channels * sizeof *pool);
+  paged.keys.data = pool, paged.values.data = pool + size;
+  lagkv_view* views[] = {&paged.keys, &paged.values};
+  for (int x = 0; x < 2; ++x) {
+    views[x]->head_stride = block * channels;
+    views[x]->table = table, views[x]->table_size = blocks, views[x]->block_tokens = block;
+    views[x]->block_stride = one, views[x]->pool_blocks = blocks;
+  }
+  size_t left = 0, same = 0;
+  OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, &left, &error));
+  OK(lagkv_compress(p, &paged, d, w, LAGKV_FRONT, &same, &error));
+  EXPECT(left == same && left < tokens);
+  for (size_t t = 0; t < left; ++t)
+    for (int h = 0; h < heads; ++h)
+      EXPECT(memcmp(pool + table[t / block] * one + (h * block + (int)t % block) * channels, k + (h * tokens + (int)t) * channels,
+                    channels * sizeof *k) == 0);
+  table[1] = table[0];
+  REFUSED(lagkv_check(p, &paged, 0, &error), "stands twice in the table");
+  table[1] = blocks;
+  REFUSED(lagkv_check(p, &paged, 0, &error), "the pool has 15 blocks");
+  paged.keys.block_tokens = 0;
+  REFUSED(lagkv_check(p, &paged, 0, &error), "keys: block_tokens=0: must be 1 or more");
+  lagkv_policy_free(p), lagkv_workspace_free(w), lagkv_cursor_free(c), lagkv_cursor_free(d);
+  free(k), free(v), free(pool);
+}
+
+static void test_layers_and_scores(void) {
+  lagkv_policy *p = policy_of("key_norm:sink=2,recent=4,keep=0.25"), *sloped = policy_of("key_norm:keep=0.25,pyramid=20");
+  lagkv_policy *first = NULL, *in_bytes = policy_of("key_norm:sink=2,recent=4,budget_mb=0.05"), *rows = NULL;
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c[] = {lagkv_cursor_new(), lagkv_cursor_new()};
+  float *k = numbers(1), *v = numbers(2), *k2 = numbers(3), *v2 = numbers(4), *before = numbers(1);
+  lagkv_layer l[] = {layer_of(k, v), layer_of(k2, v2)};
+
+  const lagkv_candidates due = lagkv_due(p, c[0], tokens);
+  EXPECT(due.begin == 2 && due.end == tokens - 4 && due.keep == tokens / 4 - 6 && due.partition == 0);
+  const size_t n = due.end - due.begin;
+  float* scores = malloc(heads * n * sizeof *scores);
+  OK(lagkv_score(p, &l[0], &due, w, scores, heads * n, &error));
+  for (size_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int j = 0; j < channels; ++j) sum += (double)k[(due.begin + i) * channels + j] * k[(due.begin + i) * channels + j];
+    EXPECT(fabs(scores[i] + sqrt(sum)) < 1e-4);
+  }
+  REFUSED(lagkv_score(p, &l[0], &due, w, scores, 5, &error), "count=5: must be");
+  const lagkv_candidates outside = {0, tokens + 1, 0, 0, 0};
+  REFUSED(lagkv_score(p, &l[0], &outside, w, scores, heads * n, &error), "must lie within the 300 rows in use");
+
+  l[1].tokens = 200;
+  REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error), "layer 1: would keep another number");
+  EXPECT(memcmp(k, before, size * sizeof *k) == 0 && lagkv_cursor_seen(c[0]) == 0);
+  l[1].tokens = tokens;
+  OK(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error));
+  EXPECT(lagkv_cursor_tokens(c[0]) == tokens / 4 && lagkv_cursor_tokens(c[1]) == tokens / 4);
+  lagkv_cursor* twice[] = {c[0], c[0]};
+  REFUSED(lagkv_compress_layers(p, l, twice, 2, w, LAGKV_FRONT, 1, &error), "cursors[1]: is that of layer 0 too");
+
+  REFUSED(lagkv_policy_for_layer(sloped, 2, 2, &first, &error), "i=2: must be below the 2 layers");
+  OK(lagkv_policy_for_layer(sloped, 0, 2, &first, &error));
+  lagkv_cursor* fresh = lagkv_cursor_new();
+  EXPECT(lagkv_due(first, fresh, tokens).keep > lagkv_due(sloped, fresh, tokens).keep);
+  EXPECT((lagkv_policy_needs(sloped) & LAGKV_IS_SLOPED) != 0);
+  REFUSED(lagkv_compress(in_bytes, &l[0], fresh, w, LAGKV_FRONT, NULL, &error), "is in bytes");
+  OK(lagkv_policy_fit(in_bytes, &l[0], 1, &rows, &error));
+  EXPECT(lagkv_due(rows, fresh, tokens).keep == 50000 / (heads * channels * 8) - 6);
+
+  /* Queries, positions and protected tokens. */
+  lagkv_policy* h2o = policy_of("h2o:sink=2,recent=4,recent_share=0,capacity=90");
+  float *k3 = numbers(1), *v3 = numbers(2), *queries = numbers(5), *attention = calloc(heads * tokens, sizeof *attention);
+  uint32_t positions[heads * tokens], protect[] = {100, 101};
+  for (int i = 0; i < heads * tokens; ++i) positions[i] = (uint32_t)(i % tokens);
+  lagkv_extras e = lagkv_no_extras();
+  lagkv_layer seen = layer_of(k3, v3);
+  seen.extras = &e;
+  e.queries = lagkv_dense_view(queries, LAGKV_F32, heads, tokens, channels);
+  e.accumulated_attention = attention, e.accumulated_attention_stride = tokens;
+  e.positions = positions, e.positions_stride = tokens;
+  e.protect = protect, e.protect_count = 2;
+  size_t left = 0;
+  OK(lagkv_accumulate(h2o, &seen, fresh, tokens, w, &error));
+  OK(lagkv_compress(h2o, &seen, fresh, w, LAGKV_FRONT, &left, &error));
+  EXPECT(left == 90);
+  for (int h = 0; h < heads; ++h) {
+    int found = 0;
+    for (size_t i = 0; i < left; ++i) {
+      found += positions[h * tokens + i] == 100 || positions[h * tokens + i] == 101;
+      EXPECT(attention[h * tokens + i] > 0);
+    }
+    EXPECT(found == 2);
+  }
+
+  lagkv_policy_free(p), lagkv_policy_free(sloped), lagkv_policy_free(first), lagkv_policy_free(in_bytes);
+  lagkv_policy_free(rows), lagkv_policy_free(h2o), lagkv_workspace_free(w);
+  lagkv_cursor_free(c[0]), lagkv_cursor_free(c[1]), lagkv_cursor_free(fresh);
+  free(k), free(v), free(k2), free(v2), free(before), free(scores), free(k3), free(v3), free(queries), free(attention);
+}
+
+int main(void) {
+  EXPECT(lagkv_version() >= 200);
+  test_refusals();
+  test_compress("lagkv:sink=4,lag=32,ratio=0.25");
+  test_compress("key_diff:sink=2,recent=4,keep=0.25");
+  test_compress("value_norm:sink=0,recent=8,capacity=100");
+  test_block_table();
+  test_layers_and_scores();
+  if (faults == 0) puts("the C interface holds");
+  return faults != 0;
+}
