@@ -380,6 +380,10 @@ nb::object scores_of(const policy_object& p, layer_object& l, const std::optiona
   const lagkv::candidates c = given ? *given : all_candidates(p.policy, l.tokens());
   if (c.rows.end > l.tokens() || c.rows.begin > c.rows.end)
     refuse({"candidates=", c.rows.begin, " to ", c.rows.end, ": must lie within the ", l.tokens(), " rows in use"});
+  if (const std::size_t lag = p.policy.budget.lag();
+      lag != 0 && (c.rows.size() % lag != 0 || (!c.empty() && c.rows.end + lag > l.tokens())))  // the next partition is read too
+    refuse({"candidates=", c.rows.begin, " to ", c.rows.end, ": must be whole partitions of lag=", lag,
+            " tokens, with one more behind them within the ", l.tokens(), " rows in use"});
   const std::size_t each = l.heads() * c.rows.size();
   std::vector<float> out(l.batch() * each);
   {
