@@ -14,7 +14,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TORCH = ["torch==2.13.0", "transformers==5.24.0", "gguf==0.19.0"]  # 2.13.0 is the CPU build; others bring gigabytes
+TORCH = ["torch==2.13.0", "transformers==5.24.0", "accelerate", "gguf==0.19.0"]  # 2.13.0 is the CPU build; others bring gigabytes
 
 
 def say(text):

@@ -1,0 +1,214 @@
+"""LagKVCache: positions right after eviction, every kind of method, batches, and what generate() does to a cache."""
+
+import os
+import pathlib
+
+import pytest
+
+import lagkv
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip("transformers", reason="Transformers is not installed")
+
+from lagkv.transformers import CompressedLayer, LagKVCache  # noqa: E402
+
+TINY = dict(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6,
+            num_key_value_heads=2, max_position_embeddings=4096)
+
+
+def tiny(kind="Llama", implementation="eager", **changes):
+    """A random model."""
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{kind}Config")(**{**TINY, **changes})
+    config._attn_implementation = implementation
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():  # so that attention is far from uniform
+            if "proj" in name:
+                p.mul_(8)
+    return model
+
+
+def tokens_of(batch, n, seed=0):
+    return torch.randint(1, 97, (batch, n), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits_with_masks(model, ids, steps, kept):
+    """The model with a whole cache, in which a mask hides dropped tokens: kept[step][layer] are those in the cache before it."""
+    cache, out, at = transformers.DynamicCache(config=model.config), [], 0
+    for step, n in enumerate(steps):
+        def hide(module, args, kwargs, step=step, at=at, n=n):
+            layer = module.layer_idx
+            heads = TINY["num_key_value_heads"]
+            visible = torch.zeros(ids.shape[0], heads, at + n, dtype=torch.bool)
+            if at:
+                visible.scatter_(-1, kept[step][layer].long(), True)
+            visible[..., at:] = True
+            mask = visible[:, :, None, :] & (torch.arange(at + n) <= torch.arange(at, at + n)[:, None])
+            mask = mask.repeat_interleave(TINY["num_attention_heads"] // heads, 1)
+            return args, {**kwargs, "attention_mask": torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))}
+        hooks = [m.self_attn.register_forward_pre_hook(hide, with_kwargs=True) for m in model.model.layers]
+        out.append(model(ids[:, at:at + n], cache=cache).logits)
+        for h in hooks:
+            h.remove()
+        at += n
+    return out
+
+
+POLICIES = ["lagkv:sink=4,lag=16,ratio=0.25", "key_diff:capacity=40,every=3,recent=8", "streaming_llm:capacity=40",
+            "snapkv:window=16,keep=0.4", "h2o:capacity=50,recent=8", "tova:capacity=40", "novelty:keep=0.4,recent=8",
+            "distinct:capacity=60,recent=8", "expected_attention:keep=0.4,recent=8", "value_norm:keep=0.5,recent=8,heads=shared",
+            "fuse:lagkv+key_norm,lag=16,keep=0.25", "cur:keep=0.5,recent=8,select=chunks,chunk=4", "full"]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("policy", POLICIES)
+@torch.no_grad()
+def test_logits_are_those_of_a_mask_on_the_whole_cache(policy, implementation):
+    model, steps = tiny(implementation=implementation), [100, 30] + 40 * [1]
+    ids = tokens_of(2, sum(steps))
+    cache, kept, out, at = LagKVCache(policy, model), [], [], 0
+    for n in steps:
+        kept.append([cache.positions(i).clone() for i in range(3)] if at else [])
+        out.append(model(ids[:, at:at + n], cache=cache).logits)
+        at += n
+        assert cache.get_seq_length() == at
+    assert policy == "full" or cache.rows() < at
+    for ours, reference in zip(out, logits_with_masks(model, ids, steps, kept)):
+        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_kept_rows_are_those_of_the_library():
+    """The same as compress() on the keys and values of a whole cache: prefill."""
+    model, ids = tiny(), tokens_of(1, 200)
+    whole = transformers.DynamicCache(config=model.config)
+    model(ids, cache=whole)
+    cache = LagKVCache("lagkv:sink=4,lag=16,ratio=0.25", model.config)  # keys and values alone: the config is enough
+    model(ids, cache=cache)
+    for i, layer in enumerate(whole.layers):
+        tokens = lagkv.compress("lagkv:sink=4,lag=16,ratio=0.25", layer.keys, layer.values, lagkv.Cursor())
+        assert tokens == cache.rows() == cache.layers[i].keys.shape[-2]
+        assert torch.equal(layer.keys[..., :tokens, :], cache.layers[i].keys)
+        assert torch.equal(layer.values[..., :tokens, :], cache.layers[i].values)
+    positions = cache.positions(1)
+    assert (positions[0, 0] != positions[0, 1]).any() and (positions.diff(dim=-1) > 0).all()
+
+
+def test_queries_are_the_models_own():
+    """SnapKV by the weights of eager attention keeps what it keeps by the queries that the cache has seen."""
+    model, ids = tiny(), tokens_of(2, 120)
+    policy = lagkv.parse("snapkv:window=16,keep=0.4")
+    cache = LagKVCache(policy, model)
+    whole = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, cache=cache)
+        weights = model(ids, cache=whole, output_attentions=True).attentions
+    for i, layer in enumerate(whole.layers):
+        plans = lagkv.plan_eviction(policy, layer.keys, layer.values, weights=weights[i][..., -16:, :])
+        for b, plan in enumerate(plans):
+            for h in range(2):
+                assert cache.positions(i)[b, h].tolist() == plan.rows(h).tolist()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"])
+def test_models(kind):
+    changes = {"Gemma3": dict(sliding_window=16, layer_types=["sliding_attention", "full_attention", "full_attention"],
+                              head_dim=8, query_pre_attn_scalar=8), "Phi3": dict(pad_token_id=0), "Qwen3": dict(head_dim=8),
+               "Mistral": dict(sliding_window=None)}.get(kind, {})
+    name = "Gemma3Text" if kind == "Gemma3" else kind
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{name}Config")(**{**TINY, **changes})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    for policy in ("lagkv:sink=4,lag=16,ratio=0.25", "snapkv:window=16,keep=0.4", "novelty:keep=0.4,recent=8"):
+        cache = LagKVCache(policy, model)
+        out = model.generate(tokens_of(2, 100), cache=cache, max_new_tokens=20, do_sample=False, eos_token_id=None,
+                             pad_token_id=0)
+        assert out.shape == (2, 120) and cache.rows() < 119
+        assert sum(isinstance(layer, CompressedLayer) for layer in cache.layers) == (2 if kind == "Gemma3" else 3)
+
+
+def test_generate_in_turns_and_with_beams():
+    model, ids = tiny(), tokens_of(1, 100)
+    options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    full, plain = LagKVCache("full", model), transformers.DynamicCache(config=model.config)
+    assert torch.equal(model.generate(ids, cache=full, **options), model.generate(ids, cache=plain, **options))
+    cache = LagKVCache("key_diff:capacity=40,recent=8", model)
+    first = model.generate(ids, cache=cache, **options)
+    more = torch.cat([first, tokens_of(1, 5, 3)], -1)
+    second = model.generate(more, cache=cache, **options)
+    assert second.shape[-1] == 100 + 8 + 5 + 8 and cache.get_seq_length() == second.shape[-1] - 1 and cache.rows() == 40
+    beams = model.generate(ids, cache=LagKVCache("h2o:capacity=50,recent=8", model), num_beams=3, **options)
+    assert beams.shape == (1, 108)
+
+
+@torch.no_grad()
+def test_tokens_can_be_taken_back_and_the_cache_begins_anew():
+    model, ids = tiny(), tokens_of(1, 120)
+    cache = LagKVCache("snapkv:window=16,keep=0.4", model)
+    model(ids[:, :100], cache=cache)
+    rows = cache.rows()
+    model(ids[:, 100:104], cache=cache)
+    cache.crop(-4)
+    assert cache.rows() == rows and cache.get_seq_length() == 100
+    again = model(ids[:, 100:104], cache=cache).logits
+    with pytest.raises(lagkv.Error, match="tokens_to_remove=-100: must be at least"):
+        cache.crop(-100)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    model(ids[:, :100], cache=cache)
+    torch.testing.assert_close(model(ids[:, 100:104], cache=cache).logits, again)
+
+
+def test_protected_tokens_stay():
+    model = tiny()
+    cache = LagKVCache("lagkv:sink=4,lag=16,ratio=0.25", model, protect=[30, 31, 32])
+    model.generate(tokens_of(1, 100), cache=cache, max_new_tokens=20, eos_token_id=None, pad_token_id=0)
+    for i in range(3):
+        for head in cache.positions(i)[0]:
+            assert {30, 31, 32} <= set(head.tolist())
+
+
+def test_half_precision():
+    model = tiny(implementation="sdpa").to(torch.bfloat16)
+    cache = LagKVCache("lagkv:sink=4,lag=16,ratio=0.25", model)
+    model.generate(tokens_of(2, 100), cache=cache, max_new_tokens=5, eos_token_id=None, pad_token_id=0)
+    assert cache.layers[0].keys.dtype == torch.bfloat16 and cache.rows() < 100
+
+
+def test_refusals():
+    model = tiny()
+    with pytest.raises(lagkv.Error, match="select=adaptive: keeps different numbers of rows"):
+        LagKVCache("key_diff:keep=0.5,select=adaptive", model)
+    with pytest.raises(lagkv.Error, match="reads queries: give the model in place of its config"):
+        LagKVCache("snapkv", model.config)
+    cache, ids = LagKVCache("lagkv:lag=16", model), tokens_of(2, 60)
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    with pytest.raises(lagkv.Error, match="entry 1 has 0 for token 1: the sequences of a batch must be of equal length"):
+        model.generate(ids, cache=cache, attention_mask=mask, max_new_tokens=2, eos_token_id=None, pad_token_id=0)
+
+
+def model_file():
+    given = os.environ.get("LAGKV_MODEL")
+    if given:
+        return pathlib.Path(given)
+    found = pathlib.Path(__file__).parents[2] / "build" / "downloads" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return found if found.exists() else None
+
+
+@pytest.mark.skipif(model_file() is None, reason="no model: set LAGKV_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf")
+def test_a_real_model_finds_a_pass_key():
+    path = model_file()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    filler = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+    prompt = filler * 20 + "The pass key is 71432. Remember it. 71432 is the pass key. " + filler * 20
+    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt + "What is the pass key?"}], tokenize=False,
+                                         add_generation_prompt=True)
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    cache = LagKVCache("lagkv:lag=256,ratio=0.5", model)
+    out = model.generate(**inputs, cache=cache, max_new_tokens=12, do_sample=False)
+    answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1]:])
+    assert "71432" in answer and cache.rows() < 0.8 * cache.get_seq_length(), answer
