@@ -17,8 +17,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import numpy
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, DynamicLayer, get_layer_types_and_kwargs
+from transformers import __version__ as transformers_version
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+try:
+    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, get_layer_types_and_kwargs
+except ImportError:
+    raise ImportError(f"transformers {transformers_version}: must be 5.24 or later for lagkv.transformers") from None
 
 import lagkv
 

@@ -13,7 +13,7 @@ def test_the_page_runs(capsys):
     page = PAGE.read_text()
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.S):
-        if "transformers" in block:  # test_transformers.py runs it
+        if "transformers" in block:  # test_transformers.py and test_kvpress.py do that
             continue
         exec(compile(block, str(PAGE), "exec"), names)
     printed = capsys.readouterr().out.splitlines()

@@ -1,0 +1,52 @@
+"""Presses of lagkv's kernels keep what those of kvpress keep; benchmarks/compare_kvpress.py does it at size."""
+
+import types
+
+import numpy as np
+import pytest
+
+import lagkv
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+kvpress = pytest.importorskip("kvpress", reason="kvpress is not installed")
+
+from lagkv.kvpress import Press, like  # noqa: E402
+
+HEADS, GROUP, TOKENS, DIM = 2, 3, 700, 16
+REMOVED = {"compression_ratio": 0.6}
+PRESSES = [kvpress.LagKVPress(**REMOVED, cross_scoring=True), kvpress.KnormPress(**REMOVED), kvpress.KeyDiffPress(**REMOVED),
+           kvpress.CURPress(**REMOVED, num_sinks=16), kvpress.StreamingLLMPress(**REMOVED), kvpress.SnapKVPress(**REMOVED),
+           kvpress.TOVAPress(**REMOVED), kvpress.ObservedAttentionPress(**REMOVED)]
+
+
+def cache(batch=2):
+    torch.manual_seed(1)
+    keys, values = torch.randn(2, batch, HEADS, TOKENS, DIM)
+    logits = torch.randn(batch, HEADS * GROUP, TOKENS, TOKENS).masked_fill(~torch.ones(TOKENS, TOKENS).tril().bool(), -torch.inf)
+    return keys, values, logits.softmax(-1)
+
+
+@pytest.mark.parametrize("theirs", PRESSES, ids=lambda p: type(p).__name__)
+def test_the_same_rows(theirs):
+    keys, values, attentions = cache()
+    module = types.SimpleNamespace(head_dim=DIM, config=types.SimpleNamespace(num_attention_heads=HEADS * GROUP))
+    hidden = torch.zeros(2, TOKENS, 1)
+    k, v = theirs.compress(module, hidden, keys.clone(), values.clone(), attentions, {})
+    where = keys.data_ptr()
+    ours, our_values = like(theirs, threads=2).compress(module, hidden, keys, values, attentions, {})
+    assert ours.shape == k.shape and ours.data_ptr() == where
+    for theirs_of, ours_of in ((k, ours), (v, our_values)):  # theirs come by score, ours by position
+        np.testing.assert_array_equal(theirs_of.sort(2).values, ours_of.sort(2).values)
+
+
+def test_any_policy_is_a_press():
+    keys, values, _ = cache(1)
+    press = Press("novelty:keep=0.25", rope=lagkv.Rope(pairs="halves"))
+    k, v = press.compress(None, torch.zeros(1, TOKENS, 1), keys, values, None, {})
+    assert k.shape[2] == v.shape[2] == TOKENS // 4
+    with pytest.raises(lagkv.Error, match="different numbers of tokens a head"):
+        Press("key_norm:keep=0.5,select=adaptive").compress(None, torch.zeros(1, TOKENS, 1), *cache(1)[:2], None, {})
+    with pytest.raises(lagkv.Error, match="RandomPress: must be one of"):
+        like(kvpress.RandomPress(**REMOVED))
+    with pytest.raises(lagkv.Error, match="num_sinks a multiple of local_window_size"):
+        like(kvpress.CURPress(**REMOVED))
