@@ -1,4 +1,4 @@
-# cmake -D kind= -D root= -D work= -D generator= -D compiler= [-D cmake=] -P run.cmake
+# cmake -D kind= -D root= -D work= -D generator= -D compiler= [-D cmake=] [-D conan_program=] -P run.cmake
 # Builds and runs a program that takes lagkv in by one of the ways that there are, from scratch. `cmake`: another cmake to do it
 # by.
 function(run)
@@ -15,6 +15,94 @@ endif()
 file(REMOVE_RECURSE ${work})
 set(common -G ${generator} -D CMAKE_CXX_COMPILER=${compiler} -D CMAKE_BUILD_TYPE=Release)
 set(extra -D LAGKV_ROOT=${root})
+
+set(parts -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF -D LAGKV_TOOLS=OFF)
+
+# The C interface in a project without C++, by CMake and by pkg-config.
+if(kind STREQUAL "find_package_c")
+  run(${cmake} -S ${root} -B ${work}/lagkv ${common} -D CMAKE_INSTALL_LIBDIR=lib -D LAGKV_KERNELS=OFF -D LAGKV_C=ON ${parts})
+  run(${cmake} --build ${work}/lagkv)
+  run(${cmake} --install ${work}/lagkv --prefix ${work}/prefix)
+  run(${cmake} -S ${here}/find_package_c -B ${work}/engine -G ${generator} -D CMAKE_PREFIX_PATH=${work}/prefix)
+  run(${cmake} --build ${work}/engine)
+  run(${work}/engine/engine)
+  return()
+endif()
+
+# A Debian package, unpacked as dpkg would into a root of its own, and used from there.
+if(kind STREQUAL "deb")
+  run(${cmake} -S ${root} -B ${work}/lagkv ${common} -D CMAKE_INSTALL_PREFIX=/usr -D CMAKE_INSTALL_LIBDIR=lib
+      -D LAGKV_C=ON ${parts})
+  run(${cmake} --build ${work}/lagkv)
+  run(cpack -G DEB --config ${work}/lagkv/CPackConfig.cmake -B ${work})
+  file(GLOB package ${work}/lagkv-dev_*.deb)
+  run(dpkg-deb --info ${package})
+  run(dpkg-deb -x ${package} ${work}/root)
+  find_program(pkg_config NAMES pkg-config pkgconf)
+  find_program(cc NAMES cc gcc clang)
+  set(ENV{PKG_CONFIG_PATH} ${work}/root/usr/lib/pkgconfig)
+  foreach(name lagkv-c lagkv-kernels)
+    execute_process(COMMAND ${pkg_config} --cflags --libs ${name} OUTPUT_VARIABLE ${name} OUTPUT_STRIP_TRAILING_WHITESPACE)
+    separate_arguments(${name} UNIX_COMMAND "${${name}}")
+  endforeach()
+  run(${cc} -std=c99 ${root}/examples/c/compress_f16.c ${lagkv-c} -Wl,-rpath,${work}/root/usr/lib -o ${work}/from_c)
+  run(${work}/from_c)
+  run(${compiler} -std=c++20 -O2 ${here}/glue.cpp ${here}/main.cpp ${lagkv-kernels} -o ${work}/engine)
+  run(${work}/engine)
+  return()
+endif()
+
+# The port's file, with what vcpkg does for it in a few lines; vcpkg itself is not here.
+if(kind STREQUAL "vcpkg_port")
+  file(WRITE ${work}/port.cmake "
+    set(CURRENT_PACKAGES_DIR ${work}/packages)
+    macro(vcpkg_check_features)
+      set(options -DLAGKV_C=ON)
+    endmacro()
+    function(vcpkg_cmake_configure)
+      cmake_parse_arguments(PARSE_ARGV 0 arg \"\" SOURCE_PATH OPTIONS)
+      execute_process(COMMAND ${cmake} -S \${arg_SOURCE_PATH} -B ${work}/lagkv -G ${generator} -D CMAKE_CXX_COMPILER=${compiler}
+        -D CMAKE_BUILD_TYPE=Release -D CMAKE_INSTALL_PREFIX=${work}/packages -D CMAKE_INSTALL_LIBDIR=lib \${arg_OPTIONS}
+        COMMAND_ERROR_IS_FATAL ANY)
+    endfunction()
+    function(vcpkg_cmake_install)
+      execute_process(COMMAND ${cmake} --build ${work}/lagkv --target install COMMAND_ERROR_IS_FATAL ANY)
+    endfunction()
+    function(vcpkg_cmake_config_fixup)
+      cmake_parse_arguments(PARSE_ARGV 0 arg \"\" CONFIG_PATH \"\")
+      if(NOT EXISTS ${work}/packages/\${arg_CONFIG_PATH}/lagkvConfig.cmake)
+        message(FATAL_ERROR \"\${arg_CONFIG_PATH}: has no lagkvConfig.cmake\")
+      endif()
+    endfunction()
+    function(vcpkg_fixup_pkgconfig)
+    endfunction()
+    function(vcpkg_install_copyright)
+      cmake_parse_arguments(PARSE_ARGV 0 arg \"\" \"\" FILE_LIST)
+      file(INSTALL \${arg_FILE_LIST} DESTINATION ${work}/packages/share/lagkv)
+    endfunction()
+    include(${root}/packaging/vcpkg/lagkv/portfile.cmake)\n")
+  file(READ ${root}/packaging/vcpkg/lagkv/vcpkg.json json)
+  string(JSON version GET "${json}" version)
+  run(${cmake} -P ${work}/port.cmake)
+  file(READ ${work}/packages/lib/pkgconfig/lagkv.pc pc)
+  if(NOT pc MATCHES "Version: ${version}\n")
+    message(FATAL_ERROR "vcpkg.json: version ${version}: must be that of the library\n${pc}")
+  endif()
+  run(${cmake} -S ${here}/find_package_c -B ${work}/engine -G ${generator} -D CMAKE_PREFIX_PATH=${work}/packages)
+  run(${cmake} --build ${work}/engine)
+  run(${work}/engine/engine)
+  return()
+endif()
+
+# Conan, in a home of its own.
+if(kind STREQUAL "conan")
+  set(ENV{CONAN_HOME} ${work}/home)
+  set(ENV{CXX} ${compiler})
+  run(${conan_program} profile detect --force)
+  run(${conan_program} create ${root} --test-folder ${here}/conan -o lagkv/*:shared=True -s compiler.cppstd=20 --build=missing
+      --no-remote -c tools.cmake.cmake_layout:test_folder=${work}/test -c tools.cmake.cmaketoolchain:user_presets=)
+  return()
+endif()
 
 # Installed as a distribution would, or copied into place without having been built.
 if(kind MATCHES "find_package|pkg_config")
