@@ -51,6 +51,9 @@ def main():
     python = venv(work / "venv")
     if not pip(python, "install", "pytest", "hypothesis", "numpy"):
         skip("no package index")
+    # Python would set LC_CTYPE, by which ccache tells apart what other presets have compiled alike.
+    os.environ.pop("LC_CTYPE", None)
+    os.environ.update(PYTHONCOERCECLOCALE="0", PYTHONUTF8="1")
     os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
     if not pip(python, "wheel", "--no-deps", ROOT, "-w", wheels):
         sys.exit("run.py: the wheel does not build")
