@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <new>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <string>
@@ -155,7 +155,10 @@ struct option_table {
 template <class Options>
 constexpr option_table table_of(std::span<const parameter> parameters) {
   static_assert(std::is_trivially_copyable_v<Options> && sizeof(Options) <= option_table::most_bytes);
-  return {parameters, [](void* at) { ::new (at) Options(); }};
+  return {parameters, [](void* at) {
+            const Options defaults{};
+            std::memcpy(at, &defaults, sizeof defaults);  // as detail/callable.hpp
+          }};
 }
 
 /// Options of one table, with their defaults, and what a string sets of them.
