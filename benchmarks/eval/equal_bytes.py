@@ -3,8 +3,9 @@
 
     equal_bytes.py f16.jsonl q8_0.jsonl q4_0.jsonl --svg equal_bytes.svg
 
-Each file is one of lagkv-eval run (or .gz), of one model and one --cache-type. Only prompts that all files have count. An accuracy is
-the mean of the tasks' means, of 100; its interval is the percentile bootstrap's over prompts (2,000 resamples, 95 %).
+Each file is one of lagkv-eval run (or .gz), of one model and one --cache-type. Only prompts that all files have count. An
+accuracy is the mean of the tasks' means, of 100; its interval is the percentile bootstrap's over prompts (2,000 resamples,
+95 %).
 """
 import argparse
 import gzip
@@ -75,47 +76,73 @@ def table(rows):
     for r in rows:
         low, high = r["interval"]
         removed = "" if r["policy"] == "full" else f"{100 * r['removed']:.0f} %"
-        lines.append(f"| {r['mb']:.1f} | {r['cache']} | `{r['policy']}` | {removed} | {r['accuracy']:.1f} ({low:.0f} to {high:.0f}) |")
+        accuracy_of = f"{r['accuracy']:.1f} ({low:.0f} to {high:.0f})"
+        lines.append(f"| {r['mb']:.1f} | {r['cache']} | `{r['policy']}` | {removed} | {accuracy_of} |")
     return "\n".join(lines)
 
 
 COLOURS = ["#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33"]
 DASHES = {"novelty": "", "streaming_llm": "2 4", "random": "8 5"}
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 60, 150, 40, 60
+
+
+def text(x, y, words, **how):
+    more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(words)}</text>'
+
+
+def line(path, colour="#222", **how):
+    more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
+    return f'<path d="{path}" fill="none" stroke="{colour}"{more}/>'
+
+
+def ring(x, y, colour):
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="#fff" stroke="{colour}" stroke-width="2.5"/>'
+
+
+def dashed(path, colour, policy):
+    return line(path, colour, stroke_width=2.5, stroke_dasharray=DASHES.get(policy, "1 3"))
+
+
+def axes(most, x, y):
+    out = [text(LEFT, 24, "accuracy, of 100"),
+           text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "keys and values, MB", text_anchor="middle")]
+    for a in range(0, 101, 20):
+        out += [line(f"M{LEFT} {y(a):.1f}H{WIDTH - RIGHT}", "#ddd"), text(LEFT - 8, y(a) + 5, str(a), text_anchor="end")]
+    for mb in range(0, int(most) + 1, 10):
+        out += [line(f"M{x(mb):.1f} {HEIGHT - BOTTOM}v6"), text(x(mb), HEIGHT - BOTTOM + 24, str(mb), text_anchor="middle")]
+    return out
 
 
 def picture(rows):
-    """SVG: a colour a cache type, a dash a policy; the full cache of each type is a ring."""
-    width, height, left, bottom = 720, 460, 60, 60
+    """SVG: a colour a cache type, a dash a policy; the whole cache of each type is a ring."""
     most = max(r["mb"] for r in rows) * 1.05
-    x = lambda mb: left + mb / most * (width - left - 150)
-    y = lambda a: height - bottom - a / 100 * (height - bottom - 40)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="15" fill="#222" role="img">',
-           "<title>Accuracy against the size of the cache, by element type and policy</title>",
-           f'<rect width="{width}" height="{height}" fill="#fff"/>',
-           f'<text x="{left}" y="24">accuracy, of 100</text>']
-    for a in range(0, 101, 20):
-        out.append(f'<path d="M{left} {y(a):.1f}H{width - 150}" stroke="#ddd"/><text x="{left - 8}" y="{y(a) + 5:.1f}" text-anchor="end">{a}</text>')
-    for mb in range(0, int(most) + 1, 10):
-        out.append(f'<path d="M{x(mb):.1f} {height - bottom}v6" stroke="#222"/><text x="{x(mb):.1f}" y="{height - bottom + 24}" text-anchor="middle">{mb}</text>')
-    out.append(f'<text x="{(left + width - 150) / 2}" y="{height - 12}" text-anchor="middle">keys and values, MB</text>')
+
+    def x(mb):
+        return LEFT + mb / most * (WIDTH - LEFT - RIGHT)
+
+    def y(value):
+        return HEIGHT - BOTTOM - value / 100 * (HEIGHT - BOTTOM - TOP)
+
+    title = "Accuracy against the size of the cache, by element type and policy"
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+           f'font-size="15" fill="#222" role="img">', f"<title>{title}</title>",
+           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>', *axes(most, x, y)]
     caches = list(dict.fromkeys(r["cache"] for r in rows))
-    ends = []
-    for i, cache in enumerate(caches):
-        colour, of_type = COLOURS[i % len(COLOURS)], [r for r in rows if r["cache"] == cache]
-        full = next((r for r in of_type if r["policy"] == "full"), None)
-        for policy in dict.fromkeys(r["policy"] for r in of_type if r["policy"] != "full"):
-            points = sorted(([full] if full else []) + [r for r in of_type if r["policy"] == policy], key=lambda r: r["mb"])
-            path = "L".join(f'{x(r["mb"]):.1f} {y(r["accuracy"]):.1f}' for r in points)
-            out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5" stroke-dasharray="{DASHES.get(policy, "1 3")}"/>')
-        if full:
-            out.append(f'<circle cx="{x(full["mb"]):.1f}" cy="{y(full["accuracy"]):.1f}" r="6" fill="#fff" stroke="{colour}" stroke-width="2.5"/>')
-        ends.append(f'<text x="{width - 140}" y="{60 + 24 * i}" fill="{colour}">{escape(cache)}</text>')
-    out += ends
-    for i, policy in enumerate(dict.fromkeys(r["policy"] for r in rows if r["policy"] != "full")):
-        at = 60 + 24 * (len(caches) + 1 + i)
-        out.append(f'<path d="M{width - 140} {at - 5}h30" stroke="#222" stroke-width="2.5" stroke-dasharray="{DASHES.get(policy, "1 3")}"/><text x="{width - 104}" y="{at}" font-size="13">{escape(policy)}</text>')
-    at = 60 + 24 * (len(caches) + 4)
-    out.append(f'<circle cx="{width - 125}" cy="{at - 5}" r="6" fill="#fff" stroke="#222" stroke-width="2.5"/><text x="{width - 104}" y="{at}" font-size="13">whole</text>')
+    policies = list(dict.fromkeys(r["policy"] for r in rows if r["policy"] != "full"))
+    for cache, colour in zip(caches, COLOURS * len(caches)):
+        whole = [r for r in rows if r["cache"] == cache and r["policy"] == "full"]
+        for policy in policies:
+            of_policy = [r for r in rows if r["cache"] == cache and r["policy"] == policy]
+            points = [f'{x(r["mb"]):.1f} {y(r["accuracy"]):.1f}' for r in sorted(whole + of_policy, key=lambda r: r["mb"])]
+            out.append(dashed("M" + "L".join(points), colour, policy))
+        out += [ring(x(r["mb"]), y(r["accuracy"]), colour) for r in whole]
+        out.append(text(WIDTH - 140, 60 + 24 * caches.index(cache), cache, fill=colour))
+    at = 60 + 24 * (len(caches) + 1)
+    for policy in policies:
+        out += [dashed(f"M{WIDTH - 140} {at - 5}h30", "#222", policy), text(WIDTH - 104, at, policy, font_size=13)]
+        at += 24
+    out += [ring(WIDTH - 125, at - 5, "#222"), text(WIDTH - 104, at, "whole", font_size=13)]
     return "\n".join(out + ["</svg>"]) + "\n"
 
 
