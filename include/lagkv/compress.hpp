@@ -19,6 +19,7 @@
 #include <lagkv/policy/method.hpp>
 #include <lagkv/policy/policy.hpp>
 #include <lagkv/result.hpp>
+#include <lagkv/rows/rows.hpp>
 #include <lagkv/select/top_k.hpp>
 #include <lagkv/transform/rank.hpp>
 #include <lagkv/workspace.hpp>

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/result.hpp>
 #include <lagkv/view/range.hpp>
 #include <lagkv/view/tensor.hpp>
