@@ -68,18 +68,18 @@ LAGKV_FN void smooth::operator()(std::span<float> scores, std::size_t heads, con
 LAGKV_FN void smooth::average(std::span<float> scores, workspace& ws) const {
   // A triangle is a box of reach + 1 that looks back, then one that looks ahead. Of a longer reach than there are scores the part
   // that reaches beyond them weighs all alike.
-  const std::size_t n = scores.size(), near = reach < n ? reach : n - 1, rows = n + near;
+  const std::size_t n = scores.size(), inside = reach < n ? reach : n - 1, rows = n + inside;
   const workspace::frame scratch(ws);
   auto* finite = ws.take<detail::finite_sum>(3 * rows);
   detail::finite_sum *boxes = finite + rows, *triangles = boxes + rows, all{};
   for (std::size_t i = 0; i < rows; ++i)
     finite[i] = i < n && detail::finite(scores[i]) ? detail::finite_sum{static_cast<double>(scores[i]), 1} : detail::finite_sum{};
   for (std::size_t i = 0; i < n; ++i) all = all + finite[i];
-  detail::sums_back(finite, rows, near, boxes);
-  detail::sums_back(boxes, rows, near, triangles);
-  const auto beyond = static_cast<double>(reach - near);
+  detail::sums_back(finite, rows, inside, boxes);
+  detail::sums_back(boxes, rows, inside, triangles);
+  const auto beyond = static_cast<double>(reach - inside);
   for (std::size_t i = 0; i < n; ++i) {
-    const detail::finite_sum t = triangles[i + near];
+    const detail::finite_sum t = triangles[i + inside];
     if (detail::finite(scores[i])) scores[i] = static_cast<float>((t.sum + beyond * all.sum) / (t.count + beyond * all.count));
   }
 }
