@@ -160,14 +160,14 @@ inline void deviation_of(const T* x, const rows& r, const float* shift, const fl
     }
     float sums[8];
     sum8({m.a.sum, m.b.sum, m.c.sum, m.d.sum}, {m.a.square, m.b.square, m.c.square, m.d.square}, sums);
-    for (std::size_t i = 0; i < group.size; ++i) {
-      const float variance = (sums[4 + i] - sums[i] * (sums[i] * share)) * unbiased;
-      out[t + i] = variance < 0.0F ? 0.0F : variance;
-    }
+    for (std::size_t i = 0; i < group.size; ++i) out[t + i] = (sums[4 + i] - sums[i] * (sums[i] * share)) * unbiased;
   }
   for (std::size_t t = 0; t < r.tokens; t += lanes) {
     const std::size_t here = r.tokens - t < lanes ? r.tokens - t : lanes;
-    store_part(root(load_part(out + t, here)), out + t, here);
+    const vec variance = load_part(out + t, here);
+    // With -ffast-math a comparison alone makes 0 of NaN, and the row would count.
+    const ivec below = yes(variance < fill(0.0F)) & finite(variance);
+    store_part(root(pick(below, fill(0.0F), variance)), out + t, here);
   }
 }
 
