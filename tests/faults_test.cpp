@@ -172,45 +172,34 @@ constexpr const char* policies[] = {"lagkv:sink=2,lag=32,ratio=0.3",
                                     "fuse:key_norm+cur,by=best,keep=0.3",
                                     "streaming_llm:capacity=90"};
 
+/// In both directions, by one worker and by two.
+void expect_one_layer_all_or_nothing(const sequence_of_layers& before, const char* text) {
+  const lagkv::policy p = named_any(text);
+  for (toward direction : {toward::front, toward::window})
+    for (std::size_t workers : {1U, 2U})
+      expect_all_or_nothing(
+          before, workers,
+          [&](sequence_of_layers& s, std::span<lagkv::workspace> ws) {
+            const lagkv::extras e = s.extras(0);
+            const lagkv::layer l = s.layer(0, e);
+            if (workers == 1)
+              lagkv::compress(p, l, s.at[0], ws[0], direction);
+            else
+              lagkv::compress(p, l, s.at[0], ws, one_thread, direction);
+          },
+          std::string(text) + (direction == toward::front ? ", front, " : ", window, ") + std::to_string(workers));
+}
+
 TEST(faults, compress_of_one_layer_is_all_or_nothing) {
   const sequence_of_layers before(400, {24});
-  for (const char* text : policies)
-    for (toward direction : {toward::front, toward::window})
-      for (std::size_t workers : {1U, 2U}) {
-        const lagkv::policy p = named_any(text);
-        expect_all_or_nothing(
-            before, workers,
-            [&](sequence_of_layers& s, std::span<lagkv::workspace> ws) {
-              const lagkv::extras e = s.extras(0);
-              const lagkv::layer l = s.layer(0, e);
-              if (workers == 1)
-                lagkv::compress(p, l, s.at[0], ws[0], direction);
-              else
-                lagkv::compress(p, l, s.at[0], ws, one_thread, direction);
-            },
-            std::string(text) + (direction == toward::front ? ", front, " : ", window, ") + std::to_string(workers));
-      }
+  for (const char* text : policies) expect_one_layer_all_or_nothing(before, text);
 }
 
 // Blocks of partitions are 2 MiB: the last one is smaller, and its scratch too.
 TEST(faults, compress_in_blocks_of_partitions_is_all_or_nothing) {
   const sequence_of_layers before(21 * 64, {512});
   for (const char* text : {"lagkv:sink=0,lag=64,ratio=0.3", "key_diff:lag=64,keep=0.3,sink=0"})
-    for (toward direction : {toward::front, toward::window})
-      for (std::size_t workers : {1U, 2U}) {
-        const lagkv::policy p = named_any(text);
-        expect_all_or_nothing(
-            before, workers,
-            [&](sequence_of_layers& s, std::span<lagkv::workspace> ws) {
-              const lagkv::extras e = s.extras(0);
-              const lagkv::layer l = s.layer(0, e);
-              if (workers == 1)
-                lagkv::compress(p, l, s.at[0], ws[0], direction);
-              else
-                lagkv::compress(p, l, s.at[0], ws, one_thread, direction);
-            },
-            std::string(text) + (direction == toward::front ? ", front, " : ", window, ") + std::to_string(workers));
-      }
+    expect_one_layer_all_or_nothing(before, text);
 }
 
 TEST(faults, compress_of_all_layers_is_all_or_nothing) {

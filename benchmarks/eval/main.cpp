@@ -1,19 +1,17 @@
 // lagkv-eval: which policy loses what, on a real model.
 #include <CLI/CLI.hpp>
 
-#include <exception>
 #include <iostream>
-#include <stdexcept>
+#include <map>
 #include <string>
 
 #include "calibrate_command.hpp"
+#include "host/run.hpp"
 #include "report/report_command.hpp"
 #include "run_command.hpp"
 #include "speed_command.hpp"
 
 namespace {
-
-constexpr int bad_input = 2;  // exit code for std::invalid_argument; what fails ends with 1
 
 void declare_run(CLI::App& run, eval::run_options& o) {
   run.option_defaults()->always_capture_default();
@@ -115,21 +113,16 @@ int main(int argc, char** argv) {
   declare_report(report, report_options);
   try {
     app.parse(argc, argv);
-    for (auto file = run_options.files.begin(); file != run_options.files.end();)
-      file = file->second.empty() ? run_options.files.erase(file) : std::next(file);
-    if (speed.parsed()) return eval::speed_command(speed_options);
-    if (calibrate.parsed()) return eval::calibrate_command(calibrate_options);
-    return run.parsed() ? eval::run_command(run_options) : eval::report_command(report_options);
   } catch (const CLI::Success& asked_for_help) {
     return app.exit(asked_for_help);
   } catch (const CLI::ParseError& wrong) {
     std::cerr << "lagkv-eval: " << wrong.what() << '\n';
-    return bad_input;
-  } catch (const std::invalid_argument& wrong) {
-    std::cerr << "lagkv-eval: " << wrong.what() << '\n';
-    return bad_input;
-  } catch (const std::exception& failure) {
-    std::cerr << "lagkv-eval: " << failure.what() << '\n';
-    return 1;
+    return host::bad_input;
   }
+  std::erase_if(run_options.files, [](const auto& file) { return file.second.empty(); });
+  return host::run("lagkv-eval", [&] {
+    if (speed.parsed()) return eval::speed_command(speed_options);
+    if (calibrate.parsed()) return eval::calibrate_command(calibrate_options);
+    return run.parsed() ? eval::run_command(run_options) : eval::report_command(report_options);
+  });
 }

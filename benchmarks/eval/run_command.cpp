@@ -35,7 +35,6 @@ namespace eval {
 namespace {
 
 constexpr std::size_t picture_columns = 128;
-constexpr std::size_t spare_tokens = 8;  // pieces cut into tokens by themselves may take a token more than together
 
 host::named_policy parse(const std::string& policy) {
   return host::parse(policy.empty() ? "full" : policy, lagkv::methods_with_eigen());

@@ -32,7 +32,6 @@ namespace {
 constexpr double megabyte = 1e6;
 constexpr double none = std::numeric_limits<double>::quiet_NaN();
 constexpr std::size_t padding = 256;  // llama.cpp rounds the cells of a context up to it
-constexpr std::size_t spare_tokens = 8;
 
 // One row of a table, and one run of it.
 struct run_key {
@@ -180,11 +179,10 @@ speed runner::run_one(const prompt_in_tokens& p, const run_key& key, const budge
 void runner::run_table(std::size_t length, const run_key& table) {
   const prompt_in_tokens p = make_prompt(length);
   std::vector<std::pair<std::string, budgeted>> rows{{"full", {}}};
-  std::map<setting, budgeted> with;
   std::vector<setting> at_one_share;  // in the user's order: the first that keeps a share of each partition sets the goal
   for (const setting& s : settings_of(options_.policies, {options_.removed}))
     if (s.removed == options_.removed) at_one_share.push_back(s);
-  with = equal_budgets(at_one_share, p.tokens.before.size(), true);
+  const std::map<setting, budgeted> with = equal_budgets(at_one_share, p.tokens.before.size(), true);
   budgeted fewer;
   for (const std::string& policy : options_.policies) {
     const auto found = with.find({policy, options_.removed});

@@ -22,6 +22,9 @@ struct tokenized {
   std::size_t needle_end = 0;
 };
 
+/// Room that a prompt leaves: pieces cut into tokens by themselves may take a token more than together.
+inline constexpr std::size_t spare_tokens = 8;
+
 /// Tokens that the model's chat template puts around a message: a prompt must leave room for them.
 [[nodiscard]] std::size_t template_tokens(const host::model& m);
 

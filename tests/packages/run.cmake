@@ -18,14 +18,18 @@ set(extra -D LAGKV_ROOT=${root})
 
 set(parts -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF -D LAGKV_TOOLS=OFF)
 
-# The C interface in a project without C++, by CMake and by pkg-config.
+# The C interface in a project without C++, from where the library has been installed.
+function(run_engine_in_c prefix)
+  run(${cmake} -S ${here}/find_package_c -B ${work}/engine -G ${generator} -D CMAKE_PREFIX_PATH=${prefix})
+  run(${cmake} --build ${work}/engine)
+  run(${work}/engine/engine)
+endfunction()
+
 if(kind STREQUAL "find_package_c")
   run(${cmake} -S ${root} -B ${work}/lagkv ${common} -D CMAKE_INSTALL_LIBDIR=lib -D LAGKV_KERNELS=OFF -D LAGKV_C=ON ${parts})
   run(${cmake} --build ${work}/lagkv)
   run(${cmake} --install ${work}/lagkv --prefix ${work}/prefix)
-  run(${cmake} -S ${here}/find_package_c -B ${work}/engine -G ${generator} -D CMAKE_PREFIX_PATH=${work}/prefix)
-  run(${cmake} --build ${work}/engine)
-  run(${work}/engine/engine)
+  run_engine_in_c(${work}/prefix)
   return()
 endif()
 
@@ -88,9 +92,7 @@ if(kind STREQUAL "vcpkg_port")
   if(NOT pc MATCHES "Version: ${version}\n")
     message(FATAL_ERROR "vcpkg.json: version ${version}: must be that of the library\n${pc}")
   endif()
-  run(${cmake} -S ${here}/find_package_c -B ${work}/engine -G ${generator} -D CMAKE_PREFIX_PATH=${work}/packages)
-  run(${cmake} --build ${work}/engine)
-  run(${work}/engine/engine)
+  run_engine_in_c(${work}/packages)
   return()
 endif()
 

@@ -179,7 +179,7 @@ class compressor {
     const result<read_state> read = read_whole(sequence);
     if (!read) return error{read.message()};
     const saved_sequence& saved = read->saved;
-    recount(s, saved.tokens(), [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
+    recount(s, saved);
     if (status ok = put_back(sequence, saved.tokens(), saved.tokens(), read->bytes, read->bytes); !ok) return ok;
     lies_elsewhere(sequence, s, saved);
     return {};
@@ -329,15 +329,10 @@ class compressor {
         follow(s, *rows);
         rows = verify(sequence, s, last, std::move(*rows));
       }
-      if (rows) {
-        const cell_table& table = probe_->caches()[rows->cache].table;
-        std::vector<llama_pos> positions;
-        for (const std::int32_t cell : rows->cells) positions.push_back(table.position(rows->seen->stream, cell));
-        return follow_shift(s, positions);
-      }
+      if (rows) return follow_shift(s, positions_of(*rows));
     }
     if (const result<read_state> read = read_whole(sequence)) {
-      recount(s, read->saved.tokens(), [&](std::size_t row) { return mark_of(marked(read->saved), read->saved.cells()[row]); });
+      recount(s, read->saved);
       follow_shift(s, read->saved.positions());
     }
   }
@@ -582,6 +577,10 @@ class compressor {
     take_back(s.at, rows);
   }
 
+  static void recount(state& s, const saved_sequence& saved) {
+    recount(s, saved.tokens(), [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
+  }
+
   /// Of what is known of moved rows, that of those that are still there.
   static moved_rows still_there(const state& s) {
     const std::size_t before = s.moved.cells.size(), n = s.at.compressed;
@@ -598,13 +597,20 @@ class compressor {
 
   // ---- in place ----
 
+  /// The positions of the rows' cells.
+  std::vector<llama_pos> positions_of(const rows_in_place& rows) const {
+    const cell_table& table = probe_->caches()[rows.cache].table;
+    std::vector<llama_pos> positions;
+    for (const std::int32_t cell : rows.cells) positions.push_back(table.position(rows.seen->stream, cell));
+    return positions;
+  }
+
   template <class Observe>
   result<report> compress_in_place(llama_seq_id sequence, state& s, llama_pos last, const rows_in_place& rows,
                                    const Observe& observe) {
     seen_cache& cache = probe_->caches()[rows.cache];
     const std::size_t stream = rows.seen->stream, n = rows.cells.size();
-    std::vector<llama_pos> positions(n);
-    for (std::size_t i = 0; i < n; ++i) positions[i] = cache.table.position(stream, rows.cells[i]);
+    const std::vector<llama_pos> positions = positions_of(rows);
     if (positions.front() < 0) return error{"the positions of its tokens have not been seen"};
     std::vector<cached_layer> cached;
     for (const cached_layer& l : cache.layers) cached.push_back(l.of_stream(stream));
@@ -644,7 +650,6 @@ class compressor {
     }
     note_moved(s, positions, first, done.tokens_before - done.tokens_after);
     s.marks = marks_of(marked(cached.back()), std::span(left).first(s.at.compressed));
-    s.still.clear();
     rows.seen->cells = left, rows.seen->last_cell = left.back(), rows.seen->sequence = sequence;
     std::sort(rows.seen->cells.begin(), rows.seen->cells.end());
     s.cells = rows.seen->cells, s.written = cache.table.written();
@@ -773,7 +778,7 @@ class compressor {
     row_bytes_ = saved.payload_bytes() / saved.tokens();
     state_fixed_ = read->bytes.size() - rest_of(sequence) - saved.tokens() * (state_cell + saved.added_to_cell() + row_bytes_);
     added_to_cell_ = saved.added_to_cell();
-    recount(s, saved.tokens(), [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
+    recount(s, saved);
     s.offset = last + 1 - static_cast<llama_pos>(saved.tokens());
 
     report done{.tokens_before = saved.tokens(), .tokens_after = saved.tokens()};
