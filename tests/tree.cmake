@@ -3,6 +3,7 @@
 #  loose     at most 8 headers lie beside the folders
 #  columns   a line of C++, CMake or Python has at most 130 characters
 #  methods   views, cache, rows, plans, policies, workspace and loop name no method
+#  options   no find_program(), find_path(), find_library(), find_file() has an option's name: an option that is OFF is "found"
 #  umbrella  lagkv.hpp leads to every header but those of adapters/, detail/ and simd/, and those that need Eigen
 cmake_minimum_required(VERSION 3.18)
 get_filename_component(root ${CMAKE_CURRENT_LIST_DIR} DIRECTORY)
@@ -183,6 +184,34 @@ foreach(source IN LISTS sources)
         endif()
       endif()
     endforeach()
+  endif()
+endforeach()
+
+set(options "")
+set(finds "")
+file(GLOB_RECURSE scripts RELATIVE ${root} ${root}/CMakeLists.txt ${root}/cmake/*.cmake)
+foreach(source IN LISTS sources)
+  if(source MATCHES "[.]cmake$|CMakeLists[.]txt$")
+    list(APPEND scripts ${source})
+  endif()
+endforeach()
+foreach(script IN LISTS scripts)
+  file(READ ${root}/${script} text)
+  string(REGEX MATCHALL "option\\([ \n]*[A-Za-z0-9_]+" found "${text}")
+  string(REGEX REPLACE "option\\([ \n]*" "" found "${found}")
+  list(APPEND options ${found})
+  string(REGEX MATCHALL "find_(program|path|library|file)\\([ \n]*[A-Za-z0-9_]+" found "${text}")
+  foreach(find IN LISTS found)
+    string(REGEX REPLACE ".*\\([ \n]*" "" name "${find}")
+    list(APPEND finds "${name} ${script}")
+  endforeach()
+endforeach()
+foreach(find IN LISTS finds)
+  string(REPLACE " " ";" find "${find}")
+  list(GET find 0 name)
+  list(GET find 1 script)
+  if(name IN_LIST options)
+    fault(${script} "options: ${name} is an option")
   endif()
 endforeach()
 
