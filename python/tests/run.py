@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""run.py --work DIR [--torch] [pytest's arguments]: builds the wheel, installs it into an empty venv, runs the tests there.
+"""run.py --work DIR [--torch] [--also PYTHON]... [pytest's arguments]: builds the wheel, installs it into an empty venv, runs the
+tests there; then the same wheel and tests with each other Python (abi3: built by 3.12, run by later ones).
 
 Exits with 77, and says why, where there is no venv or no package index. --torch, or LAGKV_TORCH=1: with PyTorch and Transformers
 too (400 MB); without them the tests that need them are skipped.
@@ -26,9 +27,9 @@ def skip(why):
     sys.exit(77)
 
 
-def venv(folder):
+def venv(folder, of=sys.executable):
     """The python of an empty venv."""
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", folder], capture_output=True, text=True)
+    made = subprocess.run([of, "-m", "venv", "--clear", folder], capture_output=True, text=True)
     if made.returncode != 0:
         skip(f"no virtual environment (is python3-venv installed?)\n{made.stdout}{made.stderr}")
     return folder / "bin" / "python"
@@ -42,6 +43,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", required=True, type=pathlib.Path)
     parser.add_argument("--torch", action="store_true", default=os.environ.get("LAGKV_TORCH") == "1")
+    parser.add_argument("--also", action="append", default=[], metavar="PYTHON")
     arguments, for_pytest = parser.parse_known_args()
     work = arguments.work.resolve()
     wheels = work / "wheels"
@@ -59,15 +61,26 @@ def main():
         sys.exit("run.py: the wheel does not build")
     wheel, = wheels.iterdir()
     say(f"{wheel.name} is built")
-    if not pip(python, "install", "--no-index", wheel):
-        sys.exit("run.py: the wheel does not install")
+    for of in arguments.also:
+        other = venv(work / f"venv-{pathlib.Path(of).name}", of)
+        if not pip(other, "install", "pytest", "hypothesis", "numpy"):
+            sys.exit("run.py: pytest does not install")
+        test(other, wheel, work, for_pytest)
     if arguments.torch and not pip(python, "install", *TORCH):
         sys.exit("run.py: PyTorch and Transformers do not install")
+    test(python, wheel, work, for_pytest)
+
+
+def test(python, wheel, work, for_pytest):
+    version = subprocess.run([python, "--version"], capture_output=True, text=True).stdout.strip()
+    if not pip(python, "install", "--no-index", wheel):
+        sys.exit(f"run.py: the wheel does not install into {version}")
     # From another folder, so that the package is the wheel's.
     tests = subprocess.run([python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--rootdir", work,
                             ROOT / "python" / "tests", *for_pytest], cwd=work, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
-    say("the tests have passed" if tests.returncode == 0 else "the tests have failed")
-    sys.exit(tests.returncode)
+    say(f"{version}: the tests have {'failed' if tests.returncode else 'passed'}")
+    if tests.returncode:
+        sys.exit(tests.returncode)
 
 
 START = time.monotonic()
