@@ -159,7 +159,7 @@ endforeach()
 # Characters, not bytes: bytes 80 to bf continue a character of UTF-8.
 math(EXPR more "${most_columns} + 1")
 set(sources "")
-foreach(folder include tests tools benchmarks examples python c)
+foreach(folder include tests tools benchmarks examples python c site)
   foreach(kind hpp cpp inl cmake py)
     list(APPEND sources ${root}/${folder}/*.${kind})
   endforeach()

@@ -1,5 +1,7 @@
 """Presses of lagkv's kernels keep what those of kvpress keep; benchmarks/compare_kvpress.py does it at size."""
 
+import pathlib
+import re
 import types
 
 import numpy as np
@@ -10,8 +12,9 @@ import lagkv
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 kvpress = pytest.importorskip("kvpress", reason="kvpress is not installed")
 
-from lagkv.kvpress import Press, like  # noqa: E402
+from lagkv.kvpress import Press, like, policy_like  # noqa: E402
 
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "from-kvpress.md"
 HEADS, GROUP, TOKENS, DIM = 2, 3, 700, 16
 REMOVED = {"compression_ratio": 0.6}
 PRESSES = [kvpress.LagKVPress(**REMOVED, cross_scoring=True), kvpress.KnormPress(**REMOVED), kvpress.KeyDiffPress(**REMOVED),
@@ -50,3 +53,14 @@ def test_any_policy_is_a_press():
         like(kvpress.RandomPress(**REMOVED))
     with pytest.raises(lagkv.Error, match="num_sinks a multiple of local_window_size"):
         like(kvpress.CURPress(**REMOVED))
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the tests run outside a checkout")
+def test_the_policies_of_the_page():
+    rows = re.findall(r"^\| `(\w+Press\(.+\))` \| `(.+)` \|$", PAGE.read_text(), re.M)
+    assert len(rows) == 11
+    for press, policy in rows:
+        assert policy_like(eval(press, vars(kvpress))) == policy
+        lagkv.parse(policy)
+    elsewhere = re.findall(r"`(\w+Press)`", PAGE.read_text())
+    assert all(hasattr(kvpress, name) for name in elsewhere)
