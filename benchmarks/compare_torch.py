@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Times lagkv's compress() beside LagKV in PyTorch, on the same arrays, and checks that they keep the same tokens.
+"""Times lagkv.compress() beside LagKV in PyTorch, on the same arrays, and checks that they keep the same tokens.
 
-  python3 -m venv venv && venv/bin/pip install torch numpy          (kvpress is used where it is installed)
-  venv/bin/python benchmarks/compare_torch.py --lagkv-time build/bench/benchmarks/lagkv-time [--official lag_kv.py]
+  python3 -m venv venv && venv/bin/pip install . torch==2.13.0      (kvpress is used where it is installed)
+  venv/bin/python benchmarks/compare_torch.py [--official lag_kv.py]
 
 Rows:
   official  the published code's whole compression: score, top-k, gather, move the window. With --official the real class
             of the LagKV repository (lag_kv.py), else the same formula written here.
   kvpress   LagKVPress.compress of the installed kvpress, else its formula written here.
   compiled  torch.compile of the scoring alone, the best case for PyTorch.
-ours runs on as many threads as the row beside it, and cold (its arrays are put out of the CPU's caches before each run);
+ours runs on as many threads as the row beside it, and cold (256 MiB are read between the copy of its arrays and the run);
 PyTorch's arrays are as the copy that restores them leaves them. With --warm ours are, too: where they fit the last cache, that is
 like beside like. On a machine that others use too, --clock cpu counts only
 the time that each side had the processor (sensible for one thread); else wall time.
@@ -20,14 +20,14 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import types
 
 import numpy as np
 import torch
+
+import lagkv
 
 SINK = 16
 
@@ -117,10 +117,35 @@ def timed(work, keys, values, repeats, clock):
     return times
 
 
-def ours(o, policy, folder, repeats, threads):
-    command = [o.lagkv_time, policy, f"{folder}/keys.npy", f"{folder}/values.npy", str(repeats), str(threads),
-               "warm" if o.warm else "cold"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+OTHER_MEMORY = np.ones(1 << 25)  # 256 MiB: more than the caches of a CPU
+
+
+class Ours:
+    """lagkv.compress() on copies of the arrays."""
+
+    def __init__(self, policy, keys, values, threads, warm):
+        self.policy, self.arrays, self.warm = lagkv.parse(policy), (keys, values), warm
+        self.copies = keys.copy(), values.copy()
+        self.workspace = lagkv.Workspace(threads)
+
+    def run(self, clock=time.perf_counter):
+        """Seconds of a call."""
+        for copy, array in zip(self.copies, self.arrays):
+            copy[...] = array
+        layer = lagkv.Layer(*self.copies)
+        if not self.warm:
+            OTHER_MEMORY.sum()
+        start = clock()
+        lagkv.compress(self.policy, layer, cursor=lagkv.Cursor(), workspace=self.workspace)
+        return clock() - start
+
+    def times(self, repeats, clock):
+        return [self.run(clock) for _ in range(repeats + 1)][1:]  # the first one grows the workspace
+
+    def kept(self):
+        self.run()
+        plan = self.workspace.last_plan()
+        return [plan.of(h) for h in range(plan.heads)]
 
 
 def spread(times):
@@ -145,7 +170,6 @@ def cpu_name():
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument("--lagkv-time", required=True, help="the program of the bench preset")
     a.add_argument("--official", help="lag_kv.py of the LagKV repository")
     a.add_argument("--heads", type=int, default=8)
     a.add_argument("--tokens", type=int, default=16384)
@@ -162,7 +186,6 @@ def main():
     o = a.parse_args()
 
     clock = time.process_time if o.clock == "cpu" else time.perf_counter
-    seconds = "cpu_seconds" if o.clock == "cpu" else "seconds"
     lag, keep = o.lag, int(o.ratio * o.lag)
     LagKV = load_official(o.official) if o.official else None
     LagKVPress = load_kvpress()
@@ -178,56 +201,55 @@ def main():
     for dtype in o.types.split(","):
         k, v = (x.astype(np.float16 if dtype == "f16" else np.float32) for x in arrays)
         keys, values = torch.from_numpy(k), torch.from_numpy(v)
-        with tempfile.TemporaryDirectory() as folder:
-            np.save(f"{folder}/keys.npy", k), np.save(f"{folder}/values.npy", v)
-            mine = ours(o, policy, folder, 1, 1)  # for what it keeps
+        mine = Ours(policy, k, v, 1, o.warm)
 
-            # The same tokens? In f32, where rounding is not the question; near ties may go either way.
-            kept = official_step(keys.float(), values.float(), lag, keep)[2].flatten(1).sort(-1).values.numpy()
-            same = np.mean([len(np.intersect1d(x, y)) / len(y) for x, y in zip(mine["kept"], kept)])
-            half = ""
-            if dtype == "f16":
-                rounded = official_step(keys.clone(), values.clone(), lag, keep)[2].flatten(1).numpy()
-                share = np.mean([len(np.intersect1d(x, y)) / len(y) for x, y in zip(rounded, kept)])
-                half = f" (PyTorch calculating in f16: {share:.2%})"
-            agreed = agreed and same >= 1 - max(1e-4, 1 / kept.size)
-            print(f"\n{dtype}: ours keeps {same:.4%} of the tokens that the formula keeps in f32{half}")
-            rows = report[dtype] = {}
+        # The same tokens? In f32, where rounding is not the question; near ties may go either way.
+        kept = official_step(keys.clone().float(), values.clone().float(), lag, keep)[2].flatten(1).sort(-1).values.numpy()
+        same = np.mean([len(np.intersect1d(x, y)) / len(y) for x, y in zip(mine.kept(), kept)])
+        half = ""
+        if dtype == "f16":
+            rounded = official_step(keys.clone(), values.clone(), lag, keep)[2].flatten(1).numpy()
+            share = np.mean([len(np.intersect1d(x, y)) / len(y) for x, y in zip(rounded, kept)])
+            half = f" (PyTorch calculating in f16: {share:.2%})"
+        agreed = agreed and same >= 1 - max(1e-4, 1 / kept.size)
+        print(f"\n{dtype}: ours keeps {same:.4%} of the tokens that the formula keeps in f32{half}")
+        rows = report[dtype] = {}
 
-            def official(k, v):
-                if LagKV is None:
-                    return official_step(k, v, lag, keep)
-                cache = LagKV(ratio=o.ratio, sink_size=SINK, lag_size=lag, use_then_compress=False)
-                return cache.update(k[None], v[None], 0)
+        def official(k, v):
+            if LagKV is None:
+                return official_step(k, v, lag, keep)
+            cache = LagKV(ratio=o.ratio, sink_size=SINK, lag_size=lag, use_then_compress=False)
+            return cache.update(k[None], v[None], 0)
 
-            def kvpress(k, v):
-                if LagKVPress is None:
-                    return kvpress_step(k, v, lag, o.ratio)
-                press = LagKVPress(compression_ratio=1 - o.ratio, n_sink=SINK, lag_size=lag)
-                return press.compress(types.SimpleNamespace(head_dim=o.dim), None, k[None], v[None], None, {})
+        def kvpress(k, v):
+            if LagKVPress is None:
+                return kvpress_step(k, v, lag, o.ratio)
+            press = LagKVPress(compression_ratio=1 - o.ratio, n_sink=SINK, lag_size=lag)
+            return press.compress(types.SimpleNamespace(head_dim=o.dim), None, k[None], v[None], None, {})
 
-            scoring = None if o.no_compile else torch.compile(lambda k, v: sum_of_scores(k, v, lag))
+        scoring = None if o.no_compile else torch.compile(lambda k, v: sum_of_scores(k, v, lag))
 
-            def compiled(k, v):
-                return scoring(whole_partitions(k, lag), whole_partitions(v, lag))
+        def compiled(k, v):
+            return scoring(whole_partitions(k, lag), whole_partitions(v, lag))
 
-            for threads in map(int, o.threads.split(",")):
-                torch.set_num_threads(threads)
-                words = f"{threads} thread{'s' if threads > 1 else ''}"
-                name = f"ours, {mine['target']}, {words}"
-                rows[name] = ours(o, policy, folder, o.repeats, threads)[seconds]
-                print(f"  {name:34} {spread(rows[name])}")
-                torch._dynamo.reset()  # compiled code is made for a number of threads
-                for label, work in (("official", official), ("kvpress", kvpress), ("scoring alone, compiled", compiled)):
-                    if work is compiled and scoring is None:
-                        continue
-                    label = f"{label}, {words}"
-                    # Ours again before and after each row: on a shared machine speed changes within a minute.
-                    beside = ours(o, policy, folder, o.repeats, threads)[seconds]
-                    rows[label] = timed(work, keys, values, o.repeats, clock)
-                    beside += ours(o, policy, folder, o.repeats, threads)[seconds]
-                    times = statistics.median(rows[label]) / statistics.median(beside)
-                    print(f"  {label:34} {spread(rows[label])}  {times:6.1f} x ours", flush=True)
+        for threads in map(int, o.threads.split(",")):
+            torch.set_num_threads(threads)
+            words = f"{threads} thread{'s' if threads > 1 else ''}"
+            mine = Ours(policy, k, v, threads, o.warm)
+            name = f"ours, {mine.workspace.target}, {words}"
+            rows[name] = mine.times(o.repeats, clock)
+            print(f"  {name:34} {spread(rows[name])}")
+            torch._dynamo.reset()  # compiled code is made for a number of threads
+            for label, work in (("official", official), ("kvpress", kvpress), ("scoring alone, compiled", compiled)):
+                if work is compiled and scoring is None:
+                    continue
+                label = f"{label}, {words}"
+                # Ours again before and after each row: on a shared machine speed changes within a minute.
+                beside = mine.times(o.repeats, clock)
+                rows[label] = timed(work, keys, values, o.repeats, clock)
+                beside += mine.times(o.repeats, clock)
+                times = statistics.median(rows[label]) / statistics.median(beside)
+                print(f"  {label:34} {spread(rows[label])}  {times:6.1f} x ours", flush=True)
     if o.json:
         with open(o.json, "w") as f:
             json.dump(report, f, indent=1)

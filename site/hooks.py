@@ -11,6 +11,7 @@ import sys
 
 from markdown import Extension
 from mkdocs.structure.files import File
+from pymdownx.slugs import slugify
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import cpp_reference  # noqa: E402
@@ -20,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LANGUAGES = {".hpp": "cpp", ".cpp": "cpp", ".inl": "cpp", ".h": "c", ".c": "c", ".py": "python", ".rs": "rust", ".toml": "toml",
              ".cmake": "cmake"}
+SLUG = slugify(case="lower")
 LINK = re.compile(r"(\[[^\]\n]*\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"(^[ ]*```.*?^[ ]*```[ ]*$)", re.M | re.S)
 
@@ -69,7 +71,7 @@ def on_page_markdown(markdown, page, config, files):
             there = page_of(path)
         text = link[1]
         if text == f"[{link[2].partition('#')[0]}](":  # a path says nothing to a reader of the site
-            text = f"[{title_of(files.get_file_from_path(there), path)}]("
+            text = f"[{title_of(files.get_file_from_path(there), path, anchor)}]("
         return text + posixpath.relpath(there, posixpath.dirname(here) or ".") + anchor + link[3]
 
     return outside_code(markdown, lambda text: LINK.sub(moved, text))
@@ -78,9 +80,12 @@ def on_page_markdown(markdown, page, config, files):
 # ---- links --------------------------------------------------------------------------------------------------------------
 
 
-def title_of(file, path):
-    heading = re.search(r"^# (.+)$", file.content_string, re.M) if file is not None and path.endswith(".md") else None
-    return heading[1] if heading else posixpath.basename(path)
+def title_of(file, path, anchor):
+    """The heading that a link leads to."""
+    shown = file is not None and path.endswith(".md")
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", file.content_string), re.M) if shown else []
+    plain = [re.sub(r"[`*]", "", h) for h in headings]
+    return next((h for h in plain if anchor and "#" + SLUG(h, "-") == anchor), plain[0] if plain else posixpath.basename(path))
 
 
 def outside_code(markdown, change):
