@@ -106,7 +106,7 @@ def dashed(path, colour, policy):
 
 def axes(most, x, y):
     out = [text(LEFT, 24, "accuracy, of 100"),
-           text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "keys and values, MB", text_anchor="middle")]
+           text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "size of keys and values, MB", text_anchor="middle")]
     for a in range(0, 101, 20):
         out += [line(f"M{LEFT} {y(a):.1f}H{WIDTH - RIGHT}", "#ddd"), text(LEFT - 8, y(a) + 5, str(a), text_anchor="end")]
     for mb in range(0, int(most) + 1, 10):

@@ -1,18 +1,11 @@
 // Results as JSON lines: one list of fields a struct, walked by what writes them and by what reads them.
 #include "results.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <concepts>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -162,12 +155,6 @@ std::optional<std::string> text_of(const std::string& path) {
   return text;
 }
 
-// Of a line without an end: the beginning of one of ours, and no more.
-bool torn(std::string_view line) {
-  const std::size_t both = std::min(line.size(), line_begins.size());
-  return line.substr(0, both) == line_begins.substr(0, both) && !json::accept(line);
-}
-
 // A small model may answer with half a character: replaced, not thrown at.
 std::string text_of_line(const json& line) { return line.dump(-1, ' ', false, json::error_handler_t::replace); }
 
@@ -178,6 +165,7 @@ results read_results(const std::string& path) {
   const std::optional<std::string> text = text_of(path);
   if (!text) throw std::runtime_error(path + ": cannot be read");
   results all;
+  all.bytes = text->size();
   std::map<sample_key, std::size_t> places;
   std::size_t number = 0;
   for (std::string_view rest = *text; !rest.empty();) {
@@ -186,7 +174,7 @@ results read_results(const std::string& path) {
     const std::string_view line = rest.substr(0, end);
     const bool ended = end != std::string_view::npos;
     rest.remove_prefix(ended ? end + 1 : rest.size());
-    if (!ended && torn(line)) break;
+    if (!ended && torn(line, line_begins)) break;
     try {
       const json fields = json::parse(line, nullptr, false);
       if (!fields.is_object()) throw std::invalid_argument("is not a JSON object");
@@ -211,52 +199,12 @@ results read_results(const std::string& path) {
   return all;
 }
 
-results_file::results_file(const std::string& path) : path_(path) {
-  if (std::filesystem::exists(path) && !std::filesystem::is_regular_file(path))
-    throw std::runtime_error(path + ": is no regular file");
-  file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-  const auto fail = [&](const std::string& why) {
-    if (file_ >= 0) ::close(file_);
-    throw std::runtime_error(path_ + ": " + why);
-  };
-  if (file_ < 0) fail("cannot be written");
-  if (::flock(file_, LOCK_EX | LOCK_NB) != 0)
-    fail("another run writes to it: wait until it ends, or name another file with --out");
-  const std::optional<std::string> text = text_of(path);
-  if (!text) fail("cannot be read");
-  const std::size_t begin = text->rfind('\n') + 1;  // 0 where there is no line end
-  const std::string_view last = std::string_view(*text).substr(begin);
-  if (last.empty()) return;
-  if (json::accept(last)) {
-    if (::write(file_, "\n", 1) != 1) fail("cannot be written");
-  } else if (!torn(last)) {
-    fail("ends with what is no line of results; left as it is");
-  } else if (::ftruncate(file_, static_cast<off_t>(begin)) != 0) {
-    fail("cannot be written");
-  }
-}
-
-results_file::~results_file() { ::close(file_); }
-
-void results_file::write_line(const std::string& line) {
-  const std::string text = line + '\n';
-  const off_t before = ::lseek(file_, 0, SEEK_END);
-  for (std::size_t done = 0; done < text.size();) {
-    const ssize_t n = ::write(file_, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) {
-      const std::string why = std::strerror(n < 0 ? errno : ENOSPC);
-      if (::ftruncate(file_, before) != 0) throw std::runtime_error(path_ + ": ends within a line: " + why);
-      throw std::runtime_error(path_ + ": cannot be written: " + why);
-    }
-    done += static_cast<std::size_t>(n);
-  }
-}
+results_file::results_file(const std::string& path) : lines_(path, line_begins) {}
 
 void results_file::add(const run_info& run) {
   json line = {{"type", "run"}};
   run_fields(run, writer{line});
-  write_line(text_of_line(line));
+  lines_.add(text_of_line(line));
 }
 
 void results_file::add(const sample_result& sample) {
@@ -267,7 +215,7 @@ void results_file::add(const sample_result& sample) {
   line["policy"] = sample.key.policy;
   key_fields(sample.key, writer{line});
   sample_fields(sample, writer{line});
-  write_line(text_of_line(line));
+  lines_.add(text_of_line(line));
 }
 
 }  // namespace eval

@@ -8,6 +8,8 @@
 #include <tuple>
 #include <vector>
 
+#include "report/line_file.hpp"
+
 namespace eval {
 
 /// What was run where: a line at the start of every run, also of one that goes on.
@@ -67,32 +69,28 @@ struct sample_result {
 struct results {
   std::vector<run_info> runs;
   std::vector<sample_result> samples;  ///< the later line wins where one is there twice
+  std::size_t bytes = 0;               ///< of the file
 };
 
 /// Throws std::runtime_error where it cannot be read, std::invalid_argument with the number of a line that is none of ours.
 /// A last line that was cut off (an interrupted run) is left out.
 [[nodiscard]] results read_results(const std::string& path);
 
-/// Appends lines, each written before the next: what was measured survives an interruption. While it lives no other one can be
-/// opened for the same file, by this process or another. POSIX.
+/// Where results go: see line_file.
 class results_file {
  public:
-  /// A torn last line of an earlier run is removed. Throws std::runtime_error where it cannot be written, or another writes to
-  /// it.
+  /// Throws as line_file does.
   explicit results_file(const std::string& path);
-  results_file(const results_file&) = delete;
-  results_file& operator=(const results_file&) = delete;
-  ~results_file();
 
-  /// Throw std::runtime_error where the line cannot be written (a full disk): then the file ends with the line before it.
+  /// Throw as line_file::add() does.
   void add(const run_info& run);
   void add(const sample_result& sample);
 
- private:
-  void write_line(const std::string& line);
+  /// As read_results() counted them, where nobody has written to the file since.
+  [[nodiscard]] std::size_t bytes_found() const { return lines_.bytes_found(); }
 
-  std::string path_;
-  int file_ = -1;
+ private:
+  line_file lines_;
 };
 
 }  // namespace eval

@@ -73,6 +73,7 @@ class runner {
   void make_sessions();
   std::vector<assignment> assignments() const;
   void run_one(const assignment& a);
+  std::string refusal(const host::named_policy& policy);
   std::map<setting, budgeted> budgets(const assignment& a, const tokenized& tokens) const;
   static std::vector<job> jobs_of(const assignment& a, const std::map<setting, budgeted>& with);
   void run_jobs(const assignment& a, const std::vector<job>& jobs, double depth, double prefill_seconds);
@@ -180,7 +181,7 @@ void runner::run_all() {
   std::cerr << fmt::format("{}: {} results are there, {} are missing\n", options_.out, before_.samples.size(), steps);
   if (steps == 0) return;
   file_ = std::make_unique<results_file>(options_.out);
-  if (read_results(options_.out).samples.size() != before_.samples.size())
+  if (file_->bytes_found() != before_.bytes)
     throw std::runtime_error(options_.out + ": another run has written to it since this one began: start again");
   file_->add(info_);
   bar_ = std::make_unique<progress>(steps);
@@ -221,6 +222,18 @@ std::vector<runner::job> runner::jobs_of(const assignment& a, const std::map<set
   return jobs;
 }
 
+// Why the model cannot be compressed so (attention of a model with window layers, say); empty where it can. A policy that wants
+// a file is not excused: it may be the wrong file.
+std::string runner::refusal(const host::named_policy& policy) {
+  try {
+    host::compressor::prepare(*prefill_, {&policy, 1});
+  } catch (const std::invalid_argument& why) {
+    if (policy.rules.needs.calibrated) throw;
+    return why.what();
+  }
+  return {};
+}
+
 void runner::run_one(const assignment& a) {
   request_.length = a.length - (a.what->how == kind::answer ? template_tokens_ : 0) - spare_tokens;
   request_.sample = a.sample;
@@ -234,12 +247,13 @@ void runner::run_one(const assignment& a) {
     j.doing = {.model = &model_, .what = a.what, .asked = &asked, .tokens = &tokens, .policy = parse(j.with.policy)};
     j.doing.chunk = options_.chunk;
     j.doing.picture_columns = draws_picture(a) && j.asked.policy != "full" ? picture_columns : 0;
+    if (j.with.failure.empty()) j.with.failure = refusal(j.doing.policy);
     if (j.with.failure.empty()) policies.push_back(j.doing.policy);
   }
 
   host::saved_sequence prefill;
   double seconds = 0;
-  host::compressor::prepare(*prefill_, policies);  // refuses what cannot be done
+  host::compressor::prepare(*prefill_, policies);
   if (options_.chunk == 0) {
     prefill_->clear();
     const host::stopwatch watch;

@@ -10,6 +10,7 @@
 #include <iostream>
 #include <limits>
 #include <map>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <thread>
@@ -21,6 +22,7 @@
 #include "host/compressor.hpp"
 #include "host/model.hpp"
 #include "host/stopwatch.hpp"
+#include "report/line_file.hpp"
 #include "report/statistics.hpp"
 #include "report/text_table.hpp"
 #include "tasks/task.hpp"
@@ -89,6 +91,7 @@ class runner {
   host::model model_;
   const task* passkey_;
   nlohmann::json facts_;
+  std::unique_ptr<line_file> file_;
   std::map<run_key, speed> done_;
 };
 
@@ -101,10 +104,11 @@ runner::runner(const speed_options& o) : options_(o), model_(o.model), passkey_(
             {"date", info.date},        {"cache_type", o.cache_type},
             {"compiler", info.compiler}};
   if (o.out.empty()) return;
+  file_ = std::make_unique<line_file>(o.out, R"({"key":)");  // members come by name
   std::ifstream before(o.out);
   for (std::string line; std::getline(before, line);) {
     const nlohmann::json j = nlohmann::json::parse(line, nullptr, false);
-    if (j.is_discarded() || !j.contains("key")) continue;  // a line that an interrupted run has not finished
+    if (!j.is_object() || !j.contains("key")) throw std::invalid_argument(o.out + ": has a line that is none of ours: " + line);
     for (const char* same : {"model_sha256", "removed", "chunk", "answer", "cache_type"})
       if (j.at("run").at(same) != facts_.at(same))
         throw std::invalid_argument(fmt::format("{}: was made with {} {}, not {}: name another file with --out", o.out, same,
@@ -193,8 +197,6 @@ void runner::run_table(std::size_t length, const run_key& table) {
   }
   rows.emplace_back("short", fewer);
 
-  std::ofstream out;
-  if (!options_.out.empty()) out.open(options_.out, std::ios::app);
   for (std::size_t round = 0; round < options_.repeats; ++round)
     for (const auto& [policy, budget] : rows) {
       run_key key = table;
@@ -203,7 +205,7 @@ void runner::run_table(std::size_t length, const run_key& table) {
       std::cerr << fmt::format("{} tokens, {} threads, {}: {}, round {} of {}\n", length, key.threads, key.attention, policy,
                                round + 1, options_.repeats);
       done_[key] = run_one(p, key, budget);
-      if (out.is_open()) out << nlohmann::json{{"run", facts_}, {"key", key}, {"speed", done_[key]}}.dump() << std::endl;
+      if (file_) file_->add(nlohmann::json{{"run", facts_}, {"key", key}, {"speed", done_[key]}}.dump());
     }
   std::vector<std::string> policies;
   for (const auto& row : rows) policies.push_back(row.first);

@@ -283,4 +283,35 @@ TEST_F(ResultsFile, CannotBeReadOrWritten) {
   EXPECT_THROW(eval::results_file{path + ".none/results"}, std::runtime_error);
 }
 
+// lagkv-eval speed writes other lines into a file of the same kind.
+TEST(line_file, keeps_whole_lines_and_one_writer) {
+  const std::string path = testing::TempDir() + "lagkv_line_file.jsonl";
+  std::filesystem::remove(path);
+  const auto text = [&] {
+    std::ifstream in(path, std::ios::binary);
+    return std::string{std::istreambuf_iterator<char>(in), {}};
+  };
+  constexpr std::string_view begins = R"({"key":)";
+  {
+    eval::line_file first(path, begins);
+    EXPECT_EQ(first.bytes_found(), 0U);
+    first.add(R"({"key":1})");
+    EXPECT_THROW(eval::line_file(path, begins), std::runtime_error) << "one writer at a time";
+  }
+  std::ofstream(path, std::ios::app) << R"({"key":{"len)";
+  EXPECT_TRUE(eval::torn(R"({"key":{"len)", begins));
+  EXPECT_TRUE(eval::torn(R"({"k)", begins));
+  EXPECT_FALSE(eval::torn(R"({"type":"ru)", begins)) << "of another file";
+  EXPECT_FALSE(eval::torn(R"({"key":2})", begins)) << "whole";
+  {
+    eval::line_file second(path, begins);
+    EXPECT_EQ(second.bytes_found(), std::string_view("{\"key\":1}\n{\"key\":{\"len").size());
+    second.add(R"({"key":2})");
+  }
+  EXPECT_EQ(text(), "{\"key\":1}\n{\"key\":2}\n");
+  std::ofstream(path, std::ios::app) << "no line of ours";
+  EXPECT_THROW(eval::line_file(path, begins), std::runtime_error);
+  EXPECT_EQ(text(), "{\"key\":1}\n{\"key\":2}\nno line of ours") << "left as it is";
+}
+
 }  // namespace

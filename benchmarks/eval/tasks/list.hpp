@@ -11,6 +11,7 @@ namespace eval {
 // Groups, which each task names itself.
 inline constexpr std::string_view ruler = "ruler";
 inline constexpr std::string_view beyond = "beyond";
+inline constexpr std::string_view everyday = "everyday";
 
 [[nodiscard]] std::vector<task> needle_tasks();  // niah.cpp
 [[nodiscard]] task needle_among_needles();       // niah.cpp
@@ -22,5 +23,9 @@ inline constexpr std::string_view beyond = "beyond";
 [[nodiscard]] task prose_recall();
 [[nodiscard]] task documents();
 [[nodiscard]] std::vector<task> continuation_tasks();
+[[nodiscard]] task chat_facts();
+[[nodiscard]] task table_row();
+[[nodiscard]] task few_shot();
+[[nodiscard]] task ledger();
 
 }  // namespace eval

@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Models x policies, from results of lagkv-eval run: tables, a picture and a page.
+
+    matrix.py smollm2-135m=a.jsonl.gz,b.jsonl gemma3-270m.jsonl.gz --removed 0.75 --svg models.svg --html models.html
+
+Each model is NAME=FILE[,FILE...], or FILE alone for the file's own name; its files share model and seed. A prompt counts where the full cache and every policy
+that the model can do have it. A task counts where the full cache has 30 of 100 or more; the others are named. The mean is that of
+the tasks' means; its 95 % interval is the percentile bootstrap's over prompts, within each task (2,000 resamples). Ranks are by
+the mean, 1 is best, ties share; the mean rank is over the models, of policies that all models can do.
+"""
+import argparse
+import gzip
+import json
+import pathlib
+import random
+import sys
+from collections import defaultdict
+from html import escape
+
+GROUPS = {
+    "needles": ("niah_", "passkey64", "needles_16", "vt"),
+    "documents": ("documents", "qa_"),
+    "copying": ("prose_recall", "table_row"),
+    "chat": ("chat_facts",),
+    "other": ("few_shot", "ledger", "cwe", "fwe"),
+}
+TEXTS = {"KL, prose": "perplexity", "KL, code": "perplexity_code"}
+LEAST = 0.3  # of the full cache, for a task to count
+DRAWS = 2000
+EDGE = DRAWS // 40  # resamples outside of the interval at either end
+
+
+def samples_of(path):
+    with gzip.open(path, "rt") if path.endswith(".gz") else open(path) as file:
+        for line in file:
+            entry = json.loads(line)
+            if entry["type"] == "run":
+                yield entry["model_sha256"], entry["seed"], None
+            elif entry["type"] == "sample":
+                yield None, None, entry
+
+
+def read(name, paths, length, removed):
+    """{policy: {task: {sample: score or KL}}} at one length and share removed."""
+    made, same = defaultdict(lambda: defaultdict(dict)), set()
+    for path in paths:
+        for model, seed, entry in samples_of(path):
+            if entry is None:
+                same.add((model, seed))
+            elif entry["length"] == length and (entry["policy"] == "full" or entry.get("removed", 0) == removed):
+                scores = entry.get("scores", {})
+                value = scores.get("score", scores.get("kl"))
+                if value is not None and not entry.get("failure"):
+                    made[entry["policy"]][entry["task"]][entry["sample"]] = value
+    if len(same) != 1:
+        sys.exit(f"matrix.py: {name}: its files are of {len(same)} models or seeds, not of 1")
+    if "full" not in made:
+        sys.exit(f"matrix.py: {name}: has no full cache at {length} tokens")
+    return made
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def interval(tasks):
+    """Of the mean of the tasks' means; None of fewer than two prompts in every task."""
+    if max(len(t) for t in tasks) < 2:
+        return None
+    draw = random.Random(42)
+    means = sorted(mean(mean(draw.choices(t, k=len(t))) for t in tasks) for _ in range(DRAWS))
+    return means[EDGE], means[-EDGE - 1]
+
+
+class Model:
+    """What a model's files say of the policies asked for."""
+
+    def __init__(self, name, paths, o):
+        rows = read(name, paths, o.length, o.removed)
+        self.name = name
+        self.policies = [p for p in (o.policies or sorted(rows.keys() - {"full"})) if rows.get(p)]
+        taking_part = [rows[p] for p in ("full", *self.policies)]
+        self.prompts = {}
+        for task in rows["full"]:
+            common = set.intersection(*(set(r[task]) for r in taking_part))
+            if common:
+                self.prompts[task] = sorted(common)
+        if not self.prompts:
+            sys.exit(f"matrix.py: {name}: no prompt has the full cache and all of {', '.join(self.policies)}")
+        self.values = {p: {t: [rows[p][t][s] for s in common] for t, common in self.prompts.items()}
+                       for p in ("full", *self.policies)}
+        scored = [t for t in self.prompts if t not in TEXTS.values() and t != "generation"]
+        self.tasks = [t for t in scored if mean(self.values["full"][t]) >= LEAST]
+        self.beyond = {t: mean(self.values["full"][t]) for t in scored if t not in self.tasks}
+        if not self.tasks:
+            sys.exit(f"matrix.py: {name}: the full cache has no task with {100 * LEAST:g} of 100")
+
+    def mean(self, policy, tasks=None):
+        return mean(mean(self.values[policy][t]) for t in tasks or self.tasks)
+
+    def interval(self, policy):
+        return interval([self.values[policy][t] for t in self.tasks])
+
+    def loss(self, policy):
+        """What the full cache has more, with its interval on the same prompts."""
+        apart = [[f - v for f, v in zip(self.values["full"][t], self.values[policy][t])] for t in self.tasks]
+        return mean(mean(t) for t in apart), interval(apart)
+
+    def group(self, name):
+        return [t for t in self.tasks if t.startswith(GROUPS[name])]
+
+
+def percent(value, bounds=None):
+    text = f"{100 * value:.0f}"
+    return text if bounds is None else f"{text} [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]"
+
+
+def row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def mean_ranks(models):
+    """By policy, of those that all models can do."""
+    everywhere = [p for p in models[0].policies if all(p in m.policies for m in models)]
+    ranks = defaultdict(list)
+    for m in models:
+        means = {p: m.mean(p) for p in everywhere}
+        for p in everywhere:
+            better = sum(v > means[p] + 1e-12 for v in means.values())
+            equal = sum(abs(v - means[p]) <= 1e-12 for v in means.values())
+            ranks[p].append(better + (equal + 1) / 2)
+    return {p: mean(r) for p, r in ranks.items()}
+
+
+def policies_of(models):
+    return list(dict.fromkeys(p for m in models for p in m.policies))
+
+
+def matrix(models):
+    ranks = mean_ranks(models)
+    order = sorted(policies_of(models), key=lambda p: ranks.get(p, float("inf")))
+    lines = [row(["policy", *(m.name for m in models), "mean rank"]), row(["---"] * (len(models) + 2))]
+    lines.append(row(["full cache", *(percent(m.mean("full"), m.interval("full")) for m in models), ""]))
+    for p in order:
+        cells = [percent(m.mean(p), m.interval(p)) if p in m.policies else "-" for m in models]
+        lines.append(row([f"`{p}`", *cells, f"{ranks[p]:.1f}" if p in ranks else "-"]))
+    return lines
+
+
+def about(m):
+    counts = {len(p) for p in m.prompts.values()}
+    prompts = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    text = f"{prompts} prompts a task. Tasks that count: {', '.join(m.tasks)}."
+    if m.beyond:
+        text += " The full cache cannot do: " + ", ".join(f"{t} ({percent(v)})" for t, v in m.beyond.items()) + "."
+    return text
+
+
+def table_of(m):
+    """A row a policy: the mean, what is lost, each group of tasks, KL."""
+    groups = [g for g in GROUPS if m.group(g)]
+    texts = {name: task for name, task in TEXTS.items() if task in m.prompts}
+    lines = [row(["policy", "mean", "less than the full cache", *groups, *texts]), row(["---"] * (3 + len(groups) + len(texts)))]
+    for p in ("full", *sorted(m.policies, key=lambda p: -m.mean(p))):
+        cells = [percent(m.mean(p), m.interval(p)), "" if p == "full" else percent(*m.loss(p))]
+        cells += [percent(m.mean(p, m.group(g))) for g in groups]
+        cells += ["" if p == "full" else f"{mean(m.values[p][task]):.3f}" for task in texts.values()]
+        lines.append(row(["full cache" if p == "full" else f"`{p}`", *cells]))
+    return lines
+
+
+# The picture: a panel a model, a row a policy.
+COLOURS = ("#b3261e", "#0b57d0", "#146c2e", "#8a5a00", "#6b4fa0", "#00687a", "#a03070", "#777777")
+LABELS, PANEL, GAP, STEP, TOP, BOTTOM = 210, 170, 34, 26, 76, 52
+
+
+def text(x, y, words, **how):
+    more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(words)}</text>'
+
+
+def stroke(path, colour, width=1.0):
+    return f'<path d="{path}" stroke="{colour}" stroke-width="{width}" fill="none"/>'
+
+
+def panel(m, left, order, height):
+    def x(value):
+        return left + value * PANEL
+
+    out = [text(left, TOP - 28, m.name, font_weight="bold")]
+    for tick in (0, 0.5, 1):
+        out += [stroke(f"M{x(tick):.1f} {TOP - 8}V{height - BOTTOM + 4}", "#ddd"),
+                text(x(tick), height - BOTTOM + 20, percent(tick), text_anchor="middle", font_size=12)]
+    full = m.mean("full")
+    out += [stroke(f"M{x(full):.1f} {TOP - 8}V{height - BOTTOM + 4}", "#222", 1.5),
+            text(x(full), TOP - 10, f"full {percent(full)}", text_anchor="end" if full > 0.6 else "start", font_size=12)]
+    for i, p in enumerate(order):
+        y = TOP + STEP * (i + 0.5)
+        colour = COLOURS[i % len(COLOURS)]
+        if p not in m.policies:
+            out.append(text(left, y + 4, "not possible here", font_size=12, fill="#777"))
+            continue
+        if bounds := m.interval(p):
+            out.append(stroke(f"M{x(bounds[0]):.1f} {y:.1f}H{x(bounds[1]):.1f}", colour, 2))
+        out.append(f'<circle cx="{x(m.mean(p)):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+    return out
+
+
+def picture(models, removed):
+    ranks = mean_ranks(models)
+    order = sorted(policies_of(models), key=lambda p: ranks.get(p, float("inf")))
+    width = LABELS + len(models) * (PANEL + GAP)
+    height = TOP + STEP * len(order) + BOTTOM
+    title = f"Accuracy with {percent(removed)} % of the cache removed, by model and policy"
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="14" '
+           f'fill="#222" role="img">', f"<title>{title}</title>", f'<rect width="{width}" height="{height}" fill="#fff"/>',
+           text(10, 22, title)]
+    for i, p in enumerate(order):
+        colour = COLOURS[i % len(COLOURS)]
+        out.append(text(LABELS - 14, TOP + STEP * (i + 0.5) + 5, p, text_anchor="end", font_size=12, fill=colour))
+    for i, m in enumerate(models):
+        out += panel(m, LABELS + i * (PANEL + GAP), order, height)
+    axis = "mean of the tasks that the full cache can do, of 100 (95 % interval)"
+    out.append(text((LABELS + width - GAP) / 2, height - 12, axis, text_anchor="middle", font_size=12))
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def html_table(lines):
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    head = "".join(f"<th>{escape(c)}</th>" for c in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{escape(c.strip('`'))}</td>" for c in r) + "</tr>\n" for r in rows[2:])
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+
+
+def page(models, o):
+    """One page without outside parts: the picture, the matrix, a table a model."""
+    parts = [f"<h1>{percent(o.removed)} % of the cache removed, {o.length} tokens</h1>", picture(models, o.removed),
+             "<h2>Models and policies</h2>", html_table(matrix(models))]
+    for m in models:
+        parts += [f"<h2>{escape(m.name)}</h2>", f"<p>{escape(about(m))}</p>", html_table(table_of(m))]
+    style = ("body{font:15px sans-serif;margin:2em auto;max-width:70em;padding:0 1em}svg{width:100%;height:auto}"
+             "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #ccc;padding:.3em .6em;"
+             "text-align:left}")
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>Models and policies</title><style>{style}</style><body>" + "\n".join(parts) + "</body></html>\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="[NAME=]FILE[,FILE...]")
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--removed", type=float, default=0.75)
+    parser.add_argument("--policies", help="parted by ';'; default all that a model has")
+    parser.add_argument("--svg", type=pathlib.Path, help="write the picture to this file")
+    parser.add_argument("--html", type=pathlib.Path, help="write the page to this file")
+    o = parser.parse_args()
+    o.policies = o.policies.split(";") if o.policies else None
+    models = []
+    for asked in o.models:
+        name, equals, files = asked.partition("=")
+        models.append(Model(name if equals else pathlib.Path(name).name.split(".jsonl")[0], (files or name).split(","), o))
+    lines = matrix(models)
+    for m in models:
+        lines += ["", f"### {m.name}", "", about(m), "", *table_of(m)]
+    print("\n".join(lines))
+    if o.svg:
+        o.svg.write_text(picture(models, o.removed))
+    if o.html:
+        o.html.write_text(page(models, o))
+
+
+if __name__ == "__main__":
+    main()
