@@ -71,7 +71,8 @@ TEST(table_row, has_each_article_once_and_asks_for_the_rest_of_its_row) {
       }
     EXPECT_EQ(articles.size(), rows);
     EXPECT_GT(rows, 400U);
-    const std::string wanted = p.answer_begins + " " + p.references[0] + " | " + p.references[1] + " | " + p.references[2] + " |\n";
+    const std::string wanted =
+        p.answer_begins + " " + p.references[0] + " | " + p.references[1] + " | " + p.references[2] + " |\n";
     EXPECT_EQ(p.needles.front(), wanted);
     EXPECT_EQ(times_in(p.context, wanted), 1U);
     EXPECT_EQ(score_of("table_row", wanted, p), 1);

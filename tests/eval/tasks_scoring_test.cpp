@@ -111,7 +111,8 @@ TEST(words_recalled, counts_words_in_their_order) {
 TEST(scoring, is_each_tasks_own) {
   for (const eval::task& each : eval::all_tasks()) {
     if (each.how != eval::kind::answer || each.name == "few_shot") continue;  // few_shot has its own: few_shot.labels_are_...
-    const bool any = each.name.starts_with("qa_") || each.name == "documents" || each.name == "chat_facts" || each.name == "ledger";
+    const bool any =
+        each.name.starts_with("qa_") || each.name == "documents" || each.name == "chat_facts" || each.name == "ledger";
     const auto expected = each.name == "passkey64"      ? eval::key_recalled
                           : each.name == "prose_recall" ? eval::words_recalled
                           : any                         ? eval::any_contained

@@ -166,8 +166,8 @@ TEST(tasks, are_listed_in_the_order_of_tables) {
                                                   "perplexity",
                                                   "perplexity_code",
                                                   "generation"}));
-  const std::vector<std::size_t> new_tokens = {128, 128, 128, 128, 128, 128, 128, 128, 30,  120,
-                                               50,  32,  32,  80,  10,  48,  32,  8,   24,  4,   6,   256, 256, 256};
+  const std::vector<std::size_t> new_tokens = {128, 128, 128, 128, 128, 128, 128, 128, 30, 120, 50,  32,
+                                               32,  80,  10,  48,  32,  8,   24,  4,   6,  256, 256, 256};
   for (std::size_t i = 0; i < new_tokens.size(); ++i) EXPECT_EQ(eval::all_tasks()[i].new_tokens, new_tokens[i]) << names[i];
   EXPECT_EQ(task_named("qa_1").file, "squad");
   EXPECT_EQ(task_named("qa_2").file, "hotpotqa");

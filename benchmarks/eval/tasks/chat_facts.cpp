@@ -1,9 +1,9 @@
 // A chat of many turns: what the user says about himself early is asked for late.
 #include "tasks/book.hpp"
 #include "tasks/draws.hpp"
-#include "tasks/names_and_things.hpp"
 #include "tasks/haystack.hpp"
 #include "tasks/list.hpp"
+#include "tasks/names_and_things.hpp"
 #include "tasks/scoring.hpp"
 #include "tasks/words.hpp"
 
@@ -34,8 +34,8 @@ constexpr std::array facts = {
     fact{"Next summer I shall move to ", "Where shall I move next summer?", "Next summer you will move to", fact::town},
 };
 
-constexpr std::array<std::string_view, 6> replies = {"Go on, please.",   "I see. What comes next?", "That reads well.",
-                                                     "Yes, I follow you.", "A good sentence.",         "Thank you. And then?"};
+constexpr std::array<std::string_view, 6> replies = {"Go on, please.",     "I see. What comes next?", "That reads well.",
+                                                     "Yes, I follow you.", "A good sentence.",        "Thank you. And then?"};
 
 // A sentence that is longer is cut.
 constexpr std::size_t most_words = 22;

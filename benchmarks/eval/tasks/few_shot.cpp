@@ -1,8 +1,8 @@
 // Things of four kinds with made-up labels: the label of one more thing, whose kind the examples have but not itself.
 #include "tasks/draws.hpp"
-#include "tasks/names_and_things.hpp"
 #include "tasks/haystack.hpp"
 #include "tasks/list.hpp"
+#include "tasks/names_and_things.hpp"
 #include "tasks/scoring.hpp"
 #include "tasks/words.hpp"
 

@@ -1,8 +1,8 @@
 // Arithmetic with carried state, written out: who gets or pays how much, and has how much then.
 #include "tasks/draws.hpp"
-#include "tasks/names_and_things.hpp"
 #include "tasks/haystack.hpp"
 #include "tasks/list.hpp"
+#include "tasks/names_and_things.hpp"
 #include "tasks/scoring.hpp"
 
 #include <array>

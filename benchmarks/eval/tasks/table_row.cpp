@@ -1,8 +1,8 @@
 // A table, one row of which is asked for by its first cell.
 #include "tasks/draws.hpp"
-#include "tasks/names_and_things.hpp"
 #include "tasks/haystack.hpp"
 #include "tasks/list.hpp"
+#include "tasks/names_and_things.hpp"
 #include "tasks/scoring.hpp"
 #include "tasks/words.hpp"
 
@@ -43,8 +43,9 @@ prompt make(const request& asked) {
     draws others(asked.seed, name, asked.sample, "rows");
     const auto at = static_cast<std::size_t>(place * static_cast<double>(rows));
     prompt made = frame;
-    made.context = "The table lists articles with the town, the number and the keeper of each.\n\n"
-                   "| article | town | number | keeper |\n|---|---|---|---|\n";
+    made.context =
+        "The table lists articles with the town, the number and the keeper of each.\n\n"
+        "| article | town | number | keeper |\n|---|---|---|---|\n";
     for (std::size_t i = 0, other = first; i < rows; ++i) {
       if (i == at) {
         made.context += wanted.text();

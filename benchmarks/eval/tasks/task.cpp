@@ -14,7 +14,8 @@ std::vector<task> list_tasks() {
   std::vector<task> list = needle_tasks();
   list.insert(list.end(), {variable_tracking(), common_words(), coded_words()});
   for (const task& each : question_answering()) list.push_back(each);
-  list.insert(list.end(), {passkey64(), needle_among_needles(), prose_recall(), documents(), chat_facts(), table_row(), few_shot(), ledger()});
+  list.insert(list.end(), {passkey64(), needle_among_needles(), prose_recall(), documents(), chat_facts(), table_row(),
+                           few_shot(), ledger()});
   for (const task& each : continuation_tasks()) list.push_back(each);
   return list;
 }

@@ -66,8 +66,8 @@ struct task {
 [[nodiscard]] std::span<const task> all_tasks();
 
 /// Tasks of a list such as "ruler,passkey64": names of tasks and groups (ruler: its 11 tasks that need no file, and qa where a
-/// file is named; niah; beyond: what RULER does not ask; everyday; all). Throws std::invalid_argument for unknown names, which names those
-/// that exist.
+/// file is named; niah; beyond: what RULER does not ask; everyday; all). Throws std::invalid_argument for unknown names, which
+/// names those that exist.
 [[nodiscard]] std::vector<const task*> tasks_of(std::string_view list, const std::map<std::string, std::string>& files);
 
 }  // namespace eval
