@@ -3,10 +3,11 @@
 
     matrix.py smollm2-135m=a.jsonl.gz,b.jsonl gemma3-270m.jsonl.gz --removed 0.75 --svg models.svg --html models.html
 
-Each model is NAME=FILE[,FILE...], or FILE alone for the file's own name; its files share model and seed. A prompt counts where the full cache and every policy
-that the model can do have it. A task counts where the full cache has 30 of 100 or more; the others are named. The mean is that of
-the tasks' means; its 95 % interval is the percentile bootstrap's over prompts, within each task (2,000 resamples). Ranks are by
-the mean, 1 is best, ties share; the mean rank is over the models, of policies that all models can do.
+Each model is NAME=FILE[,FILE...], or FILE alone for the file's own name; its files share model and seed. A prompt counts where
+the full cache and every policy that the model can do have it. A task counts where the full cache has 30 of 100 or more; the
+others are named. The mean is that of the tasks' means; its 95 % interval is the percentile bootstrap's over prompts, within each
+task (2,000 resamples). Ranks are by the mean, 1 is best, ties share; the mean rank is over the models, of policies that all
+models can do.
 """
 import argparse
 import gzip
