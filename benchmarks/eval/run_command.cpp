@@ -74,6 +74,7 @@ class runner {
   std::vector<assignment> assignments() const;
   void run_one(const assignment& a);
   std::string refusal(const host::named_policy& policy);
+  void find_refusals(const std::map<setting, budgeted>& with);
   std::map<setting, budgeted> budgets(const assignment& a, const tokenized& tokens) const;
   static std::vector<job> jobs_of(const assignment& a, const std::map<setting, budgeted>& with);
   void run_jobs(const assignment& a, const std::vector<job>& jobs, double depth, double prefill_seconds);
@@ -90,6 +91,7 @@ class runner {
   std::unique_ptr<host::session> prefill_;
   std::vector<std::unique_ptr<host::session>> workers_;
   std::vector<const task*> tasks_;
+  std::map<setting, std::string> refusals_;  ///< why, by what was asked; empty where the model can have it
   std::unique_ptr<results_file> file_;
   std::unique_ptr<progress> bar_;
   std::mutex writing_;
@@ -234,6 +236,23 @@ std::string runner::refusal(const host::named_policy& policy) {
   return {};
 }
 
+// Found once, with the budgets of the first prompt. Throws where none of the user's policies is possible.
+void runner::find_refusals(const std::map<setting, budgeted>& with) {
+  if (!refusals_.empty()) return;
+  bool any_possible = false;
+  std::string reason;
+  for (const auto& [s, budget] : with) {
+    std::string& refused = refusals_[s];
+    if (!budget.failure.empty()) continue;
+    refused = refusal(parse(budget.policy));
+    if (!refused.empty())
+      reason = refused;
+    else if (s.policy != "full" && s.policy != "random")
+      any_possible = true;
+  }
+  if (!any_possible && !reason.empty()) throw std::invalid_argument(reason);
+}
+
 void runner::run_one(const assignment& a) {
   request_.length = a.length - (a.what->how == kind::answer ? template_tokens_ : 0) - spare_tokens;
   request_.sample = a.sample;
@@ -241,13 +260,15 @@ void runner::run_one(const assignment& a) {
   const prompt asked = a.what->make(request_);
   const tokenized tokens = tokenize(model_, *a.what, asked, options_.question_seen);
 
-  std::vector<job> jobs = jobs_of(a, budgets(a, tokens));
+  const std::map<setting, budgeted> with = budgets(a, tokens);
+  find_refusals(with);
+  std::vector<job> jobs = jobs_of(a, with);
   std::vector<host::named_policy> policies;
   for (job& j : jobs) {
     j.doing = {.model = &model_, .what = a.what, .asked = &asked, .tokens = &tokens, .policy = parse(j.with.policy)};
     j.doing.chunk = options_.chunk;
     j.doing.picture_columns = draws_picture(a) && j.asked.policy != "full" ? picture_columns : 0;
-    if (j.with.failure.empty()) j.with.failure = refusal(j.doing.policy);
+    if (j.with.failure.empty()) j.with.failure = refusals_.at(j.asked);
     if (j.with.failure.empty()) policies.push_back(j.doing.policy);
   }
 

@@ -424,4 +424,16 @@ TEST_F(Run, RefusesBeforeItWorks) {
   EXPECT_NE(message(options()).find("name another file with --out"), std::string::npos);
 }
 
+// A model with window layers cannot have what reads queries, for one: the other policies still run.
+TEST_F(Run, APolicyThatTheModelCannotHaveStopsNoOther) {
+  eval::run_options o = options();
+  o.tasks = "niah_single_1", o.policies = {"snapkv:select=adaptive", "lagkv:lag=32"}, o.samples = 1;
+  EXPECT_EQ(eval::run_command(o), 0);
+  std::map<std::string, std::string> failures;
+  for (const eval::sample_result& r : eval::read_results(o.out).samples) failures[r.key.policy] = r.failure;
+  EXPECT_EQ(failures.size(), 4U);
+  EXPECT_NE(failures.at("snapkv:select=adaptive").find("keeps different numbers of tokens a head"), std::string::npos);
+  EXPECT_EQ(failures.at("full") + failures.at("lagkv:lag=32") + failures.at("random"), "");
+}
+
 }  // namespace
