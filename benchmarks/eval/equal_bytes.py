@@ -51,14 +51,23 @@ def interval(tasks, draw):
     return 100 * means[50], 100 * means[-51]
 
 
-def figures(files, policies):
+def within_reach(rows, common, least):
+    """The prompts of those tasks in which the full cache of a file has so much, of 1."""
+    tasks = defaultdict(list)
+    for key in common:
+        tasks[key[0]].append(rows["full", 0][key][0])
+    return {key for key in common if mean(tasks[key[0]]) >= least}
+
+
+def figures(files, policies, reach):
     runs = [read(f) for f in files]
     if len({model for model, _, _ in runs}) != 1:
         sys.exit("equal_bytes.py: the files are of different models")
     wanted = [key for _, _, rows in runs for key in rows if key[0] in policies]
     common = set.intersection(*(set(rows[key]) for _, _, rows in runs for key in rows if key in wanted))
+    common = within_reach(runs[0][2], common, reach / 100)
     if not common:
-        sys.exit("equal_bytes.py: the files have no prompt in common")
+        sys.exit("equal_bytes.py: the files have no prompt in common that counts")
     draw, made = random.Random(42), []
     for _, cache, rows in runs:
         for (policy, removed), scores in rows.items():
@@ -150,9 +159,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--policies", default="novelty,streaming_llm,random", help="parted by ','; full is always there")
+    parser.add_argument("--reach", type=float, default=0,
+                        help="leave out tasks in which the full cache of the first file has less than this, of 100")
     parser.add_argument("--svg", help="write the picture to this file")
     options = parser.parse_args()
-    rows, prompts = figures(options.files, ["full"] + options.policies.split(","))
+    rows, prompts = figures(options.files, ["full"] + options.policies.split(","), options.reach)
     print(f"{prompts} prompts\n\n{table(rows)}")
     if options.svg:
         with open(options.svg, "w") as file:
