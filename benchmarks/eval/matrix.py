@@ -5,9 +5,9 @@
 
 Each model is NAME=FILE[,FILE...], or FILE alone for the file's own name; its files share model and seed. A prompt counts where
 the full cache and every policy that the model can do have it. A task counts where the full cache has 30 of 100 or more; the
-others are named. The mean is that of the tasks' means; its 95 % interval is the percentile bootstrap's over prompts, within each
-task (2,000 resamples). Ranks are by the mean, 1 is best, ties share; the mean rank is over the models, of policies that all
-models can do.
+others are named, and so are those with one prompt. The mean is that of the tasks' means; its 95 % interval is the percentile
+bootstrap's over prompts, within each task (2,000 resamples). Ranks are by the mean, 1 is best, ties share; the mean rank is over
+the models, of policies that all models can do.
 """
 import argparse
 import gzip
@@ -26,6 +26,7 @@ GROUPS = {
     "other": ("few_shot", "ledger", "cwe", "fwe"),
 }
 TEXTS = {"KL, prose": "perplexity", "KL, code": "perplexity_code"}
+BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 LEAST = 0.3  # of the full cache, for a task to count
 DRAWS = 2000
 EDGE = DRAWS // 40  # resamples outside of the interval at either end
@@ -66,8 +67,8 @@ def mean(values):
 
 
 def interval(tasks):
-    """Of the mean of the tasks' means; None of fewer than two prompts in every task."""
-    if max(len(t) for t in tasks) < 2:
+    """Of the mean of the tasks' means; None where a task has one prompt."""
+    if min(len(t) for t in tasks) < 2:
         return None
     draw = random.Random(42)
     means = sorted(mean(mean(draw.choices(t, k=len(t))) for t in tasks) for _ in range(DRAWS))
@@ -92,10 +93,12 @@ class Model:
         self.values = {p: {t: [rows[p][t][s] for s in common] for t, common in self.prompts.items()}
                        for p in ("full", *self.policies)}
         scored = [t for t in self.prompts if t not in TEXTS.values() and t != "generation"]
+        self.too_few = [t for t in scored if len(self.prompts[t]) < o.prompts]
+        scored = [t for t in scored if t not in self.too_few]
         self.tasks = [t for t in scored if mean(self.values["full"][t]) >= LEAST]
         self.beyond = {t: mean(self.values["full"][t]) for t in scored if t not in self.tasks}
         if not self.tasks:
-            sys.exit(f"matrix.py: {name}: the full cache has no task with {100 * LEAST:g} of 100")
+            sys.exit(f"matrix.py: {name}: the full cache has no task with {100 * LEAST:g} of 100 in {o.prompts} prompts or more")
 
     def mean(self, policy, tasks=None):
         return mean(mean(self.values[policy][t]) for t in tasks or self.tasks)
@@ -150,11 +153,13 @@ def matrix(models):
 
 
 def about(m):
-    counts = {len(p) for p in m.prompts.values()}
+    counts = {len(m.prompts[t]) for t in m.tasks}
     prompts = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     text = f"{prompts} prompts a task. Tasks that count: {', '.join(m.tasks)}."
     if m.beyond:
         text += " The full cache cannot do: " + ", ".join(f"{t} ({percent(v)})" for t, v in m.beyond.items()) + "."
+    if m.too_few:
+        text += f" Too few prompts: {', '.join(m.too_few)}."
     return text
 
 
@@ -247,12 +252,21 @@ def page(models, o):
             f"<title>Models and policies</title><style>{style}</style><body>" + "\n".join(parts) + "</body></html>\n")
 
 
+def write(path, lines):
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        sys.exit(f"matrix.py: {path}: has no lines '{BEGIN}' and '{END}' to write between")
+    path.write_text(text.split(BEGIN)[0] + "\n".join([BEGIN, *lines, END]) + text.split(END)[1])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="[NAME=]FILE[,FILE...]")
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--removed", type=float, default=0.75)
+    parser.add_argument("--prompts", type=int, default=2, help="a task with fewer prompts does not count")
     parser.add_argument("--policies", help="parted by ';'; default all that a model has")
+    parser.add_argument("--table", type=pathlib.Path, help="document whose tables are written anew; else they are printed")
     parser.add_argument("--svg", type=pathlib.Path, help="write the picture to this file")
     parser.add_argument("--html", type=pathlib.Path, help="write the page to this file")
     o = parser.parse_args()
@@ -264,7 +278,10 @@ def main():
     lines = matrix(models)
     for m in models:
         lines += ["", f"### {m.name}", "", about(m), "", *table_of(m)]
-    print("\n".join(lines))
+    if o.table:
+        write(o.table, lines)
+    else:
+        print("\n".join(lines))
     if o.svg:
         o.svg.write_text(picture(models, o.removed))
     if o.html:

@@ -72,6 +72,24 @@ class Matrix(unittest.TestCase):
         self.assertIn("### a\n", done.stdout)  # the file's name
         self.assertEqual(self.rows(done.stdout, "")["`poor`"][0], "0 [0, 0]")
 
+    def test_a_task_of_too_few_prompts_does_not_count(self):
+        write(self.b, "A", {("full", "vt"): [1], ("good", "vt"): [0], ("poor", "vt"): [0], ("shy", "vt"): [0]})
+        done = self.run_it(f"a={self.a},{self.b}")
+        self.assertIn("Too few prompts: vt.", done.stdout)
+        self.assertRegex(self.rows(done.stdout, "")["`good`"][0], r"^50 ")
+        self.assertRegex(self.rows(self.run_it(f"a={self.a},{self.b}", "--prompts", "1").stdout, "")["`good`"][0], "^33$")
+        self.assertIn("no task with 30 of 100 in 4 prompts", self.run_it(self.a, "--prompts", "4").stderr)
+
+    def test_tables_are_written_between_two_lines(self):
+        page = self.a.with_suffix(".md")
+        page.write_text("before\n<!-- matrix: begin -->\nold\n<!-- matrix: end -->\nafter\n")
+        self.assertEqual(self.run_it(self.a, "--table", page).stdout, "")
+        self.assertRegex(page.read_text(), r"(?s)^before\n<!-- matrix: begin -->\n\| policy .*\n<!-- matrix: end -->\nafter\n$")
+        self.assertNotIn("old", page.read_text())
+        page.write_text("no such lines")
+        self.assertIn("has no lines", self.run_it(self.a, "--table", page).stderr)
+        self.assertEqual(page.read_text(), "no such lines")
+
     def test_picture_and_page_stand_alone(self):
         svg, page = self.a.with_suffix(".svg"), self.a.with_suffix(".html")
         self.run_it(f"a<b={self.a}", f"b={self.b}", "--svg", svg, "--html", page)
