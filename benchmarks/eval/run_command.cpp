@@ -224,7 +224,7 @@ std::vector<runner::job> runner::jobs_of(const assignment& a, const std::map<set
   return jobs;
 }
 
-// Why the model cannot be compressed so (attention of a model with window layers, say); empty where it can. A policy that wants
+// Why the model cannot be compressed so (attention that cannot be recorded, say); empty where it can. A policy that wants
 // a file is not excused: it may be the wrong file.
 std::string runner::refusal(const host::named_policy& policy) {
   try {

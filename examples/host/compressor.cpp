@@ -28,7 +28,7 @@ void compressor::prepare(session& s, std::span<const named_policy> policies) {
   lagkv::llama::wanted all;
   for (const named_policy& policy : policies) {
     make(s, policy);
-    all = all | s.probe().recorded().what();
+    all = all | s.probe().what();
   }
   s.probe().record(all);
 }
@@ -36,7 +36,7 @@ void compressor::prepare(session& s, std::span<const named_policy> policies) {
 compressor::compressor(session& s, const named_policy& policy, const saved_sequence* restored, bool follow)
     : compressor_(make(s, policy)), follow_(follow) {
   if (restored == nullptr) return;
-  if (const lagkv::status ok = compressor_.restore(0, restored->state, {}, &restored->attention); !ok)
+  if (const lagkv::status ok = compressor_.restore(0, restored->state, {.recorded = restored->attention}); !ok)
     throw std::runtime_error(ok.message());
 }
 

@@ -797,13 +797,13 @@ void expect_both_ways_the_same(const session::options& options, const char* poli
   EXPECT_EQ(in_place.at(0), repacked.at(0)) << policy;
   EXPECT_EQ(a.state(), b.state()) << policy;
   auto &left = a.probe.recorded(), &right = b.probe.recorded();
-  if (left.what().any()) {
+  if (a.probe.what().any()) {
     EXPECT_TRUE(std::equal(left.rows().begin(), left.rows().end(), right.rows().begin(), right.rows().end())) << policy;
   }
-  if (left.what().accumulated_attention) {
+  if (a.probe.what().accumulated_attention) {
     EXPECT_EQ(worst_difference(attention_of(a), attention_of(b)), 0) << policy;
   }
-  for (std::size_t l = 0; l < layers && left.what().queries > 0; ++l) EXPECT_EQ(queries_of(a, l), queries_of(b, l)) << policy;
+  for (std::size_t l = 0; l < layers && a.probe.what().queries > 0; ++l) EXPECT_EQ(queries_of(a, l), queries_of(b, l)) << policy;
   EXPECT_TRUE(a.feed(1) && b.feed(1));
 }
 
@@ -937,7 +937,7 @@ TEST(LlamaRecording, IsPutBackWithASavedSequence) {
   EXPECT_NE(without.message().find("0 rows have been seen up to position -1, there are 200 up to 199"), std::string::npos)
       << without.message();
   ASSERT_EQ(b.state(), saved);
-  ASSERT_TRUE(cb.restore(0, saved, {}, &recording));
+  ASSERT_TRUE(cb.restore(0, saved, {.recorded = recording}));
   must(ca.compress(0)), must(cb.compress(0));
   EXPECT_EQ(a.state(), b.state());
   // And it goes on: what is recorded after a restore adds to it.
@@ -956,7 +956,7 @@ TEST(LlamaRecording, APrefillForSeveralPoliciesServesEach) {
     llama_memory_clear(llama_get_memory(s.context.get()), true);
     ASSERT_EQ(llama_state_seq_set_data(s.context.get(), saved.data(), saved.size(), 0), saved.size());
     auto c = compressor_of(s, policy);
-    ASSERT_TRUE(c.restore(0, saved, {}, &recording));
+    ASSERT_TRUE(c.restore(0, saved, {.recorded = recording}));
     EXPECT_TRUE(must(c.compress(0)).compressed) << policy;
     EXPECT_TRUE(s.feed(3));
   }
@@ -1127,14 +1127,11 @@ TEST(LlamaRecording, WhatWasNotRecordedIsNamed) {
 }
 
 TEST(LlamaRecording, WhatCannotBeRecordedIsRefused) {
-  session one({}), two({.sequences = 2});
-  const auto snapkv = lagkv::parse("snapkv:keep=0.5"), h2o = lagkv::parse("h2o:keep=0.5");
+  session one({});
+  const auto snapkv = lagkv::parse("snapkv:keep=0.5");
   const auto no_probe = lagkv::llama::compressor::make(one.context.get(), *snapkv);
   ASSERT_FALSE(no_probe);
   EXPECT_EQ(no_probe.message(), "policy: reads queries: give the compressor a cache_probe");
-  const auto sequences = lagkv::llama::compressor::make(two.context.get(), *h2o, &two.probe);
-  ASSERT_FALSE(sequences);
-  EXPECT_EQ(sequences.message(), "recording: n_seq_max=2: must be 1");
 
   session unknown({.type = GGML_TYPE_IQ4_NL});
   auto c = compressor_of(unknown, "h2o:keep=0.5");

@@ -424,7 +424,7 @@ TEST_F(Run, RefusesBeforeItWorks) {
   EXPECT_NE(message(options()).find("name another file with --out"), std::string::npos);
 }
 
-// A model with window layers cannot have what reads queries, for one: the other policies still run.
+// Attention with sinks of its own cannot be recorded, for one: the other policies still run.
 TEST_F(Run, APolicyThatTheModelCannotHaveStopsNoOther) {
   eval::run_options o = options();
   o.tasks = "niah_single_1", o.policies = {"snapkv:select=adaptive", "lagkv:lag=32"}, o.samples = 1;

@@ -77,6 +77,7 @@ struct checkpoint {
                                                       ///< if the policy reads them
   std::size_t counted = 0;                            ///< tokens of the sequence that are in them
   moved_rows moved{};                                 ///< the rows [0, at.compressed), if the policy reads where they come from
+  recording recorded{};                               ///< queries and attention, if the policy reads them
 };
 
 /// Compresses the sequences of one context. All layers and heads keep the same number of tokens, each its own choice.
@@ -140,6 +141,7 @@ class compressor {
         follow(s, *rows);
         if (policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
         rows = verify(sequence, s, last, std::move(*rows));
+        if (rows) follow_recorded(s, *rows);
         if (rows && policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
       }
       if (status ok = waits_for_nothing(sequence); !ok) return error{ok.message()};
@@ -194,11 +196,12 @@ class compressor {
   /// Save it beside llama_state_seq_get_data(sequence), for restore(). Looks at the cache, as compress() does: the host may have
   /// removed or shifted rows since the last call.
   checkpoint save(llama_seq_id sequence) {
-    const auto found = sequences_.find(sequence);
-    if (found == sequences_.end()) return {};
-    look_again(sequence, found->second);
-    checkpoint c = found->second;
-    c.moved = still_there(found->second);
+    if (!in_range(sequence) || (!sequences_.contains(sequence) && !reads().any())) return {};
+    state& s = sequences_[sequence];
+    look_again(sequence, s);
+    checkpoint c = s;
+    c.moved = still_there(s);
+    if (const recording* r = recorded(s)) c.recorded = *r;
     return c;
   }
 
@@ -218,14 +221,21 @@ class compressor {
     if (probe_ != nullptr)
       for (seen_cache& c : probe_->caches())
         if (!only_one(c.table)) c.table.forked(true);
+    if (reads().any() && base_cache(from) && has_streams()) {
+      cell_table& table = probe_->caches()[base_or_first()].table;
+      if (const sighting* s = newest(table, from)) {
+        const std::size_t track = table.new_track();
+        attention().copy(s->track, track, table, static_cast<std::size_t>(to));
+        table.copied(*s, static_cast<std::size_t>(to), track);
+      }
+    }
   }
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
-  /// been compressed), and where the policy reads queries or attention, with the probe's recording of then. Compression goes on
-  /// from there; in place as soon as the sequence has been found in the cache, at the latest when its next token is decoded. Key
-  /// statistics of other layers, heads or channels than the cache has are refused by the next compress(), with the sequence left
-  /// as it was.
-  status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c, const recording* r = nullptr) {
+  /// been compressed). If the policy reads queries or attention, c.recorded must have them. Compression goes on from there; in
+  /// place as soon as the sequence has been found in the cache, at the latest when its next token is decoded. Key statistics of
+  /// other layers, heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
+  status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c) {
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()},  // only read
                               has_other_memory() ? saved_sequence::unknown_rest : 0);
@@ -244,9 +254,13 @@ class compressor {
     const auto end = static_cast<std::size_t>(saved->positions().back()) + 1;
     s.uncounted = (std::min)(end - (std::min)(s.counted, end), saved->tokens());
     s.written = s.counted_written = written();
+    s.recorded = {};
     lose_sight_of(sequence);
-    expect(sequence, *saved);
-    if (probe_ != nullptr) probe_->set_recorded(r != nullptr ? *r : recording{});
+    if (probe_ != nullptr) {
+      s.track = new_track();
+      if (track_of(s) != no_track) attention().put(track_of(s), c.recorded);
+    }
+    expect(sequence, *saved, track_of(s));
     return {};
   }
 
@@ -265,6 +279,7 @@ class compressor {
     std::size_t fresh = unknown;           ///< rows whose keys are in no statistics yet
     std::size_t uncounted = 0;             ///< such rows when it was restored
     std::uint64_t counted_written = 0;     ///< tokens that the cache had taken when they were last counted
+    std::size_t track = no_track;          ///< of its recording
 
     void begin_anew() {
       std::vector<std::uint32_t> kept = std::move(protect);
@@ -305,6 +320,25 @@ class compressor {
       return false;
   }
 
+  /// What has been recorded of a sequence; null if nothing is.
+  recording* recorded(const state& s) const {
+    const bool any = probe_ != nullptr && probe_->what().any();
+    return any && track_of(s) != no_track ? &attention().of(track_of(s)) : nullptr;
+  }
+
+  recorder& attention() const {
+    const std::size_t cache = base_or_first();
+    return cache < probe_->caches().size() ? probe_->caches()[cache].attention : probe_->attention();
+  }
+
+  /// That of a context's only sequence is 0, seen or not.
+  std::size_t track_of(const state& s) const { return llama_n_seq_max(context_) == 1 ? 0 : s.track; }
+
+  std::size_t new_track() const {
+    const std::size_t cache = base_or_first();
+    return cache < probe_->caches().size() ? probe_->caches()[cache].table.new_track() : no_track;
+  }
+
   status in_range(llama_seq_id sequence) const {
     if (sequence >= 0 && static_cast<std::uint32_t>(sequence) < llama_n_seq_max(context_)) return {};
     return error{"sequence " + std::to_string(sequence) + ": must be from 0 to " + std::to_string(llama_n_seq_max(context_) - 1)};
@@ -322,14 +356,17 @@ class compressor {
   void look_again(llama_seq_id sequence, state& s) {
     const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
     if (last < 0) s.begin_anew();
-    if (s.at.compressed == 0) return;
+    if (last < 0 || (s.at.compressed == 0 && !reads().any())) return;
     if (probe_ != nullptr) {
       result<rows_in_place> rows = find(sequence, last);
       if (rows) {
         follow(s, *rows);
         rows = verify(sequence, s, last, std::move(*rows));
       }
-      if (rows) return follow_shift(s, positions_of(*rows));
+      if (rows) {
+        follow_recorded(s, *rows);
+        return follow_shift(s, positions_of(*rows));
+      }
     }
     if (const result<read_state> read = read_whole(sequence)) {
       recount(s, read->saved);
@@ -483,13 +520,14 @@ class compressor {
     result<read_state> read = read_whole(sequence);
     if (!read) return error{read.message()};
     std::vector<std::int32_t> found;
+    std::size_t track = no_track;
     for (const sighting& s : c.table.sightings()) {
       if (s.stream != stream_of(c.table, sequence) || is_of_another(sequence, s, cache)) continue;
       std::vector<std::int32_t> cells = cells_of(read->saved, c, s);
       if (cells.empty()) continue;
       if (!found.empty() && cells != found)
         return error{"several sequences hold the same rows: decode a token of this one first"};
-      found = std::move(cells);
+      found = std::move(cells), track = s.track;
     }
     if (found.empty()) return error{"the cells of sequence " + std::to_string(sequence) + " have not been seen since it changed"};
     const std::size_t stream = stream_of(c.table, sequence);
@@ -500,14 +538,14 @@ class compressor {
         return error{waits_};
       }
     }
-    sighting& kept = found_at(sequence, c.table, std::move(found), read->saved.positions());
+    sighting& kept = found_at(sequence, c.table, std::move(found), read->saved.positions(), track);
     return rows_in_place{cache, &kept, kept.cells};
   }
 
   /// A sequence whose rows, in the order of tokens, lie in these cells.
   sighting& found_at(llama_seq_id sequence, cell_table& table, std::vector<std::int32_t> rows,
-                     std::span<const llama_pos> positions) const {
-    sighting s{.stream = stream_of(table, sequence), .last_cell = rows.back(), .sequence = sequence};
+                     std::span<const llama_pos> positions, std::size_t track) const {
+    sighting s{.stream = stream_of(table, sequence), .last_cell = rows.back(), .sequence = sequence, .track = track};
     for (std::size_t row = 0; row < rows.size(); ++row) table.set_position(s.stream, rows[row], positions[row]);
     s.cells = std::move(rows);
     std::sort(s.cells.begin(), s.cells.end());
@@ -555,6 +593,7 @@ class compressor {
       recount(s, cells.size(), [&](std::size_t row) { return mark_of(marked(l), cells[row]); });
     }
     take_back(s.at, rows.cells.size());
+    s.track = rows.seen->track;
     s.cells = rows.cells, s.written = table.written();
     s.fresh = s.uncounted;
     for (const std::int32_t cell : s.cells) s.fresh += table.written(rows.seen->stream, cell) > s.counted_written ? 1U : 0U;
@@ -593,6 +632,16 @@ class compressor {
         for (std::size_t row = 0; row < n; ++row) of_layer.push_back(all[head + s.still[row]]);
     }
     return left;
+  }
+
+  /// What has been recorded of rows that the host has removed or shifted since.
+  void follow_recorded(const state& s, const rows_in_place& rows) const {
+    recording* r = recorded(s);
+    if (r == nullptr) return;
+    const cell_table& table = probe_->caches()[rows.cache].table;
+    std::vector<cell_token> now;
+    for (const std::int32_t cell : rows.cells) now.push_back(table.token(rows.seen->stream, cell));
+    r->follow(now, positions_of(rows));
   }
 
   // ---- in place ----
@@ -646,7 +695,7 @@ class compressor {
       llama_memory_seq_rm(memory_, sequence, positions[first], positions[first + freed - 1] + 1);
       const auto begin = left.begin() + static_cast<std::ptrdiff_t>(first);
       left.erase(begin, begin + static_cast<std::ptrdiff_t>(freed));
-      forget_recorded(p, freed);
+      forget_recorded(s, p, freed);
     }
     note_moved(s, positions, first, done.tokens_before - done.tokens_after);
     s.marks = marks_of(marked(cached.back()), std::span(left).first(s.at.compressed));
@@ -743,6 +792,7 @@ class compressor {
       for (const sighting& s : caches[i].table.sightings())
         if (!cells_of(read->saved, caches[i], s).empty()) {
           added_to_cell_ = read->saved.added_to_cell();
+          probe_->set_recorded_cache(i);
           return base_ = i;
         }
     return error{"the cache of the layers with full attention has not been seen"};
@@ -806,7 +856,7 @@ class compressor {
       compact(*(*offered)[i].extra, plans[i], toward::window);
       observe(i, plans[i]);
     }
-    forget_recorded(plans[0], done.tokens_before - done.tokens_after);
+    forget_recorded(s, plans[0], done.tokens_before - done.tokens_after);
     done.bytes_after = row_bytes_ * done.tokens_after;
     done.compressed = true;
     advance(s.at, plans[0]);
@@ -822,7 +872,7 @@ class compressor {
     s.moved = still_there(s);
     s.marks = marks_of(marked(saved), saved.cells().first(s.at.compressed));
     s.still.clear();
-    expect(sequence, saved);
+    expect(sequence, saved, track_of(s));
     s.cells.clear();
     s.written = written();
   }
@@ -875,7 +925,7 @@ class compressor {
   }
 
   /// Looks for rows in the cells that no other sequence is known to have.
-  bool place(llama_seq_id sequence, const saved_sequence& saved, seen_cache& c) const {
+  bool place(llama_seq_id sequence, const saved_sequence& saved, seen_cache& c, std::size_t track) const {
     sighting untaken{.stream = stream_of(c.table, sequence)};
     std::vector<bool> taken(c.table.cells());
     for (const sighting& other : c.table.sightings())
@@ -885,7 +935,8 @@ class compressor {
       if (!taken[cell]) untaken.cells.push_back(static_cast<std::int32_t>(cell));
     std::vector<std::int32_t> rows = cells_of(saved, c, untaken);
     if (rows.empty()) return false;
-    found_at(sequence, c.table, std::move(rows), saved.positions());
+    const sighting& s = found_at(sequence, c.table, std::move(rows), saved.positions(), track);
+    if (track != no_track) c.attention.lies_in(c.table, s, s.cells);
     return true;
   }
 
@@ -910,25 +961,38 @@ class compressor {
   }
 
   /// The rows of a state that was set: the next graph shows where they are.
-  void expect(llama_seq_id sequence, const saved_sequence& saved) {
+  void expect(llama_seq_id sequence, const saved_sequence& saved, std::size_t track) {
     if (probe_ == nullptr) return;
     const std::size_t cache = base_or_first();
     const bool seen = cache < probe_->caches().size();
-    if (seen && probe_->obstacle().empty() && place(sequence, saved, probe_->caches()[cache])) return;
+    if (seen && probe_->obstacle().empty() && place(sequence, saved, probe_->caches()[cache], track)) return;
     const std::size_t stream = seen ? stream_of(probe_->caches()[cache].table, sequence) : 0;
-    probe_->expect(cache, stream, marks_of(saved.keys(saved.layers() - 1), saved.cells()), saved.positions());
+    probe_->expect(cache, stream, marks_of(saved.keys(saved.layers() - 1), saved.cells()), saved.positions(), track);
   }
 
   /// The sequence lies elsewhere now, in cells that may have been others'. Of other sequences what certainly holds is kept.
   void lose_sight_of(llama_seq_id sequence) {
     if (probe_ == nullptr) return;
+    const auto all = static_cast<llama_seq_id>(llama_n_seq_max(context_));
+    for (llama_seq_id t = 0; t < all && base_ == unknown; ++t)
+      if (t != sequence && llama_memory_seq_pos_max(memory_, t) >= 0 && base_cache(t)) break;
     for (std::size_t cache = 0; cache < probe_->caches().size(); ++cache) {
       cell_table& table = probe_->caches()[cache].table;
+      const auto is_of = [&](const sighting& s, llama_seq_id t) {
+        const llama_pos last = llama_memory_seq_pos_max(memory_, t);
+        if (t == sequence || last < 0) return false;
+        const result<std::size_t> count = count_of(t, cache);
+        return count && table.is_of(s, *count, last);
+      };
+      // One that is not known to be anybody's stays if another sequence for each that looks like it does, too.
+      const auto is_anothers = [&](const sighting& s) {
+        std::size_t others = 0;
+        for (llama_seq_id t = 0; t < all; ++t) others += is_of(s, t) ? 1U : 0U;
+        return others > 0 && others >= alike(table, s.cells.size(), table.position(s.stream, s.last_cell));
+      };
       table.retain([&](const sighting& s) {
         const llama_seq_id whose = table.streams() > 1 ? static_cast<llama_seq_id>(s.stream) : s.sequence;
-        if (whose < 0 || whose == sequence || cache != base_) return false;
-        const result<std::size_t> count = count_of(whose, cache);
-        return count && table.is_of(s, *count, llama_memory_seq_pos_max(memory_, whose));
+        return cache == base_ && (whose < 0 ? is_anothers(s) : is_of(s, whose));
       });
     }
   }
@@ -954,10 +1018,6 @@ class compressor {
     if (w.any() && probe_ == nullptr)
       return error{"policy: reads " + std::string(w.queries > 0 ? "queries" : "attention") +
                    ": give the compressor a cache_probe"};
-    if (const int window = llama_model_n_swa(llama_get_model(context_)); w.any() && window > 0)
-      return error{"recording: the model has window layers (" + std::to_string(window) + " tokens): not taken"};
-    if (w.any() && llama_n_seq_max(context_) != 1)
-      return error{"recording: n_seq_max=" + std::to_string(llama_n_seq_max(context_)) + ": must be 1"};
     if (probe_ != nullptr) probe_->record(w);
     return {};
   }
@@ -972,8 +1032,9 @@ class compressor {
   }
 
   /// The rows that a plan has freed are gone.
-  void forget_recorded(const plan& p, std::size_t freed) {
-    if (probe_ != nullptr && freed > 0) probe_->recorded().erase(p.candidates.begin, freed, p.tokens_before - p.candidates.end);
+  void forget_recorded(const state& s, const plan& p, std::size_t freed) const {
+    recording* r = recorded(s);
+    if (r != nullptr && freed > 0) r->erase(p.candidates.begin, freed, p.tokens_before - p.candidates.end);
   }
 
   /// A budget in bytes becomes a number of tokens as soon as the layers are known.
@@ -995,10 +1056,11 @@ class compressor {
   /// All layers as the policy gets them, checked: plan_eviction() and compress() cannot fail afterwards.
   result<std::vector<layer>> offer(state& s, const std::vector<cached_layer>& cached, std::span<const std::int32_t> cells,
                                    std::span<const llama_pos> positions, llama_pos last) {
-    recording* recorded = probe_ != nullptr && probe_->recorded().what().any() ? &probe_->recorded() : nullptr;
-    if (recorded != nullptr) {
-      recorded->truncate(last + 1);
-      if (status ok = recorded->check(last, cells.size(), cached.size()); !ok) return error{ok.message()};
+    recording* seen = recorded(s);
+    if (seen == nullptr && reads().any()) return error{"recording: the cells of this sequence have not been seen"};
+    if (seen != nullptr) {
+      seen->truncate(last + 1);
+      if (status ok = seen->check(last, cells.size(), cached.size()); !ok) return error{ok.message()};
     }
     if (policy_.needs.rope || !queries_.empty())
       if (status ok = take_ropes(cached); !ok) return error{ok.message()};
@@ -1010,7 +1072,7 @@ class compressor {
       const result<layer> l = view(cached[i], heads_, cells);
       if (!l) return error{l.message()};
       layers[i] = *l;
-      if (recorded != nullptr) beside_[i] = recorded->beside(i);
+      if (seen != nullptr) beside_[i] = seen->beside(i);
       beside_[i].protect = s.protect;
       if (policy_.needs.rope) beside_[i].rope = &ropes_[i];
       layers[i].extra = &beside_[i];

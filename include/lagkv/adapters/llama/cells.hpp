@@ -17,6 +17,15 @@
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
+/// What is recorded of a sequence from one sighting to the next is known by a number.
+inline constexpr std::size_t no_track = ~std::size_t{0};
+
+/// A token in a cell: what is written there later has another number.
+struct cell_token {
+  std::int32_t cell = -1;  ///< -1: not known
+  std::uint64_t written = 0;
+};
+
 /// The cells of one sequence when its last token was decoded.
 struct sighting {
   std::vector<std::int32_t> cells{};  ///< within the stream, ascending
@@ -24,6 +33,15 @@ struct sighting {
   std::int32_t last_cell = -1;  ///< of its last token
   llama_seq_id sequence = -1;   ///< whose it was found to be; -1: not known yet
   std::uint64_t time = 0;       ///< tokens that the cache had taken then
+  std::size_t track = 0;        ///< that of its earlier sightings; 0 if the context has one sequence
+};
+
+/// The tokens of one sequence in a micro-batch.
+struct batch_part {
+  std::size_t stream = 0;
+  std::int32_t last_cell = -1;          ///< of its sighting
+  std::size_t forked_from = no_track;   ///< the track of the sequence that it goes on from, which may go on too
+  std::vector<std::uint32_t> tokens{};  ///< their places in the micro-batch, ascending
 };
 
 /// The tokens of one micro-batch, in their order.
@@ -37,9 +55,10 @@ class cell_table {
  public:
   /// All is forgotten if the size is another. `sequences`: how many there may be.
   void resize(std::size_t cells, std::size_t streams, std::size_t sequences) {
-    most_ = 2 * sequences + 2;
+    most_ = 2 * sequences + 2, one_sequence_ = sequences == 1;
     if (cells == cells_ && streams == streams_) return;
     cells_ = cells, streams_ = streams;
+    copied_.assign(streams, no_track);
     forget();
   }
 
@@ -61,6 +80,36 @@ class cell_table {
     written_.assign(cells_ * streams_, 0);
   }
 
+  cell_token token(std::size_t stream, std::int32_t cell) const { return {cell, written(stream, cell)}; }
+
+  /// What the last micro-batch brought to each sequence.
+  std::span<const batch_part> parts() const { return parts_; }
+
+  /// A micro-batch has come that cannot be seen.
+  void lose_parts() { parts_.clear(); }
+
+  /// The sighting that a part has led to.
+  sighting* seen_in(const batch_part& part) {
+    for (auto s = seen_.rbegin(); s != seen_.rend(); ++s)
+      if (s->stream == part.stream && s->last_cell == part.last_cell) return &*s;
+    return nullptr;
+  }
+
+  std::size_t new_track() { return one_sequence_ ? 0 : ++tracks_; }
+
+  /// The host has copied what this sighting shows to another stream: what comes next in it is of this track.
+  void copied(const sighting& s, std::size_t stream, std::size_t track) {
+    if (stream >= streams_) return;
+    copied_[stream] = track;
+    for (const std::int32_t cell : s.cells) set_position(stream, cell, position(s.stream, cell));
+  }
+
+  /// Whether a sequence has this track, or will have it.
+  bool has(std::size_t track) const {
+    return std::find(copied_.begin(), copied_.end(), track) != copied_.end() ||
+           std::any_of(seen_.begin(), seen_.end(), [&](const sighting& s) { return s.track == track; });
+  }
+
   /// False if it cannot be read; then nothing is known any more.
   bool note(const micro_batch& b) {
     const auto tokens = static_cast<std::int64_t>(b.cells.size()), streams = b.mask->ne[3];
@@ -69,6 +118,7 @@ class cell_table {
         b.mask->ne[0] <= static_cast<std::int64_t>(cells_) && (b.mask->type == GGML_TYPE_F32 || b.mask->type == GGML_TYPE_F16) &&
         std::all_of(b.cells.begin(), b.cells.end(),
                     [&](std::int64_t cell) { return cell >= 0 && cell < static_cast<std::int64_t>(position_.size()); });
+    parts_.clear();
     if (!readable) return forget(), false;
     const std::uint64_t before = count_;
     for (std::size_t i = 0; i < b.cells.size(); ++i) {
@@ -95,7 +145,8 @@ class cell_table {
       const std::size_t i = index(stream, cell);
       return std::pair(position_[i], written_[i]);
     };
-    std::sort(all.begin(), all.end(), [&](std::int32_t a, std::int32_t b) { return key(a) < key(b); });
+    const auto earlier = [&](std::int32_t a, std::int32_t b) { return key(a) < key(b); };
+    if (!std::is_sorted(all.begin(), all.end(), earlier)) std::sort(all.begin(), all.end(), earlier);
     return all;
   }
 
@@ -178,6 +229,7 @@ class cell_table {
     const std::span<const std::int64_t> cells = b.cells.subspan(s * each, each);
     const auto stream = static_cast<std::size_t>(cells[0]) / cells_;
     std::vector<bool> done(each, false);
+    const std::vector<sighting> earlier = seen_;
     for (std::size_t left = each; left > 0;) {
       // The last token of a sequence sees all of its cells.
       std::size_t last = each;
@@ -188,9 +240,15 @@ class cell_table {
       const auto visible = row_of(b.mask, s, last);
       for (std::int32_t cell = 0; cell < static_cast<std::int32_t>(b.mask->ne[0]); ++cell)
         if (visible(cell)) seen.cells.push_back(cell);
+      batch_part part;
+      part.stream = stream, part.last_cell = seen.last_cell;
       for (std::size_t t = 0; t < each; ++t)
-        if (!done[t] && (t == last || (local(cells[t]) < b.mask->ne[0] && visible(local(cells[t]))))) done[t] = true, --left;
-      inherit(seen, before);
+        if (!done[t] && (t == last || (local(cells[t]) < b.mask->ne[0] && visible(local(cells[t]))))) {
+          done[t] = true, --left;
+          part.tokens.push_back(static_cast<std::uint32_t>(s * each + t));
+        }
+      part.forked_from = inherit(seen, earlier, before);
+      parts_.push_back(std::move(part));
       keep(std::move(seen));
     }
   }
@@ -199,17 +257,36 @@ class cell_table {
   std::int32_t local(std::int64_t cell) const { return static_cast<std::int32_t>(at(cell) % cells_); }
 
   /// Earlier sightings of the same sequence go, and tell whose this one is: a sequence that has been decoded on holds the last
-  /// token of before. So does a fork of it; that is found out by whoever asks for the sequence.
-  void inherit(sighting& now, std::uint64_t before) {
+  /// token of before. So does a fork of it; that is found out by whoever asks for the sequence. Returns the track that its own
+  /// one begins with, if that may go on as well. `all`: the sightings before this micro-batch.
+  std::size_t inherit(sighting& now, const std::vector<sighting>& all, std::uint64_t before) {
     const auto contains = [&](std::int32_t cell) { return std::binary_search(now.cells.begin(), now.cells.end(), cell); };
+    const auto last_written = [&](const sighting& s) { return written(s.stream, s.last_cell); };
     for (auto old = seen_.begin(); old != seen_.end();) {
       // Of this sequence, or, where sequences share cells, of one that it was forked from.
-      const bool earlier =
-          !forked_ && old->stream == now.stream && contains(old->last_cell) && written(old->stream, old->last_cell) <= before;
-      const bool overwritten = old->stream == now.stream && written(old->stream, old->last_cell) > old->time;
+      const bool earlier = !forked_ && old->stream == now.stream && contains(old->last_cell) && last_written(*old) <= before;
+      const bool overwritten = old->stream == now.stream && last_written(*old) > old->time;
       if (earlier) now.sequence = old->sequence;
       old = earlier || overwritten ? seen_.erase(old) : old + 1;
     }
+    if (one_sequence_) return no_track;
+    const sighting* from = nullptr;
+    for (const sighting& old : all)  // a fork of a fork holds the last tokens of both
+      if (old.stream == now.stream && contains(old.last_cell) && last_written(old) <= (std::min)(before, old.time) &&
+          (from == nullptr || last_written(old) > last_written(*from)))
+        from = &old;
+    // Its last tokens may have been taken back: then they share others.
+    for (auto old = all.begin(); old != all.end() && from == nullptr; ++old)
+      if (old->stream == now.stream && std::any_of(old->cells.begin(), old->cells.end(), [&](std::int32_t cell) {
+            return written(old->stream, cell) <= (std::min)(before, old->time) && contains(cell);
+          }))
+        from = &*old;
+    if (from != nullptr && !forked_) {
+      now.track = from->track;
+      return no_track;
+    }
+    now.track = from == nullptr && copied_[now.stream] != no_track ? std::exchange(copied_[now.stream], no_track) : new_track();
+    return from != nullptr ? from->track : no_track;
   }
 
   std::size_t cells_ = 0, streams_ = 0, most_ = 4;
@@ -217,7 +294,10 @@ class cell_table {
   std::vector<llama_pos> position_;     // by stream and cell; -1: not known
   std::vector<std::uint64_t> written_;  // by stream and cell; 0: never
   std::vector<sighting> seen_;
-  bool forked_ = false;
+  bool forked_ = false, one_sequence_ = true;
+  std::size_t tracks_ = 0;
+  std::vector<std::size_t> copied_;  // by stream
+  std::vector<batch_part> parts_;
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama

@@ -18,6 +18,7 @@
 #include <lagkv/adapters/llama/cells.hpp>
 #include <lagkv/adapters/llama/embedding.hpp>
 #include <lagkv/adapters/llama/nodes.hpp>
+#include <lagkv/adapters/llama/recorder.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/views.hpp>
 #include <lagkv/result.hpp>
@@ -31,6 +32,7 @@ namespace lagkv::inline LAGKV_ABI::llama {
 struct seen_cache {
   std::vector<cached_layer> layers{};  ///< in the order of their ids
   cell_table table{};
+  recorder attention{};
 };
 
 /// Attach it to the parameters of a context before the context is made, and keep it where it is for as long as the
@@ -72,21 +74,35 @@ class cache_probe {
     return -1;
   }
 
-  /// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache: their keys' marks in the last layer, and
-  /// their positions. The next graph of their sequence shows where.
-  void expect(std::size_t cache, std::size_t stream, std::vector<std::uint64_t> marks, std::span<const llama_pos> positions) {
-    expected_.push_back({cache, stream, std::move(marks), {positions.begin(), positions.end()}});
+  /// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache: their keys' marks in the last layer, their
+  /// positions, and the track of their recording. The next graph of their sequence shows where.
+  void expect(std::size_t cache, std::size_t stream, std::vector<std::uint64_t> marks, std::span<const llama_pos> positions,
+              std::size_t track) {
+    expected_.push_back({cache, stream, std::move(marks), {positions.begin(), positions.end()}, track});
     if (expected_.size() > sequences_) expected_.erase(expected_.begin());
   }
 
   /// How many sequences the context may have; the compressor says it.
   void set_sequences(std::size_t sequences) { sequences_ = sequences; }
 
-  /// What is recorded of the tokens to come, in place of what was before. One sequence a context is taken. Accumulated attention
-  /// needs the cache in host memory; queries come from any.
-  void record(const wanted& what) { recording_.keep(what); }
+  /// What is recorded of the tokens to come, in place of what was before; of the layers with full attention. Accumulated
+  /// attention needs the cache in host memory, and so do several sequences; queries of one sequence come from any.
+  void record(const wanted& what) {
+    what_ = what;
+    only_.keep(what);
+    for (seen_cache& c : caches_) c.attention.keep(what);
+  }
 
-  recording& recorded() { return recording_; }
+  const wanted& what() const { return what_; }
+
+  /// The recording of a context's only sequence; with several, checkpoint.recorded has that of each.
+  recording& recorded() { return attention().of(0); }
+
+  /// Which cache is that of the layers with full attention; until it is said, the one with the most cells.
+  void set_recorded_cache(std::size_t cache) { recorded_cache_ = cache; }
+
+  /// What records it.
+  recorder& attention() { return caches_.empty() ? only_ : caches_[recorded_cache()].attention; }
 
   /// The rotary embedding of each layer's keys, from the first graph on, in the order of their ids.
   const std::vector<embedding>& embeddings() const { return embeddings_; }
@@ -111,12 +127,6 @@ class cache_probe {
   /// Those of another context of this model with the same parameters, for one whose sequences are put in as saved states.
   void set_embeddings(std::vector<embedding> all) { embeddings_ = std::move(all); }
 
-  /// In place of what has been recorded, after the host has put back the state that `r` was taken beside.
-  void set_recorded(recording r) {
-    r.keep(recording_.what());
-    recording_ = std::move(r);
-  }
-
  private:
   bool see(ggml_tensor* node, bool ask) {
     if (!ask) {  // the node that was asked for last has been computed
@@ -128,7 +138,7 @@ class cache_probe {
     if (node->op == GGML_OP_SET_ROWS) see_store(node);
     see_mask(node);
     if (multiplied_ != nullptr && node->op == GGML_OP_SOFT_MAX && node->src[0] == multiplied_) see_softmax(node);
-    mine_ = recording_.what().any() && detail::attention_of(node).layer >= 0;
+    mine_ = what_.any() && is_recorded(detail::attention_of(node).layer);
     theirs_ = next_ != nullptr && next_(node, true, next_data_);
     return mine_ || theirs_;
   }
@@ -137,9 +147,8 @@ class cache_probe {
     const int layer = detail::cached_layer_of(detail::origin(node->src[0]), 'k');
     if (layer < 0) {
       positions_ = node->src[1];
-    } else {  // a context shift rotates the cache itself and renumbers its cells
-      recording_.clear();
-      if (seen_cache* c = cache_of(layer); c != nullptr) see_shift(*c, layer, node->src[1]);
+    } else if (seen_cache* c = cache_of(layer); c != nullptr) {  // a context shift rotates the cache itself, renumbers its cells
+      see_shift(*c, layer, node->src[1]);
     }
   }
 
@@ -148,7 +157,9 @@ class cache_probe {
     const bool again = shifted_ >= 0 && layer > shifted_ && cache_of(shifted_) == &c;
     shifted_ = layer;
     if (again) return;
-    if (!detail::in_host_memory(by) || by->type != GGML_TYPE_I32) return c.table.forget();
+    const bool seen = detail::in_host_memory(by) && by->type == GGML_TYPE_I32;
+    c.attention.shift(seen);
+    if (!seen) return c.table.forget();
     c.table.shift({static_cast<const std::int32_t*>(by->data), static_cast<std::size_t>(by->ne[0])});
   }
 
@@ -186,7 +197,11 @@ class cache_probe {
     seen_cache* c = cache_of(layer);
     if (c == nullptr) {  // layers whose rows go to the same cells are of one cache
       const auto same = static_cast<std::size_t>(std::find(indices_.begin(), indices_.end(), indices) - indices_.begin());
-      if (same == caches_.size()) caches_.emplace_back(), indices_.push_back(indices), noted_.push_back(true);
+      if (same == caches_.size()) {
+        caches_.emplace_back(), indices_.push_back(indices), noted_.push_back(true);
+        caches_.back().attention = same == 0 ? std::move(only_) : recorder{};
+        caches_.back().attention.keep(what_);
+      }
       c = &caches_[same];
     }
     cached_layer& l = detail::of_id(c->layers, layer);
@@ -228,6 +243,7 @@ class cache_probe {
     if (seen) b.cells = {static_cast<const std::int64_t*>(indices->data), static_cast<std::size_t>(indices->ne[0])};
     if (detail::in_host_memory(positions_) && positions_->type == GGML_TYPE_I32 && positions_->ne[0] >= indices->ne[0])
       b.positions = {static_cast<const llama_pos*>(positions_->data), b.cells.size()};
+    if (!seen) c->table.lose_parts();
     if (!seen || !c->table.note(b)) {
       obstacle_ = "the cells of new tokens cannot be seen";
       return;
@@ -249,11 +265,12 @@ class cache_probe {
     std::size_t cache = 0, stream = 0;
     std::vector<std::uint64_t> marks{};
     std::vector<llama_pos> positions{};
+    std::size_t track = no_track;
   };
 
-  /// Whether one of the sequences that were just seen has these rows; then their positions are known.
-  bool place(seen_cache& c, const expected_rows& e) {
-    for (const sighting& s : c.table.sightings()) {
+  /// Whether one of the sequences that were just seen has these rows; then their positions are known, and the track.
+  static bool place(seen_cache& c, const expected_rows& e) {
+    for (sighting& s : c.table.sightings()) {
       if (s.stream != e.stream) continue;
       const std::vector<std::int32_t> cells = c.table.unknown(s);
       if (cells.size() != e.marks.size()) continue;
@@ -266,6 +283,10 @@ class cache_probe {
       }
       if (positions.size() != cells.size()) continue;
       for (std::size_t i = 0; i < cells.size(); ++i) c.table.set_position(s.stream, cells[i], positions[i]);
+      if (e.track != no_track) {
+        s.track = e.track;
+        c.attention.lies_in(c.table, s, cells);
+      }
       return true;
     }
     return false;
@@ -293,62 +314,39 @@ class cache_probe {
   void see_softmax(const ggml_tensor* node) {
     const detail::attention a = detail::attention_of(multiplied_);
     multiplied_ = nullptr;
-    const std::span<const cached_layer> of_cache = layers();
-    if (of_cache.empty() || a.layer < of_cache.front().id) return;
-    if (a.layer == of_cache.front().id) begin_batch(a.queries->ne[1]);
-    if (recording_.rows().empty()) return;
-    if (const status ok = add(a, detail::scale_of(node)); !ok) recording_.obstruct(ok.message());
+    seen_cache* c = cache_of(a.layer);
+    if (c == nullptr || !is_recorded(a.layer)) return;
+    if (a.layer == c->layers.front().id) begin_batch(*c, a.queries->ne[1] * a.queries->ne[3]);
+    c->attention.add({a, queries_, key_transform_, detail::scale_of(node), &detail::of_id(c->layers, a.layer), obstacle_});
   }
 
-  void begin_batch(std::int64_t tokens) {
+  void begin_batch(seen_cache& c, std::int64_t tokens) {
     if (positions_ == nullptr || positions_->type != GGML_TYPE_I32 || positions_->ne[0] < tokens)
-      return recording_.obstruct("the positions of new tokens cannot be seen");
+      return c.attention.obstruct("the positions of new tokens cannot be seen");
+    const bool known = !c.table.parts().empty();
+    if (!known && sequences_ > 1) return c.attention.obstruct("several sequences, and the cells of new tokens cannot be seen");
     batch_.resize(static_cast<std::size_t>(tokens));
     ggml_backend_tensor_get(positions_, batch_.data(), 0, batch_.size() * sizeof(llama_pos));
-    recording_.append(batch_);
-    cells_of_rows_.clear();
-    const cell_table& table = caches_[0].table;
-    if (recording_.what().accumulated_attention && !table.sightings().empty()) {
-      const sighting& all = table.sightings().back();
-      std::size_t i = 0;  // of the cells in the order of positions, which the recorded rows follow
-      const std::vector<std::int32_t> cells = table.rows(all);
-      for (const llama_pos p : recording_.rows()) {
-        while (i < cells.size() && table.position(all.stream, cells[i]) < p) ++i;
-        const bool found = i < cells.size() && table.position(all.stream, cells[i]) == p;
-        cells_of_rows_.push_back(found ? cells[i] : -1);
-      }
-    }
+    c.attention.begin(c.table, known, batch_);
+    if (sequences_ == 1) return;
+    c.attention.retain([&](std::size_t track) {
+      return c.table.has(track) ||
+             std::any_of(expected_.begin(), expected_.end(), [&](const expected_rows& e) { return e.track == track; });
+    });
   }
 
-  status add(const detail::attention& a, const result<float>& scale) {
-    if (!scale) return error{scale.message()};
-    const ggml_tensor* q = a.queries;
-    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float)) return error{"queries are not rows of f32: not taken"};
-    if (q->ne[3] != 1 || a.keys->ne[3] != 1) return error{"the cache has several streams: must be one"};
-    if (q->ne[1] != static_cast<std::int64_t>(batch_.size()))
-      return error{"layers see different numbers of tokens in a micro-batch: not taken"};
-    const auto heads = static_cast<std::size_t>(a.keys->ne[2]);
-    const shape extent{static_cast<std::size_t>(q->ne[2]), static_cast<std::size_t>(q->ne[0])};
-    const auto distance = [&](int i) { return static_cast<std::ptrdiff_t>(q->nb[i] / sizeof(float)); };
-    const strided<float> as_met(reinterpret_cast<float*>(queries_.data()), extent, {.head = distance(2), .token = distance(1)},
-                                batch_.size());
-    const tensor queries = key_transform_ != 0 ? tensor(hadamard(as_met, key_transform_)) : tensor(as_met);
-    tensor keys;
-    if (recording_.what().accumulated_attention) {
-      const matrix& m = detail::of_id(caches_[0].layers, a.layer).keys;
-      if (!obstacle_.empty()) return error{"accumulated attention: " + obstacle_};
-      if (const status ok = check(m, heads, "accumulated attention: cache"); !ok) return ok;
-      if (m.width != heads * extent.channels)
-        return error{"accumulated attention: the cache's rows are not the keys of all heads: not taken"};
-      if (cells_of_rows_.empty()) return error{"accumulated attention: the cells of new tokens cannot be seen"};
-      for (std::size_t i = 0; i < cells_of_rows_.size(); ++i)
-        if (cells_of_rows_[i] < 0)
-          return error{"accumulated attention: the cell of position " + std::to_string(recording_.rows()[i]) +
-                       " has not been seen"};
-      keys = view(m, heads, cells_of_rows_);
-    }
-    recording_.add(a.layer, heads, queries, keys, *scale, workspace_);
-    return {};
+  std::size_t recorded_cache() const {
+    if (recorded_cache_ < caches_.size()) return recorded_cache_;
+    const auto fewer = [](const seen_cache& a, const seen_cache& b) { return a.table.cells() < b.table.cells(); };
+    return static_cast<std::size_t>(std::max_element(caches_.begin(), caches_.end(), fewer) - caches_.begin());
+  }
+
+  /// Where two caches have as many cells, both are, until it is said which one it is.
+  bool is_recorded(int layer) {
+    const seen_cache* c = layer >= 0 ? cache_of(layer) : nullptr;
+    if (c == nullptr) return false;
+    const seen_cache& recorded = caches_[recorded_cache()];
+    return c == &recorded || (recorded_cache_ >= caches_.size() && c->table.cells() == recorded.table.cells());
   }
 
   ggml_backend_sched_eval_callback next_ = nullptr;
@@ -365,12 +363,12 @@ class cache_probe {
   std::string obstacle_;
   std::vector<embedding> embeddings_;
 
-  recording recording_;
-  const ggml_tensor* multiplied_ = nullptr;  // the attention node whose queries are held
+  wanted what_{};
+  recorder only_;                                 // as long as no cache has been seen
+  std::size_t recorded_cache_ = ~std::size_t{0};  // not known
+  const ggml_tensor* multiplied_ = nullptr;       // the attention node whose queries are held
   std::vector<std::byte> queries_;
   std::vector<llama_pos> batch_;
-  std::vector<std::int32_t> cells_of_rows_;
-  lagkv::workspace workspace_;
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama

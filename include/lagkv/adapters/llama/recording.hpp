@@ -12,6 +12,7 @@
 
 #include <llama.h>
 
+#include <lagkv/adapters/llama/cells.hpp>
 #include <lagkv/adapters/llama/nodes.hpp>
 #include <lagkv/attention/attention.hpp>
 #include <lagkv/compress.hpp>
@@ -66,6 +67,17 @@ class row_array {
     rows_ -= n;
   }
 
+  /// Only the rows that are marked stay.
+  void retain(const std::vector<bool>& stays) {
+    std::size_t left = 0;
+    for (T* head = data_.data(); head != data_.data() + heads_ * pitch_; head += pitch_) {
+      left = 0;
+      for (std::size_t row = 0; row < rows_; ++row)
+        if (stays[row]) head[left++] = head[row];
+    }
+    rows_ = (std::min)(left, rows_);
+  }
+
   std::size_t rows() const { return rows_; }
   T* of(std::size_t head) { return data_.data() + head * pitch_; }
   side_array<T> view() { return {rows_ > 0 ? data_.data() : nullptr, static_cast<std::ptrdiff_t>(pitch_)}; }
@@ -75,10 +87,11 @@ class row_array {
   std::size_t heads_ = 0, pitch_ = 0, rows_ = 0;
 };
 
-/// The attention of a context's one sequence, as far as it is wanted. A plain value: copy it beside a saved state.
+/// The attention of one sequence, as far as it is wanted. A plain value: copy it beside a saved state.
 ///
 /// Held are at most twice the queries that are wanted, and a float for each row, KV head and layer. A micro-batch's queries are
-/// used when its attention has been computed, and forgotten.
+/// used when its attention has been computed, and forgotten. Rows that are known by their cells follow what the host does to
+/// them.
 class recording {
  public:
   const wanted& what() const { return what_; }
@@ -99,15 +112,15 @@ class recording {
     what_ = w;
   }
 
-  void clear() { rows_.clear(), layers_.clear(), obstacle_.clear(); }
+  void clear() { rows_.clear(), cells_.clear(), layers_.clear(), obstacle_.clear(); }
 
   void obstruct(std::string why) {
     if (obstacle_.empty()) obstacle_ = std::move(why);
   }
 
   /// A micro-batch has come. Where it begins at or before the last row, the host has taken rows back; what those attended to
-  /// stays counted.
-  void append(std::span<const llama_pos> batch) {
+  /// stays counted. `cells`: of its tokens, or empty.
+  void append(std::span<const llama_pos> batch, std::span<const cell_token> cells) {
     for (std::size_t i = 1; i < batch.size(); ++i)
       if (batch[i] != batch[i - 1] + 1)
         return obstruct("position " + std::to_string(batch[i]) + " after " + std::to_string(batch[i - 1]) +
@@ -116,6 +129,57 @@ class recording {
     if (!rows_.empty() && rows_.back() + 1 != batch.front()) clear();  // some have been decoded unseen
     if (rows_.empty()) obstacle_.clear();
     rows_.insert(rows_.end(), batch.begin(), batch.end());
+    cells_.insert(cells_.end(), cells.begin(), cells.end());
+    cells_.resize(rows_.size());
+  }
+
+  /// The rows of the sequence as they are now, in the order of tokens: those that are gone go, the others take their positions.
+  /// Rows whose cells are not known stay as they are.
+  void follow(std::span<const cell_token> now, std::span<const llama_pos> positions) {
+    if (!has_cells()) return;
+    if (rows_.empty() || std::find(positions.begin(), positions.end(), -1) != positions.end()) return;
+    std::vector<std::size_t> place_of;  // by cell; made if a row is not where it is looked for
+    const auto place = [&](const cell_token& token, std::size_t expected) {
+      const auto is = [&](std::size_t i) { return now[i].cell == token.cell && now[i].written == token.written; };
+      if (expected < now.size() && is(expected)) return expected;
+      if (place_of.empty())
+        for (std::size_t i = 0; i < now.size(); ++i) {
+          const auto cell = static_cast<std::size_t>(now[i].cell);
+          if (cell >= place_of.size()) place_of.resize(cell + 1, now.size());
+          place_of[cell] = i;
+        }
+      const auto cell = static_cast<std::size_t>(token.cell);
+      const std::size_t found = cell < place_of.size() ? place_of[cell] : now.size();
+      return found < now.size() && found >= expected && is(found) ? found : now.size();
+    };
+    const llama_pos last = rows_.back();
+    std::vector<bool> stays(rows_.size(), false);
+    std::size_t next = place(cells_[0], 0), left = 0;
+    if (next == now.size()) next = 0;
+    for (std::size_t row = 0; row < rows_.size(); ++row) {
+      const std::size_t found = place(cells_[row], next);
+      if (found == now.size()) continue;
+      stays[row] = true;
+      rows_[left] = positions[found], cells_[left] = cells_[row];
+      ++left, next = found + 1;
+    }
+    for (layer_part& l : layers_)
+      if (l.last == last) l.last = left > 0 ? rows_[left - 1] : -1;
+    if (left < rows_.size()) retain(stays, left);
+  }
+
+  /// Its rows, or the last of them, lie in these cells now.
+  void lie_in(std::span<const cell_token> now) {
+    const std::size_t n = (std::min)(now.size(), rows_.size());
+    cells_.assign(rows_.size(), cell_token{});
+    std::copy(now.end() - static_cast<std::ptrdiff_t>(n), now.end(), cells_.end() - static_cast<std::ptrdiff_t>(n));
+  }
+
+  std::span<const cell_token> cells() const { return cells_; }
+
+  /// Whether the cells of all rows are known.
+  bool has_cells() const {
+    return std::none_of(cells_.begin(), cells_.end(), [](const cell_token& c) { return c.cell < 0; });
   }
 
   /// Its attention in one layer: queries [query heads][tokens of the micro-batch][channels], f32, channels adjacent, as they
@@ -142,6 +206,7 @@ class recording {
     while (!rows_.empty() && rows_.back() >= end) rows_.pop_back();
     const std::size_t taken = before - rows_.size();
     if (taken == 0) return;
+    cells_.resize(rows_.size());
     for (layer_part& l : layers_) {
       l.last = rows_.empty() ? -1 : rows_.back();
       l.queries.resize((l.held() - (std::min)(taken, l.held())) * l.width());
@@ -152,12 +217,13 @@ class recording {
   /// Rows [first, first + n) are gone; all behind them but the last `window` may have changed their places. The arrays have
   /// been compacted toward the window.
   void erase(std::size_t first, std::size_t n, std::size_t window) {
-    if (what_.accumulated_attention)
-      rows_.erase(rows_.begin() + static_cast<std::ptrdiff_t>(first), rows_.begin() + static_cast<std::ptrdiff_t>(first + n));
-    else if (rows_.size() > window)
-      rows_.erase(rows_.begin(), rows_.end() - static_cast<std::ptrdiff_t>(window));
+    if (!what_.accumulated_attention) first = 0, n = rows_.size() - (std::min)(window, rows_.size());
+    const auto drop = [&](auto& all) {
+      all.erase(all.begin() + static_cast<std::ptrdiff_t>(first), all.begin() + static_cast<std::ptrdiff_t>(first + n));
+    };
+    drop(rows_), drop(cells_);
     for (layer_part& l : layers_) {
-      l.accumulated_attention.erase(first, n);
+      l.accumulated_attention.erase(first, n);  // of no rows if it is not wanted
       if (l.held() > window) l.forget_before(window);
     }
   }
@@ -181,6 +247,9 @@ class recording {
     }
     return {};
   }
+
+  /// How many layers have been seen.
+  std::size_t layers() const { return layers_.size(); }
 
   /// What is beside keys and values of the i-th layer, until the recording changes.
   extras beside(std::size_t i) {
@@ -213,6 +282,20 @@ class recording {
     }
   };
 
+  void retain(const std::vector<bool>& stays, std::size_t left) {
+    for (layer_part& l : layers_) {
+      l.accumulated_attention.retain(stays);
+      const std::size_t held = l.held(), width = l.width();
+      std::size_t to = 0;
+      for (std::size_t i = 0; i < held; ++i)
+        if (stays[stays.size() - held + i])
+          std::copy_n(l.queries.begin() + static_cast<std::ptrdiff_t>(i * width), width,
+                      l.queries.begin() + static_cast<std::ptrdiff_t>(to++ * width));
+      l.queries.resize(to * width);
+    }
+    rows_.resize(left), cells_.resize(left);
+  }
+
   /// Up to twice what is wanted is held, so that a token of an answer moves the others seldom.
   void add_queries(layer_part& l, const tensor& queries) {
     const std::size_t given = queries.capacity(), n = (std::min)(given, what_.queries);
@@ -228,6 +311,7 @@ class recording {
   wanted what_;
   std::string obstacle_;
   std::vector<llama_pos> rows_;
+  std::vector<cell_token> cells_;  // of the rows
   std::vector<layer_part> layers_;
 };
 
