@@ -387,6 +387,8 @@ void register_all() {
                              "snapkv:sink=16,keep=0.25",
                              "h2o:sink=16,keep=0.25",
                              "tova:sink=16,keep=0.25",
+                             "stripes:sink=16,keep=0.25",
+                             "fuse:novelty+stripes,by=best,sink=16,keep=0.25",
                              "fuse:lagkv+key_diff,sink=16,lag=128,keep=0.25",
                              "key_norm:sink=16,keep=0.25,select=chunks",
                              "streaming_llm:sink=16,keep=0.25"})

@@ -1,9 +1,13 @@
 // Errors are values: what is refused at the edge, and the words in which it is.
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <limits>
+#include <numeric>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include <lagkv/lagkv.hpp>
 #include <lagkv/methods_with_eigen.hpp>
@@ -175,6 +179,30 @@ TEST(parse, gives_what_the_string_says) {
   EXPECT_EQ(lagkv::parse("random:recent=7")->budget.recent, 7U);
   EXPECT_EQ(lagkv::parse("tova")->adjust.size(), 1U) << "heads=shared is its own default";
   EXPECT_FALSE(lagkv::parse("tova:heads=own")->adjust);
+}
+
+TEST(parse, recommended_is_the_policy_that_the_docs_say_it_is) {
+  for (const char* more : {"keep=0.25", "keep=0.25,lag=0,smooth=2", "capacity=60,recent=8", "keep=0.2,recent_share=0.1"}) {
+    const bool own = std::string_view(more).find("recent_share") != std::string_view::npos;
+    const lagkv::policy p = *lagkv::parse(std::string("recommended:") + more);
+    const lagkv::policy q = *lagkv::parse(std::string(own ? "novelty:" : "novelty:recent_share=0.5,") + more);
+    EXPECT_EQ(p.budget.recent_share, q.budget.recent_share) << more;
+    EXPECT_EQ(p.adjust.size(), q.adjust.size()) << more;
+    EXPECT_EQ(p.needs.rope, q.needs.rope);
+    EXPECT_EQ(p.needs.key_statistics, q.needs.key_statistics);
+    const cube k = make_cube(61, 2, 200, 16);
+    cache c(layout::heads_first, dtype::f32, k, k);
+    const lagkv::rope rope{.base = 10000, .pairs = lagkv::rope::pairing::halves};
+    std::vector<std::uint32_t> positions(200);
+    std::iota(positions.begin(), positions.end(), 0U);
+    const lagkv::extras offers{.positions = {positions.data(), 0}, .rope = &rope};
+    lagkv::layer l = c.layer(200);
+    l.extra = &offers;
+    lagkv::workspace first, second;
+    const lagkv::plan &a = plan_eviction(p, l, {}, first), &b = plan_eviction(q, l, {}, second);
+    ASSERT_GT(a.kept.size(), 0U) << more;
+    EXPECT_EQ(a.kept, b.kept) << more;
+  }
 }
 
 TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {

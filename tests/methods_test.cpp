@@ -246,6 +246,17 @@ const formula formulas[] = {
        for (std::size_t i = 0; i < s.size(); ++i) s[i] /= -keys[i];
        return s;
      }},
+    {"stripes", "stripes:run=3",
+     [](const inputs& x, auto h, auto j, auto) {
+       std::vector<double> s;
+       for (std::size_t t = j.begin; t < j.end; ++t) {
+         const double turns =
+             static_cast<double>(t / 3) * (std::sqrt(5.0) - 1) / 2 + static_cast<double>(h) / static_cast<double>(x.keys.heads);
+         s.push_back(1 - (turns - std::floor(turns)));
+       }
+       return s;
+     },
+     false},
     {"leverage", "leverage", [](const inputs& x, auto h, auto j, auto r) { return leverage_scores(x.keys, h, j, r); }},
     {"snapkv", "snapkv:window=6,kernel=3",
      [](const inputs& x, auto h, auto j, auto) { return snapkv_scores(x.queries, x.keys, h, j, 6, 3); }, true},
@@ -446,6 +457,55 @@ TEST(novelty, channels_that_do_not_vary_and_zero_keys_are_no_numbers_to_divide_b
   cache all_same(layout::heads_first, dtype::f32, same, same);
   for (float s : lagkv::score(named_any("novelty:pre_rope=no"), all_same.layer(60), {.rows = {4, 50}, .keep = 1}, ws))
     ASSERT_EQ(s, 0.0F);
+}
+
+TEST(stripes, every_token_stays_in_some_head_of_a_layer_and_evenly_in_each) {
+  constexpr std::size_t heads = 4, n = 400;
+  const cube k = make_cube(71, heads, n, 8);
+  for (const std::size_t index : {0U, 1U, 17U}) {
+    cache c(layout::heads_first, dtype::f32, k, k);
+    lagkv::layer l = c.layer(n);
+    l.index = index;
+    lagkv::workspace ws;
+    const lagkv::plan& p = plan_eviction(named_any("stripes:sink=0,recent=0,keep=0.26"), l, {}, ws);
+    std::vector<std::size_t> kept(n);
+    for (std::size_t h = 0; h < heads; ++h) {
+      const auto own = p.of(h);
+      ASSERT_EQ(own.size(), 104U);
+      std::size_t before = own[0];
+      EXPECT_LT(before, 8U);
+      for (const std::uint32_t row : own) {
+        EXPECT_LE(row - before, 8U) << "head " << h << ": a gap before row " << row;
+        before = row, ++kept[row];
+      }
+    }
+    for (std::size_t row = 0; row < n; ++row) {
+      EXPECT_GE(kept[row], 1U) << "layer " << index << ": row " << row << " stays nowhere";
+      EXPECT_LE(kept[row], 2U) << "layer " << index << ": row " << row;
+    }
+  }
+}
+
+TEST(stripes, follow_positions_and_differ_from_layer_to_layer) {
+  constexpr std::size_t n = 64;
+  const cube k = make_cube(72, 2, n, 8);
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto scores = [&](const lagkv::layer& l) {
+    const auto s = lagkv::score(named_any("stripes:run=4"), l, {.rows = {0, n}, .keep = 1}, ws);
+    return std::vector<float>(s.begin(), s.end());
+  };
+  lagkv::layer l = c.layer(n);
+  const std::vector<float> rows = scores(l);
+  std::vector<std::uint32_t> positions(2 * n);
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(2 * (i % n));
+  const lagkv::extras offers{.positions = {positions.data(), n}};
+  l.extra = &offers;
+  const std::vector<float> spread = scores(l);
+  for (std::size_t i = 0; i < n / 2; ++i) EXPECT_EQ(spread[i], rows[2 * i]) << i;
+  l = c.layer(n);
+  l.index = 1;
+  EXPECT_NE(scores(l), rows);
 }
 
 TEST(distinct, of_a_text_that_repeats_itself_the_last_copy_stays) {

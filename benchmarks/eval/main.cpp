@@ -10,6 +10,7 @@
 #include "report/report_command.hpp"
 #include "run_command.hpp"
 #include "speed_command.hpp"
+#include "tune_command.hpp"
 
 namespace {
 
@@ -81,6 +82,26 @@ void declare_report(CLI::App& report, eval::report_options& o) {
   report.add_flag("--markdown", o.markdown, "Print the tables as markdown");
 }
 
+void declare_tune(CLI::App& tune, eval::tune_options& o) {
+  tune.option_defaults()->always_capture_default();
+  tune.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
+  tune.add_option("--removed", o.removed, "Share of the cached tokens that is to go")->check(CLI::Range(0.01, 0.99));
+  tune.add_option("--minutes", o.minutes, "Time for all of it; one prompt of each task and half is always run")
+      ->check(CLI::Range(0.01, 1e5));
+  tune.add_option("--policies", o.policies, "Candidates: policy strings without a budget, parted by ';'")->delimiter(';');
+  tune.add_option("--tasks", o.tasks, "Tasks, as for run");
+  tune.add_option("--length", o.length, "Tokens of prompt and answer together")->check(CLI::Range(64, 1 << 20));
+  tune.add_option("--samples", o.samples, "Prompts a task in each half, at most")->check(CLI::Range(1, 100000));
+  tune.add_option("--seed", o.seed, "Draws the prompts to choose on; those to report on are the next seed's");
+  tune.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
+  tune.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
+  tune.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
+  tune.add_flag("--repack", o.repack, "Weights as llama.cpp likes them best on this processor (AMX tiles)");
+  tune.add_option("--reach", o.reach, "Tasks in which the full cache has less than this share do not count")
+      ->check(CLI::Range(0.0, 1.0));
+  tune.add_option("--out", o.out, "What its files begin with; a call that was interrupted goes on with them");
+}
+
 std::string joined(int argc, char** argv) {
   std::string command = "lagkv-eval";
   for (int i = 1; i < argc; ++i) {
@@ -111,6 +132,11 @@ int main(int argc, char** argv) {
   declare_calibrate(calibrate, calibrate_options);
   CLI::App& report = *app.add_subcommand("report", "Print and draw results");
   declare_report(report, report_options);
+  eval::tune_options tune_options;
+  tune_options.model = LAGKV_EVAL_MODEL;
+  tune_options.command = run_options.command;
+  CLI::App& tune = *app.add_subcommand("tune", "Find the policy that loses least on a model");
+  declare_tune(tune, tune_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked_for_help) {
@@ -121,6 +147,7 @@ int main(int argc, char** argv) {
   }
   std::erase_if(run_options.files, [](const auto& file) { return file.second.empty(); });
   return host::run("lagkv-eval", [&] {
+    if (tune.parsed()) return eval::tune_command(tune_options);
     if (speed.parsed()) return eval::speed_command(speed_options);
     if (calibrate.parsed()) return eval::calibrate_command(calibrate_options);
     return run.parsed() ? eval::run_command(run_options) : eval::report_command(report_options);

@@ -187,7 +187,10 @@ void runner::run_all() {
     throw std::runtime_error(options_.out + ": another run has written to it since this one began: start again");
   file_->add(info_);
   bar_ = std::make_unique<progress>(steps);
-  for (const assignment& a : todo) run_one(a);
+  for (const assignment& a : todo) {
+    if (a.sample > 0 && std::chrono::steady_clock::now() >= options_.until) break;
+    run_one(a);
+  }
 }
 
 // A middle sample of the pass key, or of the first task that hides something.

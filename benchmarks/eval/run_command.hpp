@@ -1,6 +1,7 @@
 // Runs tasks under policies on a model, and writes what comes out as it comes.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -28,6 +29,8 @@ struct run_options {
   std::map<std::string, std::string> files;  ///< by task: paths of the data sets of qa_1 and qa_2
   std::string out = "results.jsonl";
   std::string command;  ///< as it was called, for the record
+  /// No prompt is begun later than that, but for one of each task.
+  std::chrono::steady_clock::time_point until = std::chrono::steady_clock::time_point::max();
 };
 
 /// Samples that the file has already are not run again. Returns 0. Throws std::invalid_argument for what was asked wrongly,

@@ -20,8 +20,10 @@
 #include <lagkv/score/novelty.hpp>
 #include <lagkv/score/paged_eviction.hpp>
 #include <lagkv/score/random.hpp>
+#include <lagkv/score/recommended.hpp>
 #include <lagkv/score/snapkv.hpp>
 #include <lagkv/score/streaming_llm.hpp>
+#include <lagkv/score/stripes.hpp>
 #include <lagkv/score/tova.hpp>
 #include <lagkv/score/value_norm.hpp>
 
@@ -31,7 +33,8 @@ namespace lagkv::inline LAGKV_ABI {
 LAGKV_FN std::span<const method_entry* const> methods();
 
 /// The policy that a text describes: "lagkv:lag=1024,ratio=0.25", "snapkv:keep=0.25", "fuse:novelty+cur,keep=0.25",
-/// "streaming_llm:capacity=512", "full". policy/parse.hpp says how they are written, docs/methods.md lists all keys.
+/// "streaming_llm:capacity=512", "full", "recommended:keep=0.25". policy/parse.hpp says how they are written, docs/methods.md
+/// lists all keys.
 LAGKV_EDGE result<policy> parse(std::string_view text);
 
 #if LAGKV_BODIES
@@ -40,6 +43,7 @@ namespace detail {
 
 // clang-format off
 inline constexpr const method_entry* all_entries[] = {
+    &recommended_entry,
     &full_entry,
     &lagkv_entry,
     &streaming_llm_entry,
@@ -56,6 +60,7 @@ inline constexpr const method_entry* all_entries[] = {
     &distinct_entry,
     &expected_attention_entry,
     &paged_eviction_entry,
+    &stripes_entry,
     &random_entry};
 // clang-format on
 

@@ -23,6 +23,7 @@
 #include "run_command.hpp"
 #include "tasks/task.hpp"
 #include "trial.hpp"
+#include "tune_command.hpp"
 
 namespace {
 
@@ -370,6 +371,30 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
     if (r.key.policy == o.policies[1]) ++calibrated;
   }
   EXPECT_EQ(calibrated, 1U);
+}
+
+// Out of time from the start: one prompt of each half, and the second call has nothing left to run.
+TEST_F(Run, TunesInTheTimeItHasAndOnOtherPromptsThanItChoseBy) {
+  eval::tune_options o;
+  o.model = LAGKV_LLAMA_MODEL, o.policies = {"recommended", "key_diff"}, o.tasks = "perplexity", o.length = 600, o.samples = 2;
+  o.threads = 1, o.minutes = 1e-6, o.out = (folder_ / "tune").string();
+  for (int call = 0; call < 2; ++call) {
+    testing::internal::CaptureStdout();
+    ASSERT_EQ(eval::tune_command(o), 0);
+    const std::string said = testing::internal::GetCapturedStdout();
+    for (const char* word : {"Choosing", "Reporting", "random", "may be chance", "keep=0.25"})
+      EXPECT_NE(said.find(word), std::string::npos) << word << " is not in\n" << said;
+    const eval::results first = eval::read_results(o.out + "-choosing.jsonl"),
+                        second = eval::read_results(o.out + "-reporting.jsonl");
+    EXPECT_EQ(first.samples.size(), 4U) << "full, two candidates, random; one prompt";
+    EXPECT_GE(second.samples.size(), 3U);
+    for (const auto* half : {&first, &second})
+      for (const eval::sample_result& s : half->samples) EXPECT_EQ(s.key.sample, 0U);
+    EXPECT_NE(first.runs.front().seed, second.runs.front().seed);
+    EXPECT_FALSE(std::filesystem::exists(o.out + "-queries.npy")) << "no candidate reads it";
+  }
+  o.minutes = 0;
+  EXPECT_THROW(static_cast<void>(eval::tune_command(o)), std::invalid_argument);
 }
 
 TEST_F(Run, FilesThatHoldNoQueryStatisticsAreRefused) {

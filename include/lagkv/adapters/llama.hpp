@@ -1076,6 +1076,7 @@ class compressor {
       beside_[i].protect = s.protect;
       if (policy_.needs.rope) beside_[i].rope = &ropes_[i];
       layers[i].extra = &beside_[i];
+      layers[i].index = i;
     }
     if (policy_.needs.rope || follows_rows())
       if (status ok = offer_positions(s, layers, positions); !ok) return error{ok.message()};

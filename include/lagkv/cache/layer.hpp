@@ -18,6 +18,7 @@ struct layer {
   tensor values{};
   std::size_t tokens = 0;
   const extras* extra = nullptr;  ///< must outlive the call
+  std::size_t index = 0;          ///< which layer of the sequence it is, for methods that treat layers unlike; 0: not known
 };
 
 namespace detail {

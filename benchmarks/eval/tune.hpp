@@ -1,0 +1,29 @@
+// Which of several policies lost least, and whether that is more than chance.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "report/statistics.hpp"
+#include "results.hpp"
+
+namespace eval {
+
+/// One policy among others on the same prompts.
+struct standing {
+  std::string policy;   ///< as it was named
+  std::string parsed;   ///< with the budget that it had on the last prompt
+  estimate worth;       ///< mean over tasks, of 100
+  estimate behind;      ///< the first one's worth less this one's, prompt by prompt; of the first: not a number
+  bool chance = false;  ///< 0 lies in the interval of `behind`, or there are fewer than 4 prompts of a task
+};
+
+/// The policies of a file that has one length and one share removed, the best first; full is not among them. What a sample is
+/// worth is its `score`, or, of a text that is read on, the share of tokens that are the full cache's likeliest (`same_token`).
+/// Each task counts once. Left out are tasks in which the full cache has less than `least` (0 to 1), prompts that one of the
+/// policies has not come to, and policies that have failed on every prompt. Ties go to the policy that comes first in the file.
+/// Throws std::invalid_argument where no prompt is left.
+[[nodiscard]] std::vector<standing> standings(const results& all, double least);
+
+}  // namespace eval

@@ -1,0 +1,41 @@
+// Finds the policy that loses least on a model: chooses on some prompts, reports on others.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace eval {
+
+struct tune_options {
+  std::string model;  ///< GGUF file
+  double removed = 0.75;
+  double minutes = 30;  ///< for all of it; a prompt that has begun is finished, and one of each half is always run
+  std::vector<std::string> policies = {"recommended",
+                                       "novelty",
+                                       "key_diff",
+                                       "lagkv:lag=128",
+                                       "streaming_llm",
+                                       "nested:pre_rope=yes,smooth=8,heads=shared",
+                                       "fuse:novelty+stripes,by=best",
+                                       "fuse:novelty+expected_attention,by=best,recent_share=0.25,calibrated=yes"};
+  std::string tasks = "niah_multivalue,prose_recall,perplexity,passkey64,documents,perplexity_code";
+  std::size_t length = 2048;
+  std::size_t samples = 20;  ///< prompts a task, in each half, at most
+  std::uint64_t seed = 1000;
+  int threads = 0;  ///< 0: all cores
+  std::string cache_type = "f16";
+  bool transposed = false, repack = false;
+  double reach = 0.3;        ///< tasks in which the full cache has less do not count
+  std::string out = "tune";  ///< tune-choosing.jsonl, tune-reporting.jsonl, tune-queries.npy
+  std::string command;       ///< as it was called, for the record
+};
+
+/// Runs the candidates on the prompts of `seed` for half of the time, the best of them, the next, `recommended` and `random` on
+/// those of `seed` + 1 for the other half. Prints both tables, the policy string, and whether the differences are more than
+/// chance. Query statistics are counted first if a candidate reads them and there is no file of them yet; the time counts.
+/// Results that are there already are not run again. Returns 0. Throws as run_command does.
+int tune_command(const tune_options& options);
+
+}  // namespace eval
