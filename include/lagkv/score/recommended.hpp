@@ -18,7 +18,7 @@ inline method method_of(const recommended_score& s) {
 
 inline constexpr method_entry recommended_entry = entry_of<recommended_score>(
     {.name = "recommended",
-     .meaning = "the best without queries or a file so far: novelty, and half of the budget for the most recent tokens",
+     .meaning = "provisional: novelty, and half of the budget for the most recent tokens; not for Gemma 3",
      .source = "this project",
      .reads = "keys and their RoPE"});
 
