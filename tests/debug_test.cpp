@@ -35,6 +35,19 @@ TEST(debug_death, a_cursor_of_another_sequence_is_noticed) {
   EXPECT_DEATH(lagkv::compress(c.policy, other.layer(c.tokens - 1), c.at, c.ws), "take_back");
 }
 
+TEST(debug_death, positions_that_heads_share_must_be_those_of_all) {
+  cache memory(layout::heads_first, lagkv::dtype::f32, make_cube(1, 2, rows, 8), make_cube(2, 2, rows, 8));
+  std::vector<std::uint32_t> positions(rows);
+  lagkv::extras offers;
+  offers.positions = {positions.data(), 0};
+  lagkv::layer l = memory.layer(rows);
+  l.extra = &offers;
+  lagkv::workspace ws;
+  cursor at;
+  EXPECT_DEATH(lagkv::compress(*lagkv::parse("key_norm:keep=0.5"), l, at, ws), "heads keep different tokens");
+  EXPECT_EQ(lagkv::compress(*lagkv::parse("key_norm:keep=0.5,heads=shared"), l, at, ws), rows / 2);
+}
+
 TEST(debug_death, what_is_right_is_let_pass) {
   for (toward direction : {toward::front, toward::window}) {
     compressed_once c(direction);

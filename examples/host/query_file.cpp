@@ -1,8 +1,10 @@
 #include "query_file.hpp"
 
+#include <cmath>
 #include <cstddef>
 #include <span>
 #include <stdexcept>
+#include <string>
 
 #include "tools/npy.hpp"
 
@@ -32,7 +34,12 @@ std::vector<lagkv::query_statistics> read_queries(const std::string& path) {
                                 ": must be float32 [layers, query heads, 1 + rank, channels], as lagkv-eval calibrate writes");
   const std::size_t heads = shape[1], rank = shape[2] - 1, channels = shape[3];
   std::vector<lagkv::query_statistics> layers(shape[0]);
-  const float* from = read->as<float>().data();
+  const std::span<const float> numbers = read->as<float>();
+  for (std::size_t i = 0; i < numbers.size(); ++i)
+    if (!std::isfinite(numbers[i]))
+      throw std::invalid_argument(path + ": number " + std::to_string(i) + " of layer " +
+                                  std::to_string(i / (numbers.size() / shape[0])) + " is not finite");
+  const float* from = numbers.data();
   for (lagkv::query_statistics& s : layers) {
     s.heads = heads, s.channels = channels;
     for (std::size_t head = 0; head < heads; ++head, from += (1 + rank) * channels) {

@@ -12,7 +12,7 @@ namespace host {
 /// where the file cannot be written.
 void write_queries(const std::string& path, const std::vector<lagkv::query_statistics>& layers);
 
-/// Throws std::invalid_argument where the file is no such array.
+/// Throws std::invalid_argument where the file is no such array, or holds a number that is not finite.
 [[nodiscard]] std::vector<lagkv::query_statistics> read_queries(const std::string& path);
 
 }  // namespace host

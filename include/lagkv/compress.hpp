@@ -285,6 +285,12 @@ LAGKV_FN void weigh(std::span<float> ranks, fusion by, double weight) {
   for (float& r : ranks) r = by == fusion::sum ? w * r : (r - 1) / w;
 }
 
+/// What two scorers say together. A row that is NaN to one of them goes first.
+inline float fused(fusion by, float a, float b) {
+  if (is_nan(a) || is_nan(b)) return not_a_number();
+  return by == fusion::sum ? a + b : a > b ? a : b;
+}
+
 LAGKV_FN void score(const policy& p, const layer& l, const candidates& c, std::span<float> scores, workspace& ws,
                     each_head_of each_head) {
   const std::size_t heads = l.keys.heads(), all = scores.size();
@@ -298,8 +304,7 @@ LAGKV_FN void score(const policy& p, const layer& l, const candidates& c, std::s
     score_all(p.fused[i].score, p.fused[i].pre_rope, p.fused[i].adjust, l, c, more, ws, each_head);
     rank_each(more, heads, c, ws);
     weigh(more, p.by, p.fused[i].weight);
-    for (std::size_t j = 0; j < all; ++j)
-      scores[j] = p.by == fusion::sum ? scores[j] + more[j] : scores[j] > more[j] ? scores[j] : more[j];
+    for (std::size_t j = 0; j < all; ++j) scores[j] = fused(p.by, scores[j], more[j]);
   }
 }
 

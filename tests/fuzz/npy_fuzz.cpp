@@ -1,4 +1,5 @@
 // A .npy file, and a file of query statistics, of anyone's making.
+#include <cmath>
 #include <stdexcept>
 
 #include "examples/host/query_file.hpp"
@@ -11,8 +12,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   fuzz::expect(static_cast<bool>(a) == a.message().empty());
   if (a) fuzz::expect(a->data.size() == a->size() * npy::detail::item_size(a->type) && a->data.size() <= size);
   try {
-    for (const lagkv::query_statistics& s : host::read_queries(file.path()))
+    for (const lagkv::query_statistics& s : host::read_queries(file.path())) {
       fuzz::expect(s.mean.size() == s.heads * s.channels && s.factors.size() == s.rank() * s.mean.size());
+      for (const float x : s.mean) fuzz::expect(std::isfinite(x));
+      for (const float x : s.factors) fuzz::expect(std::isfinite(x));
+    }
   } catch (const std::invalid_argument& refused) {
     fuzz::expect(*refused.what() != '\0');
   }

@@ -421,6 +421,10 @@ TEST_F(Run, FilesThatHoldNoQueryStatisticsAreRefused) {
   EXPECT_EQ(read[0].mean, one[0].mean);
   EXPECT_EQ(read[0].factors, one[0].factors);
   EXPECT_EQ(read[0].rank(), 3U);
+  for (const float bad : {std::nanf(""), HUGE_VALF, -HUGE_VALF}) {
+    host::write_queries(path, {one[0], {1, 2, {1, 2}, {}, {3, 4, 5, bad, 7, 8}}});
+    EXPECT_NE(message(path).find("number 13 of layer 1 is not finite"), std::string::npos) << message(path);
+  }
 }
 
 TEST_F(Run, RefusesBeforeItWorks) {

@@ -5,6 +5,7 @@
 #include <span>
 
 #include <lagkv/cache/layer.hpp>
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
 #include <lagkv/simd/score_kernels.hpp>
@@ -56,6 +57,10 @@ namespace detail {
 /// Only what add_attention() gives, for all rows in use. The workspace's.
 LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::size_t queries, float weight, workspace& ws);
 
+/// NaN, which goes first, for candidates that have received nothing because their keys are not finite. Reads only keys of rows
+/// that have received nothing.
+LAGKV_FN void mark_bad_keys(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws);
+
 }  // namespace detail
 
 /// Adds the attention of the last `queries` tokens to extras.accumulated_attention, as the mean over the query heads of each
@@ -79,7 +84,7 @@ LAGKV_FN void add_given_weights(const layer& l, std::size_t query_head, token_ra
                [&](std::size_t i, std::span<const float> row) {
                  const std::size_t sees = l.tokens - n + queries.begin + i + 1;
                  for (std::size_t t = 0; t < sees; ++t)
-                   if (row[t] > 0.0F) out[t] += weight * row[t];  // a NaN gives nothing
+                   if (finite(row[t]) && row[t] > 0.0F) out[t] += weight * row[t];
                });
 }
 
@@ -145,6 +150,17 @@ LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::siz
   for (std::size_t i = 0; i < l.tokens; ++i) weights[i] = 0.0F;
   add_attention(l, head, queries, weight, {weights, l.tokens}, ws);
   return weights;
+}
+
+LAGKV_FN void mark_bad_keys(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) {
+  const auto nothing = [&](std::size_t i) { return i < out.size() && finite(out[i]) && !(out[i] > 0); };
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (!nothing(i)) continue;
+    const std::size_t begin = i;
+    while (nothing(i)) ++i;
+    squares_of_rows(l.keys, head, {candidates.begin + begin, candidates.begin + i}, out.data() + begin, ws);
+    for (std::size_t j = begin; j < i; ++j) out[j] = finite(out[j]) ? 0.0F : not_a_number();
+  }
 }
 
 }  // namespace detail

@@ -1,6 +1,7 @@
 // Part of lagkv (MIT). Applies a plan to memory: rows move in place, without a second buffer.
 #pragma once
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -211,9 +212,25 @@ LAGKV_FN void compact(const layer& l, const plan& p, toward direction) {
   if (l.values) compact(l.values, p, direction);
 }
 
+namespace detail {
+
+/// Whether all heads keep the same rows.
+inline bool same_for_all_heads(const plan& p) {
+  bool same = true;
+  for (std::size_t head = 1; head < p.heads() && same; ++head) {
+    const auto first = p.of(0), other = p.of(head);
+    same = first.size() == other.size();
+    for (std::size_t i = 0; i < first.size() && same; ++i) same = first[i] == other[i];
+  }
+  return same;
+}
+
+}  // namespace detail
+
 LAGKV_FN void compact(const extras& e, const plan& p, toward direction) {
   const auto follow = [&](const auto& side) {
     if (!side) return;
+    assert((side.head_stride != 0 || detail::same_for_all_heads(p)) && "head_stride=0, but heads keep different tokens");
     const std::size_t arrays = side.head_stride == 0 ? 1 : p.heads();
     for (std::size_t head = 0; head < arrays; ++head) compact(side.of(head), head, p, direction);
   };

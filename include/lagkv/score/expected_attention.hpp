@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 
+#include <lagkv/attention/attention.hpp>
 #include <lagkv/policy/registry.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
@@ -147,6 +148,7 @@ LAGKV_FN void expected_attention_score::operator()(const layer& l, std::size_t h
   for (std::size_t g = 0; g < group; ++g)
     for (std::size_t at = 0; at < n; at += part)
       ws.kernels<simd::score_kernels>().add_softmax(logits + g * n + at, part, 1.0F / static_cast<float>(group), out.data() + at);
+  detail::mark_bad_keys(l, head, candidates, out, ws);
   if (!values) return;
   float* norms = ws.take<float>(n);
   squares_of_rows(l.values, head, candidates, norms, ws);

@@ -53,6 +53,7 @@ LAGKV_FN void h2o_score::operator()(const layer& l, std::size_t head, token_rang
     const std::size_t row = candidates.begin + i;
     out[i] = how == form::mean ? sums[row] / static_cast<float>(seen_by(l, head, row)) : sums[row];
   }
+  detail::mark_bad_keys(l, head, candidates, out, ws);
 }
 
 LAGKV_FN std::size_t h2o_score::seen_by(const layer& l, std::size_t head, std::size_t row) {

@@ -45,6 +45,7 @@ LAGKV_FN void snapkv_score::operator()(const layer& l, std::size_t head, token_r
   const workspace::frame scratch(ws);
   const float* weights = detail::attention_alone(l, head, queries, group_share(l) / static_cast<float>(queries), ws);
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[candidates.begin + i];
+  detail::mark_bad_keys(l, head, candidates, out, ws);
   if (kernel > 1) pool{kernel}.apply(out, lag != 0 ? lag : out.size(), ws);
 }
 

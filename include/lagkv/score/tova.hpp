@@ -32,6 +32,7 @@ LAGKV_FN void tova_score::operator()(const layer& l, std::size_t head, token_ran
   const workspace::frame scratch(ws);
   const float* weights = detail::attention_alone(l, head, 1, group_share(l), ws);
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[candidates.begin + i];
+  detail::mark_bad_keys(l, head, candidates, out, ws);
 }
 
 #endif

@@ -6,13 +6,14 @@
 
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/plan/candidates.hpp>
+#include <lagkv/transform/sums.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
 /// Average over `width` neighbours (odd) among the candidates, or in the partition, with zeros beyond its ends, always divided by
-/// `width`. Scores that are not finite stay as they are, and others are averaged as if those were absent.
-/// Source: SnapKV (arXiv 2404.14469); torch's avg_pool1d.
+/// `width`. Scores that are not finite stay as they are, and others are averaged as if those were absent. A few additions a
+/// score, whatever the width. Source: SnapKV (arXiv 2404.14469); torch's avg_pool1d.
 struct pool {
   std::size_t width = 5;
 
@@ -32,24 +33,17 @@ struct pool {
 #if LAGKV_BODIES
 
 LAGKV_FN void pool::average(std::span<float> scores, workspace& ws) const {
-  const std::size_t n = scores.size(), reach = width / 2;
+  const std::size_t n = scores.size(), reach = width / 2 < n ? width / 2 : n - 1, rows = n + reach;
   const workspace::frame scratch(ws);
-  float* before = ws.take<float>(n);
-  for (std::size_t i = 0; i < n; ++i) before[i] = scores[i];
+  auto* finite = ws.take<detail::finite_sum>(2 * rows);
+  detail::finite_sum* boxes = finite + rows;
+  detail::finite_only(scores, rows, finite);
+  detail::sums_back(finite, rows, 2 * reach, boxes);
   for (std::size_t i = 0; i < n; ++i) {
-    if (!detail::finite(before[i])) continue;
+    if (!detail::finite(scores[i])) continue;
     const std::size_t from = i > reach ? i - reach : 0, to = i + reach < n ? i + reach : n - 1;
-    float sum = 0;
-    std::size_t absent = 0;
-    for (std::size_t j = from; j <= to; ++j) {
-      if (detail::finite(before[j]))
-        sum += before[j];
-      else
-        ++absent;
-    }
-    const std::size_t all = to - from + 1;
-    if (absent != 0) sum *= static_cast<float>(all) / static_cast<float>(all - absent);
-    scores[i] = sum / static_cast<float>(width);
+    const detail::finite_sum box = boxes[i + reach];
+    scores[i] = static_cast<float>(box.sum * (static_cast<double>(to - from + 1) / box.count) / static_cast<double>(width));
   }
 }
 

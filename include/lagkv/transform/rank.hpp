@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/plan/candidates.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -19,9 +20,9 @@ LAGKV_FN const std::uint32_t* ascending(std::span<const float> scores, workspace
 
 /// score -> (number of scores below it) / n, as ascending() orders them. Neighbours in a list of more than 2^24 scores may
 /// get the same rank, which is a float.
-LAGKV_FN void rank(std::span<float> scores, workspace& ws);
+LAGKV_FN void rank(std::span<float> scores, workspace& ws, bool keep_nan = false);
 
-/// Within each partition of what is due, or among all candidates of each head.
+/// Within each partition of what is due, or among all candidates of each head. A NaN stays one.
 LAGKV_FN void rank_each(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws);
 
 }  // namespace detail
@@ -67,16 +68,19 @@ LAGKV_FN const std::uint32_t* ascending(std::span<const float> scores, workspace
   return from;
 }
 
-LAGKV_FN void rank(std::span<float> scores, workspace& ws) {
+LAGKV_FN void rank(std::span<float> scores, workspace& ws, bool keep_nan) {
   const std::size_t n = scores.size();
   const workspace::frame scratch(ws);
   const std::uint32_t* order = ascending(scores, ws);
-  for (std::size_t i = 0; i < n; ++i) scores[order[2 * i + 1]] = static_cast<float>(i) / static_cast<float>(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    float& score = scores[order[2 * i + 1]];
+    if (!keep_nan || !is_nan(score)) score = static_cast<float>(i) / static_cast<float>(n);
+  }
 }
 
 LAGKV_FN void rank_each(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) {
   const std::size_t n = c.rows.size(), part = c.group();
-  for (std::size_t at = 0; at < heads * n; at += part) rank(scores.subspan(at, part), ws);
+  for (std::size_t at = 0; at < heads * n; at += part) rank(scores.subspan(at, part), ws, true);
 }
 
 }  // namespace detail

@@ -7,6 +7,7 @@
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/plan/candidates.hpp>
 #include <lagkv/transform/mean_of_heads.hpp>
+#include <lagkv/transform/sums.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
@@ -24,39 +25,7 @@ struct smooth {
   void average(std::span<float> scores, workspace& ws) const;
 };
 
-namespace detail {
-
-/// The finite scores in some rows: their sum, and how many they are.
-struct finite_sum {
-  double sum = 0, count = 0;
-
-  friend finite_sum operator+(finite_sum a, finite_sum b) { return {a.sum + b.sum, a.count + b.count}; }
-};
-
-/// out[i] = x[i - reach] + ... + x[i] of n, without those before the first: sums of blocks, in which nothing is taken away again,
-/// so that a huge number leaves no digits behind in others.
-LAGKV_FN void sums_back(const finite_sum* x, std::size_t n, std::size_t reach, finite_sum* out);
-
-}  // namespace detail
-
 #if LAGKV_BODIES
-
-namespace detail {
-
-LAGKV_FN void sums_back(const finite_sum* x, std::size_t n, std::size_t reach, finite_sum* out) {
-  const std::size_t length = reach + 1;
-  finite_sum before{};
-  for (std::size_t i = 0; i < n; ++i) out[i] = before = i % length == 0 ? x[i] : before + x[i];  // from the block's start
-  for (std::size_t end = (n - 1) / length * length; end >= length; end -= length) {
-    finite_sum rest{};  // of the block [end - length, end), from behind: what the next block's rows look back to
-    for (std::size_t back = 1; back < length; ++back) {
-      rest = rest + x[end - back];
-      if (const std::size_t i = end - back + reach; i < n) out[i] = rest + out[i];
-    }
-  }
-}
-
-}  // namespace detail
 
 LAGKV_FN void smooth::operator()(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) const {
   const std::size_t n = scores.size() / heads, group = c.partition != 0 ? c.partition : n;
@@ -72,8 +41,7 @@ LAGKV_FN void smooth::average(std::span<float> scores, workspace& ws) const {
   const workspace::frame scratch(ws);
   auto* finite = ws.take<detail::finite_sum>(3 * rows);
   detail::finite_sum *boxes = finite + rows, *triangles = boxes + rows, all{};
-  for (std::size_t i = 0; i < rows; ++i)
-    finite[i] = i < n && detail::finite(scores[i]) ? detail::finite_sum{static_cast<double>(scores[i]), 1} : detail::finite_sum{};
+  detail::finite_only(scores, rows, finite);
   for (std::size_t i = 0; i < n; ++i) all = all + finite[i];
   detail::sums_back(finite, rows, inside, boxes);
   detail::sums_back(boxes, rows, inside, triangles);
