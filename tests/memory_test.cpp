@@ -1,13 +1,17 @@
 // No byte outside the view is read or written: the caches stand against forbidden pages.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
-#include <tuple>
+#include <string>
+#include <vector>
 
 #include <lagkv/lagkv.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "support/guarded.hpp"
-#include "support/host.hpp"
+#include "support/kernels.hpp"
+#include "support/offer.hpp"
 
 namespace {
 
@@ -112,6 +116,168 @@ TEST_P(memory, of_the_cache_is_left_alone_where_nothing_is_due) {
   lagkv::workspace ws(GetParam());
   lagkv::cursor at;
   EXPECT_EQ(lagkv::compress(named("lagkv:sink=2,lag=9,ratio=0.4"), l, at, ws), 19U);
+}
+
+// ---- what is offered beside keys and values ---------------------------------------------------------------------------
+
+/// An array in forbidden surroundings.
+template <class T>
+class guarded_array {
+ public:
+  guarded_array(std::size_t n, guarded::flush side) : n_(n), memory_(n * sizeof(T), side) {
+    std::memset(memory_.data(), 0, memory_.size());
+  }
+  T* data() const { return reinterpret_cast<T*>(memory_.data()); }
+  std::size_t size() const { return n_; }
+  T& operator[](std::size_t i) const { return data()[i]; }
+
+ private:
+  std::size_t n_;
+  guarded memory_;
+};
+
+/// All that a layer of one head can offer, each in forbidden surroundings: of `tokens` rows no element more than that.
+struct guarded_offers {
+  static constexpr std::size_t query_heads = 2;
+  std::size_t tokens, channels;
+  guarded_array<float> queries, weights, mean, covariance, attention;
+  guarded_array<std::uint32_t> positions, protect;
+  guarded_array<double> statistics;
+  lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+  lagkv::extras extras{};
+
+  guarded_offers(std::size_t n, std::size_t d, guarded::flush side)
+      : tokens(n),
+        channels(d),
+        queries(query_heads * n * d, side),
+        weights(query_heads * n * n, side),
+        mean(query_heads * d, side),
+        covariance(query_heads * d * d, side),
+        attention(n, side),
+        positions(n, side),
+        protect(2, side),
+        statistics(lagkv::key_statistics::size(d), side) {
+    const cube q = make_cube(5, query_heads, n, d);
+    std::copy(q.x.begin(), q.x.end(), queries.data());
+    std::fill_n(weights.data(), weights.size(), 1.0F / static_cast<float>(n));
+    std::copy_n(q.x.begin(), mean.size(), mean.data());
+    for (std::size_t h = 0; h < query_heads; ++h)
+      for (std::size_t c = 0; c < d; ++c) covariance[(h * d + c) * d + c] = 0.5F;
+    for (std::size_t i = 0; i < n; ++i) positions[i] = static_cast<std::uint32_t>(i);
+    protect[0] = 6, protect[1] = 9;
+  }
+
+  static lagkv::tensor rows(const guarded_array<float>& x, std::size_t n, std::size_t width) {
+    const auto step = static_cast<std::ptrdiff_t>(width);
+    return lagkv::strided<float>(x.data(), {query_heads, width}, {static_cast<std::ptrdiff_t>(n) * step, step, 1}, n);
+  }
+
+  const lagkv::extras* offer(bool given_weights, bool query_statistics) {
+    extras = {};
+    extras.accumulated_attention = {attention.data(), tokens};
+    extras.positions = {positions.data(), tokens};
+    extras.protect = {protect.data(), protect.size()};
+    extras.key_statistics = {statistics.data()};
+    extras.rope = &rope;
+    if (given_weights)
+      extras.weights = rows(weights, tokens, tokens);
+    else
+      extras.queries = rows(queries, tokens, channels);
+    if (query_statistics)
+      extras.query_mean = rows(mean, 1, channels), extras.query_covariance = rows(covariance, channels, channels);
+    return &extras;
+  }
+};
+
+// Every method with all that can be offered, over sizes on both sides of every number of lanes.
+TEST_P(memory, of_what_is_offered_is_neither_read_nor_written_beyond_its_end) {
+  std::vector<lagkv::policy> policies;
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+    if (m->make != nullptr && m->name != "lagkv")
+      for (const char* keys : {":sink=2,recent=4,keep=0.6", ":sink=2,recent=4,capacity=12,pool=5,smooth=2"}) {
+        const auto p = lagkv::parse(std::string(m->name) + keys, lagkv::methods_with_eigen());
+        ASSERT_TRUE(p) << p.message();
+        policies.push_back(*p);
+      }
+  policies.push_back(named_any("h2o:form=mean,sink=2,recent=4,capacity=12"));
+  policies.push_back(named_any("fuse:key_diff+snapkv,sink=2,recent=4,keep=0.6"));
+  policies.push_back(named_any("key_diff:sink=2,recent=4,capacity=12,pre_rope=yes"));
+  policies.push_back(named_any("cur:sink=2,recent=4,keep=0.6,select=chunks,chunk=5"));
+  lagkv::workspace ws(GetParam());
+  std::size_t dropped = 0;
+  for (std::size_t channels : {2U, 6U, 8U, 14U, 16U, 18U, 34U})
+    for (std::size_t tokens : {15U, 16U, 17U, 31U, 32U, 33U})
+      for (auto side : {guarded::flush::front, guarded::flush::back}) {
+        const cube k = make_cube(1, 1, tokens, channels), v = make_cube(2, 1, tokens, channels);
+        for (std::size_t i = 0; i < policies.size(); ++i) {
+          guarded_head keys(shape::dense, i % 2 == 0 ? dtype::f16 : dtype::f32, k, side),
+              values(shape::dense, dtype::f16, v, side);
+          guarded_offers offers(tokens, channels, side);
+          lagkv::layer l{keys.view(), values.view(), tokens, offers.offer(i % 3 == 0, i % 2 == 0)};
+          ASSERT_EQ(check(policies[i], l).message(), "");
+          lagkv::cursor at;
+          lagkv::accumulate(policies[i], l, at, tokens, ws);
+          lagkv::compress(policies[i], l, at, ws, i % 2 == 0 ? lagkv::toward::front : lagkv::toward::window);
+          dropped += tokens - at.tokens;
+        }
+      }
+  EXPECT_GT(dropped, 0U);
+}
+
+// ---- kernels ----------------------------------------------------------------------------------------------------------
+
+// Each array of each kernel has as many elements as its header says and stands against forbidden pages, before and behind.
+TEST_P(memory, of_kernels_is_what_their_headers_say) {
+  const kernel_table table = kernels_of(GetParam());
+  const auto each = [&](std::size_t channels, std::size_t tokens, dtype type, std::size_t gap, guarded::flush side) {
+    const std::size_t stride = channels + gap, unit = size_of(type);
+    guarded rows(((tokens - 1) * stride + channels) * unit, side);
+    std::memset(rows.data(), 0x21, rows.size());
+    const lagkv::simd::rows x{rows.data(), type, tokens, channels, static_cast<std::ptrdiff_t>(stride)};
+    const auto floats = [&](std::size_t n) { return guarded_array<float>(n, side); };
+    const auto low = floats(channels), high = floats(channels), own_low = floats(channels), own_high = floats(channels);
+    std::fill_n(high.data(), channels, 1.0F);
+    const auto per_row = floats(tokens), factors = floats(tokens), sums = floats(channels), squares = floats(channels);
+    table.range(x, own_low.data(), own_high.data());
+    table.normalise(channels, type, low.data(), high.data());
+    table.deviation(x, low.data(), high.data(), per_row.data(), own_low.data(), own_high.data());
+    table.squares(x, per_row.data());
+    table.distances(x, factors.data(), low.data(), high.data(), per_row.data());
+    table.distances(x, nullptr, low.data(), nullptr, per_row.data());
+    table.add_rows(x, factors.data(), sums.data());
+    table.add_statistics(x, factors.data(), sums.data(), squares.data());
+    for (std::size_t count : {1U, 2U, 3U, 4U, 5U, 8U, 9U}) {
+      const auto vectors = floats(count * channels), products = floats((count - 1) * (tokens + gap) + tokens);
+      table.dots(x, vectors.data(), count, products.data(), tokens + gap);
+    }
+    for (bool neighbours : {false, true}) {
+      const std::size_t dims = channels / 2 * 2, width = neighbours ? dims : dims / 2;
+      if (dims == 0) continue;
+      const auto coarse = floats(2 * width), fine = floats(2 * width), out = floats(tokens * channels);
+      guarded_array<const float*> fines(tokens, side);
+      std::fill_n(fines.data(), tokens, fine.data());
+      table.inverse_rotate(x, {dims, neighbours, coarse.data(), fines.data()}, out.data(), per_row.data());
+    }
+  };
+  for (std::size_t n = 1; n <= 67; ++n)
+    for (auto side : {guarded::flush::front, guarded::flush::back}) {
+      for (dtype type : all_types) each(n, 1 + n % 9, type, n % 3, side), each(1 + n % 35, n, type, 0, side);
+      guarded_array<float> scores(n, side), out(n, side);
+      table.add_softmax(scores.data(), n, 1, out.data());
+      for (std::size_t k : {std::size_t{1}, n / 2, n}) {
+        const guarded_array<std::int32_t> keys(n, side);
+        const guarded_array<std::uint32_t> best(k, side);
+        table.top_k(scores.data(), n, k, 0, keys.data(), best.data());
+      }
+      for (std::size_t t = 0; t < std::size(lagkv::detail::facts); ++t) {
+        const auto type = static_cast<dtype>(t);
+        const std::size_t elements = n * elements_of(type);
+        const guarded_array<std::byte> stored(n * size_of(type), side);
+        const guarded_array<float> wide(elements, side);
+        table.widen(stored.data(), type, elements, wide.data());
+        if (is_float(type)) table.narrow(wide.data(), type, elements, stored.data());
+      }
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(guarded, memory, testing::ValuesIn(targets()), target_name{});

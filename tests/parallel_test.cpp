@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <examples/thread_pool.hpp>
@@ -93,6 +94,36 @@ TEST(parallel, layers_give_the_same_bytes) {
     lagkv::compress(p, alone.layer(tokens - 20 * i), at, ws);
     EXPECT_EQ(at, cursors[i]);
     EXPECT_TRUE(shared[i]->same_bytes(alone));
+  }
+}
+
+// Each sequence on a thread of its own, all with the same policy, which none changes; prefill, then decode.
+TEST(parallel, sequences_share_a_policy) {
+  constexpr std::size_t sequences = 4, prompt = 200;
+  for (const char* text : policies) {
+    const lagkv::policy p = named(text);
+    const auto live = [&](offered& x) {
+      lagkv::workspace ws;
+      lagkv::cursor at;
+      for (std::size_t seen = prompt; seen <= tokens; seen += 5) {
+        const std::size_t n = seen - at.dropped;
+        lagkv::compress(p, x.layer(n), at, ws);
+      }
+      return at;
+    };
+    std::vector<std::unique_ptr<offered>> shared;
+    std::vector<lagkv::cursor> cursors(sequences);
+    std::vector<std::thread> threads_of;
+    for (std::size_t i = 0; i < sequences; ++i) shared.push_back(std::make_unique<offered>(layout::tokens_first));
+    for (std::size_t i = 0; i < sequences; ++i) threads_of.emplace_back([&, i] { cursors[i] = live(*shared[i]); });
+    for (std::thread& t : threads_of) t.join();
+    offered alone(layout::tokens_first);
+    const lagkv::cursor at = live(alone);
+    EXPECT_GT(at.dropped, 0U) << text;
+    for (std::size_t i = 0; i < sequences; ++i) {
+      EXPECT_EQ(cursors[i], at) << text;
+      EXPECT_TRUE(shared[i]->same_bytes(alone)) << text;
+    }
   }
 }
 
