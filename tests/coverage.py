@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Branch coverage of what lagkv/lagkv.cpp and lagkv/simd/kernels.cpp compile: all that is no template.
+
+  python3 tests/coverage.py          needs gcovr (pip); the report is build/mutants/coverage/index.html
+
+The tests are those of tests/mutants.py, filters and all, and some more. They load a library with gcov's counters, so that
+nothing else is compiled anew. Branches that only an exception takes are not counted.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from mutants import BUILD, OPTIONS, ROOT, TESTS, build, program, run
+
+MORE = ["edges", "quantised", "stacked", "memory", "baselines", "kernels"]
+SOURCES = {"lagkv": "include/lagkv/lagkv.cpp", "kernels": "include/lagkv/simd/kernels.cpp"}
+OWN = {"kernels": ["tests/other_lanes.cpp", "-w"]}  # sources and flags of a test of its own
+
+
+def main():
+    build()
+    folder = BUILD / "coverage"
+    folder.mkdir(exist_ok=True)
+    for name, source in SOURCES.items():
+        print("builds", source, flush=True)
+        run("g++", *OPTIONS, "-O0", "-w", "--coverage", "-fprofile-update=atomic", "-c", source, "-o", f"{folder}/{name}.o")
+    run("g++", "--coverage", "-shared", *[f"{folder}/{name}.o" for name in SOURCES], "-o", f"{folder}/libmutant.so")
+    for counters in folder.glob("*.gcda"):
+        counters.unlink()
+    for test in MORE:
+        if not (BUILD / test).exists():
+            program(test, *OWN.get(test, []))
+    failed = []
+    for test in [*TESTS, *MORE]:
+        print("runs", test, flush=True)
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+        command = [str(BUILD / test), "--gtest_brief=1", f"--gtest_filter={TESTS.get(test, '*')}"]
+        done = subprocess.run(command, cwd=BUILD, env=environment, stdout=subprocess.DEVNULL)
+        if done.returncode != 0:
+            failed.append(test)
+    gcovr = pathlib.Path(sys.executable).with_name("gcovr")
+    run(str(gcovr) if gcovr.exists() else "gcovr", "--root", str(ROOT), "--filter", "include/lagkv/", "--exclude-throw-branches",
+        "--exclude-unreachable-branches", "--txt-metric", "branch", "--html-details", f"{folder}/index.html", "--txt", "-",
+        "--print-summary", "--merge-mode-functions", "merge-use-line-min", "--object-directory", str(folder), str(folder))
+    if failed:
+        sys.exit("tests/coverage.py: failed: " + " ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
