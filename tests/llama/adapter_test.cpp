@@ -511,6 +511,24 @@ TEST(LlamaAdapter, ASelectorThatKeepsUnequalCountsIsRefusedAndNothingMoves) {
   EXPECT_EQ(before, s.state());
 }
 
+// Its first rows may be taken for the old ones, which they equal; what the old one dropped behind them is not counted.
+TEST(LlamaAdapter, ANewSequenceThatBeginsLikeTheOldOneCountsItsOwnTokens) {
+  for (const way how : {way::in_place, way::repack}) {
+    session s({});
+    auto c = compressor_of(s, small_lag);
+    llama_memory_t memory = llama_get_memory(s.context.get());
+    ASSERT_TRUE(s.feed(200));
+    must(c.compress(0, how));
+    EXPECT_EQ(c.at(0).seen(), 200U);
+    for (const llama_pos stays : {0, 1, 10}) {  // none of its rows, its first one, a part of its sinks
+      llama_memory_seq_rm(memory, 0, stays, -1);
+      ASSERT_TRUE(s.feed(190 - stays));
+      EXPECT_TRUE(must(c.compress(0, how)).compressed);
+      EXPECT_EQ(c.at(0).seen(), 190U) << stays;
+    }
+  }
+}
+
 TEST(LlamaAdapter, AForkIsRepackedAndItsOriginStays) {
   session s({.sequences = 2});
   ASSERT_TRUE(s.feed(200));

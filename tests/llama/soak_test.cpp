@@ -111,7 +111,7 @@ struct soak {
   /// Survivors of a share fill any cache in the end: the sequence then begins anew.
   void begin_anew() {
     ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(context.get()), 0, -1, -1));
-    seen = 0, ++sequences;
+    seen = 0, ++sequences, next = 1;  // as many texts begin
   }
 
   static constexpr std::size_t cells = 512;

@@ -138,7 +138,7 @@ class compressor {
     if (probe_ != nullptr) {
       result<rows_in_place> rows = find(sequence, last);
       if (rows) {
-        follow(s, *rows);
+        follow(s, *rows, last);
         if (policy_.budget.due(s.at, rows->cells.size()).empty()) return nothing_due(s, rows->cells.size());
         rows = verify(sequence, s, last, std::move(*rows));
         if (rows) follow_recorded(s, *rows);
@@ -172,7 +172,7 @@ class compressor {
     waits_.clear();
     if (probe_ != nullptr) {
       if (const result<rows_in_place> rows = find(sequence, last)) {
-        follow(s, *rows);
+        follow(s, *rows, last);
         const auto [low, high] = std::minmax_element(rows->cells.begin(), rows->cells.end());
         if (static_cast<std::size_t>(*high - *low) + 1 == rows->cells.size()) return {};
       }
@@ -360,7 +360,7 @@ class compressor {
     if (probe_ != nullptr) {
       result<rows_in_place> rows = find(sequence, last);
       if (rows) {
-        follow(s, *rows);
+        follow(s, *rows, last);
         rows = verify(sequence, s, last, std::move(*rows));
       }
       if (rows) {
@@ -430,7 +430,7 @@ class compressor {
       result<rows_in_place> found = identify(sequence, rows.cache, last);
       if (!found) return found;
       rows = std::move(*found);
-      follow(s, rows);
+      follow(s, rows, last);
     }
     if (status ok = is_alone(sequence, rows); !ok) return error{ok.message()};
     rows.cells = table.rows(rows.seen->stream, std::move(rows.cells));
@@ -577,7 +577,7 @@ class compressor {
   }
 
   /// The host may have changed the sequence since the last call: how much of what was compressed is still there, as a prefix.
-  void follow(state& s, const rows_in_place& rows) {
+  void follow(state& s, const rows_in_place& rows, llama_pos last) {
     const cell_table& table = probe_->caches()[rows.cache].table;
     std::size_t met = 0;  // rows of the last call
     bool same = true;
@@ -590,7 +590,7 @@ class compressor {
     if (!same || met != s.cells.size() || elsewhere) {
       const cached_layer l = probe_->caches()[rows.cache].layers.back().of_stream(rows.seen->stream);
       const std::vector<std::int32_t> cells = table.rows(rows.seen->stream, rows.cells);
-      recount(s, cells.size(), [&](std::size_t row) { return mark_of(marked(l), cells[row]); });
+      recount(s, cells.size(), last, [&](std::size_t row) { return mark_of(marked(l), cells[row]); });
     }
     take_back(s.at, rows.cells.size());
     s.track = rows.seen->track;
@@ -601,7 +601,7 @@ class compressor {
 
   /// Rows that were compressed are known again by their marks.
   template <class Mark>
-  static void recount(state& s, std::size_t rows, const Mark& mark) {
+  static void recount(state& s, std::size_t rows, llama_pos last, const Mark& mark) {
     std::vector<std::size_t> still;  // which of them
     for (std::size_t row = 0, at = 0; row < rows && row < s.marks.size(); ++row) {
       const auto found = std::find(s.marks.begin() + static_cast<std::ptrdiff_t>(at), s.marks.end(), mark(row));
@@ -614,10 +614,14 @@ class compressor {
     // The others may come again: before a context shift is applied, its rows look like tokens taken back.
     s.still = std::move(still);
     take_back(s.at, rows);
+    // A new sequence may begin like the old one, whose rows those then are: what was dropped behind them is no part of it.
+    const auto seen = static_cast<std::size_t>((std::max)(last, llama_pos{-1}) + 1);
+    if (s.still.size() < s.marks.size()) s.at.dropped = seen - (std::min)(seen, rows);
   }
 
   static void recount(state& s, const saved_sequence& saved) {
-    recount(s, saved.tokens(), [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
+    recount(s, saved.tokens(), saved.positions().back(),
+            [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
   }
 
   /// Of what is known of moved rows, that of those that are still there.
