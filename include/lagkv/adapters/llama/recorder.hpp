@@ -142,7 +142,8 @@ class recorder {
       rows.push_back(table.token(s.stream, cell)), of_rows.push_back(table.position(s.stream, cell));
     const std::size_t old = rows.size() - (std::min)(rows.size(), batch.size());
     r.follow(std::span(rows).first(old), std::span(of_rows).first(old));
-    added.assign(rows.begin() + static_cast<std::ptrdiff_t>(old), rows.end());
+    if (rows.size() >= batch.size())
+      added.assign(rows.begin() + static_cast<std::ptrdiff_t>(old), rows.end());  // not in a window
     r.append(batch, added);
     if (!what_.accumulated_attention) return;
     std::size_t i = 0;  // the recorded rows are some of these, in the same order

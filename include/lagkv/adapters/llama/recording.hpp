@@ -72,7 +72,7 @@ class row_array {
     std::size_t left = 0;
     for (T* head = data_.data(); head != data_.data() + heads_ * pitch_; head += pitch_) {
       left = 0;
-      for (std::size_t row = 0; row < rows_; ++row)
+      for (std::size_t row = 0; row < rows_ && row < stays.size(); ++row)
         if (stays[row]) head[left++] = head[row];
     }
     rows_ = (std::min)(left, rows_);
@@ -136,7 +136,7 @@ class recording {
   /// The rows of the sequence as they are now, in the order of tokens: those that are gone go, the others take their positions.
   /// Rows whose cells are not known stay as they are.
   void follow(std::span<const cell_token> now, std::span<const llama_pos> positions) {
-    if (!has_cells()) return;
+    if (!has_cells() || !obstacle_.empty()) return;  // with an obstacle its numbers are of no use any more
     if (rows_.empty() || std::find(positions.begin(), positions.end(), -1) != positions.end()) return;
     std::vector<std::size_t> place_of;  // by cell; made if a row is not where it is looked for
     const auto place = [&](const cell_token& token, std::size_t expected) {
@@ -285,11 +285,11 @@ class recording {
   void retain(const std::vector<bool>& stays, std::size_t left) {
     for (layer_part& l : layers_) {
       l.accumulated_attention.retain(stays);
-      const std::size_t held = l.held(), width = l.width();
+      const std::size_t held = (std::min)(l.held(), stays.size()), width = l.width();
       std::size_t to = 0;
       for (std::size_t i = 0; i < held; ++i)
         if (stays[stays.size() - held + i])
-          std::copy_n(l.queries.begin() + static_cast<std::ptrdiff_t>(i * width), width,
+          std::copy_n(l.queries.begin() + static_cast<std::ptrdiff_t>((l.held() - held + i) * width), width,
                       l.queries.begin() + static_cast<std::ptrdiff_t>(to++ * width));
       l.queries.resize(to * width);
     }
