@@ -254,11 +254,11 @@ class compressor {
     const auto end = static_cast<std::size_t>(saved->positions().back()) + 1;
     s.uncounted = (std::min)(end - (std::min)(s.counted, end), saved->tokens());
     s.written = s.counted_written = written();
-    s.recorded = {};
+    recording recorded = std::exchange(s.recorded, {});
     lose_sight_of(sequence);
     if (probe_ != nullptr) {
       s.track = new_track();
-      if (track_of(s) != no_track) attention().put(track_of(s), c.recorded);
+      if (track_of(s) != no_track) attention().put(track_of(s), std::move(recorded));
     }
     expect(sequence, *saved, track_of(s));
     return {};
@@ -489,6 +489,14 @@ class compressor {
     return identify_by_content(sequence, cache);
   }
 
+  /// Whether a sequence has as many cells as a sighting, up to the same position.
+  bool looks_like(llama_seq_id sequence, const sighting& s, std::size_t cache) {
+    const cell_table& table = probe_->caches()[cache].table;
+    if (llama_memory_seq_pos_max(memory_, sequence) != table.position(s.stream, s.last_cell)) return false;
+    const result<std::size_t> count = count_of(sequence, cache);
+    return count && *count == s.cells.size();
+  }
+
   /// Whether a sighting may be that of another sequence, which may hold the same rows.
   bool is_of_another(llama_seq_id sequence, const sighting& s, std::size_t cache) {
     const cell_table& table = probe_->caches()[cache].table;
@@ -499,9 +507,7 @@ class compressor {
     std::size_t sequences = 0;
     bool mine = false;
     for (llama_seq_id t = 0; t < static_cast<llama_seq_id>(llama_n_seq_max(context_)); ++t) {
-      if (llama_memory_seq_pos_max(memory_, t) != table.position(s.stream, s.last_cell)) continue;
-      const result<std::size_t> count = count_of(t, cache);
-      if (!count || *count != s.cells.size()) continue;
+      if (!looks_like(t, s, cache)) continue;
       ++sequences;
       mine = mine || t == sequence;
     }
@@ -642,20 +648,14 @@ class compressor {
   void follow_recorded(const state& s, const rows_in_place& rows) const {
     recording* r = recorded(s);
     if (r == nullptr) return;
-    const cell_table& table = probe_->caches()[rows.cache].table;
-    std::vector<cell_token> now;
-    for (const std::int32_t cell : rows.cells) now.push_back(table.token(rows.seen->stream, cell));
-    r->follow(now, positions_of(rows));
+    r->follow(probe_->caches()[rows.cache].table.tokens(rows.seen->stream, rows.cells), positions_of(rows));
   }
 
   // ---- in place ----
 
   /// The positions of the rows' cells.
   std::vector<llama_pos> positions_of(const rows_in_place& rows) const {
-    const cell_table& table = probe_->caches()[rows.cache].table;
-    std::vector<llama_pos> positions;
-    for (const std::int32_t cell : rows.cells) positions.push_back(table.position(rows.seen->stream, cell));
-    return positions;
+    return probe_->caches()[rows.cache].table.positions(rows.seen->stream, rows.cells);
   }
 
   template <class Observe>
@@ -983,10 +983,7 @@ class compressor {
     for (std::size_t cache = 0; cache < probe_->caches().size(); ++cache) {
       cell_table& table = probe_->caches()[cache].table;
       const auto is_of = [&](const sighting& s, llama_seq_id t) {
-        const llama_pos last = llama_memory_seq_pos_max(memory_, t);
-        if (t == sequence || last < 0) return false;
-        const result<std::size_t> count = count_of(t, cache);
-        return count && table.is_of(s, *count, last);
+        return t != sequence && llama_memory_seq_pos_max(memory_, t) >= 0 && looks_like(t, s, cache);
       };
       // One that is not known to be anybody's stays if another sequence for each that looks like it does, too.
       const auto is_anothers = [&](const sighting& s) {

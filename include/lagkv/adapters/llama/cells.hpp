@@ -82,6 +82,18 @@ class cell_table {
 
   cell_token token(std::size_t stream, std::int32_t cell) const { return {cell, written(stream, cell)}; }
 
+  std::vector<cell_token> tokens(std::size_t stream, std::span<const std::int32_t> cells) const {
+    std::vector<cell_token> all;
+    for (const std::int32_t cell : cells) all.push_back(token(stream, cell));
+    return all;
+  }
+
+  std::vector<llama_pos> positions(std::size_t stream, std::span<const std::int32_t> cells) const {
+    std::vector<llama_pos> all;
+    for (const std::int32_t cell : cells) all.push_back(position(stream, cell));
+    return all;
+  }
+
   /// What the last micro-batch brought to each sequence.
   std::span<const batch_part> parts() const { return parts_; }
 
@@ -126,6 +138,7 @@ class cell_table {
       written_[at] = ++count_;
       position_[at] = i < b.positions.size() ? b.positions[i] : -1;
     }
+    if (!one_sequence_) before_ = seen_;
     const auto each = static_cast<std::size_t>(tokens / streams);
     for (std::size_t s = 0; s < static_cast<std::size_t>(streams); ++s) note_stream(b, s, each, before);
     return true;
@@ -229,7 +242,6 @@ class cell_table {
     const std::span<const std::int64_t> cells = b.cells.subspan(s * each, each);
     const auto stream = static_cast<std::size_t>(cells[0]) / cells_;
     std::vector<bool> done(each, false);
-    const std::vector<sighting> earlier = seen_;
     for (std::size_t left = each; left > 0;) {
       // The last token of a sequence sees all of its cells.
       std::size_t last = each;
@@ -247,7 +259,7 @@ class cell_table {
           done[t] = true, --left;
           part.tokens.push_back(static_cast<std::uint32_t>(s * each + t));
         }
-      part.forked_from = inherit(seen, earlier, before);
+      part.forked_from = inherit(seen, before);
       parts_.push_back(std::move(part));
       keep(std::move(seen));
     }
@@ -258,8 +270,8 @@ class cell_table {
 
   /// Earlier sightings of the same sequence go, and tell whose this one is: a sequence that has been decoded on holds the last
   /// token of before. So does a fork of it; that is found out by whoever asks for the sequence. Returns the track that its own
-  /// one begins with, if that may go on as well. `all`: the sightings before this micro-batch.
-  std::size_t inherit(sighting& now, const std::vector<sighting>& all, std::uint64_t before) {
+  /// one begins with, if that may go on as well.
+  std::size_t inherit(sighting& now, std::uint64_t before) {
     const auto contains = [&](std::int32_t cell) { return std::binary_search(now.cells.begin(), now.cells.end(), cell); };
     const auto last_written = [&](const sighting& s) { return written(s.stream, s.last_cell); };
     for (auto old = seen_.begin(); old != seen_.end();) {
@@ -271,12 +283,12 @@ class cell_table {
     }
     if (one_sequence_) return no_track;
     const sighting* from = nullptr;
-    for (const sighting& old : all)  // a fork of a fork holds the last tokens of both
+    for (const sighting& old : before_)  // a fork of a fork holds the last tokens of both
       if (old.stream == now.stream && contains(old.last_cell) && last_written(old) <= (std::min)(before, old.time) &&
           (from == nullptr || last_written(old) > last_written(*from)))
         from = &old;
     // Its last tokens may have been taken back: then they share others.
-    for (auto old = all.begin(); old != all.end() && from == nullptr; ++old)
+    for (auto old = before_.begin(); old != before_.end() && from == nullptr; ++old)
       if (old->stream == now.stream && std::any_of(old->cells.begin(), old->cells.end(), [&](std::int32_t cell) {
             return written(old->stream, cell) <= (std::min)(before, old->time) && contains(cell);
           }))
@@ -294,6 +306,7 @@ class cell_table {
   std::vector<llama_pos> position_;     // by stream and cell; -1: not known
   std::vector<std::uint64_t> written_;  // by stream and cell; 0: never
   std::vector<sighting> seen_;
+  std::vector<sighting> before_;  // as they were before the micro-batch, if there may be several sequences
   bool forked_ = false, one_sequence_ = true;
   std::size_t tracks_ = 0;
   std::vector<std::size_t> copied_;  // by stream

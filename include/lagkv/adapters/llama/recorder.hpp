@@ -77,10 +77,7 @@ class recorder {
 
   /// The rows of a sequence have been put into these cells.
   void lies_in(const cell_table& table, const sighting& s, std::span<const std::int32_t> cells) {
-    std::vector<cell_token> rows;
-    for (const std::int32_t cell : table.rows(s.stream, {cells.begin(), cells.end()}))
-      rows.push_back(table.token(s.stream, cell));
-    of(s.track).lie_in(rows);
+    of(s.track).lie_in(table.tokens(s.stream, table.rows(s.stream, {cells.begin(), cells.end()})));
   }
 
   /// A context shift has been applied: recordings whose rows are not known by their cells cannot follow it. `seen`: whether the
@@ -134,17 +131,15 @@ class recorder {
 
   void append(const cell_table& table, const sighting& s, part& p, std::span<const llama_pos> positions) {
     recording& r = of(p.track);
-    std::vector<llama_pos> batch, of_rows;
+    std::vector<llama_pos> batch;
     for (const std::uint32_t token : p.tokens) batch.push_back(positions[token]);
-    std::vector<cell_token> rows, added;
     const std::vector<std::int32_t> cells = table.rows(s);
-    for (const std::int32_t cell : cells)
-      rows.push_back(table.token(s.stream, cell)), of_rows.push_back(table.position(s.stream, cell));
+    const std::vector<cell_token> rows = table.tokens(s.stream, cells);
+    const std::vector<llama_pos> of_rows = table.positions(s.stream, cells);
     const std::size_t old = rows.size() - (std::min)(rows.size(), batch.size());
     r.follow(std::span(rows).first(old), std::span(of_rows).first(old));
-    if (rows.size() >= batch.size())
-      added.assign(rows.begin() + static_cast<std::ptrdiff_t>(old), rows.end());  // not in a window
-    r.append(batch, added);
+    const bool all_seen = rows.size() >= batch.size();  // not in a window
+    r.append(batch, all_seen ? std::span(rows).subspan(old) : std::span<const cell_token>{});
     if (!what_.accumulated_attention) return;
     std::size_t i = 0;  // the recorded rows are some of these, in the same order
     for (const llama_pos position : r.rows()) {
