@@ -1,5 +1,8 @@
 """PyTorch's tensors: bfloat16, transposed and expanded ones, and the same rows as NumPy's."""
 
+import importlib.util
+import pathlib
+
 import numpy as np
 import pytest
 from conftest import random_cache
@@ -7,6 +10,8 @@ from conftest import random_cache
 import lagkv
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "compare_torch.py"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -39,3 +44,21 @@ def test_expanded_and_other_tensors_are_refused():
         lagkv.compress("lagkv", keys.double(), values, lagkv.Cursor())
     with pytest.raises(TypeError, match="keys: must be an array"):
         lagkv.compress("lagkv", keys.to_sparse(), values, lagkv.Cursor())
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the tests run outside a checkout")
+def test_the_benchmark_tells_a_wrong_token_from_a_tie():
+    spec = importlib.util.spec_from_file_location("compare_torch", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    keys, values = (torch.from_numpy(x).double() for x in random_cache((2, 16 + 4 * 32, 8)))
+    scores = script.sum_of_scores(keys[:, 16:], values[:, 16:], 32)
+    kept = script.official_step(keys.clone(), values.clone(), 32, 8)[2].flatten(1)
+    assert script.beyond_the_border(scores, kept, 8) == (0, 0.0)
+    best, worst = scores[1, 2].argsort(descending=True)[[7, 31]] + 16 + 2 * 32
+    wrong = torch.where(kept == best, worst, kept)
+    n, gap = script.beyond_the_border(scores, wrong, 8)
+    assert n == 1 and gap > script.OF_A_SCORE
+    assert script.beyond_the_border(scores, torch.where(kept == best, best - 32, kept), 8)[1] == float("inf")
+    scores[1, 2, worst - 16 - 2 * 32] = scores[1, 2, best - 16 - 2 * 32]
+    assert script.beyond_the_border(scores, wrong, 8) == (0, 0.0)
