@@ -11,6 +11,7 @@ were read: cache.get_seq_length() counts the tokens dropped too. docs/python.md 
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -37,18 +38,20 @@ class LagKVCache(Cache):
     """A cache whose layers of full attention are compressed by a policy; layers with a window of their own stay as they are.
 
     policy: a lagkv.Policy or a string. All layers, all heads and all entries of a batch keep the same number of rows: policies
-    with select=adaptive or pyramid are refused. model: the model, or its config for policies that read keys and values alone.
-    protect: positions that are never dropped, ascending. threads: that share the heads of a layer.
+    with select=adaptive or pyramid are refused. model: the model; or its config, for policies that read keys and values alone and
+    batches without padding. protect: positions that are never dropped, ascending. threads: that share the heads of a layer.
 
-    The sequences of a batch must be of equal length: padding is refused. Raises lagkv.Error.
+    A batch may be padded on the left: each entry keeps what it would keep alone. Raises lagkv.Error.
     """
 
     def __init__(self, policy: Union[lagkv.Policy, str], model: Any, *, protect: Optional[Sequence[int]] = None,
                  threads: int = 1) -> None:
         self.policy = policy if isinstance(policy, lagkv.Policy) else lagkv.parse(policy)
         self.protect = list(protect or [])
+        self.pads: List[int] = []  # that each entry has among the newest tokens; empty: none
         self.workspace = lagkv.Workspace(threads)
         module = model if isinstance(model, PreTrainedModel) else None
+        self.has_model = module is not None
         config = (module.config if module is not None else model).get_text_config(decoder=True)
         if self.policy.ragged or self.policy.sloped:
             raise lagkv.Error(f"policy {self.policy.text}: keeps different numbers of rows in heads or layers, which this cache "
@@ -68,25 +71,33 @@ class LagKVCache(Cache):
         layers = [CompressedLayer(self, ropes.get(t)) if own else DYNAMIC_LAYER_TYPE_MAPPING[t](**o)
                   for t, o, own in zip(types, options, ours)]
         self.count = sum(ours)  # compressed layers
-        self.left: Tuple[int, int] = (0, 0)  # tokens seen, rows that the first layer keeps of them
-        if self.reads_queries:
+        self.left: List[int] = []  # rows that the first layer has kept, of each entry
+        if module is not None:
             _watch(module)
         super().__init__(layers=layers)
 
     def positions(self, layer_idx: int = 0) -> torch.Tensor:
-        """The positions of the rows of a layer, int32 [batch, heads, rows]."""
+        """The positions of the rows of a layer, int32 [batch, heads, rows]; -1: padding, which is hidden from attention."""
         layer = self.layers[layer_idx]
         if not isinstance(layer, CompressedLayer) or layer.kept is None:
             raise lagkv.Error(f"layer_idx={layer_idx}: is not compressed, or has no rows yet")
         return layer.kept
 
     def rows(self) -> int:
-        """The rows that a compressed layer has in use."""
-        return next(layer.cursor.tokens for layer in self.layers if isinstance(layer, CompressedLayer))
+        """The rows that a compressed layer has in use, those of the longest entry of the batch."""
+        return self.first().rows()
+
+    def first(self) -> CompressedLayer:
+        """The first layer that is compressed."""
+        return next(layer for layer in self.layers if isinstance(layer, CompressedLayer))
 
 
 class CompressedLayer(DynamicLayer):
-    """One layer: keys and values of the rows in use, where they came from, and what the policy has kept for it."""
+    """One layer: keys and values of the rows in use, where they came from, and what the policy has kept for it.
+
+    A batch without padding has one cursor. A padded one has a cursor for each entry; the rows of an entry are the last ones of the
+    tensors, and what lies before them is hidden from attention.
+    """
 
     def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope]) -> None:
         super().__init__()
@@ -94,35 +105,37 @@ class CompressedLayer(DynamicLayer):
         self._forget()
 
     def _forget(self) -> None:
-        self.cursor = lagkv.Cursor()
+        self.padded = False
+        self.cursors = [lagkv.Cursor()]
+        self.length = 0  # tokens seen, padding and dropped ones too
         self.policy = self.cache.policy
         self.kept: Optional[torch.Tensor] = None  # positions
         self.attention: Optional[torch.Tensor] = None  # accumulated, float32 [batch, heads, rows]
         self.sums: Optional[numpy.ndarray[Any, Any]] = None  # key statistics
         self.queries: Optional[torch.Tensor] = None  # of the last tokens, after RoPE
-        self.moments: Optional[List[Any]] = None  # of the queries before RoPE: count, sum, sum of products
+        self.moments: Optional[List[torch.Tensor]] = None  # of the queries before RoPE: count, sum, sum of products
         self.scale: Optional[float] = None
 
     # ---- what Transformers asks ---------------------------------------------------------------------------------------
 
     def get_seq_length(self) -> int:
-        """Tokens of the sequence so far, dropped ones too: the position of the next one."""
-        return self.cursor.seen()
+        """Tokens of the sequence so far, padding and dropped ones too: where the next one has its place in the attention mask."""
+        return self.length
 
     def get_mask_sizes(self, query_length: int) -> Tuple[int, int]:
         """The rows as if they were the last tokens before the new ones: all of them are seen by every new token."""
-        return self.cursor.tokens + query_length, self.cursor.dropped
+        return self.rows() + query_length, self.length - self.rows()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Appends; returns all rows for attention, and keeps those that the policy leaves."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._refuse_padding((kwargs.get("kwargs") or {}).get("position_ids"))
         batch, heads, n, _ = key_states.shape
-        keys = torch.cat([self.keys, key_states], dim=-2) if self.cursor.tokens else key_states
-        values = torch.cat([self.values, value_states], dim=-2) if self.cursor.tokens else value_states
-        seen = self.cursor.seen()
-        fresh = torch.arange(seen, seen + n, dtype=torch.int32).expand(batch, heads, n)
+        fresh = self._numbers(batch, n)
+        self._check_positions((kwargs.get("kwargs") or {}).get("position_ids"), fresh)
+        keys = torch.cat([self.keys, key_states], dim=-2) if self.length else key_states
+        values = torch.cat([self.values, value_states], dim=-2) if self.length else value_states
+        fresh = fresh[:, None].expand(batch, heads, n)
         self.kept = fresh.contiguous() if self.kept is None else torch.cat([self.kept, fresh], -1)
         self.keys, self.values = self._compressed(keys, values, n)
         return keys, values
@@ -138,18 +151,20 @@ class CompressedLayer(DynamicLayer):
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be 0 or less: minus the tokens to remove")
         if n == 0 or self.kept is None:
             return
-        rows = self.cursor.tokens - n
-        if rows < self.cursor.compressed:
-            least = self.cursor.compressed - self.cursor.tokens
+        least = max(c.compressed - c.tokens for c in self.cursors)
+        if -n < least:
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be at least {least}: the rows before are sinks "
                               "and survivors")
+        rows = self.rows() - n
         self.keys, self.values = self.keys[..., :rows, :], self.values[..., :rows, :]
         self.kept = self.kept[..., :rows].contiguous()
         if self.attention is not None:
             self.attention = self.attention[..., :rows].contiguous()
         if self.queries is not None:
             self.queries = self.queries[..., :-n, :]
-        self.cursor.take_back(rows)
+        for cursor in self.cursors:
+            cursor.take_back(cursor.tokens - n)
+        self.length -= n
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._entries(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -159,6 +174,69 @@ class CompressedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._entries(lambda x: x[indices.to(x.device), ...])
+
+    # ---- padding ------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> int:
+        return 0 if self.kept is None else self.kept.shape[-1]
+
+    def look_at(self, mask: Optional[torch.Tensor], batch: int, n: int, implementation: str) -> Optional[torch.Tensor]:
+        """Before attention: takes from its mask how much padding comes with n new tokens of each entry; -> the mask for the rows in
+        use. Transformers makes it for the last tokens before the new ones, which the rows of a padded batch are not."""
+        if self is self.cache.first():  # all layers of full attention have the same mask
+            self.cache.pads = self._pads(mask, batch, n)
+        if self.length == 0:
+            self.padded = bool(self.cache.pads)
+            self.cursors = [lagkv.Cursor() for _ in range(batch if self.padded else 1)]
+        if not self.padded or self.length == 0:
+            return mask
+        if implementation not in ("eager", "sdpa"):
+            raise lagkv.Error(f"attn_implementation={implementation}: must be eager or sdpa for a padded batch")
+        rows, device = self.rows(), self.keys.device
+        tokens = torch.tensor([c.tokens for c in self.cursors], device=device)
+        old = (torch.arange(rows, device=device) >= (rows - tokens)[:, None])[:, None, None].expand(-1, 1, n, rows)
+        if mask is None:
+            new = torch.ones(n, n, dtype=torch.bool, device=device).tril().expand(batch, 1, n, n)
+        else:
+            new = mask[..., -n:].expand(batch, -1, n, n)
+        if new.dtype != torch.bool:
+            old = torch.zeros(old.shape, dtype=new.dtype, device=device).masked_fill(~old, torch.finfo(new.dtype).min)
+        return torch.cat([old.expand(-1, new.shape[1], -1, -1), new], -1)
+
+    def _pads(self, mask: Optional[torch.Tensor], batch: int, n: int) -> List[int]:
+        """The padding that each entry has among n new tokens, by an attention mask; empty: none."""
+        if mask is None or mask.ndim != 4:
+            return []
+        seen = mask[:, 0, -1, -n:].expand(batch, n)
+        hidden = ~seen if seen.dtype == torch.bool else seen != 0
+        if not hidden.any():
+            return []
+        pads = hidden.int().cumprod(-1).sum(-1).tolist()
+        begun = [c.seen() > 0 for c in self.cursors]
+        for entry, (pad, all_hidden) in enumerate(zip(pads, hidden.sum(-1).tolist())):
+            if all_hidden > pad or (pad and begun[entry % len(begun)]):
+                raise lagkv.Error(f"attention_mask: entry {entry} hides {all_hidden} of {n} new tokens: only padding before the "
+                                  "first token of an entry can be hidden")
+        return pads
+
+    def _numbers(self, batch: int, n: int) -> torch.Tensor:
+        """The places of n new tokens in their entries, int32 [batch, n]; -1: padding."""
+        first = torch.tensor([c.seen() for c in self.cursors], dtype=torch.int32)
+        if self.cache.pads:
+            first = first - torch.tensor(self.cache.pads, dtype=torch.int32)
+        return (first[:, None] + torch.arange(n, dtype=torch.int32)).clamp(min=-1).expand(batch, n)
+
+    def _check_positions(self, position_ids: Optional[torch.Tensor], fresh: torch.Tensor) -> None:
+        if position_ids is None or position_ids.ndim != 2:
+            return
+        position_ids = position_ids.cpu().expand(fresh.shape)
+        wrong = ((position_ids != fresh) & (fresh >= 0)).nonzero()
+        if len(wrong):
+            entry, at = wrong[0].tolist()
+            raise lagkv.Error(f"position_ids: entry {entry} has {int(position_ids[entry, at])} for its token "
+                              f"{int(fresh[entry, at])}: must count the tokens of each entry, without padding, and go on where "
+                              "the cache ends" + ("" if self.cache.has_model else "; a padded batch needs the model in place of "
+                                                  "its config"))
 
     # ---- compression --------------------------------------------------------------------------------------------------
 
@@ -171,96 +249,99 @@ class CompressedLayer(DynamicLayer):
             both = after_rope if self.queries is None else torch.cat([self.queries, after_rope], -2)
             self.queries = both[..., -n:, :].detach()
         if needs["query_statistics"]:
-            x = before_rope.detach().double()
-            if self.moments is None:
-                x, self.moments = x[..., FIRST_QUERIES:, :], [0, 0.0, 0.0]
-            self.moments[0] += x.shape[-2]
-            self.moments[1] = self.moments[1] + x.sum(-2)
-            self.moments[2] = self.moments[2] + x.transpose(-1, -2) @ x
+            counts = (self._numbers(before_rope.shape[0], before_rope.shape[-2]) >= FIRST_QUERIES).to(before_rope.device)
+            x = before_rope.detach().double().masked_fill(~counts[:, None, :, None], 0)
+            moments = [counts.sum(-1)[:, None, None], x.sum(-2), x.transpose(-1, -2) @ x]
+            self.moments = moments if self.moments is None else [a + b for a, b in zip(self.moments, moments)]
 
     def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
-        rows = keys.shape[-2]
-        assert self.kept is not None
-        if self.cursor.seen() == 0:  # a budget in bytes is for all layers together
+        batch, heads, rows, _ = keys.shape
+        if self.length == 0:  # a budget in bytes is for all layers together
             self.policy = self.cache.policy.fit(lagkv.Layer(_on_cpu(keys[:1]), _on_cpu(values[:1])), self.cache.count)
-        due = len(self.policy.due(self.cursor, rows)) != 0
         needs = self.policy.needs
-        sums = needs["accumulated_attention"] or needs["key_statistics"]
-        if due or sums:
-            layer = lagkv.Layer(_on_cpu(keys), _on_cpu(values), **self._offers(keys, n))
-            if sums:
-                lagkv.accumulate(self.policy, layer, cursor=self.cursor, n=n, workspace=self.cache.workspace)
-                if needs["accumulated_attention"]:
-                    layer.offer(queries=None)  # of the newest tokens alone: they have been counted
-            if due:
-                plans = lagkv.plan_eviction(self.policy, layer, cursor=self.cursor, workspace=self.cache.workspace)
-                if plans[0]:
-                    return self._gathered(keys, values, plans)
-        self.cursor = lagkv.Cursor(rows, self.cursor.dropped, self.cursor.compressed)
-        self._same_as_the_others(rows)
-        return keys, values
-
-    def _gathered(self, keys: torch.Tensor, values: torch.Tensor,
-                  plans: Sequence[lagkv.Plan]) -> Tuple[torch.Tensor, torch.Tensor]:
-        counts = {p.tokens_after(h) for p in plans for h in range(p.heads)}
-        if len(counts) != 1:
-            raise lagkv.Error(f"policy {self.policy.text}: would keep from {min(counts)} to {max(counts)} rows in the heads and "
-                              "entries of a layer, which must be as many")
-        index = torch.from_numpy(numpy.stack([[p.rows(h) for h in range(p.heads)] for p in plans]))
-        assert self.kept is not None
-        self.kept = self.kept.gather(-1, index)
-        if self.attention is not None:
-            self.attention = self.attention.gather(-1, index)
-        lagkv.advance(self.cursor, plans[0])
-        self._same_as_the_others(self.cursor.tokens)
-        index = index.to(keys.device)[..., None]
-        return (keys.gather(-2, index.expand(-1, -1, -1, keys.shape[-1])),
-                values.gather(-2, index.expand(-1, -1, -1, values.shape[-1])))
-
-    def _offers(self, keys: torch.Tensor, n: int) -> Dict[str, Any]:
-        assert self.kept is not None
-        batch, heads, rows, dim = keys.shape
-        needs = self.policy.needs
-        offers: Dict[str, Any] = {"positions": self.kept, "protect": self.cache.protect, "rope": self.rope}
-        if self.scale is not None:
-            offers["scale"] = self.scale
-        if self.queries is not None:
-            offers["queries"] = _on_cpu(self.queries[..., -n:, :] if needs["accumulated_attention"] else self.queries)
         if needs["accumulated_attention"]:
             before = self.attention if self.attention is not None else torch.zeros(batch, heads, 0)
             self.attention = torch.cat([before, torch.zeros(batch, heads, rows - before.shape[-1])], -1)
-            offers["accumulated_attention"] = self.attention
-        if needs["key_statistics"]:
-            if self.sums is None:
-                self.sums = numpy.zeros((batch, heads, 2 * dim + 1))
-            offers["key_statistics"] = self.sums
+        if needs["key_statistics"] and self.sums is None:
+            self.sums = numpy.zeros((batch, heads, 2 * keys.shape[-1] + 1))
+        pads = self.cache.pads or [0] * len(self.cursors)
+        stays = [self._stays(slice(b, b + 1) if self.padded else slice(None), keys, values, cursor, n - pad)
+                 for b, (cursor, pad) in enumerate(zip(self.cursors, pads))]
+        left = [cursor.tokens for cursor, _ in stays]
+        self._same_as_the_others(left)
+        self.cursors, self.length = [cursor for cursor, _ in stays], self.length + n
+        if all(index is None for _, index in stays) and max(left) == rows:
+            return keys, values
+        chosen = torch.zeros(batch, heads, max(left), dtype=torch.int64)
+        hidden = torch.ones(chosen.shape, dtype=torch.bool)
+        for b, (cursor, index) in enumerate(stays):
+            entries, first = slice(b, b + 1) if self.padded else slice(None), max(left) - cursor.tokens
+            chosen[entries, :, first:] = torch.arange(rows - cursor.tokens, rows) if index is None else index
+            hidden[entries, :, first:] = False
+        assert self.kept is not None
+        self.kept = self.kept.gather(-1, chosen).masked_fill(hidden, -1)
+        if self.attention is not None:
+            self.attention = self.attention.gather(-1, chosen)
+        chosen = chosen.to(keys.device)[..., None]
+        return (keys.gather(-2, chosen.expand(-1, -1, -1, keys.shape[-1])),
+                values.gather(-2, chosen.expand(-1, -1, -1, values.shape[-1])))
+
+    def _stays(self, entries: slice, keys: torch.Tensor, values: torch.Tensor, cursor: lagkv.Cursor,
+               n: int) -> Tuple[lagkv.Cursor, Optional[torch.Tensor]]:
+        """What stays of entries whose n newest tokens, padding aside, have been appended: their cursor, and the rows, int64 [entries,
+        heads, rows]; None: all."""
+        needs, tokens = self.policy.needs, cursor.tokens + n
+        due = len(self.policy.due(cursor, tokens)) != 0
+        sums = needs["accumulated_attention"] or needs["key_statistics"]
+        if n and (due or sums):
+            first = keys.shape[-2] - tokens  # the padding before
+            layer = lagkv.Layer(_on_cpu(keys[entries, :, first:]), _on_cpu(values[entries, :, first:]),
+                                **self._offers(entries, first, cursor.seen() + n, n))
+            if sums:
+                lagkv.accumulate(self.policy, layer, cursor=cursor, n=n, workspace=self.cache.workspace)
+                if needs["accumulated_attention"]:
+                    layer.offer(queries=None)  # of the newest tokens alone: they have been counted
+            plans = lagkv.plan_eviction(self.policy, layer, cursor=cursor, workspace=self.cache.workspace) if due else []
+            if plans and plans[0]:
+                counts = {p.tokens_after(h) for p in plans for h in range(p.heads)}
+                if len(counts) != 1:
+                    raise lagkv.Error(f"policy {self.policy.text}: would keep from {min(counts)} to {max(counts)} rows in the "
+                                      "heads and entries of a layer, which must be as many")
+                after = copy.copy(cursor)
+                lagkv.advance(after, plans[0])
+                return after, first + torch.from_numpy(numpy.stack([[p.rows(h) for h in range(p.heads)] for p in plans]))
+        return lagkv.Cursor(tokens, cursor.dropped, cursor.compressed), None
+
+    def _offers(self, entries: slice, first: int, seen: int, n: int) -> Dict[str, Any]:
+        """For entries that have seen so many tokens, the newest n with this call, and whose rows begin at the first."""
+        assert self.kept is not None
+        needs = self.policy.needs
+        offers: Dict[str, Any] = {"positions": self.kept[entries, :, first:], "protect": self.cache.protect, "rope": self.rope}
+        if self.scale is not None:
+            offers["scale"] = self.scale
+        if self.queries is not None:
+            newest = n if needs["accumulated_attention"] else min(seen, self.queries.shape[-2])
+            offers["queries"] = _on_cpu(self.queries[entries, :, -newest:])
+        if self.attention is not None:
+            offers["accumulated_attention"] = self.attention[entries, :, first:]
+        if self.sums is not None:
+            offers["key_statistics"] = self.sums[entries]
         if self.moments is not None and self.rope is not None:
-            count, total, products = self.moments
-            mean = total / max(count, 1)
-            covariance = products / max(count, 1) - mean[..., :, None] * mean[..., None, :]
-            moved = [lagkv.moved(m.float().cpu(), c.float().cpu(), self.rope, self.cursor.seen() + n)
-                     for m, c in zip(mean, covariance)]
+            count, total, products = (x[entries] for x in self.moments)
+            mean = total / count.clamp(min=1)
+            covariance = products / count.clamp(min=1)[..., None] - mean[..., :, None] * mean[..., None, :]
+            moved = [lagkv.moved(m.float().cpu(), c.float().cpu(), self.rope, seen) for m, c in zip(mean, covariance)]
             offers["query_mean"] = numpy.stack([m[0] for m in moved])
             offers["query_covariance"] = numpy.stack([m[1] for m in moved])
         return offers
 
-    def _same_as_the_others(self, rows: int) -> None:
+    def _same_as_the_others(self, rows: List[int]) -> None:
         """Transformers makes one mask for all layers of full attention."""
-        seen, expected = self.cache.left
-        if seen != self.cursor.seen():
-            self.cache.left = (self.cursor.seen(), rows)
-        elif expected != rows:
-            raise lagkv.Error(f"policy {self.policy.text}: would keep {rows} rows in a layer, and {expected} in another")
-
-    def _refuse_padding(self, position_ids: Optional[torch.Tensor]) -> None:
-        if position_ids is None or position_ids.ndim != 2:
-            return
-        first = self.cursor.seen()
-        wrong = (position_ids != torch.arange(first, first + position_ids.shape[1], device=position_ids.device)).nonzero()
-        if len(wrong):
-            entry, at = wrong[0].tolist()
-            raise lagkv.Error(f"position_ids: entry {entry} has {int(position_ids[entry, at])} for token {first + at}: the "
-                              "sequences of a batch must be of equal length, without padding, and go on where the cache ends")
+        if self is self.cache.first():
+            self.cache.left = rows
+        elif self.cache.left != rows:
+            raise lagkv.Error(f"policy {self.policy.text}: would keep {max(rows)} rows in a layer, and {max(self.cache.left)} in "
+                              "another")
 
     def _entries(self, select: Any) -> None:
         """Changes the entries of the batch."""
@@ -271,7 +352,9 @@ class CompressedLayer(DynamicLayer):
         if self.sums is not None:
             self.sums = select(torch.from_numpy(self.sums)).contiguous().numpy()
         if self.moments is not None:
-            self.moments[1:] = [select(x) for x in self.moments[1:]]
+            self.moments = [select(x) for x in self.moments]
+        if self.padded:
+            self.cursors = [copy.copy(self.cursors[i]) for i in select(torch.arange(len(self.cursors))).tolist()]
 
 
 # ---- models -----------------------------------------------------------------------------------------------------------------
@@ -329,22 +412,26 @@ def _rope(config: Any, layer_type: str, pairs: str) -> lagkv.Rope:
 
 
 def _watch(model: Any) -> None:
-    """Has every attention module show its queries to a LagKVCache, once a model."""
+    """Has every attention module show its mask and its queries to a LagKVCache, once a model."""
     for module in _attention_modules(model):
         if not getattr(module, "_lagkv_watched", False):
-            module.register_forward_pre_hook(_show_queries, with_kwargs=True)
+            module.register_forward_pre_hook(_before_attention, with_kwargs=True)
             module._lagkv_watched = True  # type: ignore[assignment]
 
 
-def _show_queries(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+def _before_attention(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Optional[Tuple[Any, Dict[str, Any]]]:
     cache = kwargs.get("cache", kwargs.get("past_key_values"))
-    if not isinstance(cache, LagKVCache) or not cache.reads_queries:
-        return
-    layer = cache.layers[module.layer_idx]
+    layer = cache.layers[module.layer_idx] if isinstance(cache, LagKVCache) else None
     if not isinstance(layer, CompressedLayer):
-        return
-    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    cos, sin = kwargs["position_embeddings"]
+        return None
+    hidden, given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], kwargs.get("attention_mask")
+    mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], module.config._attn_implementation)
+    if layer.cache.reads_queries:
+        _show_queries(module, layer, hidden, *kwargs["position_embeddings"])
+    return None if mask is given else (args, {**kwargs, "attention_mask": mask})
+
+
+def _show_queries(module: Any, layer: CompressedLayer, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     needs = layer.policy.needs
     if not needs["accumulated_attention"] and not needs["query_statistics"]:  # the last ones are enough
         last = needs["queries"]

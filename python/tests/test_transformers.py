@@ -96,6 +96,61 @@ def test_kept_rows_are_those_of_the_library():
     assert (positions[0, 0] != positions[0, 1]).any() and (positions.diff(dim=-1) > 0).all()
 
 
+def padded(rows, pad=96):
+    """Rows of tokens, one above the other, and their attention mask: padding on the left."""
+    n = max(len(r) for r in rows)
+    ids = torch.stack([torch.cat([torch.full((n - len(r),), pad), r]) for r in rows])
+    mask = torch.stack([torch.arange(n) >= n - len(r) for r in rows]).long()
+    return ids, mask
+
+
+LENGTHS = [100, 61, 3, 93, 20]
+
+
+@pytest.mark.parametrize("policy, implementation", [(p, "sdpa") for p in POLICIES] + [(p, "eager") for p in POLICIES[::4]])
+@torch.no_grad()
+def test_padded_entries_are_as_alone(policy, implementation):
+    """The same logits, rows and positions after each step: a padded prompt, a second one without padding, then token by token."""
+    model = tiny(implementation=implementation)
+    if implementation == "sdpa":  # eager attention cannot: its softmax is in f32, and what hides in double is infinite there
+        model = model.double()  # so that rounding decides between no tokens
+    rows = [tokens_of(1, n + 60, seed)[0] for seed, n in enumerate(LENGTHS)]
+    ids, mask = padded([r[:n] for r, n in zip(rows, LENGTHS)])
+    cache, alone = LagKVCache(policy, model), [LagKVCache(policy, model) for _ in rows]
+    at = 0
+    for n in [0, 20] + 40 * [1]:
+        new = torch.stack([r[length + at:length + at + n] for r, length in zip(rows, LENGTHS)]) if n else ids
+        mask = torch.cat([mask, torch.ones(len(rows), n, dtype=torch.long)], -1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1]:]
+        out = model(new, attention_mask=mask, position_ids=positions, cache=cache).logits
+        at += n
+        for b, one in enumerate(alone):
+            tokens = rows[b][:LENGTHS[b]] if n == 0 else new[b]
+            single = model(tokens[None], cache=one).logits
+            torch.testing.assert_close(out[b, -len(tokens):], single[0], atol=1e-4, rtol=1e-4)
+            for i in range(3):
+                kept = cache.positions(i)[b]
+                assert (kept[:, :-one.rows()] == -1).all() and torch.equal(kept[:, -one.rows():], one.positions(i)[0])
+        assert cache.get_seq_length() == 100 + at and cache.rows() == max(one.rows() for one in alone)
+    assert policy == "full" or cache.rows() < 160
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Phi3", "Gemma3"])
+def test_padded_batches_generate_as_each_entry_alone(kind):
+    model = model_of(kind)
+    rows = [tokens_of(1, n, seed)[0] for seed, n in enumerate(LENGTHS)]
+    ids, mask = padded(rows)
+    options = dict(max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for policy, more in (("lagkv:sink=4,lag=16,ratio=0.25", {}), ("snapkv:window=16,keep=0.4", dict(num_beams=3)),
+                         ("novelty:capacity=40,recent=8", {}), ("full", dict(prefill_chunk_size=32))):
+        cache = LagKVCache(policy, model)
+        out = model.generate(ids, cache=cache, attention_mask=mask, **options, **more)
+        for b, row in enumerate(rows):
+            single = model.generate(row[None], cache=LagKVCache(policy, model), attention_mask=torch.ones_like(row)[None],
+                                    **options, **more)
+            assert out[b, 100:].tolist() == single[0, len(row):].tolist(), (policy, b)
+
+
 def test_queries_are_the_models_own():
     """SnapKV by the weights of eager attention keeps what it keeps by the queries that the cache has seen."""
     model, ids = tiny(), tokens_of(2, 120)
@@ -112,15 +167,19 @@ def test_queries_are_the_models_own():
                 assert cache.positions(i)[b, h].tolist() == plan.rows(h).tolist()
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"])
-def test_models(kind):
+def model_of(kind):
     changes = {"Gemma3": dict(sliding_window=16, layer_types=["sliding_attention", "full_attention", "full_attention"],
                               head_dim=8, query_pre_attn_scalar=8), "Phi3": dict(pad_token_id=0), "Qwen3": dict(head_dim=8),
                "Mistral": dict(sliding_window=None)}.get(kind, {})
     name = "Gemma3Text" if kind == "Gemma3" else kind
     torch.manual_seed(1)
     config = getattr(transformers, f"{name}Config")(**{**TINY, **changes})
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"])
+def test_models(kind):
+    model = model_of(kind)
     for policy in ("lagkv:sink=4,lag=16,ratio=0.25", "snapkv:window=16,keep=0.4", "novelty:keep=0.4,recent=8"):
         cache = LagKVCache(policy, model)
         out = model.generate(tokens_of(2, 100), cache=cache, max_new_tokens=20, do_sample=False, eos_token_id=None,
@@ -183,11 +242,27 @@ def test_refusals():
         LagKVCache("key_diff:keep=0.5,select=adaptive", model)
     with pytest.raises(lagkv.Error, match="reads queries: give the model in place of its config"):
         LagKVCache("snapkv", model.config)
-    cache, ids = LagKVCache("lagkv:lag=16", model), tokens_of(2, 60)
-    mask = torch.ones_like(ids)
-    mask[1, :7] = 0
-    with pytest.raises(lagkv.Error, match="entry 1 has 0 for token 1: the sequences of a batch must be of equal length"):
-        model.generate(ids, cache=cache, attention_mask=mask, max_new_tokens=2, eos_token_id=None, pad_token_id=0)
+    ids, mask = padded([tokens_of(1, 60)[0], tokens_of(1, 53)[0]])
+    options = dict(max_new_tokens=2, eos_token_id=None, pad_token_id=0)
+    with pytest.raises(lagkv.Error, match="entry 1 has 0 for its token 1: must count .*a padded batch needs the model"):
+        transformers.LlamaForCausalLM(model.config).generate(ids, cache=LagKVCache("lagkv:lag=16", model.config),
+                                                             attention_mask=mask, **options)
+    cache = LagKVCache("lagkv:lag=16", model)
+    with pytest.raises(lagkv.Error, match="position_ids: entry 1 has 7 for its token 0: must count the tokens of each entry"):
+        model(ids, attention_mask=mask, cache=cache)
+    for at in (30, 59):  # in the middle, and on the right
+        mask[1, at] = 0
+        with pytest.raises(lagkv.Error, match="attention_mask: entry 1 hides 8 of 60 new tokens: only padding before the first"):
+            model.generate(ids, cache=LagKVCache("lagkv:lag=16", model), attention_mask=mask, **options)
+        mask[1, at] = 1
+    cache = LagKVCache("lagkv:lag=16", model)
+    model.generate(ids, cache=cache, attention_mask=mask, **options)
+    more, hidden = torch.cat([ids, ids[:, :10]], -1), torch.cat([mask, torch.ones(2, 10, dtype=torch.long)], -1)
+    hidden[0, 62] = 0
+    with pytest.raises(lagkv.Error, match="attention_mask: entry 0 hides 1 of 9 new tokens"):
+        model.generate(more, cache=cache, attention_mask=hidden, **options)
+    with pytest.raises(lagkv.Error, match="tokens_to_remove=-54: must be at least -"):
+        cache.crop(-54)
 
 
 def model_file():
