@@ -95,8 +95,8 @@ class LagKVCache(Cache):
 class CompressedLayer(DynamicLayer):
     """One layer: keys and values of the rows in use, where they came from, and what the policy has kept for it.
 
-    A batch without padding has one cursor. A padded one has a cursor for each entry; the rows of an entry are the last ones of the
-    tensors, and what lies before them is hidden from attention.
+    A batch without padding has one cursor. A padded one has a cursor for each entry; the rows of an entry are the last ones of
+    the tensors, and what lies before them is hidden from attention.
     """
 
     def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope]) -> None:
@@ -181,8 +181,8 @@ class CompressedLayer(DynamicLayer):
         return 0 if self.kept is None else self.kept.shape[-1]
 
     def look_at(self, mask: Optional[torch.Tensor], batch: int, n: int, implementation: str) -> Optional[torch.Tensor]:
-        """Before attention: takes from its mask how much padding comes with n new tokens of each entry; -> the mask for the rows in
-        use. Transformers makes it for the last tokens before the new ones, which the rows of a padded batch are not."""
+        """Before attention: takes from its mask how much padding comes with n new tokens of each entry; -> the mask for the rows
+        in use. Transformers makes it for the last tokens before the new ones, which the rows of a padded batch are not."""
         if self is self.cache.first():  # all layers of full attention have the same mask
             self.cache.pads = self._pads(mask, batch, n)
         if self.length == 0:
@@ -288,8 +288,8 @@ class CompressedLayer(DynamicLayer):
 
     def _stays(self, entries: slice, keys: torch.Tensor, values: torch.Tensor, cursor: lagkv.Cursor,
                n: int) -> Tuple[lagkv.Cursor, Optional[torch.Tensor]]:
-        """What stays of entries whose n newest tokens, padding aside, have been appended: their cursor, and the rows, int64 [entries,
-        heads, rows]; None: all."""
+        """What stays of entries whose n newest tokens, padding aside, have been appended: their cursor, and the rows, int64
+        [entries, heads, rows]; None: all."""
         needs, tokens = self.policy.needs, cursor.tokens + n
         due = len(self.policy.due(cursor, tokens)) != 0
         sums = needs["accumulated_attention"] or needs["key_statistics"]
