@@ -235,6 +235,14 @@ const formula formulas[] = {
      [](const inputs& x, auto h, auto j, auto r) {
        return novelty_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end});  // not the sinks
      }},
+    {"novelty_ridge", "novelty:pre_rope=no,heads=own,smooth=0,ridge=0.75,value_weight=1.5",
+     [](const inputs& x, auto h, auto j, auto r) {
+       const row_range usual{r.begin != 0 ? r.begin : j.begin, r.end};
+       std::vector<double> s = novelty_scores(x.keys, h, j, usual, 0.75);
+       const std::vector<double> values = novelty_scores(x.values, h, j, usual, 0.75);
+       for (std::size_t i = 0; i < s.size(); ++i) s[i] += 1.5 * values[i];
+       return s;
+     }},
     {"distinct", "distinct:pre_rope=no,bits=5",
      [](const inputs& x, auto h, auto j, auto r) {
        return distinct_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end}, 5);  // not the sinks
@@ -435,6 +443,24 @@ TEST(novelty, of_many_rows_takes_its_statistics_from_some_evenly_spread) {
   const auto scores =
       lagkv::score(named_any("novelty:pre_rope=no,heads=own,smooth=0"), c.layer(tokens), {.rows = {5, 5005}, .keep = 1}, ws);
   for (std::size_t i = 0; i < 5000; ++i) ASSERT_LE(relative(scores[i], exact[i]), 1e-5) << i;
+}
+
+// With a large ridge a channel counts by its variance: what key_diff orders rows by.
+TEST(novelty, with_a_large_ridge_orders_keys_as_key_diff_does) {
+  const cube k = make_cube(54, 1, 300, 16);
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto scores_of = [&](const char* text) {
+    const auto s = lagkv::score(named_any(text), c.layer(300), {.rows = {0, 300}, .keep = 1}, ws);
+    return std::vector<float>(s.begin(), s.end());
+  };
+  const std::vector<float> by_distance = scores_of("novelty:sink=0,pre_rope=no,heads=own,smooth=0,ridge=1000000");
+  const std::vector<float> by_angle = scores_of("key_diff:sink=0");
+  for (std::size_t i = 0; i < 300; ++i)
+    for (std::size_t j = 0; j < i; ++j) {
+      if (std::fabs(by_angle[i] - by_angle[j]) < 1e-3F) continue;
+      ASSERT_EQ(by_distance[i] > by_distance[j], by_angle[i] > by_angle[j]) << i << " " << j;
+    }
 }
 
 TEST(novelty, channels_that_do_not_vary_and_zero_keys_are_no_numbers_to_divide_by) {

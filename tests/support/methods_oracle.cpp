@@ -152,21 +152,24 @@ std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head,
   return out;
 }
 
-std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference) {
+std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference, double ridge) {
   MatrixXd k = matrix(keys, head, candidates), r = matrix(keys, head, reference);
   for (MatrixXd* x : {&k, &r})
     for (Index t = 0; t < x->rows(); ++t)
       if (x->row(t).norm() > 0) x->row(t) /= x->row(t).norm();
   const RowVectorXd mean = r.colwise().mean(), square = r.cwiseAbs2().colwise().mean();
   const RowVectorXd variance = (r.rowwise() - mean).cwiseAbs2().colwise().mean();
+  const Eigen::Array<bool, 1, Eigen::Dynamic> varies = variance.array() > 1e-6 * square.array();
+  const double usual_variance = varies.any() ? varies.select(variance.array(), 0).sum() / static_cast<double>(varies.count()) : 0;
   VectorXd sum = VectorXd::Zero(k.rows());
-  Index varying = 0;
+  double mean_square = 0;  // of the reference
   for (Index c = 0; c < k.cols(); ++c) {
-    if (!(variance(c) > 1e-6 * square(c))) continue;
-    sum += (k.col(c).array() - mean(c)).square().matrix() / variance(c);
-    ++varying;
+    if (!varies(c)) continue;
+    const double by = variance(c) + ridge * usual_variance;
+    sum += (k.col(c).array() - mean(c)).square().matrix() / by;
+    mean_square += variance(c) / by;
   }
-  if (varying > 0) sum /= static_cast<double>(varying);
+  if (mean_square > 0) sum /= mean_square;
   return list(sum.cwiseSqrt());
 }
 

@@ -49,9 +49,11 @@ std::vector<double> manifold_scores(const cube& keys, std::size_t head, row_rang
 /// The same from the mean of the row's own window: `window` rows from candidates.begin on, the last may be shorter.
 std::vector<double> windowed_manifold_scores(const cube& keys, std::size_t head, row_range candidates, std::size_t window);
 
-/// Novelty: sqrt(mean over channels of (u - mean)^2 / variance), u = k / |k|, mean and variance of u over the reference. Channels
-/// whose variance is not above 1e-6 of their mean square are left out.
-std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference);
+/// Novelty: sqrt(sum over channels of (u - mean)^2 / (variance + ridge * mean variance)) over the root of its mean over the
+/// reference, u = k / |k|, mean and variance of u over the reference. Channels whose variance is not above 1e-6 of their mean
+/// square are left out.
+std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,
+                                   double ridge = 0);
 
 /// Distinct: minus the rows behind with the same code, plus 1/2 times the share of the rows that lie before. Codes are the signs
 /// of sum of s (u - mean) / deviation, u, mean and deviation (of the reference) as in novelty; s is 1 where SplitMix64 seeded

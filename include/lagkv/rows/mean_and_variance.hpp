@@ -20,13 +20,20 @@ LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range toke
 /// constant channel). Returns how many are not 0.
 LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse);
 
+/// Adds to the variance of each channel that varies `ridge` times the mean of these variances, of which `inverse` holds the
+/// inverses. Returns the sum of variance * inverse: what (x - mean)^2 * inverse adds up to in a usual row.
+LAGKV_FN float add_ridge(float ridge, std::size_t varying, std::size_t channels, float* inverse);
+
 /// So many rows, or a few more, tell what is usual, where there are four times as many.
 inline constexpr std::size_t usual_rows = 2048;
 
-/// What keys usually are: of u = k / |k| the mean of each channel and the inverse of its variance, over the rows of `reference`,
-/// about 2,048 evenly spread ones where they are 8,192 or more; with extras.key_statistics over all keys that the sequence has
-/// had. Returns how many channels vary.
-LAGKV_FN std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws);
+/// What rows usually are: of u = x / |x| the mean of each channel and the inverse of its variance, over the rows of `reference`,
+/// about 2,048 evenly spread ones where they are 8,192 or more. Returns how many channels vary.
+LAGKV_FN std::size_t usual(const tensor& x, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws);
+
+/// The same of the keys of a layer; with extras.key_statistics over all keys that the sequence has had.
+LAGKV_FN std::size_t usual_keys(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse,
+                                workspace& ws);
 
 #if LAGKV_BODIES
 
@@ -73,15 +80,34 @@ LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t c
   return varying;
 }
 
-LAGKV_FN std::size_t usual(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws) {
-  const std::size_t channels = l.keys.channels(), n = reference.size();
-  if (l.extra != nullptr && l.extra->key_statistics)
-    return mean_and_inverse_variance(l.extra->key_statistics.of(head, channels), channels, mean, inverse);
+LAGKV_FN float add_ridge(float ridge, std::size_t varying, std::size_t channels, float* inverse) {
+  if (!(ridge > 0)) return static_cast<float>(varying);
+  float sum = 0, usual_sum = 0;
+  for (std::size_t c = 0; c < channels; ++c) sum += inverse[c] > 0 ? 1 / inverse[c] : 0.0F;
+  const float more = varying > 0 ? ridge * sum / static_cast<float>(varying) : 0.0F;
+  for (std::size_t c = 0; c < channels; ++c) {
+    if (!(inverse[c] > 0)) continue;
+    const float variance = 1 / inverse[c];
+    inverse[c] = 1 / (variance + more), usual_sum += variance * inverse[c];
+  }
+  return usual_sum;
+}
+
+LAGKV_FN std::size_t usual(const tensor& x, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws) {
+  const std::size_t channels = x.channels(), n = reference.size();
   const workspace::frame scratch(ws);
   double* sums = ws.take<double>(key_statistics::size(channels));
   for (std::size_t i = 0; i < key_statistics::size(channels); ++i) sums[i] = 0;
-  add_statistics(l.keys, head, reference, n >= 4 * usual_rows ? n / usual_rows : 1, sums, ws);
+  add_statistics(x, head, reference, n >= 4 * usual_rows ? n / usual_rows : 1, sums, ws);
   return mean_and_inverse_variance(sums, channels, mean, inverse);
+}
+
+LAGKV_FN std::size_t usual_keys(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse,
+                                workspace& ws) {
+  const std::size_t channels = l.keys.channels();
+  if (l.extra != nullptr && l.extra->key_statistics)
+    return mean_and_inverse_variance(l.extra->key_statistics.of(head, channels), channels, mean, inverse);
+  return usual(l.keys, head, reference, mean, inverse, ws);
 }
 
 #endif

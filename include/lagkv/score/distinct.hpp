@@ -87,7 +87,7 @@ LAGKV_FN void distinct_score::encode(const layer& l, std::size_t head, token_ran
   const workspace::frame scratch(ws);
   float* mean = ws.take<float>(2 * channels);
   float* scale = mean + channels;
-  detail::usual(l, head, reference, mean, scale, ws);
+  detail::usual_keys(l, head, reference, mean, scale, ws);
   for (std::size_t c = 0; c < channels; ++c) scale[c] = __builtin_sqrtf(scale[c]);
   float* planes = ws.take<float>(bits * channels);
   for (std::size_t b = 0; b < bits; ++b)
