@@ -1,8 +1,9 @@
 # The code of README.md and docs. Each "```cpp" block of a page becomes a file, and tests/snippets/PAGE_test.cpp includes it where
 # it belongs: readers see only the block, and the test compiles and runs it. Block N of the section "## A title" of docs/page.md
-# is "page/a-title-N.inc"; its own #include lines are in "page/includes.inc". A block that no test includes is an error, unless it
-# needs what the tests do not have:
-set(lagkv_snippets_skipped "#include <lagkv/adapters/(llama|mdspan|dlpack)")
+# is "page/a-title-N.inc"; its own #include lines are in "page/includes.inc". A block for llama.cpp is included by
+# tests/llama/snippets_test.cpp. A block that no test includes is an error, unless it needs what the tests do not have:
+set(lagkv_snippets_skipped "#include <lagkv/adapters/(mdspan|dlpack)")
+set(lagkv_snippets_llama "#include <lagkv/adapters/llama")
 
 # lagkv_snippets(page): writes its blocks below `include/snippets` of the build folder and makes the test snippets/PAGE of them.
 function(lagkv_snippets page)
@@ -22,6 +23,7 @@ function(lagkv_snippets page)
     file(READ ${test} test_text)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${test})
   endif()
+  file(READ ${CMAKE_CURRENT_SOURCE_DIR}/llama/snippets_test.cpp llama_text)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/include/snippets/${stem})
   file(GLOB old ${folder}/*.inc)
   set(line 0)
@@ -55,11 +57,18 @@ function(lagkv_snippets page)
     if(block MATCHES "${lagkv_snippets_skipped}")
       message(STATUS "lagkv: not tested: ${page_name}:${line}")
     else()
-      string(FIND "${test_text}" "\"${stem}/${name}.inc\"" used)
+      set(text_of_user "${test_text}")
+      set(user snippets/${stem}_test.cpp)
+      if(block MATCHES "${lagkv_snippets_llama}")
+        set(text_of_user "${llama_text}")
+        set(user llama/snippets_test.cpp)
+      endif()
+      string(FIND "${text_of_user}" "\"${stem}/${name}.inc\"" used)
       if(used EQUAL -1)
-        message(FATAL_ERROR "${page_name}:${line}: tests/snippets/${stem}_test.cpp must include \"${stem}/${name}.inc\"")
+        message(FATAL_ERROR "${page_name}:${line}: tests/${user} must include \"${stem}/${name}.inc\"")
       endif()
       string(REGEX MATCHALL "#include [<\"][^>\"\n]*[>\"]" own "${block}")
+      list(FILTER own EXCLUDE REGEX "${lagkv_snippets_llama}")
       list(APPEND includes ${own})
       string(REGEX REPLACE "#include [^\n]*" "" block "${block}")
       file(CONFIGURE OUTPUT ${folder}/${name}.inc CONTENT "#line ${line} \"${page_name}\"\n${block}" @ONLY)

@@ -4,6 +4,8 @@
 #  columns   a line of C++, CMake or Python has at most 130 characters
 #  methods   views, cache, rows, plans, policies, workspace and loop name no method
 #  options   no find_program(), find_path(), find_library(), find_file() has an option's name: an option that is OFF is "found"
+#  expect    only lagkv_expect() of tests/expect.cmake, which refuses semicolons, sets PASS_REGULAR_EXPRESSION
+#  registry  no string of a test has methods in the registry's order (as "full" before "lagkv"): it would break with each new one
 #  umbrella  lagkv.hpp leads to every header but those of adapters/, detail/ and simd/, and those that need Eigen
 cmake_minimum_required(VERSION 3.18)
 get_filename_component(root ${CMAKE_CURRENT_LIST_DIR} DIRECTORY)
@@ -195,6 +197,7 @@ foreach(source IN LISTS sources)
     list(APPEND scripts ${source})
   endif()
 endforeach()
+list(REMOVE_DUPLICATES scripts)
 foreach(script IN LISTS scripts)
   file(READ ${root}/${script} text)
   string(REGEX MATCHALL "option\\([ \n]*[A-Za-z0-9_]+" found "${text}")
@@ -212,6 +215,34 @@ foreach(find IN LISTS finds)
   list(GET find 1 script)
   if(name IN_LIST options)
     fault(${script} "options: ${name} is an option")
+  endif()
+endforeach()
+
+foreach(script IN LISTS scripts)
+  if(NOT script MATCHES "^tests/(expect|tree)[.]cmake$")
+    file(STRINGS ${root}/${script} lines REGEX "^[^#]*PASS_REGULAR_EXPRESSION" LIMIT_COUNT 1)
+    if(lines)
+      fault(${script} "expect: PASS_REGULAR_EXPRESSION is split at semicolons: lagkv_expect()")
+    endif()
+  endif()
+endforeach()
+
+# Names that follow each other in a list of all, fusions first.
+file(STRINGS ${headers}/methods.hpp entries REGEX "&[a-z0-9_]+_entry")
+set(listed "")
+set(before fuse)
+foreach(entry IN LISTS entries)
+  string(REGEX REPLACE ".*&([a-z0-9_]+)_entry.*" "\\1" name "${entry}")
+  list(APPEND listed "${before}, ${name}")
+  set(before ${name})
+endforeach()
+list(JOIN listed "|" listed)
+foreach(source IN LISTS sources)
+  if(source MATCHES "(^|/)tests/")
+    file(STRINGS ${root}/${source} lines REGEX "\"[^\"]*(${listed})" LIMIT_COUNT 1)
+    if(lines MATCHES "(^|[^a-z0-9_])(${listed})($|[^a-z0-9_])")
+      fault(${source} "registry: \"${CMAKE_MATCH_2}\" is the registry's order: match names one by one")
+    endif()
   endif()
 endforeach()
 
