@@ -11,6 +11,7 @@ import sys
 
 from markdown import Extension
 from mkdocs.structure.files import File
+from mkdocs.structure.nav import Link
 from pymdownx.slugs import slugify
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -50,6 +51,15 @@ def on_files(files, config):
         for source in sorted({s for folder in linked for s in files_of(folder)}):
             files.append(File.generated(config, page_of(source), content=shown(source)))
     return files
+
+
+def on_nav(nav, config, files):
+    """Below "In your engine": each engine, a section of the one page."""
+    page = files.get_file_from_path("engines.md").page
+    for heading in re.findall(r"^## (.+)$", FENCE.sub("", page.file.content_string), re.M)[1:]:  # the first one is for all
+        page.parent.children.append(Link(heading, f"{page.file.url}#{SLUG(heading, '-')}"))
+        page.parent.children[-1].parent = page.parent
+    return nav
 
 
 def on_page_markdown(markdown, page, config, files):
