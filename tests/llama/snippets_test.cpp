@@ -70,29 +70,30 @@ TEST(LlamaSnippets, Engines) {
   ASSERT_EQ(done.error, "");
   EXPECT_EQ(done.last, 301);
   EXPECT_LT(done.rows, 301U);
-  EXPECT_EQ(engines(some_params(), {300, 400}).error, "no room");
+  EXPECT_EQ(engines(some_params(), {20, 600}).error, "no room");
 }
 
 /// Becomes a context when it is asked for, as late as the page says, with a prompt in it.
 class late_context {
  public:
-  explicit late_context(const llama_context_params& params) : params_(params) {}
+  late_context(const llama_context_params& params, std::size_t prompt) : params_(params), prompt_(prompt) {}
 
   operator llama_context*() {
     made_.reset(llama_init_from_model(shared_model(), params_));
-    std::vector<llama_token> tokens = text(300);
+    std::vector<llama_token> tokens = text(prompt_);
     EXPECT_EQ(llama_decode(made_.get(), llama_batch_get_one(tokens.data(), static_cast<int>(tokens.size()))), 0);
     return made_.get();
   }
 
  private:
   const llama_context_params& params_;
+  std::size_t prompt_;
   std::unique_ptr<llama_context, decltype(&llama_free)> made_{nullptr, llama_free};
 };
 
-std::string usage(const lagkv::result<lagkv::policy>& policy, lagkv::llama::report& report) {
+std::string usage(const lagkv::result<lagkv::policy>& policy, std::size_t prompt, lagkv::llama::report& report) {
   llama_context_params context_params = some_params();
-  late_context context(context_params);
+  late_context context(context_params, prompt);
 #include "usage/in-llama.cpp-1.inc"
   report = *done;
   return "";
@@ -100,10 +101,10 @@ std::string usage(const lagkv::result<lagkv::policy>& policy, lagkv::llama::repo
 
 TEST(LlamaSnippets, Usage) {
   lagkv::llama::report report;
-  ASSERT_EQ(usage(lagkv::parse("lagkv:lag=128,ratio=0.25"), report), "");
+  ASSERT_EQ(usage(lagkv::parse("lagkv:lag=128,ratio=0.25"), 300, report), "");
   EXPECT_TRUE(report.compressed && report.in_place);
   EXPECT_EQ(report.tokens_before, 300U);
-  EXPECT_NE(usage(lagkv::parse("key_diff:keep=0.5,select=adaptive"), report), "");
+  EXPECT_NE(usage(lagkv::parse("key_diff:keep=0.5,select=adaptive"), 8, report), "");
 }
 
 }  // namespace

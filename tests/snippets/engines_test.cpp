@@ -188,7 +188,7 @@ TEST(engines, own) {
     EXPECT_EQ(cache[(head * 80 + 3) * d], was[(head * 80 + 3 + before - after) * d]);
   }
   cursors.assign(model_layers, {});
-  EXPECT_NE(own(cache, *lagkv::parse("snapkv:keep=0.25"), cursors, row, position), "") << "there are no queries";
+  EXPECT_NE(own(cache, *lagkv::parse("novelty:keep=0.25"), cursors, row, position), "") << "it reads how keys were rotated";
 }
 
 }  // namespace
