@@ -70,7 +70,7 @@ TEST(LlamaSnippets, Engines) {
   ASSERT_EQ(done.error, "");
   EXPECT_EQ(done.last, 301);
   EXPECT_LT(done.rows, 301U);
-  EXPECT_EQ(engines(some_params(), {20, 600}).error, "no room");
+  EXPECT_EQ(engines(some_params(), {20, 500}).error, "no room");
 }
 
 /// Becomes a context when it is asked for, as late as the page says, with a prompt in it.
