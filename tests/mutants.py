@@ -6,13 +6,14 @@
   python3 tests/mutants.py --survivors      only those that survived, again: after tests have been added
   python3 tests/mutants.py --list           what has survived so far
 
-Only bodies that lagkv/lagkv.cpp compiles are changed: that file is a shared library of its own, so that a mutant costs
-its compilation (3 s) and the core tests (up to 20 s), which end at the first failure. All is kept in build/mutants; a
-mutant whose line has changed is new. A mutant that does not compile is not counted, one that does not end in 30 s
-is killed.
+Only bodies that lagkv/lagkv.cpp compiles are changed. Those of each header are compiled by themselves, into a shared
+library: a mutant costs its compilation (0.5 s) and the core tests, those first that have killed the most mutants of this
+header in the least time. They end at the first failure. All is kept in build/mutants; a mutant whose line has changed is
+new. A mutant that does not compile is not counted, one that takes four times as long as the code is killed.
 """
 
 import argparse
+import collections
 import hashlib
 import json
 import os
@@ -42,10 +43,10 @@ TESTS = {  # the quick ones first; a filter where the rest shows nothing more of
     "golden": "*real*heads_first*:*kvpress*heads_first*:stream*heads_first*", "parallel": "*", "rope": "*", "pre_rope": "*",
     "nonfinite": "*sse2", "properties": "*", "methods": "*",
     "nonfinite_rows": "*one_bad_value*:*bad_quer*:*weight*:*snapkv_:*key_diff_:*manifold_window*"}
-OPTIONS = "-std=c++20 -fPIC -DLAGKV_COMPILED -Iinclude -I. -Itests -Ibuild/mutants".split()
+OPTIONS = "-std=c++20 -fPIC -DLAGKV_COMPILED -DNDEBUG -Iinclude -I. -Itests -Ibuild/mutants".split()
 EIGEN = ["-isystem", "/usr/include/eigen3"]
 DEFINES = [f'-DLAGKV_GOLDEN="{ROOT}/tests/golden"', f'-DLAGKV_METHODS_PAGE="{ROOT}/docs/methods.md"']
-SECONDS, GIB = 30, 4
+GIB = 4  # of address space
 
 # ---- mutations --------------------------------------------------------------------------------------------------------
 
@@ -57,24 +58,33 @@ SWAPS = [(r" < ", " <= "), (r" <= ", " < "), (r" > ", " >= "), (r" >= ", " > "),
          (r"\b1\.0F", "2.0F"), (r"\bcontinue;", ";")]
 
 
+def section(lines):
+    """Indices of the first line after #if LAGKV_BODIES and of its #endif."""
+    begin = next(i for i, line in enumerate(lines) if line.startswith("#if LAGKV_BODIES")) + 1
+    depth, end = 1, begin
+    while True:
+        depth += lines[end].startswith("#if") - lines[end].startswith("#endif")
+        if depth == 0:
+            return begin, end
+        end += 1
+
+
 def bodies(path):
-    """Numbers and texts of the lines between #if LAGKV_BODIES and its #endif, without comments and messages."""
-    inside = False
-    for number, line in enumerate(path.read_text().splitlines()):
-        if line.startswith("#if LAGKV_BODIES"):
-            inside = True
-        elif inside and line.startswith("#endif"):
-            inside = False
-        elif inside and line.strip() and "refuse(" not in line:
-            if not line.lstrip().startswith(("//", "#", "template", "assert")):
-                yield number, line
+    """Indices and texts of the lines of that section, without comments and messages, and without what debug builds check."""
+    lines = path.read_text().splitlines()
+    depth = 0
+    for i in range(*section(lines)):
+        depth += lines[i].startswith("#if") - lines[i].startswith("#endif")
+        if depth == 0 and lines[i].strip() and "refuse(" not in lines[i]:
+            if not lines[i].lstrip().startswith(("//", "#", "template", "assert")):
+                yield i, lines[i]
 
 
 def mutants():
     for pattern in HEADERS:
         for path in sorted((ROOT / "include/lagkv").glob(pattern)):
             name = str(path.relative_to(ROOT / "include/lagkv"))
-            if name in LEFT_OUT:
+            if name in LEFT_OUT or "\n#if LAGKV_BODIES" not in path.read_text():
                 continue
             for number, line in bodies(path):
                 code = line.split("  // ")[0]
@@ -91,6 +101,10 @@ def mutants():
 
 # ---- building and running ---------------------------------------------------------------------------------------------
 
+CACHE = ["ccache"] if shutil.which("ccache") else []
+INCLUDE = ROOT / "include/lagkv"
+
+
 def run(*words):
     subprocess.run(words, cwd=ROOT, check=True)
 
@@ -98,14 +112,44 @@ def run(*words):
 def program(test, *more):
     """A test program that loads libmutant.so."""
     print("builds", test, flush=True)
-    run("g++", *OPTIONS, *EIGEN, *DEFINES, "-O1", f"tests/{test}_test.cpp", *more, f"{BUILD}/oracle.o",
-        f"{BUILD}/methods_oracle.o", f"-L{BUILD}", "-lmutant", "-lgtest_main", "-lgtest", "-lpthread", "-o", f"{BUILD}/{test}")
+    units = [f"tests/{test}_test.cpp", *[m for m in more if m.endswith(".cpp")]]
+    for unit in units:
+        run(*CACHE, "g++", *OPTIONS, *EIGEN, *DEFINES, *[m for m in more if m not in units], "-O1", "-c", unit, "-o",
+            f"{BUILD}/{pathlib.Path(unit).stem}.o")
+    run("g++", *[f"{BUILD}/{pathlib.Path(unit).stem}.o" for unit in units], f"{BUILD}/oracle.o", f"{BUILD}/methods_oracle.o",
+        f"-L{BUILD}", "-lmutant", "-lgtest_main", "-lgtest", "-lpthread", "-o", f"{BUILD}/{test}")
+
+
+def unit(lines):
+    """The bodies of a header as a file of their own: all declarations come from the precompiled header."""
+    begin, end = section(lines)
+    spaces = []
+    for line in lines[:begin]:
+        if line.startswith("namespace ") and line.endswith("{"):
+            spaces.append(line)
+        elif line.startswith("}  // namespace"):
+            spaces.pop()
+    return "\n".join([*spaces, *lines[begin:end], *["}" for _ in spaces]])
+
+
+def compiles(name, lines, folder, *flags):
+    """Compiles the bodies of header `name` to an object in `folder`; whether that works."""
+    source = folder / (name.replace("/", "-") + ".cpp")
+    source.write_text(unit(lines))
+    return subprocess.run(["g++", *OPTIONS, "-w", "-O1", *flags, "-include", str(BUILD / "declared.hpp"), "-c", str(source), "-o",
+                           str(source.with_suffix(".o"))], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def link(folder, objects):
+    """libmutant.so in `folder`."""
+    command = ["g++", "-shared", *map(str, objects), f"{BUILD}/kernels.o", "-o", str(folder / "libmutant.so")]
+    return subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def build():
-    """The tests, against a shared library of lagkv.cpp; again when a source has changed."""
+    """The tests, against a shared library of all bodies; again when a source has changed."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    stamp = hashlib.sha1()
+    stamp = hashlib.sha1(pathlib.Path(__file__).read_bytes())
     for path in sorted([*ROOT.glob("include/**/*"), *ROOT.glob("tests/*.cpp"), *ROOT.glob("tests/support/*")]):
         if path.is_file():
             stamp.update(path.read_bytes())
@@ -113,53 +157,66 @@ def build():
     if done.exists() and done.read_text() == stamp.hexdigest():
         return
     (BUILD / "golden_cases.inc").write_text(golden_table())
-    run("g++", *OPTIONS, "-O2", "-c", "include/lagkv/simd/kernels.cpp", "-o", f"{BUILD}/kernels.o")
-    library(BUILD, ROOT / "include")
+    (BUILD / "declared.hpp").write_text("#include <lagkv/lagkv.hpp>\n")
+    run("g++", *OPTIONS, "-w", "-O1", "-x", "c++-header", f"{BUILD}/declared.hpp")
+    run(*CACHE, "g++", *OPTIONS, "-O2", "-c", "include/lagkv/simd/kernels.cpp", "-o", f"{BUILD}/kernels.o")
+    parts = BUILD / "parts"
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    print("builds the bodies of each header", flush=True)
+    for path in sorted(INCLUDE.glob("**/*.hpp")):
+        name = str(path.relative_to(INCLUDE))
+        if "\n#if LAGKV_BODIES" in path.read_text() and name not in LEFT_OUT and not name.startswith("adapters/"):
+            if not compiles(name, path.read_text().splitlines(), parts):
+                sys.exit(f"tests/mutants.py: the bodies of {name} cannot be compiled by themselves")
+    if not link(BUILD, parts.glob("*.o")):
+        sys.exit("tests/mutants.py: the bodies cannot be linked")
     for support in ("oracle", "methods_oracle"):
-        run("g++", *OPTIONS, *EIGEN, "-O1", "-c", f"tests/support/{support}.cpp", "-o", f"{BUILD}/{support}.o")
+        run(*CACHE, "g++", *OPTIONS, *EIGEN, "-O1", "-c", f"tests/support/{support}.cpp", "-o", f"{BUILD}/{support}.o")
+    times = {}
     for test in TESTS:
         program(test)
-    for test in TESTS:
-        if not passes(test, BUILD):
+        start = time.monotonic()
+        if not passes(test, BUILD, 300):
             sys.exit(f"tests/mutants.py: {test}_test fails without a mutant")
+        times[test] = round(time.monotonic() - start, 2)
+    print(times)
+    (BUILD / "times.json").write_text(json.dumps(times))
     done.write_text(stamp.hexdigest())
 
 
-def library(folder, include):
-    """libmutant.so in `folder`, of the headers below `include`; whether it compiles."""
-    command = ["g++", f"-I{include}", *OPTIONS, "-O0", "-w", "-shared", "include/lagkv/lagkv.cpp", f"{BUILD}/kernels.o", "-o",
-               str(folder / "libmutant.so")]
-    command[command.index("include/lagkv/lagkv.cpp")] = str(include / "lagkv/lagkv.cpp")
-    return subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
-
-
-def limit():
-    resource.setrlimit(resource.RLIMIT_AS, (GIB << 30, GIB << 30))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-
-
-def passes(test, folder):
+def passes(test, folder, seconds):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (GIB << 30, GIB << 30))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     command = [str(BUILD / test), f"--gtest_filter={TESTS[test]}", "--gtest_fail_fast", "--gtest_brief=1"]
     try:
-        return subprocess.run(command, cwd=BUILD, env=environment, preexec_fn=limit, timeout=10 * SECONDS,
+        return subprocess.run(command, cwd=BUILD, env=environment, preexec_fn=limit, timeout=10 * seconds,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
-def judge(mutant):
+def judge(mutant, order, times):
     """Which test notices; "" if none does, None if it does not compile."""
     folder = BUILD / "mutant"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "include", folder / "include")
-    path = folder / "include/lagkv" / mutant["file"]
-    lines = path.read_text().splitlines()
+    folder.mkdir()
+    lines = (INCLUDE / mutant["file"]).read_text().splitlines()
     lines[mutant["line"] - 1] = mutant["text"]
-    path.write_text("\n".join(lines) + "\n")
-    if not library(folder, folder / "include"):
+    if not compiles(mutant["file"], lines, folder):
         return None
-    return next((test for test in TESTS if not passes(test, folder)), "")
+    own = mutant["file"].replace("/", "-") + ".o"
+    if not link(folder, [folder / own, *[o for o in sorted((BUILD / "parts").glob("*.o")) if o.name != own]]):
+        return None
+    return next((test for test in order if not passes(test, folder, 3 + int(3 * times[test]))), "")
+
+
+def quickest(known, file, times):
+    """The tests in the order of what they cost for each mutant of a header that they have killed."""
+    killed = collections.Counter(m["by"] for m in known.values() if m["file"] == file and m.get("by"))
+    return sorted(TESTS, key=lambda test: (times[test] + 0.2) / (killed[test] + 0.5))
 
 
 # ---- what has been found ----------------------------------------------------------------------------------------------
@@ -197,13 +254,14 @@ def main():
                 print(f"{m['file']}:{m['line']}\n  was {m['was']}\n  is  {m['is']}")
         return say(known)
     build()
+    times = json.loads((BUILD / "times.json").read_text())
     todo = [m for m in known.values() if (m.get("by") == "" if options.survivors else "by" not in m)]
     random.Random(1).shuffle(todo)
     end = time.monotonic() + 60 * options.minutes
     for m in todo:
         if time.monotonic() > end:
             break
-        m["by"] = judge(m)
+        m["by"] = judge(m, quickest(known, m["file"], times), times)
         with RESULTS.open("a") as file:
             file.write(json.dumps({"key": m["key"], "by": m["by"]}) + "\n")
         word = {None: "does not compile", "": "SURVIVES"}.get(m["by"], f"killed by {m['by']}")

@@ -60,6 +60,16 @@ LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
 /// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope.
 [[nodiscard]] LAGKV_EDGE policy pre_rope(policy p);
 
+namespace detail {
+
+/// Refuses a budget that no cache can keep.
+LAGKV_EDGE status check_budget(const budget& b);
+
+/// The error of a budget in bytes where one of rows is needed.
+LAGKV_EDGE error is_in_bytes();
+
+}  // namespace detail
+
 #if LAGKV_BODIES
 
 LAGKV_EDGE policy pre_rope(policy p) {
