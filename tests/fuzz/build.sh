@@ -11,10 +11,18 @@ build() {
 }
 build policy
 build targets
+build chunks
 build cursor
 build npy "$root/examples/host/query_file.cpp"
 [[ -e /usr/include/dlpack/dlpack.h ]] && build dlpack
-[[ -e /usr/include/nlohmann/json.hpp ]] && build results "$root/benchmarks/eval/results.cpp" -lfmt
+[[ -e /usr/include/nlohmann/json.hpp ]] &&
+  build results "$root/benchmarks/eval/results.cpp" "$root/benchmarks/eval/report/line_file.cpp" -lfmt
+# $LLAMA: where llama.cpp is installed, as shared libraries.
+if [[ -n "${LLAMA:-}" ]]; then
+  for name in state checkpoint; do
+    build $name -isystem "$LLAMA/include" -L"$LLAMA/lib" -Wl,-rpath,"$LLAMA/lib" -lllama -lggml -lggml-base
+  done
+fi
 # shellcheck disable=SC2086
 $CXX $CXXFLAGS "${flags[@]}" "$root/tests/fuzz/dictionary.cpp" -o dictionary
 ./dictionary > "$OUT/fuzz-policy.dict"

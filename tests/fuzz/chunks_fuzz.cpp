@@ -1,5 +1,5 @@
-// A prompt in any chunks ends like the same prompt at once: policies whose partitions are scored by themselves, on every view, type,
-// direction and SIMD target.
+// A prompt in any chunks ends like the same prompt at once: policies whose partitions are scored by themselves, on every view,
+// type, direction and SIMD target.
 #include <algorithm>
 #include <string>
 #include <vector>

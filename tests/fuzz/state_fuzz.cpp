@@ -39,7 +39,8 @@ void expect_sound(const saved_sequence& s, std::span<const std::uint8_t> state) 
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   fuzz::input in(data, size);
-  const std::size_t first = in.take<std::uint8_t>(), kept = in.take<std::uint8_t>(), rest = in.below(2) == 0 ? 0 : ~std::size_t{0};
+  const std::size_t first = in.take<std::uint8_t>(), kept = in.take<std::uint8_t>(),
+                    rest = in.below(2) == 0 ? 0 : ~std::size_t{0};
   if (in.empty()) return 0;
   std::vector<std::uint8_t> state(data + 3, data + size);
   const lagkv::result<saved_sequence> s = saved_sequence::parse(state, rest);
