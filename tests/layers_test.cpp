@@ -270,6 +270,26 @@ TEST(budgets, the_last_row_stays_whatever_is_asked_for) {
   }
 }
 
+TEST(budgets, the_one_candidate_that_stays_is_the_best) {
+  const cube k = make_cube(43, 2, 60, 8), v = make_cube(44, 2, 60, 8);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  for (const char* select : {"top_k", "adaptive,safeguard=1"}) {
+    SCOPED_TRACE(select);
+    const lagkv::policy p = named(std::string("key_norm:capacity=21,sink=16,recent=4,select=") + select);
+    lagkv::workspace ws, other;
+    const lagkv::candidates due = p.budget.due({}, 60);
+    ASSERT_EQ(due.keep, 1U);
+    const auto scores = lagkv::score(p, c.layer(60), due, ws);
+    const lagkv::plan plan = lagkv::plan_eviction(p, c.layer(60), {}, other);
+    for (std::size_t h = 0; h < 2; ++h) {
+      const auto own = scores.subspan(h * due.rows.size(), due.rows.size());
+      const auto best = static_cast<std::size_t>(std::max_element(own.begin(), own.end()) - own.begin());
+      ASSERT_EQ(plan.of(h).size(), 1U);
+      EXPECT_EQ(plan.of(h)[0], due.rows.begin + best);
+    }
+  }
+}
+
 // ---- one bad row ------------------------------------------------------------------------------------------------------
 
 TEST(nonfinite_rows, go_first_and_take_no_neighbour_along) {

@@ -698,6 +698,52 @@ TEST(expected_attention, scores_by_factors_are_those_by_the_covariance) {
   }
 }
 
+// However few there are: the scores are those by the covariance that the factors make.
+TEST(expected_attention, scores_by_a_few_factors_are_those_by_their_products) {
+  constexpr std::size_t d = 6;
+  const cube k = make_cube(68, 1, 60, d), v = make_cube(69, 1, 60, d);
+  host keys(layout::heads_first, dtype::f32, k), values(layout::heads_first, dtype::f32, v);
+  for (const std::size_t rank : {std::size_t{1}, std::size_t{2}, d}) {
+    const cube f = make_cube(70, 1, 1 + rank, d);
+    lagkv::query_statistics few{1, d, {f.x.begin(), f.x.begin() + d}, {}, {f.x.begin() + d, f.x.end()}};
+    lagkv::query_statistics all{1, d, few.mean, std::vector<float>(d * d), {}};
+    for (std::size_t r = 0; r < rank; ++r)
+      for (std::size_t a = 0; a < d; ++a)
+        for (std::size_t b = 0; b < d; ++b) all.covariance[a * d + b] += few.factors[r * d + a] * few.factors[r * d + b];
+    lagkv::extras by_factors, by_covariance;
+    by_factors.query_mean = few.mean_view(), by_factors.query_factors = few.factors_view();
+    by_covariance.query_mean = all.mean_view(), by_covariance.query_covariance = all.covariance_view();
+    const auto scores = [&](const lagkv::extras& e) {
+      const lagkv::layer l{keys.view(), values.view(), 60, &e};
+      lagkv::workspace ws;
+      const auto found = lagkv::score(named_any("expected_attention:calibrated=yes"), l, {.rows = {4, 50}, .keep = 1}, ws);
+      return std::vector<float>(found.begin(), found.end());
+    };
+    const std::vector<float> one = scores(by_factors), other = scores(by_covariance);
+    const float most = *std::max_element(other.begin(), other.end());
+    for (std::size_t i = 0; i < one.size(); ++i) ASSERT_NEAR(one[i], other[i], 1e-4F * most) << "rank " << rank << ", row " << i;
+  }
+}
+
+// Around the numbers of candidates at which a tenth is another number of rows, and wherever they begin in the first windows.
+TEST(nested, holds_for_few_rows_anywhere) {
+  const cube k = make_cube(71, 1, 60, 8), v = make_cube(72, 1, 60, 8);
+  cache ours(layout::heads_first, dtype::f32, k, v);
+  for (const std::size_t window : {std::size_t{1}, std::size_t{7}, std::size_t{40}}) {
+    const lagkv::policy p = named_any("nested:keep=0.5,block=9,window=" + std::to_string(window));
+    for (const std::size_t n : {std::size_t{1}, std::size_t{2}, std::size_t{9}, std::size_t{14}, std::size_t{15}, std::size_t{24},
+                                std::size_t{25}, std::size_t{40}})
+      for (std::size_t begin = 0; begin < 12; ++begin) {
+        lagkv::workspace ws;
+        const auto scores = lagkv::score(p, ours.layer(60), {.rows = {begin, begin + n}, .keep = 1}, ws);
+        const std::vector<double> exact = nested_scores(k, 0, {begin, begin + n}, 9, window);
+        for (std::size_t i = 0; i < n; ++i)
+          ASSERT_NEAR(static_cast<double>(scores[i]), exact[i], 2e-5)
+              << n << " rows from " << begin << ", window " << window << ", row " << i;
+      }
+  }
+}
+
 TEST(query_statistics, pass_over_rows_that_are_not_finite_and_views_of_another_form) {
   cube q = make_cube(62, 1, 30, 4);
   q.row(0, 7)[2] = NAN, q.row(0, 11)[0] = INFINITY;

@@ -123,6 +123,21 @@ INSTANTIATE_TEST_SUITE_P(all, one_bad_row, testing::ValuesIn(scorers()), [](cons
   return text;
 });
 
+// A sum that rows are divided by is that of the others: as if the bad row were zeros.
+TEST(one_bad_row_of_cur, is_in_no_sum) {
+  for (const std::uint32_t bits : bad_bits) {
+    std::vector<float> scores, of_zeros;
+    const lagkv::policy p = named_any("cur:keep=0.5,sink=3,recent=20,window=16");
+    kept_of_bad(p, bits, scores);
+    offered o;
+    for (std::size_t c = 0; c < channels; ++c)
+      o.c.kv.keys.set(0, bad, c, encoded(dtype::f32, 0.0F)), o.c.kv.values.set(0, bad, c, encoded(dtype::f32, 0.0F));
+    kept(p, o, of_zeros);
+    for (std::size_t i = 0; i < scores.size(); ++i)
+      if (i != bad - 3) ASSERT_EQ(scores[i], of_zeros[i]) << "row " << i << std::hex << ", " << bits;
+  }
+}
+
 // A row that is bad to one scorer of a fusion only goes first, however the others like it.
 TEST(one_bad_value, goes_first_in_every_fusion) {
   for (const char* fusion :

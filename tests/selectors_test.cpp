@@ -102,6 +102,15 @@ TEST(adaptive, is_that_of_the_rule) {
   }
 }
 
+TEST(adaptive, without_a_safeguard_a_head_may_keep_nothing) {
+  std::vector<std::vector<double>> s(2, std::vector<double>(12, 1.0));
+  for (std::size_t i = 0; i < 12; ++i) s[1][i] = 0.5;
+  const auto found = kept_by(lagkv::adaptive{0}, s, 6);
+  EXPECT_EQ(found[0].size(), 12U);
+  EXPECT_EQ(found[1].size(), 0U);
+  EXPECT_EQ(kept_by(lagkv::adaptive{0.2}, s, 6)[1].size(), 1U);
+}
+
 TEST(adaptive, in_each_partition) {
   const auto s = random_scores(3, 60, 98);
   const auto found = kept_by(lagkv::adaptive{0.2}, s, 7, 20);
