@@ -4,7 +4,7 @@
   python3 tests/mutants.py                  goes on where it stopped, in an order that a seed draws, until all are done
   python3 tests/mutants.py --minutes 30     for so long
   python3 tests/mutants.py --survivors      only those that survived, again: after tests have been added
-  python3 tests/mutants.py --list           what has survived so far
+  python3 tests/mutants.py --list           what has survived so far, without those that equal_mutants.txt explains
 
 Only bodies that lagkv/lagkv.cpp compiles are changed. Those of each header are compiled by themselves, into a shared
 library: a mutant costs its compilation (0.5 s) and the core tests, those first that have killed the most mutants of this
@@ -32,6 +32,7 @@ from compilers.run import golden_table  # noqa: E402
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "mutants"
 RESULTS = BUILD / "results.jsonl"
+EQUAL = ROOT / "tests" / "equal_mutants.txt"
 
 # ---- what is mutated and what must notice it: change it here ----------------------------------------------------------
 
@@ -233,13 +234,30 @@ def results():
     return known
 
 
+def explained():
+    """Of each mutant that equal_mutants.txt has, as (file, changed line), why no test can notice it."""
+    blocks = [block.splitlines() for block in EQUAL.read_text().split("\n\n")[1:]]
+    return {(file.strip(), line.strip()): why for file, line, why in blocks}
+
+
+def interval(k, n):
+    """Wilson's 95 % interval of a share k / n, in percent."""
+    z, p = 1.96, k / max(1, n)
+    middle, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
+    return tuple(100 * (middle + side * half) / (1 + z * z / n) for side in (-1, 1))
+
+
 def say(known):
     done = [m for m in known.values() if "by" in m]
     counted = [m for m in done if m["by"] is not None]
-    killed = [m for m in counted if m["by"]]
-    share = 100 * len(killed) / max(1, len(counted))
-    print(f"{len(known)} mutants, {len(done)} tried, {len(done) - len(counted)} do not compile: "
-          f"{len(killed)} of {len(counted)} killed ({share:.1f} %)")
+    killed = sum(1 for m in counted if m["by"])
+    equal = sum(1 for m in counted if not m["by"] and (m["file"], m["is"]) in explained())
+    print(f"{len(known)} mutants, {len(done)} tried, {len(done) - len(counted)} do not compile, {killed} of {len(counted)} killed, "
+          f"{equal} of the others explained, {len(counted) - killed - equal} not")
+    for words, n in (("all that compile", len(counted)), ("those that a test can notice", len(counted) - equal)):
+        if n > 0:
+            low, high = interval(killed, n)
+            print(f"killed of {words}: {100 * killed / n:.1f} % (95 % interval {low:.1f} to {high:.1f})")
 
 
 def main():
@@ -251,7 +269,7 @@ def main():
     known = results()
     if options.list:
         for m in sorted(known.values(), key=lambda m: (m["file"], m["line"])):
-            if m.get("by") == "":
+            if m.get("by") == "" and (m["file"], m["is"]) not in explained():
                 print(f"{m['file']}:{m['line']}\n  was {m['was']}\n  is  {m['is']}")
         return say(known)
     build()

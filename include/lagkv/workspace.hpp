@@ -9,7 +9,25 @@
 #include <lagkv/detail/vector.hpp>
 #include <lagkv/simd/rows.hpp>
 
+// LAGKV_GUARD_SCRATCH, with the address sanitizer and for all files of a program: scratch that is not taken is forbidden, so that
+// a step beyond an array is seen. For tests.
+#if defined(LAGKV_GUARD_SCRATCH)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace lagkv::inline LAGKV_ABI {
+
+namespace detail {
+
+#if defined(LAGKV_GUARD_SCRATCH)
+inline void forbid(const void* data, std::size_t n) noexcept { __asan_poison_memory_region(data, n); }
+inline void allow(const void* data, std::size_t n) noexcept { __asan_unpoison_memory_region(data, n); }
+#else
+inline void forbid(const void*, std::size_t) noexcept {}
+inline void allow(const void*, std::size_t) noexcept {}
+#endif
+
+}  // namespace detail
 
 /// Scratch for one thread at a time; share it among layers and sequences. It allocates only while a call needs more than all
 /// calls before it.
@@ -45,6 +63,10 @@ class workspace {
       if (ws.depth_++ == 0) ws.peak_ = 0;
     }
     ~frame() {
+#if defined(LAGKV_GUARD_SCRATCH)
+      for (std::size_t b = block_; b < ws_.blocks_.size(); ++b)
+        detail::forbid(ws_.blocks_[b].data + (b == block_ ? used_ : 0), ws_.blocks_[b].size - (b == block_ ? used_ : 0));
+#endif
       ws_.block_ = block_, ws_.used_ = used_, ws_.before_ = before_;
       if (--ws_.depth_ == 0 && ws_.blocks_.size() > 1) ws_.merge();
     }
@@ -103,13 +125,17 @@ class workspace {
     std::swap(before_, other.before_), std::swap(peak_, other.peak_);
   }
 
-  static void release(const block& b) noexcept { ::operator delete (b.data, std::align_val_t{line}); }
+  static void release(const block& b) noexcept {
+    detail::allow(b.data, b.size);
+    ::operator delete (b.data, std::align_val_t{line});
+  }
 
-  std::byte* bytes(std::size_t n) {
-    n = (n + line - 1) / line * line;
+  std::byte* bytes(std::size_t asked) {
+    const std::size_t n = (asked + line - 1) / line * line;
     if (blocks_.empty() || used_ + n > blocks_[block_].size) next_block(n);
     std::byte* out = blocks_[block_].data + used_;
     used_ += n;
+    detail::allow(out, asked);
     if (before_ + used_ > peak_) peak_ = before_ + used_;
     return out;
   }
@@ -144,6 +170,7 @@ LAGKV_FN void workspace::add_block(std::size_t n) {
   blocks_.reserve(blocks_.size() + 1);
   const std::size_t size = n > least_block ? n : least_block;
   blocks_.push_back({static_cast<std::byte*>(::operator new (size, std::align_val_t{line})), size});
+  detail::forbid(blocks_[blocks_.size() - 1].data, size);
 }
 
 LAGKV_FN void workspace::reserve(std::size_t n) {
@@ -161,6 +188,7 @@ LAGKV_FN void workspace::merge() noexcept {
   for (const block& b : blocks_) release(b);
   blocks_.resize(1);
   blocks_[0] = {static_cast<std::byte*>(data), all};
+  detail::forbid(data, all);
 }
 
 #endif

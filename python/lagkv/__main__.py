@@ -101,19 +101,33 @@ def parse_layer(text: Optional[str]) -> Tuple[int, int]:
 def load(path: str, shape: Tuple[Optional[int], ...], words: str) -> Any:
     """The array of a file; None in a shape: any number but 0."""
     try:
+        if pathlib.Path(path).exists() and not pathlib.Path(path).is_file():
+            raise Refused(f"{path}: is no regular file")  # one may wait for ever for a pipe
         with open(path, "rb") as f:
             if f.read(6) != b"\x93NUMPY":
                 raise Refused(f"{path}: is not a .npy file")
         x = np.load(path, allow_pickle=False)
     except OSError as e:
         raise Refused(f"{path}: cannot be opened: {e.strerror}") from None
-    except ValueError as e:
-        raise Refused(f"{path}: {str(e).splitlines()[0]}") from None
+    except Refused:
+        raise
+    except Exception as e:  # numpy's reader lets through what its parser of a damaged header throws: TokenError, TypeError, ...
+        raise Refused(f"{path}: {(str(e) or type(e).__name__).splitlines()[0]}") from None
     if x.dtype not in (np.float32, np.float16):
         raise Refused(f"{path}: type {x.dtype.str}: must be float32 or float16")
     if x.ndim != len(shape) or x.size == 0 or any(n is not None and n != m for n, m in zip(shape, x.shape)):
         raise Refused(f"{path}: shape {list(x.shape)}: must be {words}")
     return np.ascontiguousarray(x)
+
+
+def check_out(o: argparse.Namespace) -> None:
+    """Refuses a folder in which a result would take the place of an input."""
+    for name in ("kept", "kept_mask", "keys", "values", "lengths", "scores"):
+        result = pathlib.Path(o.out) / f"{name}.npy"
+        for option in ("keys", "values", "queries", "query_mean", "query_covariance", "rope_factors"):
+            path = getattr(o, option)
+            if path and result.exists() and pathlib.Path(path).exists() and result.samefile(path):
+                raise Refused(f"--out {o.out}: {name}.npy there is the input --{option.replace('_', '-')}: name another folder")
 
 
 class Job:
@@ -123,6 +137,7 @@ class Job:
         for name in ("policy", "keys", "values", "out"):
             if not getattr(o, name):
                 raise Refused(f"--{name}: is missing (see python -m lagkv --help)")
+        check_out(o)
         self.text, self.method = o.policy, o.policy.partition(":")[0]
         policy = lagkv.parse(o.policy)
         self.workspace = lagkv.Workspace(target=o.target)

@@ -1,7 +1,9 @@
 """python -m lagkv: what it writes, and what it refuses. The tests of lagkv-npy (tools/) pass with it too, but for the words on a
 file that is cut short: LAGKV_NPY="python -m lagkv" LAGKV_GOLDEN=tests/golden test_lagkv_npy."""
 
+import os
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -42,6 +44,41 @@ def test_steps(files):
     assert run(files, "h2o:capacity=60", "--queries", f"{files}/queries.npy", "--steps", "200,1x100") == 0
     assert result(files, "lengths").tolist() == 101 * [60] and result(files, "kept").shape == (2, 60)
     assert run(files, "key_norm:keep=0.25,select=adaptive") == 0
+
+
+def test_leaves_its_inputs_alone(files, capsys):
+    before = {f.name: f.read_bytes() for f in files.glob("*.npy")}
+    (files / "link").symlink_to(files)
+    (files / "scores.npy").hardlink_to(files / "keys.npy")
+    (files / "other").mkdir()
+    (files / "other" / "kept.npy").symlink_to(files / "queries.npy")
+    for out, words in ((files, "keys.npy there is the input --keys: name another folder"), (files / ".", "the input --keys"),
+                       (files / "link", "the input --keys"), (files / "other", "kept.npy there is the input --queries")):
+        assert run(files, "lagkv:lag=32", "--queries", f"{files}/queries.npy", "--out", str(out)) == 2
+        assert words in capsys.readouterr().err
+    assert main(["--policy", "lagkv:lag=32", "--keys", f"{files}/scores.npy", "--values", f"{files}/values.npy", "--out",
+                 str(files)]) == 2
+    assert {name: (files / name).read_bytes() for name in before} == before
+
+
+def test_refuses_a_pipe(files, capsys):
+    os.mkfifo(files / "pipe.npy")
+    for path in ("pipe.npy", "."):
+        assert run(files, "lagkv", "--queries", f"{files}/{path}") == 2
+        assert "is no regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["(-1, 300, 8)", "(2, 300, -8)", "(1 << 40, 1 << 40, 8)", "(99999999999999999999, 300, 8)",
+                                   "(2, 300, 1 << 50)", "(2, 300, 8", "2", "(2.0, 300, 8)", "(True, 300, 8)", "None"])
+@pytest.mark.parametrize("version", [1, 2, 9])
+def test_refuses_headers_that_lie(files, capsys, shape, version):
+    shape = re.sub(r"1 << (\d+)", lambda m: str(1 << int(m[1])), shape)
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    length = struct.pack("<H" if version == 1 else "<I", len(header))
+    (files / "keys.npy").write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + header + bytes(4 * 2 * 300 * 8))
+    assert run(files, "lagkv:lag=32") == 2
+    assert "keys.npy" in capsys.readouterr().err
+    assert not (files / "out").exists()
 
 
 def test_lists(capsys):
