@@ -313,6 +313,50 @@ TEST(views, runs_stop_where_the_memory_does) {
   EXPECT_EQ(runs(layout::blocks_transposed), (std::vector<std::size_t>{13, 16, 8}));
 }
 
+/// Rows below `split` lie densely, the others with a number between any two of theirs.
+struct two_parts {
+  float *dense, *spread;
+  std::size_t split, tokens, channel_count;
+
+  lagkv::dtype type() const { return dtype::f32; }
+  std::size_t heads() const { return 1; }
+  std::size_t channels() const { return channel_count; }
+  std::size_t capacity() const { return tokens; }
+  lagkv::tile at(std::size_t, lagkv::token_range t) const {
+    const auto c = static_cast<std::ptrdiff_t>(channel_count);
+    if (t.begin >= split)
+      return {reinterpret_cast<std::byte*>(spread + (t.begin - split) * channel_count * 2), t.size(), 2 * c, 2};
+    return {reinterpret_cast<std::byte*>(dense + t.begin * channel_count), std::min(t.end, split) - t.begin, c, 1};
+  }
+  lagkv::status check(std::size_t) const { return {}; }
+};
+
+TEST(views, may_have_runs_with_strides_of_their_own) {
+  constexpr std::size_t n = 90, d = 6;
+  const cube k = make_cube(53, 1, n, d);
+  const lagkv::policy p = named("key_norm:sink=3,recent=5,keep=0.5");
+  for (const toward direction : {toward::front, toward::window})
+    for (std::size_t split = 1; split < n; ++split) {
+      std::vector<float> low(split * d), high((n - split) * d * 2, -1.0F);
+      const lagkv::tensor view = two_parts{low.data(), high.data(), split, n, d};
+      const auto at = [&](std::size_t row, std::size_t c) -> float& {
+        return row < split ? low[row * d + c] : high[((row - split) * d + c) * 2];
+      };
+      for (std::size_t row = 0; row < n; ++row)
+        for (std::size_t c = 0; c < d; ++c) at(row, c) = k.row(0, row)[c];
+      lagkv::workspace ws;
+      lagkv::cursor cursor;
+      const std::size_t left = lagkv::compress(p, {view, {}, n}, cursor, ws, direction), freed = n - left;
+      const lagkv::plan plan = lagkv::last_plan(ws);
+      for (std::size_t i = 0; i < left; ++i) {
+        const std::size_t row = direction == toward::front || i < plan.candidates.begin ? i : i + freed;
+        for (std::size_t c = 0; c < d; ++c)
+          ASSERT_EQ(at(row, c), k.row(0, plan.source(0, i))[c]) << "row " << i << ", from " << split << " on they are spread";
+      }
+      for (std::size_t i = 1; i < high.size(); i += 2) ASSERT_EQ(high[i], -1.0F) << "between two numbers";
+    }
+}
+
 // ---- streaming ------------------------------------------------------------------------------------------------------
 
 TEST(streaming, any_chunking_ends_like_one_prefill) {
