@@ -725,6 +725,26 @@ TEST(expected_attention, scores_by_a_few_factors_are_those_by_their_products) {
   }
 }
 
+// The sample of a layer begins elsewhere: by its index times the plastic number's inverse, a fraction of one head's share.
+TEST(stripes, are_others_in_each_layer) {
+  const cube k = make_cube(73, 3, 40, 4), v = make_cube(74, 3, 40, 4);
+  cache ours(layout::heads_first, dtype::f32, k, v);
+  const auto fraction = [](double x) { return x - std::floor(x); };
+  for (const std::size_t index : {std::size_t{0}, std::size_t{1}, std::size_t{2}, std::size_t{31}}) {
+    lagkv::layer layer = ours.layer(40);
+    layer.index = index;
+    lagkv::workspace ws;
+    const auto scores = lagkv::score(named_any("stripes:run=2,keep=0.5"), layer, {.rows = {4, 30}, .keep = 1}, ws);
+    for (std::size_t h = 0; h < 3; ++h)
+      for (std::size_t i = 0; i < 26; ++i) {
+        const double first = (static_cast<double>(h) + fraction(static_cast<double>(index) * 0.75487766624669276)) / 3;
+        const double turns = static_cast<double>((4 + i) / 2) * (std::sqrt(5.0) - 1) / 2 + first;
+        ASSERT_NEAR(static_cast<double>(scores[h * 26 + i]), 1 - fraction(turns), 1e-6)
+            << index << ", head " << h << ", row " << i;
+      }
+  }
+}
+
 // Around the numbers of candidates at which a tenth is another number of rows, and wherever they begin in the first windows.
 // Not of two rows: they deviate alike, and which deviates more is a matter of rounding.
 TEST(nested, holds_for_few_rows_anywhere) {
