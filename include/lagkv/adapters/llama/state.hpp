@@ -231,6 +231,7 @@ class saved_sequence {
     if (!take(type) || !take(row)) return ended();
     matrix m;
     if (status ok = read_type(type, m); !ok) return ok;
+    if (row > bytes_.size()) return ended();
     if (row == 0 || row % ggml_type_size(m.type) != 0) return unknown("rows of " + std::to_string(row) + " bytes");
     m.width = m.pitch = row / ggml_type_size(m.type) * static_cast<std::size_t>(ggml_blck_size(m.type));
     return read_data(m, row, count, side);
