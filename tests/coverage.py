@@ -14,7 +14,7 @@ import sys
 
 from mutants import BUILD, OPTIONS, ROOT, TESTS, build, program, run
 
-MORE = ["memory", "kernels", "faults"]
+MORE = ["kernels", "faults"]
 SOURCES = {"lagkv": "include/lagkv/lagkv.cpp", "kernels": "include/lagkv/simd/kernels.cpp"}
 OWN = {"kernels": ["tests/other_lanes.cpp", "-w"]}  # sources and flags of a test of its own
 

@@ -136,6 +136,28 @@ TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
   }
 }
 
+// The array that the spans are cut from goes on: with a layer that cannot be scored, one that would keep another number, and one
+// of nothing.
+TEST(layers, beyond_the_span_are_not_looked_at) {
+  const cube k = make_cube(1, 2, 300, 16), v = make_cube(2, 2, 300, 16), q = make_cube(3, 4, 300, 16);
+  for (const char* text : {"snapkv:keep=0.5", "h2o:keep=0.5", "key_norm:keep=0.5,select=chunks", "lagkv:sink=2,lag=20"}) {
+    const lagkv::policy p = named(text);
+    asked_cache without(layout::heads_first, dtype::f32, k, v, q);
+    const std::vector<layer> others{without.layer(300), without.layer(77), {}};
+    without.extras.queries = {}, without.extras.query_count = 0;
+    lagkv::workspace ws;
+    for (const layer& other : others) {
+      asked_cache c(layout::heads_first, dtype::f32, k, v, q);
+      std::vector<layer> some{c.layer(300), other};
+      std::vector<cursor> own(2);
+      const lagkv::status done = lagkv::compress(p, std::span(some).first(1), std::span(own).first(1), ws);
+      EXPECT_TRUE(done) << text << ": " << done.message();
+      EXPECT_LT(own[0].tokens, 300U) << text;
+      EXPECT_EQ(own[1], cursor{}) << text;
+    }
+  }
+}
+
 TEST(layers, queries_of_too_few_tokens_are_refused_before_the_run) {
   asked_cache c(layout::heads_first, dtype::f32, make_cube(1, 2, 300, 16), make_cube(2, 2, 300, 16), make_cube(3, 4, 64, 16));
   const lagkv::status s = check(named("h2o:keep=0.5"), c.layer(300));

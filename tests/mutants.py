@@ -44,7 +44,8 @@ TESTS = {  # the quick ones first; a filter where the rest shows nothing more of
     "golden": "*real*heads_first*:*kvpress*heads_first*:stream*heads_first*", "parallel": "*", "rope": "*", "pre_rope": "*",
     "nonfinite": "*sse2", "properties": "*", "methods": "*",
     "nonfinite_rows": "*one_bad_value*:*bad_quer*:*weight*:*snapkv_:*key_diff_:*manifold_window*:*of_cur*",
-    "edges": "*", "stacked": "*", "baselines": "*", "methods_oracle": "*", "quantised": "*", "large": "*"}
+    "edges": "*", "stacked": "*", "baselines": "*", "methods_oracle": "*", "quantised": "*", "large": "*",
+    "memory": "*"}
 OPTIONS = "-std=c++20 -fPIC -DLAGKV_COMPILED -DNDEBUG -Iinclude -I. -Itests -Ibuild/mutants".split()
 EIGEN = ["-isystem", "/usr/include/eigen3"]
 DEFINES = [f'-DLAGKV_GOLDEN="{ROOT}/tests/golden"', f'-DLAGKV_METHODS_PAGE="{ROOT}/docs/methods.md"']
@@ -151,7 +152,7 @@ def link(folder, objects):
 def build():
     """The tests, against a shared library of all bodies; again when a source has changed."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    stamp = hashlib.sha1(pathlib.Path(__file__).read_bytes())
+    stamp = hashlib.sha1(repr(TESTS).encode())
     for path in sorted([*ROOT.glob("include/**/*"), *ROOT.glob("tests/*.cpp"), *ROOT.glob("tests/support/*")]):
         if path.is_file():
             stamp.update(path.read_bytes())
@@ -252,8 +253,8 @@ def say(known):
     counted = [m for m in done if m["by"] is not None]
     killed = sum(1 for m in counted if m["by"])
     equal = sum(1 for m in counted if not m["by"] and (m["file"], m["is"]) in explained())
-    print(f"{len(known)} mutants, {len(done)} tried, {len(done) - len(counted)} do not compile, {killed} of {len(counted)} killed, "
-          f"{equal} of the others explained, {len(counted) - killed - equal} not")
+    print(f"{len(known)} mutants, {len(done)} tried, {len(done) - len(counted)} do not compile; {killed} of {len(counted)} "
+          f"killed, {equal} explained, {len(counted) - killed - equal} not")
     for words, n in (("all that compile", len(counted)), ("those that a test can notice", len(counted) - equal)):
         if n > 0:
             low, high = interval(killed, n)
