@@ -98,7 +98,12 @@ TEST_P(States, AreParsedWhole) {
 
 TEST_P(States, ThatEndTooEarlyOrTooLateAreRefused) {
   const bytes b = state_of(GetParam());
-  for (std::size_t n = 0; n < b.size(); ++n) EXPECT_NE(refusal({b.begin(), b.begin() + static_cast<std::ptrdiff_t>(n)}), "") << n;
+  form keys_only = GetParam();
+  keys_only.values = false;
+  for (std::size_t n = 0; n < b.size(); ++n) {
+    const bytes some(b.begin(), b.begin() + static_cast<std::ptrdiff_t>(n));
+    if (some != state_of(keys_only)) EXPECT_NE(refusal(some), "") << n;  // caches without values have this form
+  }
   bytes longer = b;
   longer.push_back(0);
   EXPECT_NE(refusal(longer), "");
