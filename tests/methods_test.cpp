@@ -725,6 +725,24 @@ TEST(expected_attention, scores_by_a_few_factors_are_those_by_their_products) {
   }
 }
 
+TEST(expected_attention, adds_epsilon_to_the_weight_of_each_value) {
+  const cube k = make_cube(75, 2, 60, 8), v = make_cube(76, 2, 60, 8), q = make_cube(77, 4, 60, 8);
+  asked_cache ours(layout::heads_first, dtype::f32, k, v, q);
+  const auto scores = [&](const char* epsilon) {
+    lagkv::workspace ws;
+    const lagkv::policy p = named_any(std::string("expected_attention:keep=0.5,epsilon=") + epsilon);
+    const auto found = lagkv::score(p, ours.layer(60), {.rows = {4, 50}, .keep = 1}, ws);
+    return std::vector<float>(found.begin(), found.end());
+  };
+  const std::vector<float> without = scores("0"), with = scores("0.25");
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::size_t i = 0; i < 46; ++i) {
+      double norm = 0;
+      for (std::size_t c = 0; c < 8; ++c) norm += std::pow(static_cast<double>(v.row(h, 4 + i)[c]), 2);
+      ASSERT_NEAR(with[h * 46 + i] - without[h * 46 + i], 0.25 * std::sqrt(norm), 1e-5) << "head " << h << ", row " << i;
+    }
+}
+
 // The sample of a layer begins elsewhere: by its index times the plastic number's inverse, a fraction of one head's share.
 TEST(stripes, are_others_in_each_layer) {
   const cube k = make_cube(73, 3, 40, 4), v = make_cube(74, 3, 40, 4);
