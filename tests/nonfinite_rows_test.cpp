@@ -134,7 +134,9 @@ TEST(one_bad_row_of_cur, is_in_no_sum) {
       o.c.kv.keys.set(0, bad, c, encoded(dtype::f32, 0.0F)), o.c.kv.values.set(0, bad, c, encoded(dtype::f32, 0.0F));
     kept(p, o, of_zeros);
     for (std::size_t i = 0; i < scores.size(); ++i)
-      if (i != bad - 3) ASSERT_EQ(scores[i], of_zeros[i]) << "row " << i << std::hex << ", " << bits;
+      if (i != bad - 3) {
+        ASSERT_EQ(scores[i], of_zeros[i]) << "row " << i << std::hex << ", " << bits;
+      }
   }
 }
 

@@ -102,7 +102,8 @@ TEST_P(States, ThatEndTooEarlyOrTooLateAreRefused) {
   keys_only.values = false;
   for (std::size_t n = 0; n < b.size(); ++n) {
     const bytes some(b.begin(), b.begin() + static_cast<std::ptrdiff_t>(n));
-    if (some != state_of(keys_only)) EXPECT_NE(refusal(some), "") << n;  // caches without values have this form
+    if (some == state_of(keys_only)) continue;  // that of a cache without values
+    EXPECT_NE(refusal(some), "") << n;
   }
   bytes longer = b;
   longer.push_back(0);
