@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -440,6 +441,83 @@ TEST(check, side_arrays_that_no_memory_has) {
   const lagkv::tensor many = lagkv::strided<float>(memory, {1U << 20, 4}, {std::ptrdiff_t{1} << 16, 4, 1}, 5000);
   EXPECT_EQ(lagkv::check(p, {many, {}, 5000}, true).message(),
             "tokens=5000: heads of different lengths must have at most 4294967295 rows together, not 1048576 times as many");
+}
+
+TEST(check, statistics_of_queries_that_do_not_fit_each_other) {
+  const lagkv::policy p = named("key_norm");
+  lagkv::extras e;
+  const lagkv::tensor two = lagkv::strided<float>(memory, {3, 4}, {400, 4, 1}, 100);
+  const auto rows = [](std::size_t heads, std::size_t n) { return lagkv::strided<float>(memory, {heads, 4}, {64, 4, 1}, n); };
+  const auto said = [&] { return check(p, {two, two, 100, &e}).message(); };
+  e.query_mean = rows(3, 1), e.query_covariance = rows(3, 4);
+  EXPECT_EQ(said(), "");
+  e.query_covariance = rows(3, 3);
+  EXPECT_EQ(said(), "query_covariance: rows=3: must be 4");
+  e.query_covariance = rows(6, 4);
+  EXPECT_EQ(said(), "query_covariance: heads=6: must be those of query_mean");
+  e.query_mean = {}, e.query_covariance = rows(3, 4);
+  EXPECT_EQ(said(), "query_covariance: heads=3: must be those of query_mean");
+}
+
+TEST(make_fusion, takes_two_to_four) {
+  const std::vector<lagkv::method> all(5, lagkv::method_of(lagkv::key_norm_score{}));
+  for (const std::size_t n : {0U, 1U, 2U, 4U, 5U}) {
+    const auto made = lagkv::make_fusion(std::span(all).first(n), {});
+    EXPECT_EQ(made.message(), n >= 2 && n <= 4 ? "" : "methods=" + std::to_string(n) + ": must be from 2 to 4");
+  }
+  EXPECT_NE(lagkv::make_fusion(std::span(all).first(2), {.keep = 2.0}).message(), "");
+}
+
+TEST(fit, refuses_bytes_that_are_no_number_of_rows) {
+  lagkv::policy p = named("key_norm:sink=2,recent=3,budget_mb=1");
+  const lagkv::tensor two = lagkv::strided<float>(memory, {3, 4}, {400, 4, 1}, 100);
+  const auto said = [&](double amount, const lagkv::layer& l) {
+    p.budget.keeps = lagkv::keep::bytes{amount, 1};
+    return lagkv::fit(p, l, 2).message();
+  };
+  for (const double amount : {0.0, -1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()})
+    EXPECT_NE(said(amount, {two, two, 100}).find("must be above 0"), std::string::npos) << amount;
+  EXPECT_NE(said(5 * 192, {two, two, 100}).find("budget: holds 5 tokens of 192 bytes: must hold 6 or more"), std::string::npos);
+  EXPECT_EQ(said(6 * 192, {two, two, 100}), "");
+  EXPECT_EQ(said(1e300, {two, two, 100}), "") << "at most 2^32 - 1 rows";
+  EXPECT_NE(lagkv::fit(p, {two, two, 100}, 0).message().find("layers=0: must be 1 or more"), std::string::npos);
+  lagkv::policy sums = named("key_norm:sink=2,recent=3,budget_mb=1");
+  const auto by_keys = lagkv::fit(sums, {two, {}, 100}, 2), by_both = lagkv::fit(sums, {two, two, 100}, 2);
+  ASSERT_TRUE(by_keys && by_both);
+  EXPECT_EQ(by_keys->budget.as<lagkv::keep::capacity>()->rows / 2, by_both->budget.as<lagkv::keep::capacity>()->rows);
+}
+
+TEST(query_statistics, are_multiplied_as_the_queries_would_be) {
+  lagkv::query_statistics s{1, 2, {1, 2}, {3, 4, 4, 5}, {6, 7}};
+  s.multiply(10);
+  EXPECT_EQ(s.mean, (std::vector<float>{10, 20}));
+  EXPECT_EQ(s.covariance, (std::vector<float>{300, 400, 400, 500}));
+  EXPECT_EQ(s.factors, (std::vector<float>{60, 70}));
+  EXPECT_EQ(lagkv::query_statistics{}.rank(), 0U);
+}
+
+// A fusion keeps both sums that its methods ask for.
+TEST(accumulate, adds_what_all_methods_of_a_fusion_read) {
+  constexpr std::size_t n = 60, d = 4;
+  const cube k = make_cube(47, 1, n, d), v = make_cube(48, 1, n, d), q = make_cube(49, 1, n, d);
+  const auto sums = [&](const char* text) {
+    host keys(layout::heads_first, dtype::f32, k), values(layout::heads_first, dtype::f32, v),
+        queries(layout::heads_first, dtype::f32, q);
+    std::vector<float> attention(n);
+    std::vector<double> statistics(lagkv::key_statistics::size(d));
+    const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+    lagkv::extras e;
+    e.queries = queries.view(), e.accumulated_attention = {attention.data(), n}, e.key_statistics = {statistics.data()};
+    e.rope = &rope;
+    lagkv::workspace ws;
+    lagkv::accumulate(named(text), {keys.view(), values.view(), n, &e}, {}, n, ws);
+    return std::pair{attention, statistics};
+  };
+  const auto both = sums("fuse:h2o+novelty,keep=0.5"), first = sums("h2o:keep=0.5"), second = sums("novelty:keep=0.5");
+  EXPECT_EQ(both.first, first.first);
+  EXPECT_NE(both.first, std::vector<float>(n));
+  EXPECT_EQ(both.second, second.second);
+  EXPECT_NE(both.second, std::vector<double>(both.second.size()));
 }
 
 // Each option of a scorer that a host fills in is checked as one of a string is.

@@ -292,6 +292,38 @@ TEST(budgets, the_last_row_stays_whatever_is_asked_for) {
   }
 }
 
+// A head of more than 2 MiB is scored and moved in several blocks of partitions.
+TEST(blocks, leave_what_each_partition_leaves) {
+  constexpr std::size_t n = 6000, d = 64, lag = 16, kept = 8, sink = 3;
+  const cube k = make_cube(45, 1, n, d), v = make_cube(46, 1, n, d);
+  const lagkv::policy p = named("lagkv:sink=3,lag=16,ratio=0.5");
+  const lagkv::candidates due = p.budget.due({}, n);
+  lagkv::workspace ws;
+  std::vector<std::uint32_t> expected;
+  cache whole(layout::heads_first, dtype::f32, k, v);
+  const auto scores = lagkv::score(p, whole.layer(n), due, ws);
+  for (std::size_t at = 0; at < due.rows.size(); at += lag) {
+    std::vector<std::uint32_t> rows(lag);
+    for (std::size_t i = 0; i < lag; ++i) rows[i] = static_cast<std::uint32_t>(at + i);
+    std::stable_sort(rows.begin(), rows.end(), [&](std::uint32_t a, std::uint32_t b) { return scores[a] > scores[b]; });
+    std::sort(rows.begin(), rows.begin() + kept);
+    for (std::size_t i = 0; i < kept; ++i) expected.push_back(rows[i] + static_cast<std::uint32_t>(sink));
+  }
+  for (const toward direction : {toward::front, toward::window}) {
+    cache c(layout::heads_first, dtype::f32, k, v);
+    cursor at;
+    const std::size_t left = lagkv::compress(p, c.layer(n), at, ws, direction);
+    const lagkv::plan plan = lagkv::last_plan(ws);
+    ASSERT_EQ(std::vector<std::uint32_t>(plan.of(0).begin(), plan.of(0).end()), expected);
+    ASSERT_EQ(left, sink + expected.size() + n - due.rows.end);
+    for (std::size_t i = 0; i < left; ++i) {
+      const std::size_t row = direction == toward::front || i < sink ? i : i + n - left;
+      ASSERT_EQ(c.keys.row(0, row), whole.keys.row(0, plan.source(0, i))) << "row " << i;
+      ASSERT_EQ(c.values.row(0, row), whole.values.row(0, plan.source(0, i))) << "row " << i;
+    }
+  }
+}
+
 TEST(budgets, the_one_candidate_that_stays_is_the_best) {
   const cube k = make_cube(43, 2, 60, 8), v = make_cube(44, 2, 60, 8);
   cache c(layout::heads_first, dtype::f32, k, v);
