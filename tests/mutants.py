@@ -275,7 +275,8 @@ def main():
         return say(known)
     build()
     times = json.loads((BUILD / "times.json").read_text())
-    todo = [m for m in known.values() if (m.get("by") == "" if options.survivors else "by" not in m)]
+    again = [m for m in known.values() if m.get("by") == "" and (m["file"], m["is"]) not in explained()]
+    todo = again if options.survivors else [m for m in known.values() if "by" not in m]
     random.Random(1).shuffle(todo)
     end = time.monotonic() + 60 * options.minutes
     for m in todo:
