@@ -46,7 +46,7 @@ TESTS = {  # the quick ones first; a filter where the rest shows nothing more of
     "nonfinite_rows": "*one_bad_value*:*bad_quer*:*weight*:*snapkv_:*key_diff_:*manifold_window*:*of_cur*",
     "edges": "*", "stacked": "*", "baselines": "*", "methods_oracle": "*", "quantised": "*", "large": "*",
     "memory": "*"}
-OPTIONS = "-std=c++20 -fPIC -DLAGKV_COMPILED -DNDEBUG -Iinclude -I. -Itests -Ibuild/mutants".split()
+OPTIONS = "-std=c++20 -fPIC -DLAGKV_COMPILED -DNDEBUG -Iinclude -I. -Itests -Ibuild/mutants/include".split()
 EIGEN = ["-isystem", "/usr/include/eigen3"]
 DEFINES = [f'-DLAGKV_GOLDEN="{ROOT}/tests/golden"', f'-DLAGKV_METHODS_PAGE="{ROOT}/docs/methods.md"']
 GIB = 4  # of address space
@@ -159,7 +159,8 @@ def build():
     done = BUILD / "stamp"
     if done.exists() and done.read_text() == stamp.hexdigest():
         return
-    (BUILD / "golden_cases.inc").write_text(golden_table())
+    (BUILD / "include").mkdir(exist_ok=True)
+    (BUILD / "include/golden_cases.inc").write_text(golden_table())
     (BUILD / "declared.hpp").write_text("#include <lagkv/lagkv.hpp>\n")
     run("g++", *OPTIONS, "-w", "-O1", "-x", "c++-header", f"{BUILD}/declared.hpp")
     run(*CACHE, "g++", *OPTIONS, "-O2", "-c", "include/lagkv/simd/kernels.cpp", "-o", f"{BUILD}/kernels.o")
