@@ -215,9 +215,18 @@ class cell_table {
   }
 
  private:
+  /// Who is asked may compare a sighting with the others: none goes before all have been asked about.
   template <class Holds>
   void retain_sightings(const Holds& holds) {
-    seen_.erase(std::remove_if(seen_.begin(), seen_.end(), [&](const sighting& s) { return !holds(s); }), seen_.end());
+    std::vector<bool> stays;
+    for (const sighting& s : seen_) stays.push_back(holds(s));
+    std::size_t left = 0;
+    for (std::size_t i = 0; i < seen_.size(); ++i) {
+      if (!stays[i]) continue;
+      if (left != i) seen_[left] = std::move(seen_[i]);
+      ++left;
+    }
+    seen_.resize(left);
   }
 
   std::size_t index(std::size_t stream, std::int32_t cell) const { return stream * cells_ + static_cast<std::size_t>(cell); }

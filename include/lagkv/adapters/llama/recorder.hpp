@@ -46,7 +46,13 @@ class recorder {
     of(0);
   }
 
-  /// That of a track: an empty one if there is none yet.
+  /// That of a track; null if there is none.
+  recording* find(std::size_t track) {
+    const auto found = recordings_.find(track);
+    return found == recordings_.end() ? nullptr : &found->second;
+  }
+
+  /// The same, made empty if there is none yet.
   recording& of(std::size_t track) {
     const auto [at, added] = recordings_.try_emplace(track);
     if (added) at->second.keep(what_);
@@ -65,9 +71,9 @@ class recorder {
 
   /// A track that begins as another one, of rows in the same cells of this stream; that one may go on.
   void copy(std::size_t from, std::size_t to, const cell_table& table, std::size_t stream) {
-    const auto found = recordings_.find(from);
-    if (found == recordings_.end()) return;
-    recording r = found->second;
+    const recording* origin = find(from);
+    if (origin == nullptr) return;
+    recording r = *origin;
     std::vector<cell_token> cells(r.cells().begin(), r.cells().end());
     for (cell_token& c : cells)
       if (c.cell >= 0) c = table.token(stream, c.cell);
@@ -77,7 +83,7 @@ class recorder {
 
   /// The rows of a sequence have been put into these cells.
   void lies_in(const cell_table& table, const sighting& s, std::span<const std::int32_t> cells) {
-    of(s.track).lie_in(table.tokens(s.stream, table.rows(s.stream, {cells.begin(), cells.end()})));
+    if (recording* r = find(s.track)) r->lie_in(table.tokens(s.stream, table.rows(s.stream, {cells.begin(), cells.end()})));
   }
 
   /// A context shift has been applied: recordings whose rows are not known by their cells cannot follow it. `seen`: whether the
@@ -116,9 +122,9 @@ class recorder {
   /// The attention of the micro-batch in one layer.
   void add(const seen_attention& a) {
     for (const part& p : parts_) {
-      recording& r = of(p.track);
-      if (r.rows().empty()) continue;
-      if (const status ok = add(r, p, a); !ok) r.obstruct(ok.message());
+      recording* r = find(p.track);
+      if (r == nullptr || r->rows().empty()) continue;
+      if (const status ok = add(*r, p, a); !ok) r->obstruct(ok.message());
     }
   }
 

@@ -287,4 +287,8 @@ class saved_sequence {
   std::vector<matrix> keys_, values_;
 };
 
+inline const matrix& marked(const saved_sequence& s) {
+  return s.has_values() ? s.values(s.layers() - 1) : s.keys(s.layers() - 1);
+}
+
 }  // namespace lagkv::inline LAGKV_ABI::llama

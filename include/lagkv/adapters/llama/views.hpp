@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <ggml.h>
 
@@ -154,6 +155,16 @@ inline std::uint64_t mark_of(const matrix& m, std::int32_t cell) {
   });
   return hash;
 }
+
+inline std::vector<std::uint64_t> marks_of(const matrix& m, std::span<const std::int32_t> cells) {
+  std::vector<std::uint64_t> all;
+  for (const std::int32_t cell : cells) all.push_back(mark_of(m, cell));
+  return all;
+}
+
+/// Whose marks tell a sequence's rows. Of a model the last layer: in the first one all tokens that are the same word have the
+/// same values.
+inline const matrix& marked(const cached_layer& l) { return l.has_values() ? l.values : l.keys; }
 
 /// Whether two rows are the same, byte by byte.
 inline bool same_row(const matrix& a, std::int32_t cell_of_a, const matrix& b, std::int32_t cell_of_b) {
