@@ -35,7 +35,8 @@ FACTS = [
     ("I am allergic to {}", "What am I allergic to?", "almonds shrimps peaches celery mustard sesame lupins kiwis".split()),
 ]
 SUBJECTS = ("bread rain trains music rivers paper birds glass gardens salt snow clocks bridges honey wool maps tea iron sand "
-            "lamps stairs ropes pears whales moss bells coins doors ink kites mills nets oats parks quilts roofs soap tents").split()
+            "lamps stairs ropes pears whales moss bells coins doors ink kites mills nets oats parks quilts roofs soap "
+            "tents").split()
 KINDS = ("Tell me one thing about {}.", "What are {} good for?", "Who first wrote about {}?", "What do people say of {}?",
          "Are {} old?", "Where do {} come from?", "What colour are {}?", "Why do we need {}?")
 PARTS = 6

@@ -73,13 +73,6 @@ void fill(const trial& t, host::session& s, host::compressor& c, sample_result& 
   }
 }
 
-// In place, freed cells are holes that attention goes on reading. Through its saved state a sequence becomes dense, and as fast
-// as its size allows. Nothing is recorded any more.
-void make_dense(host::session& s) {
-  s.probe().record({});
-  s.restore(s.save());
-}
-
 // log(softmax(logits)).
 std::vector<float> log_softmax(std::span<const float> logits) {
   const double most = *std::max_element(logits.begin(), logits.end());
@@ -250,7 +243,8 @@ sample_result run(const trial& t, host::session& s, const std::function<const re
     generation(t, s, c, full, said, r);
     return r;
   }
-  make_dense(s);
+  s.probe().record({});  // the answer is not compressed
+  c.defragment();
   if (t.what->how == kind::answer)
     answer(t, s, full, said, r);
   else

@@ -123,7 +123,6 @@ class conversation {
   }
 
   void save(const std::string& path) {
-    if (session_.probe().what().any()) return fmt::print("/save: {} reads more than keys and values\n", policy_);
     const host::saved_sequence saved = session_.save();
     chat::write(path, {saved.state, compressor_.save(0)});
     fmt::print("saved: {}\n", path);

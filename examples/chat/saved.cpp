@@ -1,5 +1,6 @@
 #include "saved.hpp"
 
+#include <lagkv/adapters/llama/saved_recording.hpp>
 #include <lagkv/cache/cursor.hpp>
 
 #include <array>
@@ -7,12 +8,13 @@
 #include <fstream>
 #include <span>
 #include <stdexcept>
+#include <utility>
 
 namespace chat {
 
 namespace {
 
-constexpr std::array<char, 8> magic = {'l', 'a', 'g', 'k', 'v', 'c', 'h', '2'};
+constexpr std::array<char, 8> magic = {'l', 'a', 'g', 'k', 'v', 'c', 'h', '3'};
 constexpr std::uint64_t most_bytes = std::uint64_t{1} << 40;
 
 template <class T>
@@ -76,6 +78,7 @@ void write(const std::string& path, const saved_chat& s) {
   put_lists(file, s.beside.key_statistics);
   put_list(file, s.beside.moved.cells);
   put_lists(file, s.beside.moved.positions);
+  put_list(file, lagkv::llama::save(s.beside.recorded));
   put_list(file, s.state);
   if (!file.flush()) throw std::runtime_error(path + ": could not be written");
 }
@@ -97,6 +100,9 @@ saved_chat read(const std::string& path) {
   s.beside.key_statistics = take_lists<double>(file, path);
   s.beside.moved.cells = take_list<llama_pos>(file, path);
   s.beside.moved.positions = take_lists<std::uint32_t>(file, path);
+  auto recorded = lagkv::llama::load_recording(take_list<std::uint8_t>(file, path));
+  if (!recorded) throw std::runtime_error(path + ": " + recorded.message());
+  s.beside.recorded = std::move(*recorded);
   s.state = take_list<std::uint8_t>(file, path);
   return s;
 }

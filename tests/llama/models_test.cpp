@@ -110,6 +110,12 @@ const std::vector<kind>& kinds() {
                          {"ssm.state_size", 128U},
                          {"rope.dimension_count", 32U}}})},
        "attention and gated delta nets, M-RoPE"},
+      {{"t5", {{"attention.relative_buckets_count", 32U}, {"decoder_start_token_id", 0U}}},
+       "encoder, and a decoder with a bias by distance"},
+      {{"t5encoder", {{"attention.relative_buckets_count", 32U}}},
+       "encoder alone",
+       true,
+       "model: keeps no tokens: an encoder has no cache"},
       {{"mamba", with({states, {{"ssm.state_size", 16U}}})},
        "recurrent",
        true,
@@ -135,13 +141,21 @@ struct session {
   }
 
   bool feed(int n) {
-    for (; n > 0; n -= 40) {
-      std::vector<llama_token> tokens(static_cast<std::size_t>((std::min)(n, 40)));
-      for (llama_token& t : tokens) t = static_cast<llama_token>(fed++ * 7919 % support::random_vocabulary);
-      if (llama_decode(context.get(), llama_batch_get_one(tokens.data(), static_cast<std::int32_t>(tokens.size()))) != 0)
-        return false;
-    }
+    const bool encodes = fed == 0 && llama_model_has_encoder(llama_get_model(context.get()));
+    if (encodes && llama_encode(context.get(), batch_of(next(20))) != 0) return false;
+    for (; n > 0; n -= 40)
+      if (llama_decode(context.get(), batch_of(next((std::min)(n, 40)))) != 0) return false;
     return true;
+  }
+
+  std::vector<llama_token>& next(int n) {
+    tokens.resize(static_cast<std::size_t>(n));
+    for (llama_token& t : tokens) t = static_cast<llama_token>(fed++ * 7919 % support::random_vocabulary);
+    return tokens;
+  }
+
+  static llama_batch batch_of(std::vector<llama_token>& all) {
+    return llama_batch_get_one(all.data(), static_cast<std::int32_t>(all.size()));
   }
 
   bytes state() const {
@@ -158,6 +172,7 @@ struct session {
     void operator()(llama_context* c) const { llama_free(c); }
   };
   std::uint32_t fed = 0;
+  std::vector<llama_token> tokens;
   lagkv::llama::cache_probe probe;
   std::unique_ptr<llama_context, free_context> context;
 };

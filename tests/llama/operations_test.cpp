@@ -25,7 +25,7 @@ namespace {
 using lagkv::llama::way;
 using bytes = std::vector<std::uint8_t>;
 
-constexpr std::size_t sink = 4, heads = 2;
+constexpr std::size_t sink = 4;
 constexpr const char* partitions = "lagkv:sink=4,lag=8,ratio=0.5";
 constexpr const char* capacity = "key_diff:sink=4,recent=8,capacity=28,every=4";  // survivors are candidates again
 
@@ -51,12 +51,19 @@ struct setting {
   const char* policy = partitions;
 };
 
+/// A real model in place of the random ones with architecture llama; null: none.
+const char* file() { return std::getenv("LAGKV_OPERATIONS_MODEL"); }
+
+/// Whether it must be the random one, of another architecture.
+bool is_random(const setting& s) { return s.model.name != "llama"; }
+
 class host {
  public:
   host(const setting& s, unsigned seed) : setting_(s), policy_(*lagkv::parse(s.policy)), random_(seed) {
     llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
     llama_backend_init();
-    model_ = support::random_model(s.model);
+    model_ = file() != nullptr ? load(file()) : support::random_model(s.model);
+    heads_ = static_cast<std::size_t>(llama_model_n_head_kv(model_.get()));
     context_ = make_context(probe_);
     memory_ = llama_get_memory(context_.get());
     auto made = lagkv::llama::compressor::make(context_.get(), policy_, s.probe ? &probe_ : nullptr);
@@ -132,6 +139,39 @@ class host {
     return done;
   }
 
+  /// Feeds tokens of the text that all sequences begin with, and compresses; how many rows it then has. The first eight stay, so
+  /// that they are those of the text.
+  std::size_t begin(llama_seq_id sequence, int n, way how) {
+    alike_ = true;
+    compressor_->protect(sequence, {4, 5, 6, 7});
+    EXPECT_TRUE(decode(sequence, n));
+    const auto r = compressor_->compress(sequence, how);
+    EXPECT_TRUE(r) << r.message();
+    return r ? r->tokens_after : 0;
+  }
+
+  void shift(llama_seq_id sequence, llama_pos begin, llama_pos end) {
+    llama_memory_seq_rm(memory_, sequence, begin, end);
+    llama_memory_seq_add(memory_, sequence, end, -1, begin - end);
+  }
+
+  std::vector<rows> read_all() const {
+    std::vector<rows> all;
+    for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) all.push_back(read(s));
+    return all;
+  }
+
+  lagkv::result<lagkv::llama::report> compress_now(llama_seq_id sequence, way how) {
+    return compressor_->compress(sequence, how);
+  }
+
+  void feed(llama_seq_id sequence, int n) {
+    decode(sequence, n);  // where there is no room llama.cpp takes back what it decoded
+    take_over_all();
+  }
+
+  void end(llama_seq_id sequence) { llama_memory_seq_rm(memory_, sequence, -1, -1); }
+
   std::size_t acted() const { return acted_; }
   std::size_t refused() const { return refused_; }
   std::size_t in_place() const { return in_place_; }
@@ -141,6 +181,14 @@ class host {
     void operator()(llama_context* c) const { llama_free(c); }
   };
   using context = std::unique_ptr<llama_context, free_context>;
+
+  static std::unique_ptr<llama_model, support::free_model> load(const char* path) {
+    llama_model_params params = llama_model_default_params();
+    params.use_extra_bufts = false;
+    std::unique_ptr<llama_model, support::free_model> model(llama_model_load_from_file(path, params));
+    EXPECT_NE(model, nullptr) << "LAGKV_OPERATIONS_MODEL=" << path;
+    return model;
+  }
 
   context make_context(lagkv::llama::cache_probe& probe) const {
     llama_context_params params = llama_context_default_params();
@@ -192,7 +240,8 @@ class host {
       const llama_pos first = llama_memory_seq_pos_max(memory_, sequence) + 1;
       for (int i = 0; i < n; ++i) {
         const std::int32_t at = batch.n_tokens++;
-        batch.token[at] = static_cast<llama_token>(draw(support::random_vocabulary));
+        const auto drawn = static_cast<llama_token>(draw(support::random_vocabulary));
+        batch.token[at] = alike_ && first + i < 28 ? first + i : drawn;
         batch.pos[at] = first + i;
         batch.n_seq_id[at] = 1;
         batch.seq_id[at][0] = sequence;
@@ -231,16 +280,11 @@ class host {
     }
     was.insert(was.end(), now.begin() + static_cast<std::ptrdiff_t>(was.size()), now.end());
     for (row& r : was)
-      if (r.own.empty()) r.own.assign(r.keys.size(), std::vector<llama_pos>(heads, r.position));
+      if (r.own.empty()) r.own.assign(r.keys.size(), std::vector<llama_pos>(heads_, r.position));
   }
 
   void take_over_all() {
     for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) take_over(s);
-  }
-
-  void feed(llama_seq_id sequence, int n) {
-    decode(sequence, n);  // where there is no room llama.cpp takes back what it decoded
-    take_over_all();
   }
 
   void decode_too_much(llama_seq_id sequence) {
@@ -402,11 +446,11 @@ class host {
       row x = all[place];
       x.compressed = i < begin + stay;
       for (std::size_t l = 0; l < kept.size() && i >= begin && i < begin + stay; ++l)
-        for (std::size_t h = 0; h < heads; ++h) {
+        for (std::size_t h = 0; h < heads_; ++h) {
           const row& source = all[kept[l][h][i - begin]];
           x.own[l][h] = source.own[l][h];
           for (auto [to, from] : {std::pair{&x.keys[l], &source.keys[l]}, std::pair{&x.values[l], &source.values[l]}}) {
-            const std::size_t part = from->size() / heads;
+            const std::size_t part = from->size() / heads_;
             std::copy_n(from->begin() + static_cast<std::ptrdiff_t>(h * part), part,
                         to->begin() + static_cast<std::ptrdiff_t>(h * part));
           }
@@ -443,7 +487,7 @@ class host {
     for (std::size_t i = 0; i < n; ++i) {
       ASSERT_EQ(moved.cells[i], all[i].position);
       for (std::size_t l = 0; l < moved.positions.size(); ++l)
-        for (std::size_t h = 0; h < heads; ++h)
+        for (std::size_t h = 0; h < heads_; ++h)
           ASSERT_EQ(static_cast<llama_pos>(moved.positions[l][h * n + i]), all[i].own[l][h]) << "row " << i;
     }
   }
@@ -453,17 +497,17 @@ class host {
                    const std::vector<std::vector<std::vector<std::uint32_t>>>& kept) const {
     lagkv::workspace ws;
     for (std::size_t l = 0; l < kept.size(); ++l) {
-      const std::size_t channels = all[0].keys[l].size() / 2 / heads, n = all.size();
-      std::vector<std::uint16_t> k(n * heads * channels), v(k.size());
+      const std::size_t channels = all[0].keys[l].size() / 2 / heads_, n = all.size();
+      std::vector<std::uint16_t> k(n * heads_ * channels), v(k.size());
       for (std::size_t i = 0; i < n; ++i) {
-        std::memcpy(k.data() + i * heads * channels, all[i].keys[l].data(), all[i].keys[l].size());
-        std::memcpy(v.data() + i * heads * channels, all[i].values[l].data(), all[i].values[l].size());
+        std::memcpy(k.data() + i * heads_ * channels, all[i].keys[l].data(), all[i].keys[l].size());
+        std::memcpy(v.data() + i * heads_ * channels, all[i].values[l].data(), all[i].values[l].size());
       }
-      const lagkv::strides strides{.head = channels, .token = heads * channels};
-      const lagkv::layer layer{lagkv::strided<lagkv::f16>(k.data(), {heads, channels}, strides, n),
-                               lagkv::strided<lagkv::f16>(v.data(), {heads, channels}, strides, n), n};
+      const lagkv::strides strides{.head = channels, .token = heads_ * channels};
+      const lagkv::layer layer{lagkv::strided<lagkv::f16>(k.data(), {heads_, channels}, strides, n),
+                               lagkv::strided<lagkv::f16>(v.data(), {heads_, channels}, strides, n), n};
       std::vector<std::uint32_t> own;
-      for (std::size_t h = 0; h < heads; ++h)
+      for (std::size_t h = 0; h < heads_; ++h)
         for (const row& r : all) own.push_back(static_cast<std::uint32_t>(r.own[l][h]));
       lagkv::extras beside;
       beside.positions = {own.data(), static_cast<std::ptrdiff_t>(n)};
@@ -471,7 +515,7 @@ class host {
       with.extra = &beside;
       const lagkv::plan& p = plan_eviction(policy_, with, {.tokens = compressed, .dropped = 0, .compressed = compressed}, ws);
       ASSERT_EQ(p.candidates.size(), judged);
-      for (std::size_t h = 0; h < heads; ++h)
+      for (std::size_t h = 0; h < heads_; ++h)
         ASSERT_TRUE(std::equal(p.of(h).begin(), p.of(h).end(), kept[l][h].begin(), kept[l][h].end()));
     }
   }
@@ -487,6 +531,8 @@ class host {
   }
 
   setting setting_;
+  bool alike_ = std::getenv("LAGKV_OPERATIONS_ALIKE") != nullptr;  // all sequences begin with the same tokens
+  std::size_t heads_ = 0;
   lagkv::policy policy_;
   std::mt19937 random_;
   std::unique_ptr<llama_model, support::free_model> model_;
@@ -501,11 +547,67 @@ class host {
   std::size_t acted_ = 0, refused_ = 0, in_place_ = 0;
 };
 
+/// Whoever is asked whether a sighting stays compares it with the others: none may have gone by then, nor be half-way gone.
+TEST(CellTable, AllSightingsAreThereWhileTheyAreAskedAbout) {
+  lagkv::llama::cell_table table;
+  table.resize(8, 1, 4);
+  for (std::int32_t i = 0; i < 4; ++i) {
+    lagkv::llama::sighting s;
+    s.cells = {2 * i, 2 * i + 1}, s.last_cell = 2 * i, s.sequence = i;
+    table.set_position(0, s.last_cell, 7);
+    table.keep(std::move(s));
+  }
+  table.retain([&](const lagkv::llama::sighting& s) {
+    const auto all = table.sightings();
+    EXPECT_EQ(all.size(), 4U);
+    for (const lagkv::llama::sighting& other : all) EXPECT_EQ(other.cells.size(), 2U) << "asked about " << s.sequence;
+    return s.sequence % 2 == 1;
+  });
+  ASSERT_EQ(table.sightings().size(), 2U);
+  EXPECT_EQ(table.sightings()[0].sequence, 1);
+  EXPECT_EQ(table.sightings()[1].sequence, 3);
+  EXPECT_EQ(table.sightings()[1].cells, (std::vector<std::int32_t>{6, 7}));
+}
+
+/// A sequence whose shift waits has as many tokens as another one, up to the same position: nothing is moved, of neither.
+TEST(WaitingShift, LeavesASequenceThatLooksLikeAnother) {
+  for (const way how : {way::in_place, way::automatic}) {
+    host h({"", 2}, 1);
+    h.feed(0, 44);
+    h.feed(1, 36);
+    h.shift(0, 10, 18);
+    const auto before = h.read_all();
+    const auto r = h.compress_now(0, how);
+    ASSERT_FALSE(r);
+    EXPECT_NE(r.message().find("a context shift has not been applied yet"), std::string::npos) << r.message();
+    EXPECT_EQ(h.read_all(), before);
+  }
+}
+
 class Operations : public testing::TestWithParam<setting> {};
+
+/// A sequence that begins as one did that was cleared is a new one, though nobody has said so and its first rows are the rows
+/// that stayed of the old one: it is partitioned as if there had been none.
+TEST(NewSequence, ThatBeginsAsAnOldOneIsPartitionedAsNew) {
+  for (const bool unified : {true, false})
+    for (const std::uint32_t sequences : {1U, 3U})
+      for (const way how : {way::automatic, way::repack}) {
+        const setting s{"", sequences, unified};
+        host fresh(s, 1), again(s, 1);
+        again.begin(0, 28, how);
+        again.end(0);
+        EXPECT_EQ(fresh.begin(0, 28, how), 20U);
+        EXPECT_EQ(again.begin(0, 28, how), 20U) << sequences << " sequences, unified=" << unified;
+        again.end(0);
+        again.begin(0, 6, how);  // taken up in pieces
+        EXPECT_EQ(again.begin(0, 22, how), 20U);
+      }
+}
 
 TEST_P(Operations, TheCacheIsTheTruth) {
   const char* more = std::getenv("LAGKV_OPERATIONS");  // steps of each setting
   const std::size_t steps = more != nullptr ? std::strtoul(more, nullptr, 10) : 1000;
+  if (file() != nullptr && is_random(GetParam())) GTEST_SKIP() << "LAGKV_OPERATIONS_MODEL is given: of another kind";
   std::size_t acted = 0, refused = 0, in_place = 0;
   for (std::size_t done = 0, seed = 1; done < steps; ++seed) {
     host h(GetParam(), static_cast<unsigned>(seed));

@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <lagkv/adapters/llama.hpp>
+#include <lagkv/adapters/llama/saved_recording.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "random_model.hpp"
@@ -219,6 +221,138 @@ TEST_P(Recordings, ArePutBackWithASavedSequence) {
   ASSERT_TRUE(many.compressor->restore(1, saved, beside));
   feed({{1, 20}, {2, 20}});
   expect_the_same_of_all("restored");
+}
+
+/// A sequence of one context, saved: its state, and what is kept beside it, with the recording as bytes.
+struct saved {
+  bytes state, recorded;
+  lagkv::llama::checkpoint beside;
+};
+
+saved save(session& s) {
+  saved made{s.state(0), {}, s.compressor->save(0)};
+  made.recorded = lagkv::llama::save(made.beside.recorded);
+  made.beside.recorded = {};
+  return made;
+}
+
+/// As a host does after it has read a file.
+lagkv::status restore(session& s, saved from) {
+  auto recorded = lagkv::llama::load_recording(from.recorded);
+  if (!recorded) return lagkv::error{recorded.message()};
+  from.beside.recorded = std::move(*recorded);
+  llama_memory_seq_rm(s.memory(), 0, -1, -1);
+  EXPECT_EQ(llama_state_seq_set_data(s.context.get(), from.state.data(), from.state.size(), 0), from.state.size());
+  return s.compressor->restore(0, from.state, from.beside);
+}
+
+constexpr setting plain{"plain", "llama", false, true};
+
+TEST(SavedRecording, GoesOnInAnotherContextAsIfNothingHadHappened) {
+  for (const bool flash : {false, true}) {
+    const setting how{"", "llama", flash, true};
+    session one(how, 1), other(how, 1);
+    ASSERT_TRUE(one.feed({{0, 70}}, 0));
+    ASSERT_TRUE(one.compressor->compress(0));
+    ASSERT_TRUE(one.feed({{0, 9}}, 0));
+    const lagkv::status ok = restore(other, save(one));
+    ASSERT_TRUE(ok) << ok.message();
+    for (session* s : {&one, &other}) ASSERT_TRUE(s->feed({{0, 60}}, 0));
+    expect_the_same(one, 0, other, "fed on");
+    std::vector<std::vector<std::uint32_t>> kept[2];
+    for (std::size_t i = 0; i < 2; ++i) {
+      const auto r = (i == 0 ? one : other).compressor->compress(0, way::automatic, [&](std::size_t, const lagkv::plan& p) {
+        kept[i].emplace_back(p.kept.begin(), p.kept.end());
+      });
+      ASSERT_TRUE(r) << r.message();
+      EXPECT_TRUE(r->compressed);
+    }
+    EXPECT_EQ(kept[0], kept[1]);
+  }
+}
+
+TEST(SavedRecording, IsRefusedWhereItEndsTooEarlyOrGoesOn) {
+  session one(plain, 1);
+  ASSERT_TRUE(one.feed({{0, 70}}, 0));
+  const bytes whole = save(one).recorded;
+  ASSERT_TRUE(lagkv::llama::load_recording(whole));
+  for (std::size_t n = 0; n < whole.size(); ++n) {
+    const auto r = lagkv::llama::load_recording(std::span(whole).first(n));
+    ASSERT_FALSE(r) << n << " of " << whole.size() << " bytes";
+    ASSERT_EQ(r.message(), "saved recording: ends too early");
+  }
+  bytes longer = whole;
+  longer.push_back(0);
+  EXPECT_EQ(lagkv::llama::load_recording(longer).message(), "saved recording: more bytes follow it");
+  longer = whole;
+  ++longer[0];
+  EXPECT_EQ(lagkv::llama::load_recording(longer).message(), "saved recording of version 2: must be 1");
+}
+
+// Where a byte of it is another, it is refused, or compress() refuses it, or works with its numbers: nothing is read or written
+// outside (the sanitizers look), and the sequence is as it was or has what is kept.
+TEST(SavedRecording, OfAnyBytesDoesNoHarm) {
+  session one(plain, 1), other(plain, 1);
+  ASSERT_TRUE(one.feed({{0, 70}}, 0));
+  const saved good = save(one);
+  std::size_t refused = 0, refused_late = 0, taken = 0;
+  for (std::size_t at = 0; at < good.recorded.size(); at += at < 400 ? 1 : 61)
+    for (const int by : {0x01, 0x80, 0xff}) {
+      saved bad = good;
+      bad.recorded[at] = static_cast<std::uint8_t>(bad.recorded[at] ^ by);
+      if (!restore(other, bad)) {
+        ++refused;
+        continue;
+      }
+      const bytes before = other.state(0);
+      const auto r = other.compressor->compress(0);
+      if (!r) {
+        ++refused_late;
+        ASSERT_EQ(other.state(0), before) << r.message();
+        continue;
+      }
+      ++taken;
+      ASSERT_EQ(r->tokens_after, 35U);
+    }
+  EXPECT_GT(refused, 100U);
+  EXPECT_GT(refused_late, 10U);
+  EXPECT_GT(taken, 100U);
+}
+
+// What no writer of ours writes: each is refused by name.
+TEST(SavedRecording, OfNumbersThatNoneHasIsRefused) {
+  session one(plain, 1);
+  ASSERT_TRUE(one.feed({{0, 70}}, 0));
+  const lagkv::llama::recorded_numbers good = one.compressor->save(0).recorded.numbers();
+  ASSERT_EQ(good.layers.size(), 2U);
+  ASSERT_TRUE(lagkv::llama::recording::of(good));
+  const auto refused = [&](const char* why, const auto& change) {
+    lagkv::llama::recorded_numbers bad = good;
+    change(bad);
+    const auto r = lagkv::llama::recording::of(bad);
+    EXPECT_FALSE(r) << why;
+    EXPECT_NE(r.message().find(why), std::string::npos) << r.message();
+  };
+  using numbers = lagkv::llama::recorded_numbers;
+  refused("positions of rows must ascend from 0", [](numbers& n) { n.rows[0] = -1; });
+  refused("positions of rows must ascend from 0", [](numbers& n) { n.rows[5] = n.rows[4] - 1; });
+  refused("layer 0: ids must ascend from 0", [](numbers& n) { n.layers[1].id = 0; });
+  refused("layer -1: ids must ascend from 0", [](numbers& n) { n.layers[0].id = -1; });
+  refused("KV heads: must be at most 1048576", [](numbers& n) { n.layers[0].heads = std::size_t{1} << 40U; });
+  refused("numbers of queries: must be 64 a token", [](numbers& n) { n.layers[0].queries.pop_back(); });
+  refused("numbers of queries: must be 0 a token", [](numbers& n) { n.layers[0].channels = 0; });
+  refused("of at most 70", [](numbers& n) { n.layers[1].queries.resize(64 * 71); });
+  refused("block=24: must be a power of two", [](numbers& n) { n.layers[1].hadamard_block = 24; });
+  refused("for each of 3 heads and 70 rows", [](numbers& n) { n.layers[1].heads = 3; });
+
+  numbers heads = good;  // of another model: restore() cannot know it
+  for (numbers::of_layer& l : heads.layers) l.heads = 1, l.accumulated_attention.resize(70);
+  session other(plain, 1);
+  saved with = save(one);
+  with.recorded = lagkv::llama::save(*lagkv::llama::recording::of(heads));
+  ASSERT_TRUE(restore(other, with));
+  const auto r = other.compressor->compress(0);
+  EXPECT_EQ(r.message(), "recording: the accumulated attention of layer 0 is of 1 heads: must be the 2 of its keys");
 }
 
 INSTANTIATE_TEST_SUITE_P(Llama, Recordings,

@@ -60,6 +60,8 @@ class compressor {
                                  std::vector<query_statistics> queries = {}) {
     const llama_model* model = llama_get_model(context);
     if (llama_model_is_recurrent(model)) return error{"model: has recurrent memory, no cache of keys and values"};
+    if (llama_get_memory(context) == nullptr || !llama_model_has_decoder(model))
+      return error{"model: keeps no tokens: an encoder has no cache"};
     if (llama_model_n_head_kv(model) < 1) return error{"model: has no KV heads"};
     if (p.ragged) return unequal();
     if (p.budget.slope.sloped())
@@ -104,12 +106,13 @@ class compressor {
     if (status ok = fit_budget(sequence); !ok) return error{ok.message()};
     const compression call = call_for(sequence, s);
     std::string obstacle = "no cache_probe was given";
+    bool followed = false;
     if (where_.has_probe()) {
       const auto due = [&](std::size_t rows) { return !offers_.rules().budget.due(s.at, rows).empty(); };
       const auto none = [&](std::size_t rows) { return call.nothing_due(rows, row_bytes(*where_.base())); };
       result<seen_rows> seen = find(sequence, s, last);
       if (seen && !due(seen->cells().size())) return none(seen->cells().size());
-      const result<certain_rows> rows = seen ? make_sure(sequence, s, last, std::move(*seen)) : error{seen.message()};
+      const result<certain_rows> rows = seen ? make_sure(sequence, s, last, std::move(*seen), followed) : error{seen.message()};
       if (rows && !due(rows->cells.size())) return none(rows->cells.size());
       if (status ok = where_.waits_for_nothing(sequence); !ok) return error{ok.message()};
       if (!rows) {
@@ -120,7 +123,7 @@ class compressor {
       }
     }
     if (how == way::in_place) return error{"in place: " + obstacle};
-    return repack(call, observe);
+    return repack(call, followed, observe);
   }
 
   result<report> compress(llama_seq_id sequence, way how = way::automatic) {
@@ -182,7 +185,9 @@ class compressor {
   void copy(llama_seq_id from, llama_seq_id to) {
     if (from == to) return;
     progress& copied = sequences_[to] = sequences_[from];
-    copied.cells = {};  // its rows are known by their marks
+    copied
+        .cells = {};  // its rows are known by their marks, in cells of any age: only what is written from now on is none of them
+    copied.written = where_.written();
     where_.copied(from, to);
   }
 
@@ -262,11 +267,13 @@ class compressor {
     s.track = rows.seen->track;
   }
 
-  /// Where its rows lie for certain; what was recorded follows, too.
-  result<certain_rows> make_sure(llama_seq_id sequence, progress& s, llama_pos last, seen_rows seen) {
+  /// Where its rows lie for certain; what was recorded follows, too. `followed`: what was compressed has done so, for certain,
+  /// also if other sequences have a part in these rows.
+  result<certain_rows> make_sure(llama_seq_id sequence, progress& s, llama_pos last, seen_rows seen, bool& followed) {
     const result<seen_rows> sure = where_.make_sure(sequence, last, std::move(seen));
     if (!sure) return error{sure.message()};
     follow(s, *sure, last);
+    followed = true;
     if (status ok = where_.is_alone(sequence, *sure); !ok) return error{ok.message()};
     certain_rows rows = where_.in_order(*sure);
     if (recording* r = where_.recorded(s.track))
@@ -280,14 +287,15 @@ class compressor {
     if (last < 0) s.begin_anew();
     if (last < 0 || (s.at.compressed == 0 && !offers_.reads().any())) return;
     where_.look_anew();
+    bool followed = false;
     if (where_.has_probe()) {
       result<seen_rows> seen = find(sequence, s, last);
       if (seen)
-        if (const result<certain_rows> rows = make_sure(sequence, s, last, std::move(*seen)))
+        if (const result<certain_rows> rows = make_sure(sequence, s, last, std::move(*seen), followed))
           return s.follow_shift(rows->positions);
     }
     if (const result<read_state> read = where_.states().read(sequence)) {
-      s.follow(read->saved);
+      if (!followed) s.follow(read->saved);
       s.follow_shift(read->saved.positions());
     }
   }

@@ -3,7 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
+
+#include <llama.h>
 
 #include <lagkv/adapters/llama/cells.hpp>
 #include <lagkv/adapters/llama/probe.hpp>
@@ -34,6 +37,22 @@ inline std::vector<std::int32_t> cells_of(const saved_sequence& saved, const see
   std::vector<std::int32_t> rows(n);
   for (std::size_t row = 0; row < n; ++row) rows[row] = cells[static_cast<std::size_t>(saved.cells()[row])];
   return rows;
+}
+
+/// What tells the rows of a saved sequence, which llama.cpp has put into a stream of a cache.
+inline expected_rows expected(const saved_sequence& saved, std::size_t cache, std::size_t stream, std::size_t track) {
+  const std::size_t n = saved.tokens();
+  std::vector<std::int32_t> cells(n);
+  std::iota(cells.begin(), cells.end(), 0);
+  expected_rows e{cache,
+                  stream,
+                  saved.layers(),
+                  marks_of(saved.keys(0), cells),
+                  marks_of(saved.keys(saved.layers() - 1), cells),
+                  std::vector<llama_pos>(n),
+                  track};
+  for (std::size_t row = 0; row < n; ++row) e.positions[static_cast<std::size_t>(saved.cells()[row])] = saved.positions()[row];
+  return e;
 }
 
 /// The cells of a stream that no sequence is known to have.

@@ -78,7 +78,10 @@ class offers {
       const result<layer> l = view(r.layers[i], heads_, r.cells);
       if (!l) return error{l.message()};
       layers[i] = *l;
-      if (r.recorded != nullptr) beside_[i] = r.recorded->beside(i);
+      if (r.recorded != nullptr) {
+        if (status ok = r.recorded->check_heads(i, layers[i].keys.heads()); !ok) return error{ok.message()};
+        beside_[i] = r.recorded->beside(i);
+      }
       beside_[i].protect = s.protect;
       if (policy_.needs.rope) beside_[i].rope = &ropes_[i];
       layers[i].extra = &beside_[i];

@@ -35,6 +35,15 @@ struct seen_cache {
   recorder attention{};
 };
 
+/// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache, in the order of the state's cells.
+struct expected_rows {
+  std::size_t cache = 0, stream = 0;
+  std::size_t layers = 0;                                  ///< of the state
+  std::vector<std::uint64_t> first_marks{}, last_marks{};  ///< of the keys in its first layer and in its last one
+  std::vector<llama_pos> positions{};
+  std::size_t track = no_track;  ///< of their recording
+};
+
 /// Attach it to the parameters of a context before the context is made, and keep it where it is for as long as the
 /// context lives. It is asked about every node of each graph. Unless something is recorded it asks for none of them: nothing
 /// is computed differently or slowed down. A callback that was set before is still called.
@@ -74,11 +83,9 @@ class cache_probe {
     return -1;
   }
 
-  /// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache: their keys' marks in the last layer, their
-  /// positions, and the track of their recording. The next graph of their sequence shows where.
-  void expect(std::size_t cache, std::size_t stream, std::vector<std::uint64_t> marks, std::span<const llama_pos> positions,
-              std::size_t track) {
-    expected_.push_back({cache, stream, std::move(marks), {positions.begin(), positions.end()}, track});
+  /// Rows that llama_state_seq_set_data has put somewhere: the next graph of their sequence shows where.
+  void expect(expected_rows rows) {
+    expected_.push_back(std::move(rows));
     if (expected_.size() > sequences_) expected_.erase(expected_.begin());
   }
 
@@ -261,27 +268,13 @@ class cache_probe {
     l.value_width = l.values.width = static_cast<std::size_t>(values->ne[1] * values->ne[2]);
   }
 
-  struct expected_rows {
-    std::size_t cache = 0, stream = 0;
-    std::vector<std::uint64_t> marks{};
-    std::vector<llama_pos> positions{};
-    std::size_t track = no_track;
-  };
-
   /// Whether one of the sequences that were just seen has these rows; then their positions are known, and the track.
   static bool place(seen_cache& c, const expected_rows& e) {
     for (sighting& s : c.table.sightings()) {
       if (s.stream != e.stream) continue;
       const std::vector<std::int32_t> cells = c.table.unknown(s);
-      if (cells.size() != e.marks.size()) continue;
-      const matrix keys = c.layers.back().of_stream(s.stream).keys;
-      std::vector<llama_pos> positions;
-      for (const std::int32_t cell : cells) {
-        const auto found = std::find(e.marks.begin(), e.marks.end(), mark_of(keys, cell));
-        if (found == e.marks.end()) break;
-        positions.push_back(e.positions[static_cast<std::size_t>(found - e.marks.begin())]);
-      }
-      if (positions.size() != cells.size()) continue;
+      const std::vector<llama_pos> positions = positions_of(cells, c, e);
+      if (positions.empty()) continue;
       for (std::size_t i = 0; i < cells.size(); ++i) c.table.set_position(s.stream, cells[i], positions[i]);
       if (e.track != no_track) {
         s.track = e.track;
@@ -290,6 +283,25 @@ class cache_probe {
       return true;
     }
     return false;
+  }
+
+  /// Of the rows in these cells, if they are the expected ones; else nothing. In a context's first graph only the first layer is
+  /// known when it is asked; there the same word may have the same key at several places, so that the order must be right, too.
+  static std::vector<llama_pos> positions_of(const std::vector<std::int32_t>& cells, const seen_cache& c,
+                                             const expected_rows& e) {
+    if (cells.empty() || cells.size() != e.positions.size()) return {};
+    const bool all_layers = c.layers.size() == e.layers;
+    const matrix keys = (all_layers ? c.layers.back() : c.layers.front()).of_stream(e.stream).keys;
+    const std::vector<std::uint64_t>& marks = all_layers ? e.last_marks : e.first_marks;
+    const std::vector<std::uint64_t> found = marks_of(keys, cells);
+    if (found == marks) return e.positions;
+    std::vector<llama_pos> positions;
+    for (std::size_t i = 0; i < cells.size() && all_layers; ++i) {
+      const auto same = std::find(marks.begin(), marks.end(), found[i]);
+      if (same == marks.end()) return {};
+      positions.push_back(e.positions[static_cast<std::size_t>(same - marks.begin())]);
+    }
+    return positions;
   }
 
   /// The same in every graph: looked at once, known or not.

@@ -86,7 +86,11 @@ struct progress : checkpoint {
     const bool elsewhere = cells.cells == 0 && !marks.empty();  // it was repacked or restored
     if (elsewhere || older != cells) {
       const std::vector<std::int32_t> in_order = table.rows(stream, {rows.begin(), rows.end()});
-      recount(in_order.size(), last, [&](std::size_t row) { return mark_of(marked(marked_layer), in_order[row]); });
+      // What has been written since is none of them, however alike: a new sequence may begin as this one did.
+      const auto newer = std::find_if(in_order.begin(), in_order.end(),
+                                      [&](std::int32_t cell) { return table.written(stream, cell) > written; });
+      recount(in_order.size(), static_cast<std::size_t>(newer - in_order.begin()), last,
+              [&](std::size_t row) { return mark_of(marked(marked_layer), in_order[row]); });
     }
     take_back(at, rows.size());
     cells = all, written = table.written();
@@ -94,9 +98,10 @@ struct progress : checkpoint {
     for (const std::int32_t cell : rows) fresh += table.written(stream, cell) > counted_written ? 1U : 0U;
   }
 
-  /// The same of a sequence that has been read.
+  /// The same of a sequence that has been read. Its rows do not say when they were written: a new sequence that begins as this
+  /// one did is taken for it, as far as they are alike.
   void follow(const saved_sequence& saved) {
-    recount(saved.tokens(), saved.positions().back(),
+    recount(saved.tokens(), saved.tokens(), saved.positions().back(),
             [&](std::size_t row) { return mark_of(marked(saved), saved.cells()[row]); });
   }
 
@@ -145,11 +150,11 @@ struct progress : checkpoint {
   void forget_moved() { moved = {}, still.clear(); }
 
  private:
-  /// Rows that were compressed are known again by their marks.
+  /// Rows that were compressed are known again by their marks, among the first `older` ones.
   template <class Mark>
-  void recount(std::size_t rows, llama_pos last, const Mark& mark) {
+  void recount(std::size_t rows, std::size_t older, llama_pos last, const Mark& mark) {
     std::vector<std::size_t> found_again;  // which of them
-    for (std::size_t row = 0, next = 0; row < rows && row < marks.size(); ++row) {
+    for (std::size_t row = 0, next = 0; row < older && row < marks.size(); ++row) {
       const auto found = std::find(marks.begin() + static_cast<std::ptrdiff_t>(next), marks.end(), mark(row));
       if (found == marks.end()) break;
       found_again.push_back(static_cast<std::size_t>(found - marks.begin()));

@@ -79,12 +79,32 @@ class row_array {
   }
 
   std::size_t rows() const { return rows_; }
+  std::size_t heads() const { return heads_; }
   T* of(std::size_t head) { return data_.data() + head * pitch_; }
+  const T* of(std::size_t head) const { return data_.data() + head * pitch_; }
   side_array<T> view() { return {rows_ > 0 ? data_.data() : nullptr, static_cast<std::ptrdiff_t>(pitch_)}; }
 
  private:
   std::vector<T> data_;
   std::size_t heads_ = 0, pitch_ = 0, rows_ = 0;
+};
+
+/// A recording in plain numbers: to be written somewhere, and to be looked at.
+struct recorded_numbers {
+  struct of_layer {
+    int id = 0;
+    llama_pos last = -1;  ///< position of the last token that was added
+    float scale = 0;
+    std::size_t query_heads = 0, channels = 0, hadamard_block = 0;
+    std::vector<float> queries{};                ///< [tokens][query heads][channels], of the last tokens
+    std::size_t heads = 0;                       ///< KV heads of the accumulated attention; 0: there is none
+    std::vector<float> accumulated_attention{};  ///< [heads][rows]
+  };
+
+  wanted what{};
+  std::string obstacle{};         ///< why it is of no use; empty where it is
+  std::vector<llama_pos> rows{};  ///< ascending
+  std::vector<of_layer> layers{};
 };
 
 /// The attention of one sequence, as far as it is wanted. A plain value: copy it beside a saved state.
@@ -188,6 +208,9 @@ class recording {
     if (!obstacle_.empty()) return;
     layer_part& l = detail::of_id(layers_, id);
     if (l.last == rows_.back()) return obstruct("layers of the model share a cache: not taken");
+    if (!l.queries.empty() && (l.query_heads != queries.heads() || l.channels != queries.channels()))
+      return obstruct("its queries are of another model: " + std::to_string(l.query_heads) + " heads of " +
+                      std::to_string(l.channels) + " channels in layer " + std::to_string(id));
     l.last = rows_.back(), l.scale = scale;
     l.query_heads = queries.heads(), l.channels = queries.channels(), l.hadamard_block = queries.hadamard_block();
     if (what_.queries > 0) add_queries(l, queries);
@@ -246,6 +269,69 @@ class recording {
       if (what_.queries > 0 && l.queries.empty()) return error{"recording: no queries of the rows that are left"};
     }
     return {};
+  }
+
+  recorded_numbers numbers() const {
+    recorded_numbers all{what_, obstacle_, rows_, {}};
+    for (const layer_part& l : layers_) {
+      all.layers.push_back({l.id, l.last, l.scale, l.query_heads, l.channels, l.hadamard_block, l.queries, 0, {}});
+      const std::size_t n = l.accumulated_attention.rows();
+      if (n == 0) continue;
+      recorded_numbers::of_layer& to = all.layers.back();
+      to.heads = l.accumulated_attention.heads();
+      for (std::size_t head = 0; head < to.heads; ++head) {
+        const float* from = l.accumulated_attention.of(head);
+        to.accumulated_attention.insert(to.accumulated_attention.end(), from, from + n);
+      }
+    }
+    return all;
+  }
+
+  /// The recording that has these numbers, of rows in cells that are not known; an error where no recording has them.
+  static result<recording> of(recorded_numbers n) {
+    const auto ascending = std::adjacent_find(n.rows.begin(), n.rows.end(), [](llama_pos a, llama_pos b) { return a > b; });
+    if (ascending != n.rows.end() || (!n.rows.empty() && n.rows.front() < 0))
+      return error{"recording: positions of rows must ascend from 0"};
+    recording made;
+    made.what_ = n.what, made.obstacle_ = std::move(n.obstacle);
+    for (recorded_numbers::of_layer& l : n.layers) {
+      const std::string who = "recording: layer " + std::to_string(l.id) + ": ";
+      if (l.id < 0 || (!made.layers_.empty() && l.id <= made.layers_.back().id)) return error{who + "ids must ascend from 0"};
+      constexpr std::size_t most = 1U << 20U;
+      if (l.query_heads > most || l.channels > most || l.heads > most)
+        return error{who + std::to_string(l.query_heads) + " query heads of " + std::to_string(l.channels) + " channels, " +
+                     std::to_string(l.heads) + " KV heads: must be at most " + std::to_string(most)};
+      const std::size_t width = l.query_heads * l.channels;
+      if (!l.queries.empty() && (width == 0 || l.queries.size() % width != 0 || l.queries.size() / width > n.rows.size()))
+        return error{who + std::to_string(l.queries.size()) + " numbers of queries: must be " + std::to_string(width) +
+                     " a token, of at most " + std::to_string(n.rows.size())};
+      const std::size_t block = l.hadamard_block;
+      if (block != 0 && ((block & (block - 1)) != 0 || l.channels % block != 0))
+        return error{who + "block=" + std::to_string(block) + ": must be a power of two that divides the " +
+                     std::to_string(l.channels) + " channels"};
+      if (l.accumulated_attention.size() != l.heads * n.rows.size())
+        return error{who + "accumulated attention of " + std::to_string(l.accumulated_attention.size()) +
+                     " numbers: must be one for each of " + std::to_string(l.heads) + " heads and " +
+                     std::to_string(n.rows.size()) + " rows"};
+      layer_part& to = made.layers_.emplace_back();
+      to.id = l.id, to.last = l.last, to.scale = l.scale;
+      to.query_heads = l.query_heads, to.channels = l.channels, to.hadamard_block = block;
+      to.queries = std::move(l.queries);
+      if (l.heads > 0) to.accumulated_attention.resize(l.heads, n.rows.size());
+      for (std::size_t head = 0; head < l.heads; ++head)
+        std::copy_n(l.accumulated_attention.data() + head * n.rows.size(), n.rows.size(), to.accumulated_attention.of(head));
+    }
+    made.rows_ = std::move(n.rows);
+    made.cells_.resize(made.rows_.size());
+    return made;
+  }
+
+  /// Whether the i-th layer can be that of a layer of so many KV heads.
+  status check_heads(std::size_t i, std::size_t heads) const {
+    const row_array<float>& accumulated = layers_[i].accumulated_attention;
+    if (accumulated.rows() == 0 || accumulated.heads() == heads) return {};
+    return error{"recording: the accumulated attention of layer " + std::to_string(layers_[i].id) + " is of " +
+                 std::to_string(accumulated.heads()) + " heads: must be the " + std::to_string(heads) + " of its keys"};
   }
 
   /// How many layers have been seen.

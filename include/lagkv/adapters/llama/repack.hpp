@@ -77,9 +77,10 @@ inline void note_new_cells(const compression& c, const saved_sequence& saved) {
   s.written = c.where.written();
 }
 
-/// Drops what is due. Where it fails nothing has changed.
+/// Drops what is due. Where it fails nothing has changed. `followed`: what was compressed has been looked for in the cache, which
+/// tells more than a state does.
 template <class Observe>
-result<report> repack(const compression& c, const Observe& observe) {
+result<report> repack(const compression& c, bool followed, const Observe& observe) {
   progress& s = c.of;
   sequence_states& states = c.where.states();
   const policy& rules = c.with.rules();
@@ -96,7 +97,7 @@ result<report> repack(const compression& c, const Observe& observe) {
   const saved_sequence& saved = read->saved;
   const std::size_t n = saved.tokens();
   states.learn(c.sequence, *read);
-  s.follow(saved);
+  if (!followed) s.follow(saved);
   s.offset = last + 1 - static_cast<llama_pos>(n);
   if (rules.budget.due(s.at, n).empty()) return c.nothing_due(n, states.learnt_row_bytes());
 

@@ -180,8 +180,7 @@ class whereabouts {
     track = track_of(track);
     if (first_or_base() != nullptr && probe_->obstacle().empty() && place(sequence, saved, *first_or_base(), track)) return;
     const std::size_t stream = first_or_base() != nullptr ? stream_of(first_or_base()->table, sequence) : 0;
-    probe_->expect(knows_base() ? base_ : 0, stream, marks_of(saved.keys(saved.layers() - 1), saved.cells()), saved.positions(),
-                   track);
+    probe_->expect(expected(saved, knows_base() ? base_ : 0, stream, track));
   }
 
   // ---- recordings ----
@@ -357,12 +356,20 @@ class whereabouts {
     if (!n) return error{n.message()};
     if (alike(*n, last) == 1 && shared_cells() == 0)
       for (sighting& s : table.sightings())
-        if (s.stream == stream_of(sequence) && table.is_of(s, *n, last) && (s.sequence < 0 || s.sequence == sequence) &&
-            table.known(s)) {
+        if (s.stream == stream_of(sequence) && table.is_of(s, *n, last) && table.known(s) && is_nobody_elses(sequence, s)) {
           s.sequence = sequence;
           return seen_rows{&s};
         }
     return identify_by_content(sequence);
+  }
+
+  /// Whether a sighting that looks like a sequence is its own. One of another sequence may look like it by chance, where a shift
+  /// waits: if it has one of its own, or the other one looks like it, too, only the rows tell.
+  bool is_nobody_elses(llama_seq_id sequence, const sighting& s) {
+    if (only_one() || s.sequence == sequence) return true;
+    const auto all = base()->table.sightings();
+    const bool has_own = std::any_of(all.begin(), all.end(), [&](const sighting& own) { return own.sequence == sequence; });
+    return s.sequence < 0 && !has_own && like(s).size() == 1;
   }
 
   /// Reads the sequence's state and looks for each of its rows in the cells that have been seen.
@@ -381,15 +388,27 @@ class whereabouts {
         return error{"several sequences hold the same rows: decode a token of this one first"};
       found = std::move(cells), track = s.track;
     }
+    // Not found for certain: wherever its rows may be, a shift that waits must not be lost by a repack.
+    for (const sighting& s : c.table.sightings())
+      if (found.empty() && s.stream == stream && is_shifted(cells_of(read->saved, c, s), read->saved, stream))
+        return waits_for_shift();
     if (found.empty()) return error{"the cells of sequence " + std::to_string(sequence) + " have not been seen since it changed"};
-    for (std::size_t row = 0; row < found.size(); ++row) {
-      const llama_pos seen = c.table.position(stream, found[row]);
-      if (seen >= 0 && seen != read->saved.positions()[row]) {
-        waits_ = "a context shift has not been applied yet: decode a token first";
-        return error{waits_};
-      }
-    }
+    if (is_shifted(found, read->saved, stream)) return waits_for_shift();
     return seen_rows{&found_at(sequence, c.table, std::move(found), read->saved.positions(), track)};
+  }
+
+  error waits_for_shift() {
+    waits_ = "a context shift has not been applied yet: decode a token first";
+    return {waits_};
+  }
+
+  /// Whether rows have other positions than their cells were seen with.
+  bool is_shifted(std::span<const std::int32_t> rows, const saved_sequence& saved, std::size_t stream) {
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+      const llama_pos seen = base()->table.position(stream, rows[row]);
+      if (seen >= 0 && seen != saved.positions()[row]) return true;
+    }
+    return false;
   }
 
   /// A sequence whose rows, in the order of tokens, lie in these cells.

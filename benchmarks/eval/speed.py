@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""How fast a prompt is read and a token decoded by the length of the prompt: a table and a picture.
+
+    speed.py speed.jsonl --attention plain --threads 1 --svg speed.svg
+
+The file is that of lagkv-eval speed --out. Each figure is the median over the rounds that the file has; what it has not is left
+out. "x full" are medians of the ratios in each round.
+"""
+import argparse
+import json
+import sys
+from collections import defaultdict
+from html import escape
+from statistics import median
+
+PANELS = (("prompt_seconds", "seconds to read the prompt"), ("token_ms", "milliseconds to decode a token"))
+COLOURS = ("#222", "#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33")
+WIDTH, HEIGHT, LEFT, GAP, RIGHT, TOP, BOTTOM = 860, 380, 50, 70, 150, 40, 60
+
+
+def read(path, attention, threads):
+    """{(length, policy): {round: speed}}, in the file's order, and the runs' facts."""
+    rows, run = defaultdict(dict), None
+    with open(path) as file:
+        for line in file:
+            entry = json.loads(line)
+            key = entry["key"]
+            if key["attention"] == attention and key["threads"] == threads:
+                rows[key["length"], key["policy"]][key["round"]] = entry["speed"]
+                run = entry["run"]
+    if run is None:
+        sys.exit(f"speed.py: {path}: has no run with {attention} attention and {threads} threads")
+    return rows, run
+
+
+def middle(rounds, what):
+    return median(s[what] for s in rounds.values())
+
+
+def ratio(rows, length, policy, what):
+    """To the full cache, in the rounds that have both; None where there is none."""
+    full = rows.get((length, "full"), {})
+    both = [s[what] / full[n][what] for n, s in rows[length, policy].items() if n in full]
+    return median(both) if both else None
+
+
+def shown(x):
+    return "" if x is None else f"{x:.2f}"
+
+
+def table(rows):
+    lines = ["| prompt and answer, tokens | policy | prompt, s | x full | token, ms | x full | kept | cache, MB | peak RSS, MB |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for length, policy in sorted(rows, key=lambda k: k[0]):
+        of = rows[length, policy]
+        lines.append(f"| {length:,} | `{policy}` | {middle(of, 'prompt_seconds'):.1f} | "
+                     f"{shown(ratio(rows, length, policy, 'prompt_seconds'))} | {middle(of, 'token_ms'):.1f} | "
+                     f"{shown(ratio(rows, length, policy, 'token_ms'))} | {middle(of, 'tokens'):,.0f} | "
+                     f"{middle(of, 'cache_mb'):.0f} | {middle(of, 'peak_rss_mb'):.0f} |")
+    return "\n".join(lines)
+
+
+def text(x, y, words, **how):
+    more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(words)}</text>'
+
+
+def panel(rows, policies, what, heading, left, width):
+    """One number against the length, a line a policy."""
+    lengths = sorted({length for length, _ in rows})
+    most = max(middle(rows[k], what) for k in rows if k[1] in policies) * 1.05
+
+    def x(length):
+        return left + length / lengths[-1] * width
+
+    def y(value):
+        return HEIGHT - BOTTOM - value / most * (HEIGHT - BOTTOM - TOP)
+
+    step = next(s * 10 ** e for e in range(-1, 6) for s in (1, 2, 5) if most / (s * 10 ** e) <= 6)
+    out = [text(left, 24, heading)]
+    for i in range(int(most / step) + 1):
+        out += [f'<path d="M{left} {y(i * step):.1f}h{width}" stroke="#ddd"/>',
+                text(left - 6, y(i * step) + 5, f"{i * step:g}", text_anchor="end")]
+    for length in lengths:
+        out += [f'<path d="M{x(length):.1f} {HEIGHT - BOTTOM}v6" stroke="#222"/>',
+                text(x(length), HEIGHT - BOTTOM + 24, f"{length / 1024:g}k", text_anchor="middle")]
+    out.append(text(left + width / 2, HEIGHT - 12, "tokens of prompt and answer", text_anchor="middle"))
+    for policy, colour in zip(policies, COLOURS):
+        points = [(x(n), y(middle(rows[n, policy], what))) for n in lengths if (n, policy) in rows]
+        path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{colour}"/>' for a, b in points]
+    return out
+
+
+def picture(rows):
+    policies = [p for p in dict.fromkeys(policy for _, policy in rows) if p != "short"]
+    width = (WIDTH - LEFT - GAP - RIGHT) // 2
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+           f'font-size="14" fill="#222" role="img">', "<title>Time by the length of the prompt, full cache and policies</title>",
+           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>']
+    for i, (what, heading) in enumerate(PANELS):
+        out += panel(rows, policies, what, heading, LEFT + i * (width + GAP), width)
+    for i, (policy, colour) in enumerate(zip(policies, COLOURS)):
+        out.append(text(WIDTH - RIGHT + 12, 60 + 24 * i, policy, fill=colour))
+    return "\n".join(out + ["</svg>"]) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("--attention", default="plain", choices=["plain", "flash"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--svg", help="write the picture to this file")
+    options = parser.parse_args()
+    rows, run = read(options.file, options.attention, options.threads)
+    print(f"{run['model']}, {run['machine']}, {run['llama']}, {options.attention} attention, {options.threads} threads, "
+          f"chunks of {run['chunk']}, {100 * run['removed']:.0f} % removed, {run['cache_type']}, {run['date'][:10]}\n")
+    print(table(rows))
+    if options.svg:
+        with open(options.svg, "w") as file:
+            file.write(picture(rows))
+
+
+if __name__ == "__main__":
+    main()
