@@ -155,7 +155,8 @@ class held_layer {
                  {extras_.weights, "weights", e.weights},
                  {extras_.query_mean, "query_mean", e.query_mean},
                  {extras_.query_covariance, "query_covariance", e.query_covariance},
-                 {extras_.query_factors, "query_factors", e.query_factors}};
+                 {extras_.query_factors, "query_factors", e.query_factors},
+                 {extras_.importance, "importance", e.importance}};
     for (const auto& v : views)
       if (status s = take(v.to, v.name, v.from); !s) return s;
     extras_.query_count = e.query_count;

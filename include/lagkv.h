@@ -129,7 +129,8 @@ typedef struct lagkv_extras {
   const lagkv_rope* rope;
   const uint32_t* protect; /* positions that are never dropped, ascending */
   size_t protect_count;
-  float scale; /* of q.k before the softmax; 0: 1 / sqrt(channels) */
+  float scale;           /* of q.k before the softmax; 0: 1 / sqrt(channels) */
+  lagkv_view importance; /* [heads][1][channels of keys + channels of values + 1]: the map that kvzap reads */
 } lagkv_extras;
 
 /* Nothing offered yet. Compiled into the caller, so that struct_size is the caller's. */

@@ -431,6 +431,8 @@ TEST(check, side_arrays_that_no_memory_has) {
                       lagkv::shared_scales{memory, stride});
     EXPECT_NE(check(p, {bytes, {}, 100}).message().find("scales: head_stride="), std::string::npos);
   }
+  e = {}, e.importance = lagkv::strided<float>(memory, {3, 9}, {9, 9, 1}, 0);
+  EXPECT_EQ(said(), "importance: rows=0: must be 1 or more");
   e = {}, e.query_mean = lagkv::strided<float>(memory, {3, 4}, {4, 4, 1}, 0);
   EXPECT_EQ(said(), "query_mean: rows=0: must be 1 or more");
   for (const float scale : {-1.0F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {

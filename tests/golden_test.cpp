@@ -121,6 +121,7 @@ struct real_cache {
   host queries;
   std::vector<std::uint32_t> positions;
   std::vector<float> attention;
+  lagkv::importance_map importance;
   lagkv::rope rope{.base = 100000, .pairs = lagkv::rope::pairing::halves};
   lagkv::extras extras{};
 
@@ -130,11 +131,12 @@ struct real_cache {
         kv(layout::heads_first, dtype::f16, k, v),
         queries(layout::heads_first, dtype::f32, last_rows(k, c.tokens, 64)),
         positions(c.heads * c.tokens),
-        attention(c.heads * c.tokens) {
+        attention(c.heads * c.tokens),
+        importance(any_importance(c.heads, k.channels, v.channels)) {
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % c.tokens);
   }
   lagkv::layer layer() {
-    extras.queries = queries.view(), extras.rope = &rope;
+    extras.queries = queries.view(), extras.rope = &rope, extras.importance = importance.view();
     extras.positions = {positions.data(), k.tokens}, extras.accumulated_attention = {attention.data(), k.tokens};
     lagkv::layer l = kv.layer(k.tokens);
     l.extra = &extras;

@@ -44,7 +44,7 @@ class engine {
     e.queries = queries.view(), e.query_count = asked;
     e.accumulated_attention = {attention_.data(), tokens};
     e.positions = {positions_.data(), tokens};
-    e.rope = &rope_;
+    e.rope = &rope_, e.importance = importance_.view();
     if (protect_) e.protect = stay;
     lagkv::layer l = kv_.layer(in_use_);
     l.extra = &e;
@@ -113,6 +113,7 @@ class engine {
   cube q_ = make_cube(63, heads* group, tokens, channels);
   host all_keys_{layout::heads_first, type_, k_}, all_values_{layout::heads_first, type_, v_};
   cache kv_;
+  lagkv::importance_map importance_ = any_importance(heads, channels, channels);
   lagkv::rope rope_{.pairs = lagkv::rope::pairing::halves};
   std::vector<float> attention_ = std::vector<float>(heads * tokens);
   std::vector<std::uint32_t> positions_ = std::vector<std::uint32_t>(heads * tokens);

@@ -140,7 +140,7 @@ class guarded_array {
 struct guarded_offers {
   static constexpr std::size_t query_heads = 2;
   std::size_t tokens, channels;
-  guarded_array<float> queries, weights, mean, covariance, attention;
+  guarded_array<float> queries, weights, mean, covariance, attention, importance;
   guarded_array<std::uint32_t> positions, protect;
   guarded_array<double> statistics;
   lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
@@ -154,6 +154,7 @@ struct guarded_offers {
         mean(query_heads * d, side),
         covariance(query_heads * d * d, side),
         attention(n, side),
+        importance(2 * d + 1, side),
         positions(n, side),
         protect(2, side),
         statistics(lagkv::key_statistics::size(d), side) {
@@ -163,6 +164,7 @@ struct guarded_offers {
     std::copy_n(q.x.begin(), mean.size(), mean.data());
     for (std::size_t h = 0; h < query_heads; ++h)
       for (std::size_t c = 0; c < d; ++c) covariance[(h * d + c) * d + c] = 0.5F;
+    std::copy_n(any_importance(1, d, d).weights.begin(), importance.size(), importance.data());
     for (std::size_t i = 0; i < n; ++i) positions[i] = static_cast<std::uint32_t>(i);
     protect[0] = 6, protect[1] = 9;
   }
@@ -179,6 +181,7 @@ struct guarded_offers {
     extras.protect = {protect.data(), protect.size()};
     extras.key_statistics = {statistics.data()};
     extras.rope = &rope;
+    extras.importance = lagkv::strided<float>(importance.data(), {1, importance.size()}, {0, 0, 1}, 1);
     if (given_weights)
       extras.weights = rows(weights, tokens, tokens);
     else

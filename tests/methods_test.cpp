@@ -247,6 +247,20 @@ const formula formulas[] = {
      [](const inputs& x, auto h, auto j, auto r) {
        return distinct_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end}, 5);  // not the sinks
      }},
+    {"kvzap", "kvzap:pre_rope=no",
+     [](const inputs& x, auto h, auto j, auto) {
+       const std::size_t d = x.keys.channels;
+       const lagkv::importance_map map = any_importance(x.keys.heads, d, x.values.channels);
+       std::vector<double> s;
+       for (std::size_t t = j.begin; t < j.end; ++t) {
+         const float *a = map.weights.data() + h * map.width(), *k = x.keys.row(h, t), *v = x.values.row(h, t);
+         double sum = static_cast<double>(a[d + x.values.channels]);
+         for (std::size_t c = 0; c < d; ++c) sum += static_cast<double>(a[c]) * static_cast<double>(k[c]);
+         for (std::size_t c = 0; c < x.values.channels; ++c) sum += static_cast<double>(a[d + c]) * static_cast<double>(v[c]);
+         s.push_back(sum);
+       }
+       return s;
+     }},
     {"paged_eviction", "paged_eviction",
      [](const inputs& x, auto h, auto j, auto) {
        std::vector<double> s = value_norm_scores(x.values, h, j);
@@ -268,6 +282,18 @@ const formula formulas[] = {
     {"leverage", "leverage", [](const inputs& x, auto h, auto j, auto r) { return leverage_scores(x.keys, h, j, r); }},
     {"snapkv", "snapkv:window=6,kernel=3",
      [](const inputs& x, auto h, auto j, auto) { return snapkv_scores(x.queries, x.keys, h, j, 6, 3); }, true},
+    {"snapkv_max", "snapkv:window=6,kernel=1,aggregate=max",
+     [](const inputs& x, auto h, auto j, auto) {
+       const std::size_t group = x.queries.heads / x.keys.heads;
+       std::vector<double> most(j.end - j.begin);
+       for (std::size_t g = 0; g < group; ++g)
+         for (std::size_t q = x.queries.tokens - 6; q < x.queries.tokens; ++q) {
+           const std::vector<double> weights = attention_weights(x.queries, x.keys, h * group + g, q);
+           for (std::size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], weights[j.begin + i]);
+         }
+       return most;
+     },
+     true},
     {"h2o", "h2o:recent_share=0",
      [](const inputs& x, auto h, auto j, auto) { return h2o_scores(x.queries, x.keys, h, j, false); }, false},
     {"tova", "tova", [](const inputs& x, auto, auto j, auto) { return tova_scores(x.queries, x.keys, j); }, false},

@@ -26,9 +26,9 @@ std::vector<std::string> scorers() {
   for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
     if (m->make != nullptr && m->name != "random" && m->name != "stripes" && m->name != "lagkv")
       out.push_back(std::string(m->name) + ":");
-  out.insert(out.end(),
-             {"snapkv:kernel=1,", "manifold:window=16,", "h2o:form=mean,", "expected_attention:covariance=no,values=no,",
-              "fuse:key_norm+value_norm,", "fuse:snapkv+key_diff,kernel=1,weights=1+2,", "fuse:key_diff+cur,by=best,"});
+  out.insert(out.end(), {"snapkv:kernel=1,", "manifold:window=16,", "novelty:ridge=1,value_weight=1,", "h2o:form=mean,",
+                         "expected_attention:covariance=no,values=no,", "fuse:key_norm+value_norm,",
+                         "fuse:snapkv+key_diff,kernel=1,weights=1+2,", "fuse:key_diff+cur,by=best,"});
   return out;
 }
 

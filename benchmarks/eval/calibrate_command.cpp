@@ -13,8 +13,8 @@
 #include <string_view>
 
 #include "content.hpp"
+#include "host/calibration_file.hpp"
 #include "host/model.hpp"
-#include "host/query_file.hpp"
 
 namespace eval {
 
@@ -34,6 +34,47 @@ std::vector<llama_token> tokens_of(const calibrate_options& o, const host::model
   return tokens;
 }
 
+void feed(host::session& s, std::span<const llama_token> tokens) {
+  s.clear();
+  if (!s.feed(tokens)) throw std::runtime_error("the cache has no room for the text");
+}
+
+void say(const char* what, std::size_t done, std::size_t all) {
+  std::cerr << fmt::format("{}: {} of {} tokens\n", what, done, all);
+}
+
+std::vector<lagkv::query_statistics> count_queries(const calibrate_options& o, host::session& session,
+                                                   std::span<const llama_token> tokens) {
+  lagkv::llama::calibration counted(session.probe(), o.length);
+  for (std::size_t begin = 0; begin < tokens.size(); begin += o.length) {
+    const auto part = tokens.subspan(begin, std::min(o.length, tokens.size() - begin));
+    feed(session, part);
+    if (const lagkv::status added = counted.add(skipped); !added) throw std::runtime_error(added.message());
+    say("queries", begin + part.size(), tokens.size());
+  }
+  return counted.statistics(o.rank);
+}
+
+// Each text, an instruction to say it again, and the text again.
+std::vector<lagkv::importance_map> count_importance(const calibrate_options& o, const host::model& model, host::session& session,
+                                                    std::span<const llama_token> tokens) {
+  const std::vector<llama_token> between = model.tokenize("\n\nRepeat the previous context exactly.\n\n", false);
+  const std::size_t n = (o.length - std::min(o.length, between.size())) / 2;
+  if (n <= skipped || n > tokens.size())
+    throw std::invalid_argument(fmt::format("texts: {} tokens: must be more than half of --length {}", tokens.size(), o.length));
+  lagkv::llama::importance_calibration counted(session.probe(), n);
+  for (std::size_t begin = 0; begin + n <= tokens.size(); begin += n) {
+    const auto part = tokens.subspan(begin, n);
+    std::vector<llama_token> twice(part.begin(), part.end());
+    twice.insert(twice.end(), between.begin(), between.end());
+    twice.insert(twice.end(), part.begin(), part.end());
+    feed(session, twice);
+    if (const lagkv::status added = counted.add(skipped); !added) throw std::runtime_error(added.message());
+    say("importance", begin + n, tokens.size());
+  }
+  return counted.maps();
+}
+
 }  // namespace
 
 int calibrate_command(const calibrate_options& o) {
@@ -41,15 +82,11 @@ int calibrate_command(const calibrate_options& o) {
   const host::model model(o.model);
   const std::vector<llama_token> tokens = tokens_of(o, model);
   host::session session(model, {.cells = static_cast<std::uint32_t>(o.length), .threads = o.threads});
-  lagkv::llama::calibration counted(session.probe(), o.length);
-  for (std::size_t begin = 0; begin < tokens.size(); begin += o.length) {
-    const auto part = std::span(tokens).subspan(begin, std::min(o.length, tokens.size() - begin));
-    session.clear();
-    if (!session.feed(part)) throw std::runtime_error("the cache has no room for the text");
-    if (const lagkv::status added = counted.add(skipped); !added) throw std::runtime_error(added.message());
-    std::cerr << fmt::format("{} of {} tokens\n", begin + part.size(), tokens.size());
-  }
-  host::write_queries(o.out, counted.statistics(o.rank));
+  host::calibration c{.model = model.signature()};
+  const auto asked = [&](const char* what) { return std::ranges::find(o.count, what) != o.count.end(); };
+  if (asked("queries")) c.queries = count_queries(o, session, tokens);
+  if (asked("importance")) c.importance = count_importance(o, model, session, tokens);
+  host::write_calibration(o.out, c);
   return 0;
 }
 

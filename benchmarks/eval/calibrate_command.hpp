@@ -1,4 +1,4 @@
-// Counts what the queries of a model usually are, once, for policies that are calibrated.
+// Counts once what the queries of a model usually are, and what it looks back at, for policies that read it.
 #pragma once
 
 #include <cstddef>
@@ -13,11 +13,12 @@ struct calibrate_options {
   std::size_t tokens = 16384;      ///< of all texts together, the first ones
   std::size_t length = 2048;       ///< tokens that are read as one text
   std::size_t rank = 16;           ///< factors of the covariance
-  int threads = 0;                 ///< 0: all cores
-  std::string out = "queries.npy";
+  std::vector<std::string> count = {"queries", "importance"};
+  int threads = 0;  ///< 0: all cores
+  std::string out = "calibration.safetensors";
 };
 
-/// Writes the file that `run --queries` takes. Returns 0. Throws as run_command does.
+/// Writes the file that `run --calibration` takes. Returns 0. Throws as run_command does.
 int calibrate_command(const calibrate_options& options);
 
 }  // namespace eval

@@ -35,7 +35,7 @@ void declare_run(CLI::App& run, eval::run_options& o) {
   run.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
   run.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
   run.add_flag("--repack", o.repack, "Weights as llama.cpp likes them best on this processor (AMX tiles)");
-  run.add_option("--queries", o.queries, "Query statistics that calibrate has written, for policies with calibrated=yes");
+  run.add_option("--calibration", o.calibration, "What calibrate has written, for calibrated=yes and kvzap");
   run.add_option("--squad", o.files["qa_1"], "SQuAD 2.0 file, for qa_1");
   run.add_option("--hotpotqa", o.files["qa_2"], "HotpotQA file (distractor setting), for qa_2");
   run.add_option("--out", o.out, "Results, a JSON line each; a run that was interrupted goes on with them");
@@ -50,7 +50,10 @@ void declare_calibrate(CLI::App& calibrate, eval::calibrate_options& o) {
   calibrate.add_option("--length", o.length, "Tokens that are read as one text")->check(CLI::Range(64, 1 << 20));
   calibrate.add_option("--rank", o.rank, "Vectors that stand for the covariance of a head's queries")->check(CLI::Range(0, 1024));
   calibrate.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
-  calibrate.add_option("--out", o.out, "The statistics, a NumPy file");
+  calibrate.add_option("--count", o.count, "queries (for calibrated=yes), importance (for kvzap), or both")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"queries", "importance"}));
+  calibrate.add_option("--out", o.out, "The file, safetensors");
 }
 
 void declare_speed(CLI::App& speed, eval::speed_options& o) {

@@ -27,7 +27,7 @@ struct run_info {
   std::size_t chunk = 0;       ///< tokens of a chunk, where the cache was compressed chunk by chunk; 0: after the prefill
   std::string cache_type;      ///< f16, ...
   bool transposed = false;     ///< values, in llama.cpp without flash attention
-  std::string queries_sha256;  ///< of the file of query statistics; empty: there was none
+  std::string queries_sha256;  ///< of the calibration file; empty: there was none
 };
 
 /// Which sample under which policy: unique in a file.

@@ -22,9 +22,9 @@
 #include "budget.hpp"
 #include "content.hpp"
 #include "facts.hpp"
+#include "host/calibration_file.hpp"
 #include "host/compressor.hpp"
 #include "host/model.hpp"
-#include "host/query_file.hpp"
 #include "host/stopwatch.hpp"
 #include "progress.hpp"
 #include "results.hpp"
@@ -115,7 +115,7 @@ runner::runner(const run_options& o)
   info_.chunk = o.chunk;
   info_.cache_type = o.cache_type;
   info_.transposed = o.transposed;
-  if (!o.queries.empty()) info_.queries_sha256 = sha256(o.queries);
+  if (!o.calibration.empty()) info_.queries_sha256 = sha256(o.calibration);
   check_settings();
   make_sessions();
 }
@@ -148,7 +148,7 @@ void runner::make_sessions() {
   o.flash_attention = !options_.transposed;
   o.threads = info_.threads;
   o.answer_threads = 1;
-  if (!options_.queries.empty()) o.queries = host::read_queries(options_.queries);
+  if (!options_.calibration.empty()) o.counted = host::read_calibration(options_.calibration, model_.signature());
   prefill_ = std::make_unique<host::session>(model_, o);
   o.threads = 1;
   for (int i = 0; i < info_.threads; ++i) {
@@ -233,7 +233,7 @@ std::string runner::refusal(const host::named_policy& policy) {
   try {
     host::compressor::prepare(*prefill_, {&policy, 1});
   } catch (const std::invalid_argument& why) {
-    if (policy.rules.needs.calibrated) throw;
+    if (policy.rules.needs.calibrated || policy.rules.needs.importance) throw;
     return why.what();
   }
   return {};

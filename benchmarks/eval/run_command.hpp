@@ -25,7 +25,7 @@ struct run_options {
   std::string cache_type = "f16";
   bool transposed = false;                   ///< values: llama.cpp without flash attention
   bool repack = false;                       ///< weights as llama.cpp likes them best on this processor
-  std::string queries;                       ///< file of calibrate_command, for policies that are calibrated; empty: none
+  std::string calibration;                   ///< file of calibrate_command, for policies that read it; empty: none
   std::map<std::string, std::string> files;  ///< by task: paths of the data sets of qa_1 and qa_2
   std::string out = "results.jsonl";
   std::string command;  ///< as it was called, for the record

@@ -22,13 +22,15 @@ namespace {
 
 using clock = std::chrono::steady_clock;
 
-bool is_calibrated(const std::string& policy) { return host::parse(policy, lagkv::methods_with_eigen()).rules.needs.calibrated; }
+lagkv::needs needs_of(const std::string& policy) { return host::parse(policy, lagkv::methods_with_eigen()).rules.needs; }
 
-run_options run_of(const tune_options& o, const std::string& queries) {
+bool reads_calibration(const std::string& policy) { return needs_of(policy).calibrated || needs_of(policy).importance; }
+
+run_options run_of(const tune_options& o, const std::string& calibration) {
   run_options r;
   r.model = o.model, r.tasks = o.tasks, r.removed = {o.removed}, r.lengths = {o.length}, r.samples = o.samples;
   r.threads = o.threads, r.cache_type = o.cache_type, r.transposed = o.transposed, r.repack = o.repack;
-  r.queries = queries, r.command = o.command;
+  r.calibration = calibration, r.command = o.command;
   return r;
 }
 
@@ -51,7 +53,7 @@ void print(const std::vector<standing>& all, std::string_view title) {
 
 // What the reporting half says of the one that was chosen.
 void conclude(const tune_options& o, const std::string& chosen, const std::vector<standing>& reported,
-              const std::string& queries) {
+              const std::string& calibration) {
   const auto own = std::ranges::find(reported, chosen, &standing::policy);
   if (own == reported.end()) throw std::runtime_error(chosen + ": has no result on the other half of the prompts");
   const auto beaten = std::ranges::count_if(reported, [](const standing& s) { return !s.chance; }) - 1;
@@ -62,7 +64,7 @@ void conclude(const tune_options& o, const std::string& chosen, const std::vecto
     std::cout << fmt::format("On other prompts it is first again; of {} others {} lie behind by more than chance.\n",
                              reported.size() - 1, beaten);
   std::cout << fmt::format("Policy: {}{}keep={:.4g}\n", chosen, chosen.find(':') == std::string::npos ? ":" : ",", 1 - o.removed);
-  if (!queries.empty() && is_calibrated(chosen)) std::cout << "It needs the file " << queries << '\n';
+  if (!calibration.empty() && reads_calibration(chosen)) std::cout << "It needs the file " << calibration << '\n';
   std::cout << std::flush;
 }
 
@@ -74,21 +76,25 @@ int tune_command(const tune_options& o) {
   const auto part = [&](double share) {
     return start + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(60 * o.minutes * share));
   };
-  std::string queries;
-  if (std::ranges::any_of(o.policies, is_calibrated)) {
-    queries = o.out + "-queries.npy";
-    calibrate_options c;
-    c.model = o.model, c.threads = o.threads, c.out = queries;
-    if (!std::filesystem::exists(queries)) calibrate_command(c);
+  std::string calibration;
+  calibrate_options c;
+  c.count.clear();
+  if (std::ranges::any_of(o.policies, [](const std::string& p) { return needs_of(p).calibrated; })) c.count.push_back("queries");
+  if (std::ranges::any_of(o.policies, [](const std::string& p) { return needs_of(p).importance; }))
+    c.count.push_back("importance");
+  if (!c.count.empty()) {
+    calibration = o.out + ".safetensors";
+    c.model = o.model, c.threads = o.threads, c.out = calibration;
+    if (!std::filesystem::exists(calibration)) calibrate_command(c);
   }
 
-  run_options choosing = run_of(o, queries);
+  run_options choosing = run_of(o, calibration);
   choosing.policies = o.policies, choosing.seed = o.seed, choosing.out = o.out + "-choosing.jsonl", choosing.until = part(0.5);
   run_command(choosing);
   const std::vector<standing> first = standings(read_results(choosing.out), o.reach);
   print(first, "Choosing");
 
-  run_options reporting = run_of(o, queries);
+  run_options reporting = run_of(o, calibration);
   for (const std::string& policy :
        {first[0].policy, first.size() > 1 ? first[1].policy : first[0].policy, std::string("recommended")})
     if (std::ranges::find(reporting.policies, policy) == reporting.policies.end()) reporting.policies.push_back(policy);
@@ -96,7 +102,7 @@ int tune_command(const tune_options& o) {
   run_command(reporting);
   std::vector<standing> second = standings(read_results(reporting.out), o.reach);
   print(second, "Reporting, on other prompts");
-  conclude(o, first.front().policy, second, queries);
+  conclude(o, first.front().policy, second, calibration);
   return 0;
 }
 

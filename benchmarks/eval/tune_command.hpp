@@ -28,7 +28,7 @@ struct tune_options {
   std::string cache_type = "f16";
   bool transposed = false, repack = false;
   double reach = 0.3;        ///< tasks in which the full cache has less do not count
-  std::string out = "tune";  ///< tune-choosing.jsonl, tune-reporting.jsonl, tune-queries.npy
+  std::string out = "tune";  ///< tune-choosing.jsonl, tune-reporting.jsonl, tune.safetensors
   std::string command;       ///< as it was called, for the record
 };
 

@@ -10,8 +10,8 @@ namespace {
 
 lagkv::llama::compressor make(session& s, const named_policy& policy) {
   std::vector<lagkv::query_statistics> queries;  // without them a policy takes the prompt's own
-  if (policy.rules.needs.calibrated) queries = s.queries();
-  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(queries));
+  if (policy.rules.needs.calibrated) queries = s.counted().queries;
+  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(queries), s.counted().importance);
   if (!made) throw std::invalid_argument(policy.name + ": " + made.message());
   return *made;
 }

@@ -113,6 +113,12 @@ std::string model::chat(const std::string& message) const {
   return text;
 }
 
+std::string model::signature() const {
+  char architecture[128] = {};
+  llama_model_meta_val_str(get(), "general.architecture", architecture, sizeof architecture);
+  return std::string(architecture) + ", " + std::to_string(llama_model_n_params(get())) + " parameters";
+}
+
 bool model::ends(llama_token token) const { return llama_vocab_is_eog(llama_model_get_vocab(get()), token); }
 
 llama_token likeliest(std::span<const float> logits) {
@@ -131,7 +137,7 @@ cache_types parse_cache_types(const std::string& text) {
   return {type_of(text.substr(0, slash)), type_of(slash == std::string::npos ? text : text.substr(slash + 1))};
 }
 
-session::session(const model& m, const session_options& options) : queries_(options.queries) {
+session::session(const model& m, const session_options& options) : counted_(options.counted) {
   llama_context_params params = llama_context_default_params();
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   params.n_ctx = options.cells;

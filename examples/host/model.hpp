@@ -14,7 +14,8 @@
 #include <vector>
 
 #include <lagkv/adapters/llama/probe.hpp>
-#include <lagkv/attention/query_statistics.hpp>
+
+#include "calibration_file.hpp"
 
 namespace host {
 
@@ -51,6 +52,9 @@ class model {
   /// the model has no template (or none that llama.cpp knows).
   [[nodiscard]] std::string chat(const std::string& message) const;
 
+  /// Which model it is, whatever its quantisation: "llama, 134515008 parameters".
+  [[nodiscard]] std::string signature() const;
+
   /// True for tokens that end an answer.
   [[nodiscard]] bool ends(llama_token token) const;
 
@@ -72,12 +76,12 @@ struct cache_types {
 
 /// What a session is made with.
 struct session_options {
-  std::uint32_t cells = 0;                         ///< tokens the cache has room for
-  int threads = 0;                                 ///< for a prompt; 0: as many as there are cores
-  int answer_threads = 0;                          ///< for a token of an answer; 0: as many as for a prompt
-  cache_types types{};                             ///< of a cache
-  bool flash_attention = true;                     ///< off: the values lie transposed
-  std::vector<lagkv::query_statistics> queries{};  ///< of the model, a layer each, for policies that are calibrated
+  std::uint32_t cells = 0;      ///< tokens the cache has room for
+  int threads = 0;              ///< for a prompt; 0: as many as there are cores
+  int answer_threads = 0;       ///< for a token of an answer; 0: as many as for a prompt
+  cache_types types{};          ///< of a cache
+  bool flash_attention = true;  ///< off: the values lie transposed
+  calibration counted{};        ///< of the model, for policies that read it
 };
 
 /// A sequence to be restored later.
@@ -102,8 +106,8 @@ class session {
   /// Lets the cache be compressed in place, and attention be recorded.
   [[nodiscard]] lagkv::llama::cache_probe& probe() { return probe_; }
 
-  /// What the model's queries usually are; empty where it was made without.
-  [[nodiscard]] const std::vector<lagkv::query_statistics>& queries() const { return queries_; }
+  /// What has been counted of the model; empty where it was made without.
+  [[nodiscard]] const calibration& counted() const { return counted_; }
 
   /// Decodes tokens after those already there. False when the cache has no room for them.
   [[nodiscard]] bool feed(std::span<const llama_token> tokens, const progress& report = {});
@@ -136,7 +140,7 @@ class session {
   [[nodiscard]] std::span<const float> logits_after(std::int32_t index) const;
 
   lagkv::llama::cache_probe probe_;  // outlives the context
-  std::vector<lagkv::query_statistics> queries_;
+  calibration counted_;
   std::unique_ptr<llama_context, deleter> context_;
 };
 

@@ -160,7 +160,7 @@ namespace detail {
 /// Whether all that a policy needs is there at this call.
 LAGKV_FN bool met(const policy& p, const layer& l) {
   const needs& n = p.needs;
-  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.rope) return true;
+  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope) return true;
   const extras* e = l.extra;
   if (e == nullptr) return false;
   if (n.rope &&
@@ -168,7 +168,8 @@ LAGKV_FN bool met(const policy& p, const layer& l) {
     return false;
   const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
   return (n.queries == 0 || offered > 0) && (!n.accumulated_attention || e->accumulated_attention || offered >= l.tokens) &&
-         (!n.query_statistics || e->query_mean || e->offered(e->queries) > 0) && (!n.calibrated || e->query_mean);
+         (!n.query_statistics || e->query_mean || e->offered(e->queries) > 0) && (!n.calibrated || e->query_mean) &&
+         (!n.importance || e->importance);
 }
 
 LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c) {

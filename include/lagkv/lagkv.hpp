@@ -7,6 +7,7 @@
 #if defined(LAGKV_USABLE)
 #include <lagkv/accumulate.hpp>
 #include <lagkv/attention/attention.hpp>
+#include <lagkv/attention/importance.hpp>
 #include <lagkv/attention/query_statistics.hpp>
 #include <lagkv/cache/cursor.hpp>
 #include <lagkv/cache/extras.hpp>

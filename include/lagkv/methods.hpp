@@ -14,6 +14,7 @@
 #include <lagkv/score/h2o.hpp>
 #include <lagkv/score/key_diff.hpp>
 #include <lagkv/score/key_norm.hpp>
+#include <lagkv/score/kvzap.hpp>
 #include <lagkv/score/lagkv.hpp>
 #include <lagkv/score/manifold.hpp>
 #include <lagkv/score/nested.hpp>
@@ -59,6 +60,7 @@ inline constexpr const method_entry* all_entries[] = {
     &novelty_entry,
     &distinct_entry,
     &expected_attention_entry,
+    &kvzap_entry,
     &paged_eviction_entry,
     &stripes_entry,
     &random_entry};

@@ -27,6 +27,7 @@ class Offers(TypedDict, total=False):
     query_mean: Optional[Array]
     query_covariance: Optional[Array]
     query_factors: Optional[Array]
+    importance: Optional[Array]
     positions: Optional[Array]
     rope: Optional[Rope]
     protect: Optional[Sequence[int]]

@@ -127,6 +127,9 @@ void layer_object::offer(nb::dict offers) {
     } else if (name == "query_factors") {
       query_factors_ = offered("query_factors", x, 3, float32);
       for_each_entry(query_factors_, [&](lagkv::extras& e, const array& a) { e.query_factors = view(a); });
+    } else if (name == "importance") {
+      importance_ = offered("importance", x, 2, float32);
+      for_each_entry(importance_, [&](lagkv::extras& e, const array& a) { e.importance = a ? one_row(a) : lagkv::tensor{}; });
     } else if (name == "rope") {
       if (x.is_none())
         rope_.reset();
@@ -140,11 +143,12 @@ void layer_object::offer(nb::dict offers) {
       const auto scale = x.is_none() ? 0.0F : nb::cast<float>(x);
       for (lagkv::extras& e : extras_) e.scale = scale;
     } else {
-      throw nb::type_error(lagkv::detail::joined({"unknown offer '", name,
-                                                  "': must be one of queries, weights, query_count, accumulated_attention, "
-                                                  "key_statistics, query_mean, query_covariance, query_factors, positions, rope, "
-                                                  "protect, scale"})
-                               .c_str());
+      throw nb::type_error(
+          lagkv::detail::joined({"unknown offer '", name,
+                                 "': must be one of queries, weights, query_count, accumulated_attention, "
+                                 "key_statistics, query_mean, query_covariance, query_factors, importance, positions, "
+                                 "rope, protect, scale"})
+              .c_str());
     }
   }
 }

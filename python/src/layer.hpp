@@ -74,7 +74,7 @@ class layer_object {
   void for_each_entry(const array& x, const Set& set);
 
   array keys_, values_, queries_, weights_, accumulated_attention_, key_statistics_, query_mean_, query_covariance_,
-      query_factors_, positions_;
+      query_factors_, importance_, positions_;
   std::vector<std::uint32_t> protect_{};
   std::unique_ptr<rope_object> rope_{};
   std::size_t tokens_ = 0;

@@ -147,7 +147,7 @@ nb::dict needs_of(const policy_object& p) {
   nb::dict d;
   d["values"] = n.values, d["all_rows"] = n.all_rows, d["queries"] = n.queries;
   d["accumulated_attention"] = n.accumulated_attention, d["query_statistics"] = n.query_statistics;
-  d["calibrated"] = n.calibrated, d["rope"] = n.rope, d["key_statistics"] = n.key_statistics;
+  d["calibrated"] = n.calibrated, d["importance"] = n.importance, d["rope"] = n.rope, d["key_statistics"] = n.key_statistics;
   return d;
 }
 
@@ -670,6 +670,7 @@ NB_MODULE(_core, m) {
       "  key_statistics         float64 [heads, 2 dim + 1]: of all keys of the sequence, 0 at its start\n"
       "  query_mean             float32 [query heads, dim]; query_covariance [query heads, dim, dim], or query_factors\n"
       "                         [query heads, n, dim]: statistics of queries to come, made by moved()\n"
+      "  importance             float32 [heads, dim of keys + dim of values + 1]: the map that kvzap reads\n"
       "  positions              int32 or uint32 [heads, at least tokens], or [1, ...] if all heads keep the same tokens\n"
       "  rope                   Rope: that the keys carry\n"
       "  protect                positions that are never dropped, ascending, each once\n"

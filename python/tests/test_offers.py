@@ -22,6 +22,7 @@ def everything(policy, keys, seed=0, batch=None):
         "query_mean": rng.normal(size=before + (query_heads, DIM)).astype(np.float32),
         "query_covariance": covariance,
         "positions": np.broadcast_to(np.arange(TOKENS, dtype=np.int32), before + (HEADS, TOKENS)).copy(),
+        "importance": rng.normal(size=before + (HEADS, 2 * DIM + 1)).astype(np.float32),
         "rope": lagkv.Rope(pairs="halves"),
         "accumulated_attention": np.zeros(before + (HEADS, TOKENS), np.float32),
         "key_statistics": np.zeros(before + (HEADS, 2 * DIM + 1)),

@@ -13,8 +13,9 @@ build policy
 build targets
 build chunks
 build cursor
-build npy "$root/examples/host/query_file.cpp"
+build npy
 [[ -e /usr/include/dlpack/dlpack.h ]] && build dlpack
+[[ -e /usr/include/nlohmann/json.hpp ]] && build calibration "$root/examples/host/calibration_file.cpp"
 [[ -e /usr/include/nlohmann/json.hpp ]] &&
   build results "$root/benchmarks/eval/results.cpp" "$root/benchmarks/eval/report/line_file.cpp" -lfmt
 # $LLAMA: where llama.cpp is installed, as shared libraries.

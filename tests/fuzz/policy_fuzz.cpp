@@ -67,6 +67,9 @@ class engine {
                                       {.head = c * static_cast<std::ptrdiff_t>(asked), .token = c}, asked);
     e.accumulated_attention = {attention_.data(), most_tokens}, e.positions = {positions_.data(), most_tokens};
     e.key_statistics = {statistics_.data()}, e.rope = &rope_, e.protect = protect_;
+    lagkv::importance_map importance{heads_, channels_, channels_, {}};
+    importance.weights = make_cube(3, heads_, 1, importance.width()).x;
+    e.importance = importance.view();
     const lagkv::layer l{keys_.view(), values_.view(), rows_, &e};
     if (!lagkv::check(policy_, l)) return false;
     lagkv::accumulate(policy_, l, at_, n, ws_);

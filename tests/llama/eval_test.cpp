@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "calibrate_command.hpp"
+#include "host/calibration_file.hpp"
 #include "host/compressor.hpp"
 #include "host/model.hpp"
-#include "host/query_file.hpp"
 #include "report/report_command.hpp"
 #include "results.hpp"
 #include "run_command.hpp"
@@ -296,9 +296,11 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
   std::ofstream(folder_ / "text.txt") << text;
   eval::calibrate_options c;
   c.model = LAGKV_LLAMA_MODEL, c.texts = {(folder_ / "text.txt").string()}, c.tokens = 2 * length, c.length = length;
-  c.threads = 1, c.rank = channels, c.out = (folder_ / "queries.npy").string();
+  c.threads = 1, c.rank = channels, c.out = (folder_ / "calibration").string();
   EXPECT_EQ(eval::calibrate_command(c), 0);
-  const auto counted = host::read_queries(c.out);
+  const host::calibration read = host::read_calibration(c.out, model().signature());
+  const auto& counted = read.queries;
+  ASSERT_EQ(read.importance.size(), 30U);
   ASSERT_EQ(counted.size(), 30U);
 
   host::session session(model(), {.cells = length, .threads = 1});
@@ -356,9 +358,9 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
   }
 
   eval::run_options o = options();
-  o.tasks = "niah_single_1", o.samples = 1, o.policies = {"lagkv:lag=32", "expected_attention:calibrated=yes"};
+  o.tasks = "niah_single_1", o.samples = 1, o.policies = {"lagkv:lag=32", "expected_attention:calibrated=yes", "kvzap"};
   EXPECT_THROW(eval::run_command(o), std::invalid_argument) << "it has no statistics";
-  o.queries = c.out;
+  o.calibration = c.out;
   EXPECT_EQ(eval::run_command(o), 0);
   const eval::results done = eval::read_results(o.out);
   EXPECT_EQ(done.runs.back().queries_sha256.size(), 64U);
@@ -368,9 +370,9 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
     if (r.key.policy != "full") {
       EXPECT_NEAR(static_cast<double>(r.kept_tokens), static_cast<double>(r.judged_tokens) / 2, 8);
     }
-    if (r.key.policy == o.policies[1]) ++calibrated;
+    if (r.key.policy == o.policies[1] || r.key.policy == o.policies[2]) ++calibrated;
   }
-  EXPECT_EQ(calibrated, 1U);
+  EXPECT_EQ(calibrated, 2U);
 }
 
 // Out of time from the start: one prompt of each half, and the second call has nothing left to run.
@@ -391,40 +393,10 @@ TEST_F(Run, TunesInTheTimeItHasAndOnOtherPromptsThanItChoseBy) {
     for (const auto* half : {&first, &second})
       for (const eval::sample_result& s : half->samples) EXPECT_EQ(s.key.sample, 0U);
     EXPECT_NE(first.runs.front().seed, second.runs.front().seed);
-    EXPECT_FALSE(std::filesystem::exists(o.out + "-queries.npy")) << "no candidate reads it";
+    EXPECT_FALSE(std::filesystem::exists(o.out + ".safetensors")) << "no candidate reads it";
   }
   o.minutes = 0;
   EXPECT_THROW(static_cast<void>(eval::tune_command(o)), std::invalid_argument);
-}
-
-TEST_F(Run, FilesThatHoldNoQueryStatisticsAreRefused) {
-  const auto message = [](const std::string& path) {
-    try {
-      static_cast<void>(host::read_queries(path));
-    } catch (const std::invalid_argument& wrong) {
-      return std::string(wrong.what());
-    }
-    return std::string();
-  };
-  EXPECT_NE(message("no such file").find("no such file"), std::string::npos);
-  const std::string path = (folder_ / "some.npy").string();
-  std::ofstream(path) << "text";
-  EXPECT_NE(message(path).find("is not a .npy file"), std::string::npos);
-  host::write_queries(path, {});
-  EXPECT_NE(message(path).find("must be float32 [layers, query heads, 1 + rank, channels]"), std::string::npos);
-  const std::vector<lagkv::query_statistics> one{{1, 2, {1, 2}, {}, {3, 4, 5, 6, 7, 8}}};
-  host::write_queries(path, one);
-  const auto read = host::read_queries(path);
-  ASSERT_EQ(read.size(), 1U);
-  EXPECT_EQ(read[0].heads, 1U);
-  EXPECT_EQ(read[0].channels, 2U);
-  EXPECT_EQ(read[0].mean, one[0].mean);
-  EXPECT_EQ(read[0].factors, one[0].factors);
-  EXPECT_EQ(read[0].rank(), 3U);
-  for (const float bad : {std::nanf(""), HUGE_VALF, -HUGE_VALF}) {
-    host::write_queries(path, {one[0], {1, 2, {1, 2}, {}, {3, 4, 5, bad, 7, 8}}});
-    EXPECT_NE(message(path).find("number 13 of layer 1 is not finite"), std::string::npos) << message(path);
-  }
 }
 
 TEST_F(Run, RefusesBeforeItWorks) {

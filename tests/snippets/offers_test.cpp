@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <lagkv/attention/estimate_queries.hpp>
+#include <lagkv/attention/fit_importance.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "offers/includes.inc"
@@ -143,6 +144,23 @@ TEST(offers, key_statistics) {
   const auto& policy = my.policy;
 #include "offers/key-statistics-1.inc"
   EXPECT_EQ(sums[2 * channels], 300.0 - 4) << "all keys but the sinks";
+  EXPECT_EQ(my.compress(), 75U);
+}
+
+TEST(offers, importance) {
+  static const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+  host my("kvzap:keep=0.25");
+  lagkv::extras& offers = my.offers;
+  offers.rope = &rope;
+  lagkv::workspace& workspace = my.workspace;
+  const std::size_t n = 100;
+  std::vector<float> q = normal(query_heads * n * channels);
+  offers.queries = lagkv::strided<float>(q.data(), {query_heads, channels}, {.head = n * channels, .token = channels}, n);
+  const lagkv::layer layer = my.layer();
+  const lagkv::tensor keys_before_rope = layer.keys;
+  EXPECT_NE(my.missing(), "");
+#include "offers/importance-1.inc"
+  EXPECT_EQ(my.missing(), "");
   EXPECT_EQ(my.compress(), 75U);
 }
 

@@ -55,7 +55,7 @@ def run(o, half, seed, policies, removed):
         path = part(o, half, task)
         command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed,
                    "--length", str(o.length), "--samples", str(samples), "--seed", str(seed), "--threads", "1",
-                   "--queries", str(o.out / "queries.npy"), "--out", str(path), *FASTER, *o.named_model]
+                   "--calibration", str(o.out / "calibration.safetensors"), "--out", str(path), *FASTER, *o.named_model]
         with open(path.with_suffix(".log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
 
@@ -215,12 +215,13 @@ def main():
     why = {c["policy"]: c["why"] for c in listed["candidates"]}
     o.out.mkdir(parents=True, exist_ok=True)
     o.named_model = ["--model", o.model] if o.model else []
-    queries = o.out / "queries.npy"
+    calibration = o.out / "calibration.safetensors"
     halves = [half for half in o.run.split(",") if half]
     if unknown := set(halves) - {"choosing", "reporting"}:
         p.error(f"--run: {', '.join(sorted(unknown))}: not choosing or reporting")
-    if halves and not queries.exists():
-        subprocess.run([o.eval, "calibrate", "--threads", "1", "--out", str(queries), *o.named_model], check=True)
+    if halves and not calibration.exists():
+        subprocess.run([o.eval, "calibrate", "--threads", "1", "--count", "queries", "--out", str(calibration),
+                        *o.named_model], check=True)
 
     def about(samples):
         return (f"{samples} prompts a task, {o.length} tokens, question not seen; + better and - worse than the better of "

@@ -42,6 +42,7 @@
 #include <lagkv/adapters/llama/sizes.hpp>
 #include <lagkv/adapters/llama/state.hpp>
 #include <lagkv/adapters/llama/whereabouts.hpp>
+#include <lagkv/attention/importance.hpp>
 #include <lagkv/attention/query_statistics.hpp>
 #include <lagkv/compress.hpp>
 #include <lagkv/result.hpp>
@@ -55,9 +56,10 @@ class compressor {
   /// Fails where the model's memory is of a kind that is not taken, or cannot hold what the policy keeps, or the policy reads
   /// what cannot be recorded. `context` and `probe` must outlive it. The probe records what this policy reads, and no more
   /// what an earlier one did. `queries`: of each layer what its queries usually are, before RoPE; policies that read
-  /// statistics then take these, moved to the 512 positions that come next, and nothing is recorded for them.
+  /// statistics then take these, moved to the 512 positions that come next, and nothing is recorded for them. `importance`: of
+  /// each layer the map that `kvzap` reads.
   static result<compressor> make(llama_context* context, const policy& p, cache_probe* probe = nullptr,
-                                 std::vector<query_statistics> queries = {}) {
+                                 std::vector<query_statistics> queries = {}, std::vector<importance_map> importance = {}) {
     const llama_model* model = llama_get_model(context);
     if (llama_model_is_recurrent(model)) return error{"model: has recurrent memory, no cache of keys and values"};
     if (llama_get_memory(context) == nullptr || !llama_model_has_decoder(model))
@@ -70,11 +72,14 @@ class compressor {
       return error{"policy: reads keys as they were before RoPE: give the compressor a cache_probe, which sees their embedding"};
     if (p.needs.calibrated && queries.empty())
       return error{"policy: reads statistics of the model's queries: give them to make() (calibration.hpp)"};
+    if (p.needs.importance && importance.empty())
+      return error{"policy: reads the map of importance that was fitted to the model: give it to make() (calibration.hpp)"};
     if (!p.needs.query_statistics) queries.clear();
+    if (!p.needs.importance) importance.clear();
     if (!queries.empty() && probe == nullptr)
       return error{"policy: reads statistics of queries: give the compressor a cache_probe, which sees their embedding"};
     if (probe != nullptr) probe->set_sequences(llama_n_seq_max(context));
-    compressor made(context, p, probe, std::move(queries));
+    compressor made(context, p, probe, std::move(queries), std::move(importance));
     if (status ok = made.record(); !ok) return error{ok.message()};
     return made;
   }
@@ -223,12 +228,13 @@ class compressor {
   lagkv::workspace& workspace() { return workspace_; }
 
  private:
-  compressor(llama_context* context, const policy& p, cache_probe* probe, std::vector<query_statistics> queries)
+  compressor(llama_context* context, const policy& p, cache_probe* probe, std::vector<query_statistics> queries,
+             std::vector<importance_map> importance)
       : context_(context),
         memory_(llama_get_memory(context)),
         probe_(probe),
         where_(context, probe),
-        offers_(context, p, probe, std::move(queries)) {}
+        offers_(context, p, probe, std::move(queries), std::move(importance)) {}
 
   compression call_for(llama_seq_id sequence, progress& s) { return {context_, sequence, s, where_, offers_, workspace_}; }
 

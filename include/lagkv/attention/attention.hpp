@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include <lagkv/cache/layer.hpp>
@@ -16,6 +17,9 @@ namespace lagkv::inline LAGKV_ABI {
 /// Queries, or rows of weights, that the layer offers: those of its last so many tokens.
 LAGKV_FN std::size_t offered_queries(const layer& l);
 
+/// How the attention weights of several queries become one number of a row: their mean (or sum), or the largest.
+enum class aggregation : std::uint8_t { mean, max };
+
 namespace detail {
 
 /// Floats of logits that are held at once, unless one query alone needs more: 4 MiB.
@@ -24,8 +28,8 @@ inline constexpr std::size_t most_logits = std::size_t{1} << 20;
 /// Keys that are read for all queries of a block while they are in cache.
 inline constexpr std::size_t key_tile = 256;
 
-LAGKV_FN void add_given_weights(const layer& l, std::size_t query_head, token_range queries, float weight, std::span<float> out,
-                                workspace& ws);
+LAGKV_FN void add_given_weights(const layer& l, std::size_t query_head, token_range queries, float weight, aggregation how,
+                                std::span<float> out, workspace& ws);
 
 /// Logits of a block of queries (dense, scaled) with all rows that the last of them sees: [queries][pitch].
 LAGKV_FN void logits_of(const layer& l, std::size_t head, const float* queries, std::size_t count, std::size_t pitch,
@@ -33,7 +37,10 @@ LAGKV_FN void logits_of(const layer& l, std::size_t head, const float* queries, 
 
 /// All query heads of a group together, so that a tile of keys is read once for them.
 LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t group, token_range queries, float weight,
-                                   std::span<float> out, workspace& ws);
+                                   aggregation how, std::span<float> out, workspace& ws);
+
+LAGKV_FN void aggregate_attention(const layer& l, std::size_t head, std::size_t queries, float weight, aggregation how,
+                                  std::span<float> out, workspace& ws);
 
 }  // namespace detail
 
@@ -48,6 +55,9 @@ LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t
 /// block. Source: SnapKV (arXiv 2404.14469), section 4; H2O (arXiv 2306.14048).
 LAGKV_FN void add_attention(const layer& l, std::size_t head, std::size_t queries, float weight, std::span<float> out,
                             workspace& ws);
+
+/// out[row] becomes the largest of itself and of these softmaxes, in place of their sum. Cost: as add_attention().
+LAGKV_FN void take_most_attention(const layer& l, std::size_t head, std::size_t queries, std::span<float> out, workspace& ws);
 
 /// The weight with which add_attention() gives a mean over the query heads of a group.
 LAGKV_FN float group_share(const layer& l);
@@ -76,15 +86,18 @@ LAGKV_FN std::size_t offered_queries(const layer& l) {
 
 namespace detail {
 
-LAGKV_FN void add_given_weights(const layer& l, std::size_t query_head, token_range queries, float weight, std::span<float> out,
-                                workspace& ws) {
+LAGKV_FN void add_given_weights(const layer& l, std::size_t query_head, token_range queries, float weight, aggregation how,
+                                std::span<float> out, workspace& ws) {
   const tensor& given = l.extra->weights;
   const std::size_t n = offered_queries(l), skipped = l.extra->offered() - n;
   for_each_row(given, query_head, {skipped + queries.begin, skipped + queries.end}, ws,
                [&](std::size_t i, std::span<const float> row) {
                  const std::size_t sees = l.tokens - n + queries.begin + i + 1;
                  for (std::size_t t = 0; t < sees; ++t)
-                   if (finite(row[t]) && row[t] > 0.0F) out[t] += weight * row[t];
+                   if (finite(row[t]) && row[t] > 0.0F) {
+                     if (how == aggregation::mean) out[t] += weight * row[t];
+                     if (how == aggregation::max && row[t] > out[t]) out[t] = row[t];
+                   }
                });
 }
 
@@ -99,7 +112,7 @@ LAGKV_FN void logits_of(const layer& l, std::size_t head, const float* queries, 
 }
 
 LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t group, token_range queries, float weight,
-                                   std::span<float> out, workspace& ws) {
+                                   aggregation how, std::span<float> out, workspace& ws) {
   const tensor& given = l.extra->queries;
   const std::size_t channels = l.keys.channels(), n = offered_queries(l);
   const std::size_t skipped = l.extra->offered() - n, first_sees = l.tokens - n + 1;
@@ -109,6 +122,7 @@ LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t
   const workspace::frame scratch(ws);  // taken for the largest block, before `out` changes
   float* wide = ws.take<float>(group * together * channels);
   float* logits = ws.take<float>(group * together * (first_sees + queries.end));
+  float* one = how == aggregation::max ? ws.take<float>(first_sees + queries.end) : nullptr;  // softmax of one query
   ws.reserve(2 * (room_of_rows(given) + room_of_rows(l.keys)));
   for (std::size_t at = queries.begin; at < queries.end;) {
     const std::size_t left = queries.end - at, count = left < together ? left : together;
@@ -120,22 +134,39 @@ LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t
                      for (std::size_t c = 0; c < channels; ++c) to[c] = row[c] * scale;
                    });
     logits_of(l, head, wide, group * count, pitch, logits, ws);
-    for (std::size_t i = 0; i < group * count; ++i)
-      ws.kernels<simd::score_kernels>().add_softmax(logits + i * pitch, first_sees + at + i % count, weight, out.data());
+    for (std::size_t i = 0; i < group * count; ++i) {
+      const std::size_t sees = first_sees + at + i % count;
+      for (std::size_t t = 0; one != nullptr && t < sees; ++t) one[t] = 0.0F;
+      ws.kernels<simd::score_kernels>().add_softmax(logits + i * pitch, sees, weight, one != nullptr ? one : out.data());
+      for (std::size_t t = 0; one != nullptr && t < sees; ++t) out[t] = one[t] > out[t] ? one[t] : out[t];
+    }
     at += count;
   }
 }
 
 }  // namespace detail
 
-LAGKV_FN void add_attention(const layer& l, std::size_t head, std::size_t queries, float weight, std::span<float> out,
-                            workspace& ws) {
+namespace detail {
+
+LAGKV_FN void aggregate_attention(const layer& l, std::size_t head, std::size_t queries, float weight, aggregation how,
+                                  std::span<float> out, workspace& ws) {
   const std::size_t n = offered_queries(l);
   if (n == 0) return;
   const tensor& side = l.extra->attention_source();
   const std::size_t group = side.heads() / l.keys.heads(), last = queries < n ? queries : n;
-  if (!l.extra->weights) return detail::add_computed_weights(l, head, group, {n - last, n}, weight, out, ws);
-  for (std::size_t q = head * group; q < (head + 1) * group; ++q) detail::add_given_weights(l, q, {n - last, n}, weight, out, ws);
+  if (!l.extra->weights) return add_computed_weights(l, head, group, {n - last, n}, weight, how, out, ws);
+  for (std::size_t q = head * group; q < (head + 1) * group; ++q) add_given_weights(l, q, {n - last, n}, weight, how, out, ws);
+}
+
+}  // namespace detail
+
+LAGKV_FN void add_attention(const layer& l, std::size_t head, std::size_t queries, float weight, std::span<float> out,
+                            workspace& ws) {
+  detail::aggregate_attention(l, head, queries, weight, aggregation::mean, out, ws);
+}
+
+LAGKV_FN void take_most_attention(const layer& l, std::size_t head, std::size_t queries, std::span<float> out, workspace& ws) {
+  detail::aggregate_attention(l, head, queries, 1, aggregation::max, out, ws);
 }
 
 LAGKV_FN float group_share(const layer& l) {

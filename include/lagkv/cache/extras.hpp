@@ -47,6 +47,10 @@ struct extras {
   /// [query heads][channels][channels], or in its place factors [query heads][n][channels], vectors whose products f f^T add up
   /// to it, or nearly. attention/query_statistics.hpp makes them.
   tensor query_mean{}, query_covariance{}, query_factors{};
+  /// [heads][1][channels of the keys + channels of the values + 1], f32: for each head what multiplies the channels of a key
+  /// (before RoPE) and of its value, and what is added, so that the sum tells how much will be looked back at a token.
+  /// attention/importance.hpp has it for a model.
+  tensor importance{};
   /// Positions of the rows, if the host keeps them; compress() moves them with the rows. Without them row r is taken to be
   /// position r + cursor.dropped, which holds for rows that are candidates for the first time.
   side_array<std::uint32_t> positions{};

@@ -60,6 +60,17 @@ LAGKV_EDGE status check_side_array(const char* name, std::ptrdiff_t stride, cons
                  shared ? ", or 0 if all heads keep the same tokens" : ""});
 }
 
+LAGKV_EDGE status check_importance(const tensor& x, const layer& l) {
+  if (!x) return {};
+  const std::size_t heads = l.keys.heads(), width = l.keys.channels() + (l.values ? l.values.channels() : 0) + 1;
+  if (x.heads() != heads) return refuse({"importance: heads=", x.heads(), ": must be the ", heads, " of the keys"});
+  if (x.channels() != width)
+    return refuse({"importance: channels=", x.channels(), ": must be ", width, ", those of keys and values and 1"});
+  if (x.capacity() == 0) return error{"importance: rows=0: must be 1 or more"};
+  if (status s = x.check(1); !s) return refuse({"importance: ", s.message()});
+  return {};
+}
+
 LAGKV_EDGE status check(const extras& e, const layer& l) {
   const std::size_t channels = l.keys.channels();
   if (status s = check_query_side("queries", e.queries, l, channels); !s) return s;
@@ -74,6 +85,7 @@ LAGKV_EDGE status check(const extras& e, const layer& l) {
   if (status s = check_query_side("query_factors", e.query_factors, l, channels); !s) return s;
   if (e.query_factors && (!e.query_mean || e.query_mean.heads() != e.query_factors.heads()))
     return detail::refuse({"query_factors: heads=", e.query_factors.heads(), ": must be those of query_mean"});
+  if (status s = check_importance(e.importance, l); !s) return s;
   if (e.positions)
     if (status s = check_side_array("positions", e.positions.head_stride.value, l, true); !s) return s;
   if (e.accumulated_attention)

@@ -63,6 +63,7 @@ struct needs {
   bool accumulated_attention = false;  ///< of all tokens so far; or queries or weights of all tokens in use
   bool query_statistics = false;       ///< extras.query_mean, or extras.queries to take them from
   bool calibrated = false;             ///< and only those of the model's queries: extras.query_mean
+  bool importance = false;             ///< extras.importance
   bool rope = false;                   ///< the embedding of the keys: extras.rope
   bool key_statistics = false;         ///< of the whole sequence, if they are offered
 
@@ -73,6 +74,7 @@ struct needs {
             .accumulated_attention = a.accumulated_attention || b.accumulated_attention,
             .query_statistics = a.query_statistics || b.query_statistics,
             .calibrated = a.calibrated || b.calibrated,
+            .importance = a.importance || b.importance,
             .rope = a.rope || b.rope,
             .key_statistics = a.key_statistics || b.key_statistics};
   }

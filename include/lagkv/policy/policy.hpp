@@ -177,6 +177,8 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
     return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
   if (p.needs.calibrated && !(e != nullptr && e->query_mean))
     return error{"query_mean: the policy reads statistics of the model's queries; the layer has none (layer.extra)"};
+  if (p.needs.importance && !(e != nullptr && e->importance))
+    return error{"importance: the policy reads the map that was fitted to the model; the layer has none (layer.extra)"};
   if (status s = detail::check_rope(p, l); !s) return s;
   if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
     return error{"protect: survivors are candidates again, so the policy needs extras.positions to know protected ones"};

@@ -1,4 +1,4 @@
-// Part of lagkv (MIT). What the queries of a model usually are, counted once over texts. Needs Eigen.
+// Part of lagkv (MIT). What a model's queries usually are and what it looks back at, counted once over texts. Needs Eigen.
 //
 //   session with a cache_probe attached; no compressor at work
 //   lagkv::llama::calibration all(probe, 2048);
@@ -15,6 +15,7 @@
 
 #include <lagkv/adapters/llama/probe.hpp>
 #include <lagkv/attention/estimate_queries.hpp>
+#include <lagkv/attention/fit_importance.hpp>
 #include <lagkv/result.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
@@ -68,6 +69,66 @@ class calibration {
   cache_probe& probe_;
   lagkv::workspace workspace_;
   std::vector<layer_part> layers_;
+};
+
+/// What a model looks back at when it says texts again, and the map to that of each layer, for `kvzap`. Source: KVzap
+/// (arXiv 2601.07891), KVzip (arXiv 2505.23416).
+class importance_calibration {
+ public:
+  /// Has the probe record the queries of the last `tokens` tokens from now on. The probe must outlive it.
+  importance_calibration(cache_probe& probe, std::size_t tokens) : probe_(probe), tokens_(tokens) {
+    probe.record({.queries = tokens});
+  }
+
+  /// Counts the sequence that has been decoded into an empty cache: `tokens` of a text, something between, and these tokens
+  /// again. The first `skip` of them, sinks, are not counted. Where it fails nothing has been counted.
+  status add(std::size_t skip = 4) {
+    recording& seen = probe_.recorded();
+    const std::size_t rows = seen.rows().empty() ? 0 : static_cast<std::size_t>(seen.rows().back()) + 1;
+    if (rows < 2 * tokens_)
+      return error{"calibration: " + std::to_string(rows) + " tokens were decoded: must be at least twice the " +
+                   std::to_string(tokens_) + " of a text"};
+    if (status ok = seen.check(seen.rows().back(), seen.rows().size(), probe_.layers().size()); !ok) return ok;
+    std::vector<std::int32_t> cells;
+    for (std::size_t i = 0; i < rows; ++i) cells.push_back(probe_.cell_of(static_cast<llama_pos>(i)));
+    if (std::find(cells.begin(), cells.end(), -1) != cells.end()) return error{"calibration: tokens have left the cache"};
+    std::vector<layer> layers;
+    std::vector<extras> beside(probe_.layers().size());
+    for (std::size_t i = 0; i < beside.size(); ++i) {
+      result<layer> l = view(probe_.layers()[i], 0, cells);
+      if (!l) return error{l.message()};
+      if (!l->values) return error{"calibration: layer " + std::to_string(i) + " has no values"};
+      beside[i] = seen.beside(i), l->extra = &beside[i];
+      if (const std::size_t n = beside[i].queries.capacity(); n != tokens_)
+        return error{"calibration: queries of " + std::to_string(n) + " tokens: must be of " + std::to_string(tokens_)};
+      layers.push_back(*l);
+    }
+    const result<std::vector<rope>> ropes = probe_.ropes(probe_.layers(), layers[0].keys.channels());
+    if (!ropes) return error{ropes.message()};
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const layer& l = layers[i];
+      if (i == fits_.size()) fits_.emplace_back(l.keys.heads(), l.keys.channels(), l.values.channels());
+      const rotated how{&(*ropes)[i], {.known = {}, .dropped = 0}};
+      const tensor keys = pre_rope(l.keys, how, workspace_);
+      for (std::size_t head = 0; head < l.keys.heads(); ++head)
+        fits_[i].add(keys, l.values, head, {skip < tokens_ ? skip : tokens_, tokens_},
+                     most_attention(l, head, tokens_, workspace_), workspace_);
+    }
+    return {};
+  }
+
+  /// Of each layer of the cache with full attention.
+  std::vector<importance_map> maps() const {
+    std::vector<importance_map> all;
+    for (const importance_fit& f : fits_) all.push_back(f.map());
+    return all;
+  }
+
+ private:
+  cache_probe& probe_;
+  std::size_t tokens_;
+  lagkv::workspace workspace_;
+  std::vector<importance_fit> fits_;
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama

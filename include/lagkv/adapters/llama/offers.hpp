@@ -17,6 +17,7 @@
 #include <lagkv/adapters/llama/progress.hpp>
 #include <lagkv/adapters/llama/recording.hpp>
 #include <lagkv/adapters/llama/views.hpp>
+#include <lagkv/attention/importance.hpp>
 #include <lagkv/attention/query_statistics.hpp>
 #include <lagkv/compress.hpp>
 #include <lagkv/result.hpp>
@@ -35,12 +36,14 @@ struct offered_rows {
 
 class offers {
  public:
-  /// `queries`: of each layer what its queries usually are, before RoPE, or nothing.
-  offers(llama_context* context, const policy& p, const cache_probe* probe, std::vector<query_statistics> queries)
+  /// `queries`: of each layer what its queries usually are, before RoPE, or nothing; `importance`: its map, or nothing.
+  offers(llama_context* context, const policy& p, const cache_probe* probe, std::vector<query_statistics> queries,
+         std::vector<importance_map> importance)
       : heads_(static_cast<std::size_t>(llama_model_n_head_kv(llama_get_model(context)))),
         policy_(p),
         probe_(probe),
-        queries_(std::move(queries)) {}
+        queries_(std::move(queries)),
+        importance_(std::move(importance)) {}
 
   const lagkv::policy& rules() const { return policy_; }
 
@@ -70,6 +73,9 @@ class offers {
     }
     if (policy_.needs.rope || !queries_.empty())
       if (status ok = take_ropes(r.layers); !ok) return error{ok.message()};
+    if (!importance_.empty() && importance_.size() != r.layers.size())
+      return error{"maps of importance of " + std::to_string(importance_.size()) + " layers: must be those of " +
+                   std::to_string(r.layers.size())};
     std::vector<layer> layers(r.layers.size());
     beside_.assign(layers.size(), extras{});
     for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -86,6 +92,7 @@ class offers {
       if (policy_.needs.rope) beside_[i].rope = &ropes_[i];
       layers[i].extra = &beside_[i];
       layers[i].index = i;
+      if (!importance_.empty()) beside_[i].importance = importance_[i].view();
     }
     if (policy_.needs.rope || follows_rows())
       if (status ok = offer_positions(s, layers, r.positions); !ok) return error{ok.message()};
@@ -199,6 +206,7 @@ class offers {
   std::vector<std::vector<std::uint32_t>> positions_;
   std::vector<rope> ropes_;
   std::vector<query_statistics> queries_, expected_;  // before RoPE; at the positions to come
+  std::vector<importance_map> importance_;
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama

@@ -1,0 +1,85 @@
+// Part of lagkv (MIT). How much a model that says a text again looks back at each token, and a map to that. Needs Eigen.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include <Eigen/Cholesky>
+#include <Eigen/Core>
+
+#include <lagkv/attention/attention.hpp>
+#include <lagkv/attention/importance.hpp>
+#include <lagkv/cache/layer.hpp>
+#include <lagkv/rows/matrix.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// The most attention that each of the first n rows of a KV head gets from any query that the layer offers (extras.queries), of
+/// any query head of its group: KVzip's importance (arXiv 2505.23416), where the queries are those of the text said again.
+inline std::vector<float> most_attention(const layer& l, std::size_t head, std::size_t n, workspace& ws) {
+  std::vector<float> most(l.tokens);
+  take_most_attention(l, head, offered_queries(l), most, ws);
+  most.resize(n);
+  return most;
+}
+
+/// Adds up, over any number of texts, what the importance_map of a layer is fitted to.
+class importance_fit {
+ public:
+  importance_fit(std::size_t heads, std::size_t key_channels, std::size_t value_channels)
+      : heads_(heads), keys_(key_channels), values_(value_channels), sums_(heads, detail::matrix::Zero(width(), width())) {}
+
+  /// Rows `used` of a head: their keys before RoPE, their values, and importance[row] of each, as most_attention() has it; it
+  /// counts as 1e-6 at least. Rows that are not finite are passed over. In doubles; cost n (channels of key and value)^2.
+  void add(const tensor& keys, const tensor& values, std::size_t head, token_range used, std::span<const float> importance,
+           workspace& ws) {
+    detail::matrix all(static_cast<Eigen::Index>(used.size()), width());
+    const auto fill = [&](const tensor& x, Eigen::Index at) {
+      for_each_row(x, head, used, ws, [&](std::size_t i, std::span<const float> row) {
+        for (std::size_t c = 0; c < row.size(); ++c)
+          all(static_cast<Eigen::Index>(i), at + static_cast<Eigen::Index>(c)) = static_cast<double>(row[c]);
+      });
+    };
+    fill(keys, 0);
+    if (values_ > 0) fill(values, static_cast<Eigen::Index>(keys_));
+    for (Eigen::Index i = 0; i < all.rows(); ++i) {
+      all(i, width() - 2) = std::log(std::max(1e-6, static_cast<double>(importance[used.begin + static_cast<std::size_t>(i)])));
+      all(i, width() - 1) = 1;
+      if (!detail::all_finite(all, i)) all.row(i).setZero();
+    }
+    sums_[head].noalias() += all.transpose() * all;
+  }
+
+  /// By ridge regression of the logarithm of importance, `ridge` in variances of a channel. Cost (channels of key and value)^3.
+  importance_map map(double ridge = 0.03) const {
+    importance_map out{heads_, keys_, values_, {}};
+    const Eigen::Index n = width() - 2;
+    for (const detail::matrix& s : sums_) {
+      const double count = (std::max)(1.0, s(n + 1, n + 1));
+      const Eigen::VectorXd mean = s.row(n + 1).head(n + 1).transpose() / count;
+      Eigen::MatrixXd spread = s.topLeftCorner(n + 1, n + 1) / count - mean * mean.transpose();
+      Eigen::VectorXd unit = Eigen::VectorXd::Ones(n + 1);
+      for (Eigen::Index c = 0; c < n; ++c) unit(c) = spread(c, c) > 1e-12 ? 1 / std::sqrt(spread(c, c)) : 0.0;
+      spread = unit.asDiagonal() * spread * unit.asDiagonal();
+      const Eigen::VectorXd w =
+          unit.head(n).asDiagonal() * Eigen::MatrixXd(spread.topLeftCorner(n, n) + ridge * Eigen::MatrixXd::Identity(n, n))
+                                          .ldlt()
+                                          .solve(spread.col(n).head(n));
+      for (Eigen::Index c = 0; c < n; ++c) out.weights.push_back(static_cast<float>(w(c)));
+      out.weights.push_back(static_cast<float>(mean(n) - w.dot(mean.head(n))));
+    }
+    return out;
+  }
+
+ private:
+  Eigen::Index width() const { return static_cast<Eigen::Index>(keys_ + values_ + 2); }
+
+  std::size_t heads_, keys_, values_;
+  std::vector<detail::matrix> sums_;  // of each head: products of all pairs of key, value, logarithm of importance, and 1
+};
+
+}  // namespace lagkv::inline LAGKV_ABI

@@ -1,0 +1,129 @@
+// The map that kvzap reads: what is looked back at, against attention in double; what is fitted, against a map that is known.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <lagkv/attention/fit_importance.hpp>
+#include <lagkv/lagkv.hpp>
+
+#include "support/methods_oracle.hpp"
+#include "support/offer.hpp"
+
+namespace {
+
+using namespace support;
+using lagkv::dtype;
+
+TEST(most_attention, is_the_most_of_any_query_of_the_group) {
+  constexpr std::size_t heads = 2, group = 3, channels = 16, tokens = 150, asked = 70, text = 60;
+  const cube k = make_cube(1, heads, tokens, channels), q = make_cube(2, heads * group, asked, channels);
+  for (const auto type : {dtype::f32, dtype::f16}) {
+    asked_cache c(layout::tokens_first, type, k, k, q);
+    lagkv::workspace ws;
+    const lagkv::layer l = c.layer(tokens);
+    for (std::size_t head = 0; head < heads; ++head) {
+      std::vector<double> exact(text);
+      for (std::size_t g = 0; g < group; ++g)
+        for (std::size_t i = 0; i < asked; ++i) {
+          const std::vector<double> weights = attention_weights(q, k, head * group + g, i);
+          for (std::size_t t = 0; t < text; ++t) exact[t] = std::max(exact[t], weights[t]);
+        }
+      const std::vector<float> most = lagkv::most_attention(l, head, text, ws);
+      ASSERT_EQ(most.size(), text);
+      for (std::size_t t = 0; t < text; ++t)
+        ASSERT_NEAR(static_cast<double>(most[t]), exact[t], (type == dtype::f32 ? 1e-5 : 1e-2) * exact[t]) << head << " " << t;
+    }
+  }
+}
+
+/// Importance that a map gives exactly, and the map that is fitted to it.
+struct known_map {
+  static constexpr std::size_t heads = 2, tokens = 400, keys = 12, values = 7;
+  cube k = make_cube(11, heads, tokens, keys), v = make_cube(12, heads, tokens, values);
+  cube map = make_cube(13, heads, 1, keys + values + 1);
+  lagkv::importance_fit fit{heads, keys, values};
+
+  double of(std::size_t head, std::size_t t) const {
+    const float* w = map.row(head, 0);
+    double sum = static_cast<double>(w[keys + values]) - 4;
+    for (std::size_t c = 0; c < keys; ++c) sum += 0.05 * static_cast<double>(w[c]) * static_cast<double>(k.row(head, t)[c]);
+    for (std::size_t c = 0; c < values; ++c)
+      sum += 0.05 * static_cast<double>(w[keys + c]) * static_cast<double>(v.row(head, t)[c]);
+    return sum;
+  }
+  void add(lagkv::token_range used, const cube& with_keys) {
+    cache c(layout::heads_first, dtype::f32, with_keys, v);
+    lagkv::workspace ws;
+    const lagkv::layer l = c.layer(tokens);
+    for (std::size_t head = 0; head < heads; ++head) {
+      std::vector<float> importance(tokens, 1000.0F);  // what is not used
+      for (std::size_t t = used.begin; t < used.end; ++t) importance[t] = static_cast<float>(std::exp(of(head, t)));
+      fit.add(l.keys, l.values, head, used, importance, ws);
+    }
+  }
+};
+
+TEST(importance_fit, finds_the_map_that_importance_was_made_by) {
+  known_map known;
+  cube k = known.k;
+  k.row(1, 70)[3] = std::numeric_limits<float>::quiet_NaN();  // passed over
+  k.row(1, 71)[0] = std::numeric_limits<float>::infinity();
+  known.add({4, 100}, k);
+  known.add({100, 400}, known.k);
+  const lagkv::importance_map found = known.fit.map(1e-9);
+  ASSERT_EQ(found.weights.size(), known.heads * found.width());
+  for (std::size_t head = 0; head < known.heads; ++head) {
+    const float *w = known.map.row(head, 0), *got = found.weights.data() + head * found.width();
+    for (std::size_t c = 0; c + 1 < found.width(); ++c) EXPECT_NEAR(got[c], 0.05F * w[c], 1e-4F) << head << " " << c;
+    EXPECT_NEAR(got[found.width() - 1], w[found.width() - 1] - 4, 1e-3F) << head;
+  }
+}
+
+TEST(importance_fit, of_channels_that_never_vary_and_of_nothing_at_all_is_the_mean) {
+  known_map known;
+  cube k = known.k;
+  for (std::size_t t = 0; t < known.tokens; ++t) k.row(0, t)[5] = 2;
+  known.add({0, known.tokens}, k);
+  const lagkv::importance_map found = known.fit.map();
+  EXPECT_EQ(found.weights[5], 0.0F) << "nothing can be told by it";
+  for (const float w : found.weights) EXPECT_TRUE(std::isfinite(w));
+
+  const lagkv::importance_map nothing = lagkv::importance_fit(2, 3, 4).map();
+  ASSERT_EQ(nothing.weights.size(), 16U);
+  for (const float w : nothing.weights) EXPECT_EQ(w, 0.0F);
+}
+
+TEST(importance_fit, with_much_ridge_says_the_mean_of_all_tokens) {
+  known_map known;
+  known.add({0, known.tokens}, known.k);
+  const lagkv::importance_map flat = known.fit.map(1e9);
+  double mean = 0;
+  for (std::size_t t = 0; t < known.tokens; ++t) mean += known.of(0, t) / known.tokens;
+  EXPECT_NEAR(flat.weights[flat.width() - 1], mean, 1e-3);
+  EXPECT_NEAR(flat.weights[0], 0, 1e-6);
+}
+
+TEST(kvzap, reads_a_map_that_fits_the_layer) {
+  const cube k = make_cube(21, 2, 100, 16), v = make_cube(22, 2, 100, 8), q = make_cube(23, 2, 4, 16);
+  asked_cache c(layout::heads_first, dtype::f32, k, v, q);
+  lagkv::layer l = c.layer(100);
+  const lagkv::policy p = named_any("kvzap:keep=0.5");
+  EXPECT_TRUE(check(p, l)) << check(p, l).message();
+  c.extras.importance = {};
+  EXPECT_EQ(check(p, l).message(),
+            "importance: the policy reads the map that was fitted to the model; the layer has none (layer.extra)");
+  lagkv::cursor at;
+  lagkv::workspace ws;
+  EXPECT_EQ(compress(p, l, at, ws), 100U) << "nothing is dropped without what the policy reads";
+  lagkv::importance_map other{2, 16, 16, std::vector<float>(2 * 33)};
+  c.extras.importance = other.view();
+  EXPECT_EQ(check(p, l).message(), "importance: channels=33: must be 25, those of keys and values and 1");
+  other = {1, 16, 8, std::vector<float>(25)};
+  c.extras.importance = other.view();
+  EXPECT_EQ(check(p, l).message(), "importance: heads=1: must be the 2 of the keys");
+}
+
+}  // namespace
