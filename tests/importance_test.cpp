@@ -121,6 +121,10 @@ TEST(kvzap, reads_a_map_that_fits_the_layer) {
   lagkv::importance_map other{2, 16, 16, std::vector<float>(2 * 33)};
   c.extras.importance = other.view();
   EXPECT_EQ(check(p, l).message(), "importance: channels=33: must be 25, those of keys and values and 1");
+  l.values = {};
+  EXPECT_TRUE(check(l)) << "a layer without values is not for policies that read the map";
+  EXPECT_EQ(check(p, l).message(), "values: the policy reads them, the layer has none");
+  l = c.layer(100);
   other = {1, 16, 8, std::vector<float>(25)};
   c.extras.importance = other.view();
   EXPECT_EQ(check(p, l).message(), "importance: heads=1: must be the 2 of the keys");

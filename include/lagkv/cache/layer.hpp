@@ -62,9 +62,10 @@ LAGKV_EDGE status check_side_array(const char* name, std::ptrdiff_t stride, cons
 
 LAGKV_EDGE status check_importance(const tensor& x, const layer& l) {
   if (!x) return {};
-  const std::size_t heads = l.keys.heads(), width = l.keys.channels() + (l.values ? l.values.channels() : 0) + 1;
+  const std::size_t heads = l.keys.heads();
   if (x.heads() != heads) return refuse({"importance: heads=", x.heads(), ": must be the ", heads, " of the keys"});
-  if (x.channels() != width)
+  // Without values no policy reads it.
+  if (const std::size_t width = l.keys.channels() + l.values.channels() + 1; l.values && x.channels() != width)
     return refuse({"importance: channels=", x.channels(), ": must be ", width, ", those of keys and values and 1"});
   if (x.capacity() == 0) return error{"importance: rows=0: must be 1 or more"};
   if (status s = x.check(1); !s) return refuse({"importance: ", s.message()});
