@@ -47,7 +47,7 @@ class importance_fit {
     fill(keys, 0);
     if (values_ > 0) fill(values, static_cast<Eigen::Index>(keys_));
     for (Eigen::Index i = 0; i < all.rows(); ++i) {
-      all(i, width() - 2) = std::log(std::max(1e-6, static_cast<double>(importance[used.begin + static_cast<std::size_t>(i)])));
+      all(i, width() - 2) = std::log((std::max)(1e-6, static_cast<double>(importance[used.begin + static_cast<std::size_t>(i)])));
       all(i, width() - 1) = 1;
       if (!detail::all_finite(all, i)) all.row(i).setZero();
     }
