@@ -11,7 +11,9 @@ namespace {
 lagkv::llama::compressor make(session& s, const named_policy& policy) {
   std::vector<lagkv::query_statistics> queries;  // without them a policy takes the prompt's own
   if (policy.rules.needs.calibrated) queries = s.counted().queries;
-  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(queries), s.counted().importance);
+  std::vector<lagkv::importance_map> importance;
+  if (policy.rules.needs.importance) importance = s.counted().importance;
+  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(queries), std::move(importance));
   if (!made) throw std::invalid_argument(policy.name + ": " + made.message());
   return *made;
 }

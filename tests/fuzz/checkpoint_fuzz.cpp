@@ -76,11 +76,7 @@ struct host {
 
 host& host_of(std::size_t i) {
   static std::unique_ptr<host> all[std::size(policies)];
-  if (!all[i]) {
-    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-    llama_backend_init();
-    all[i] = std::make_unique<host>(policies[i]);
-  }
+  if (!all[i]) all[i] = std::make_unique<host>(policies[i]);
   return *all[i];
 }
 

@@ -14,6 +14,7 @@
 #include <lagkv/adapters/llama.hpp>
 #include <lagkv/lagkv.hpp>
 
+#include "model.hpp"
 #include "versions.hpp"
 
 namespace {
@@ -21,16 +22,7 @@ namespace {
 using lagkv::llama::way;
 using bytes = std::vector<std::uint8_t>;
 
-llama_model* shared_model() {
-  static llama_model* model = [] {
-    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-    llama_backend_init();
-    llama_model_params params = llama_model_default_params();
-    params.use_extra_bufts = false;  // some virtual machines report AMX and fault on it
-    return llama_model_load_from_file(LAGKV_LLAMA_MODEL, params);
-  }();
-  return model;
-}
+llama_model* shared_model() { return support::loaded_once(LAGKV_LLAMA_MODEL); }
 
 /// A context of the model with a probe, and tokens fed to it.
 struct session {

@@ -181,15 +181,7 @@ std::string lag_policy(const kind& k, const std::string& ratio) {
   return "lagkv:sink=4,lag=16,ratio=" + ratio + (k.has_values ? "" : ",value_weight=0");
 }
 
-llama_model* model_of(const kind& k) {
-  static std::vector<std::pair<std::string, std::unique_ptr<llama_model, support::free_model>>> made;
-  for (const auto& [name, model] : made)
-    if (name == k.model.name) return model.get();
-  llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-  llama_backend_init();
-  made.emplace_back(k.model.name, support::random_model(k.model));
-  return made.back().second.get();
-}
+llama_model* model_of(const kind& k) { return support::made_once(k.model); }
 
 class Models : public testing::TestWithParam<std::tuple<std::size_t, bool, bool>> {
  protected:

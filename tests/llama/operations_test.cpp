@@ -60,8 +60,6 @@ bool is_random(const setting& s) { return s.model.name != "llama"; }
 class host {
  public:
   host(const setting& s, unsigned seed) : setting_(s), policy_(*lagkv::parse(s.policy)), random_(seed) {
-    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-    llama_backend_init();
     model_ = file() != nullptr ? load(file()) : support::random_model(s.model);
     heads_ = static_cast<std::size_t>(llama_model_n_head_kv(model_.get()));
     context_ = make_context(probe_);
@@ -182,10 +180,8 @@ class host {
   };
   using context = std::unique_ptr<llama_context, free_context>;
 
-  static std::unique_ptr<llama_model, support::free_model> load(const char* path) {
-    llama_model_params params = llama_model_default_params();
-    params.use_extra_bufts = false;
-    std::unique_ptr<llama_model, support::free_model> model(llama_model_load_from_file(path, params));
+  static support::owned_model load(const char* path) {
+    support::owned_model model = support::load_model(path);
     EXPECT_NE(model, nullptr) << "LAGKV_OPERATIONS_MODEL=" << path;
     return model;
   }
@@ -535,7 +531,7 @@ class host {
   std::size_t heads_ = 0;
   lagkv::policy policy_;
   std::mt19937 random_;
-  std::unique_ptr<llama_model, support::free_model> model_;
+  support::owned_model model_;
   lagkv::llama::cache_probe probe_;
   context context_;
   llama_memory_t memory_ = nullptr;

@@ -18,6 +18,8 @@
 #include <gguf.h>
 #include <llama.h>
 
+#include "model.hpp"
+
 namespace support {
 
 using metadata = std::variant<std::uint32_t, float, bool, std::vector<std::uint32_t>>;
@@ -26,10 +28,6 @@ using metadata = std::variant<std::uint32_t, float, bool, std::vector<std::uint3
 struct architecture {
   std::string name;
   std::vector<std::pair<std::string, metadata>> keys{};
-};
-
-struct free_model {
-  void operator()(llama_model* m) const { llama_model_free(m); }
 };
 
 constexpr std::uint32_t random_vocabulary = 128;
@@ -49,7 +47,7 @@ inline void set_random_weights(ggml_tensor* tensor, void*) {
 }
 
 /// Two layers of two heads of 32 channels, unless the keys say otherwise; windows of 32 tokens where there are any.
-inline std::unique_ptr<llama_model, free_model> random_model(const architecture& a) {
+inline owned_model random_model(const architecture& a) {
   std::vector<std::pair<std::string, metadata>> keys = {
       {"vocab_size", random_vocabulary},
       {"context_length", 4096U},
@@ -92,11 +90,18 @@ inline std::unique_ptr<llama_model, free_model> random_model(const architecture&
     ggml_set_name(&t, ("conv" + std::to_string(layer) + "d.weight").c_str());
     gguf_add_tensor(g, &t);
   }
-  llama_model_params params = llama_model_default_params();
-  params.use_extra_bufts = false;
-  std::unique_ptr<llama_model, free_model> model(llama_model_init_from_user(g, set_random_weights, nullptr, params));
+  owned_model model(llama_model_init_from_user(g, set_random_weights, nullptr, model_params()));
   gguf_free(g);
   return model;
+}
+
+/// The first one of its name that is asked for, for as long as the program runs.
+inline llama_model* made_once(const architecture& a) {
+  static std::vector<std::pair<std::string, owned_model>> made;
+  for (const auto& [name, model] : made)
+    if (name == a.name) return model.get();
+  made.emplace_back(a.name, random_model(a));
+  return made.back().second.get();
 }
 
 }  // namespace support

@@ -29,16 +29,6 @@ struct setting {
   bool flash, unified;
 };
 
-llama_model* model_of(const std::string& architecture) {
-  static std::vector<std::pair<std::string, std::unique_ptr<llama_model, support::free_model>>> made;
-  for (const auto& [name, model] : made)
-    if (name == architecture) return model.get();
-  llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-  llama_backend_init();
-  made.emplace_back(architecture, support::random_model({architecture}));
-  return made.back().second.get();
-}
-
 /// Tokens of a sequence that go into one batch.
 struct piece {
   llama_seq_id sequence;
@@ -54,7 +44,7 @@ struct session {
     params.type_k = params.type_v = GGML_TYPE_F32;
     params.flash_attn_type = how.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     probe.attach(params);
-    context.reset(llama_init_from_model(model_of(how.architecture), params));
+    context.reset(llama_init_from_model(support::made_once({how.architecture}), params));
     auto made = lagkv::llama::compressor::make(context.get(), *lagkv::parse(policy), &probe);
     EXPECT_TRUE(made) << made.message();
     compressor = std::make_unique<lagkv::llama::compressor>(*made);

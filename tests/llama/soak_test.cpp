@@ -18,15 +18,13 @@
 #include "support/methods_oracle.hpp"
 #include "support/oracle.hpp"
 
+#include "model.hpp"
 #include "versions.hpp"
 
 namespace {
 
 using bytes = std::vector<std::uint8_t>;
 
-struct free_model {
-  void operator()(llama_model* m) const { llama_model_free(m); }
-};
 struct free_context {
   void operator()(llama_context* c) const { llama_free(c); }
 };
@@ -82,11 +80,7 @@ class saved {
 
 struct soak {
   explicit soak(const std::string& text) : policy(*lagkv::parse(text)) {
-    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-    llama_backend_init();
-    llama_model_params of_model = llama_model_default_params();
-    of_model.use_extra_bufts = false;  // some virtual machines report AMX and fault on it
-    model.reset(llama_model_load_from_file(LAGKV_LLAMA_MODEL, of_model));
+    model = support::load_model(LAGKV_LLAMA_MODEL);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = cells, params.n_batch = params.n_ubatch = 16;
     params.n_threads = params.n_threads_batch = 1;
@@ -116,7 +110,7 @@ struct soak {
 
   static constexpr std::size_t cells = 512;
   lagkv::policy policy;
-  std::unique_ptr<llama_model, free_model> model;
+  support::owned_model model;
   lagkv::llama::cache_probe probe;
   std::unique_ptr<llama_context, free_context> context;
   std::unique_ptr<lagkv::llama::compressor> compressor;

@@ -20,11 +20,7 @@ namespace {
 using lagkv::llama::way;
 
 llama_model* shared_model() {
-  static const auto model = [] {
-    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-    llama_backend_init();
-    return support::random_model({"llama"});
-  }();
+  static const support::owned_model model = support::random_model({"llama"});
   return model.get();
 }
 

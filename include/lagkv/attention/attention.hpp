@@ -17,7 +17,8 @@ namespace lagkv::inline LAGKV_ABI {
 /// Queries, or rows of weights, that the layer offers: those of its last so many tokens.
 LAGKV_FN std::size_t offered_queries(const layer& l);
 
-/// How the attention weights of several queries become one number of a row: their mean (or sum), or the largest.
+/// How the attention weights of several queries become one number of a row: by their sum, which a weight makes a mean, or by the
+/// largest.
 enum class aggregation : std::uint8_t { mean, max };
 
 namespace detail {
@@ -39,9 +40,6 @@ LAGKV_FN void logits_of(const layer& l, std::size_t head, const float* queries, 
 LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t group, token_range queries, float weight,
                                    aggregation how, std::span<float> out, workspace& ws);
 
-LAGKV_FN void aggregate_attention(const layer& l, std::size_t head, std::size_t queries, float weight, aggregation how,
-                                  std::span<float> out, workspace& ws);
-
 }  // namespace detail
 
 /// out[row] += weight * a[row] for the rows in use, where a is the sum, over the last `queries` queries of each query head of
@@ -49,15 +47,13 @@ LAGKV_FN void aggregate_attention(const layer& l, std::size_t head, std::size_t 
 ///
 /// Weights that the host offers are taken as they are; else they are computed from its queries, a block of them and a tile of
 /// keys at a time: never more than 4 MiB of logits, or those of one token. A key that is not finite gets nothing, a query
-/// that is not finite gives nothing.
+/// that is not finite gives nothing. By aggregation::max out[row] becomes the largest of itself and of weight times these
+/// softmaxes.
 ///
 /// Cost: 2 * queries * group * tokens * channels flops and an exponential for each weight; it reads the keys once for each
 /// block. Source: SnapKV (arXiv 2404.14469), section 4; H2O (arXiv 2306.14048).
 LAGKV_FN void add_attention(const layer& l, std::size_t head, std::size_t queries, float weight, std::span<float> out,
-                            workspace& ws);
-
-/// out[row] becomes the largest of itself and of these softmaxes, in place of their sum. Cost: as add_attention().
-LAGKV_FN void take_most_attention(const layer& l, std::size_t head, std::size_t queries, std::span<float> out, workspace& ws);
+                            workspace& ws, aggregation how = aggregation::mean);
 
 /// The weight with which add_attention() gives a mean over the query heads of a group.
 LAGKV_FN float group_share(const layer& l);
@@ -65,7 +61,8 @@ LAGKV_FN float group_share(const layer& l);
 namespace detail {
 
 /// Only what add_attention() gives, for all rows in use. The workspace's.
-LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::size_t queries, float weight, workspace& ws);
+LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::size_t queries, float weight, workspace& ws,
+                                      aggregation how = aggregation::mean);
 
 /// NaN, which goes first, for candidates that have received nothing because their keys are not finite. Reads only keys of rows
 /// that have received nothing.
@@ -96,7 +93,7 @@ LAGKV_FN void add_given_weights(const layer& l, std::size_t query_head, token_ra
                  for (std::size_t t = 0; t < sees; ++t)
                    if (finite(row[t]) && row[t] > 0.0F) {
                      if (how == aggregation::mean) out[t] += weight * row[t];
-                     if (how == aggregation::max && row[t] > out[t]) out[t] = row[t];
+                     if (how == aggregation::max && weight * row[t] > out[t]) out[t] = weight * row[t];
                    }
                });
 }
@@ -146,27 +143,15 @@ LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t
 
 }  // namespace detail
 
-namespace detail {
-
-LAGKV_FN void aggregate_attention(const layer& l, std::size_t head, std::size_t queries, float weight, aggregation how,
-                                  std::span<float> out, workspace& ws) {
+LAGKV_FN void add_attention(const layer& l, std::size_t head, std::size_t queries, float weight, std::span<float> out,
+                            workspace& ws, aggregation how) {
   const std::size_t n = offered_queries(l);
   if (n == 0) return;
   const tensor& side = l.extra->attention_source();
   const std::size_t group = side.heads() / l.keys.heads(), last = queries < n ? queries : n;
-  if (!l.extra->weights) return add_computed_weights(l, head, group, {n - last, n}, weight, how, out, ws);
-  for (std::size_t q = head * group; q < (head + 1) * group; ++q) add_given_weights(l, q, {n - last, n}, weight, how, out, ws);
-}
-
-}  // namespace detail
-
-LAGKV_FN void add_attention(const layer& l, std::size_t head, std::size_t queries, float weight, std::span<float> out,
-                            workspace& ws) {
-  detail::aggregate_attention(l, head, queries, weight, aggregation::mean, out, ws);
-}
-
-LAGKV_FN void take_most_attention(const layer& l, std::size_t head, std::size_t queries, std::span<float> out, workspace& ws) {
-  detail::aggregate_attention(l, head, queries, 1, aggregation::max, out, ws);
+  if (!l.extra->weights) return detail::add_computed_weights(l, head, group, {n - last, n}, weight, how, out, ws);
+  for (std::size_t q = head * group; q < (head + 1) * group; ++q)
+    detail::add_given_weights(l, q, {n - last, n}, weight, how, out, ws);
 }
 
 LAGKV_FN float group_share(const layer& l) {
@@ -176,10 +161,11 @@ LAGKV_FN float group_share(const layer& l) {
 
 namespace detail {
 
-LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::size_t queries, float weight, workspace& ws) {
+LAGKV_FN const float* attention_alone(const layer& l, std::size_t head, std::size_t queries, float weight, workspace& ws,
+                                      aggregation how) {
   float* weights = ws.take<float>(l.tokens);
   for (std::size_t i = 0; i < l.tokens; ++i) weights[i] = 0.0F;
-  add_attention(l, head, queries, weight, {weights, l.tokens}, ws);
+  add_attention(l, head, queries, weight, {weights, l.tokens}, ws, how);
   return weights;
 }
 

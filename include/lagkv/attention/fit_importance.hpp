@@ -21,10 +21,9 @@ namespace lagkv::inline LAGKV_ABI {
 /// The most attention that each of the first n rows of a KV head gets from any query that the layer offers (extras.queries), of
 /// any query head of its group: KVzip's importance (arXiv 2505.23416), where the queries are those of the text said again.
 inline std::vector<float> most_attention(const layer& l, std::size_t head, std::size_t n, workspace& ws) {
-  std::vector<float> most(l.tokens);
-  take_most_attention(l, head, offered_queries(l), most, ws);
-  most.resize(n);
-  return most;
+  const workspace::frame scratch(ws);
+  const float* most = detail::attention_alone(l, head, offered_queries(l), 1, ws, aggregation::max);
+  return {most, most + n};
 }
 
 /// Adds up, over any number of texts, what the importance_map of a layer is fitted to.

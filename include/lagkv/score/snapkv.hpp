@@ -46,12 +46,8 @@ LAGKV_FN void snapkv_score::operator()(const layer& l, std::size_t head, token_r
                                        workspace& ws) const {
   const std::size_t offered = offered_queries(l), queries = offered < window ? offered : window;
   const workspace::frame scratch(ws);
-  float* weights = ws.take<float>(l.tokens);
-  for (std::size_t i = 0; i < l.tokens; ++i) weights[i] = 0.0F;
-  if (aggregate == aggregation::max)
-    take_most_attention(l, head, queries, {weights, l.tokens}, ws);
-  else
-    add_attention(l, head, queries, group_share(l) / static_cast<float>(queries), {weights, l.tokens}, ws);
+  const float share = aggregate == aggregation::mean ? group_share(l) / static_cast<float>(queries) : 1.0F;
+  const float* weights = detail::attention_alone(l, head, queries, share, ws, aggregate);
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[candidates.begin + i];
   detail::mark_bad_keys(l, head, candidates, out, ws);
   if (kernel > 1) pool{kernel}.apply(out, lag != 0 ? lag : out.size(), ws);

@@ -38,11 +38,11 @@ struct checkpoint {
 /// A list of cells as two numbers, which tell it from another one. No list of 32,000 cells is copied at each call.
 struct fingerprint {
   std::size_t cells = 0;
-  std::uint64_t hash = 14695981039346656037U;  // FNV-1a
+  running_hash hash{};
 
   void add(std::int32_t cell) {
     ++cells;
-    hash = (hash ^ static_cast<std::uint32_t>(cell)) * 1099511628211U;
+    hash.add(static_cast<std::uint32_t>(cell));
   }
 
   friend bool operator==(const fingerprint&, const fingerprint&) = default;

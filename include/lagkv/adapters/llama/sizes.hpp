@@ -80,10 +80,8 @@ class sequence_states {
   /// Cells of a sequence in this cache, which is that of the layers with full attention. Asks llama.cpp, which looks at each
   /// cell.
   result<std::size_t> count(llama_seq_id sequence, const seen_cache& cache) {
-    const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
-    const std::size_t fixed = fixed_bytes(cache), row = row_bytes(cache), each = state_cell + added_to_cell_ + row;
-    if (rest != saved_sequence::unknown_rest && size >= fixed + rest && (size - fixed - rest) % each == 0)
-      return (size - fixed - rest) / each;
+    const std::size_t row = row_bytes(cache);
+    if (result<std::size_t> cells = whole_cells(sequence, fixed_bytes(cache), row)) return cells;
     // Models with positions of several sections add to each cell; the first state tells how much.
     const result<read_state> state = read(sequence);
     if (!state) return error{state.message()};
@@ -116,11 +114,7 @@ class sequence_states {
   /// Rows of a sequence; an error where that is not sure.
   result<std::size_t> learnt_count(llama_seq_id sequence) const {
     if (row_bytes_ == 0 || fixed_ == 0) return error{"not known"};
-    const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
-    const std::size_t each = state_cell + added_to_cell_ + row_bytes_;
-    if (rest == saved_sequence::unknown_rest || size < fixed_ + rest || (size - fixed_ - rest) % each != 0)
-      return error{"not known"};
-    return (size - fixed_ - rest) / each;
+    return whole_cells(sequence, fixed_, row_bytes_);
   }
 
   /// Rows of a sequence at most.
@@ -136,6 +130,16 @@ class sequence_states {
       return llama_model_is_hybrid(model);
     else
       return false;
+  }
+
+  /// Cells of a sequence, of so many bytes each beside their numbers, where its state has `fixed` bytes and whole cells; else an
+  /// error.
+  result<std::size_t> whole_cells(llama_seq_id sequence, std::size_t fixed, std::size_t row) const {
+    const std::size_t rest = rest_of(sequence), size = llama_state_seq_get_size(context_, sequence);
+    const std::size_t each = state_cell + added_to_cell_ + row;
+    if (rest == saved_sequence::unknown_rest || size < fixed + rest || (size - fixed - rest) % each != 0)
+      return error{"not known"};
+    return (size - fixed - rest) / each;
   }
 
   /// Bytes of a state beside its cells.

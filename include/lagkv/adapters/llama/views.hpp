@@ -147,13 +147,20 @@ void for_each_part(const matrix& m, std::int32_t cell, const Visit& visit) {
 
 }  // namespace detail
 
+/// FNV-1a, over numbers in place of bytes where they are larger.
+struct running_hash {
+  std::uint64_t value = 14695981039346656037U;
+  void add(std::uint32_t x) { value = (value ^ x) * 1099511628211U; }
+  friend bool operator==(const running_hash&, const running_hash&) = default;
+};
+
 /// A number that a row of all heads is known again by.
 inline std::uint64_t mark_of(const matrix& m, std::int32_t cell) {
-  std::uint64_t hash = 14695981039346656037U;  // FNV-1a
+  running_hash hash;
   detail::for_each_part(m, cell, [&](const std::uint8_t* bytes, std::size_t n) {
-    for (std::size_t i = 0; i < n; ++i) hash = (hash ^ bytes[i]) * 1099511628211U;
+    for (std::size_t i = 0; i < n; ++i) hash.add(bytes[i]);
   });
-  return hash;
+  return hash.value;
 }
 
 inline std::vector<std::uint64_t> marks_of(const matrix& m, std::span<const std::int32_t> cells) {
