@@ -13,7 +13,8 @@ import json
 import random
 import sys
 from collections import defaultdict
-from html import escape
+
+import svg
 
 
 def read(path):
@@ -95,11 +96,6 @@ DASHES = {"novelty": "", "streaming_llm": "2 4", "random": "8 5"}
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 60, 150, 40, 60
 
 
-def text(x, y, words, **how):
-    more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(words)}</text>'
-
-
 def line(path, colour="#222", **how):
     more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
     return f'<path d="{path}" fill="none" stroke="{colour}"{more}/>'
@@ -114,12 +110,12 @@ def dashed(path, colour, policy):
 
 
 def axes(most, x, y):
-    out = [text(LEFT, 24, "accuracy, of 100"),
-           text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "size of keys and values, MB", text_anchor="middle")]
+    out = [svg.text(LEFT, 24, "accuracy, of 100"),
+           svg.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "size of keys and values, MB", text_anchor="middle")]
     for a in range(0, 101, 20):
-        out += [line(f"M{LEFT} {y(a):.1f}H{WIDTH - RIGHT}", "#ddd"), text(LEFT - 8, y(a) + 5, str(a), text_anchor="end")]
+        out += [line(f"M{LEFT} {y(a):.1f}H{WIDTH - RIGHT}", "#ddd"), svg.text(LEFT - 8, y(a) + 5, str(a), text_anchor="end")]
     for mb in range(0, int(most) + 1, 10):
-        out += [line(f"M{x(mb):.1f} {HEIGHT - BOTTOM}v6"), text(x(mb), HEIGHT - BOTTOM + 24, str(mb), text_anchor="middle")]
+        out += [line(f"M{x(mb):.1f} {HEIGHT - BOTTOM}v6"), svg.text(x(mb), HEIGHT - BOTTOM + 24, str(mb), text_anchor="middle")]
     return out
 
 
@@ -134,9 +130,7 @@ def picture(rows):
         return HEIGHT - BOTTOM - value / 100 * (HEIGHT - BOTTOM - TOP)
 
     title = "Accuracy against the size of the cache, by element type and policy"
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-           f'font-size="15" fill="#222" role="img">', f"<title>{title}</title>",
-           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>', *axes(most, x, y)]
+    out = axes(most, x, y)
     caches = list(dict.fromkeys(r["cache"] for r in rows))
     policies = list(dict.fromkeys(r["policy"] for r in rows if r["policy"] != "full"))
     for cache, colour in zip(caches, COLOURS * len(caches)):
@@ -146,13 +140,13 @@ def picture(rows):
             points = [f'{x(r["mb"]):.1f} {y(r["accuracy"]):.1f}' for r in sorted(whole + of_policy, key=lambda r: r["mb"])]
             out.append(dashed("M" + "L".join(points), colour, policy))
         out += [ring(x(r["mb"]), y(r["accuracy"]), colour) for r in whole]
-        out.append(text(WIDTH - 140, 60 + 24 * caches.index(cache), cache, fill=colour))
+        out.append(svg.text(WIDTH - 140, 60 + 24 * caches.index(cache), cache, fill=colour))
     at = 60 + 24 * (len(caches) + 1)
     for policy in policies:
-        out += [dashed(f"M{WIDTH - 140} {at - 5}h30", "#222", policy), text(WIDTH - 104, at, policy, font_size=13)]
+        out += [dashed(f"M{WIDTH - 140} {at - 5}h30", "#222", policy), svg.text(WIDTH - 104, at, policy, font_size=13)]
         at += 24
-    out += [ring(WIDTH - 125, at - 5, "#222"), text(WIDTH - 104, at, "whole", font_size=13)]
-    return "\n".join(out + ["</svg>"]) + "\n"
+    out += [ring(WIDTH - 125, at - 5, "#222"), svg.text(WIDTH - 104, at, "whole", font_size=13)]
+    return svg.picture(WIDTH, HEIGHT, title, out, font_size=15)
 
 
 def main():

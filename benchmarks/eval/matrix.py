@@ -18,6 +18,8 @@ import sys
 from collections import defaultdict
 from html import escape
 
+import svg
+
 GROUPS = {
     "needles": ("niah_", "passkey64", "needles_16", "vt"),
     "documents": ("documents", "qa_"),
@@ -181,11 +183,6 @@ COLOURS = ("#b3261e", "#0b57d0", "#146c2e", "#8a5a00", "#6b4fa0", "#00687a", "#a
 LABELS, PANEL, GAP, STEP, TOP, BOTTOM = 210, 170, 34, 26, 76, 52
 
 
-def text(x, y, words, **how):
-    more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(words)}</text>'
-
-
 def stroke(path, colour, width=1.0):
     return f'<path d="{path}" stroke="{colour}" stroke-width="{width}" fill="none"/>'
 
@@ -194,18 +191,18 @@ def panel(m, left, order, height):
     def x(value):
         return left + value * PANEL
 
-    out = [text(left, TOP - 28, m.name, font_weight="bold")]
+    out = [svg.text(left, TOP - 28, m.name, font_weight="bold")]
     for tick in (0, 0.5, 1):
         out += [stroke(f"M{x(tick):.1f} {TOP - 8}V{height - BOTTOM + 4}", "#ddd"),
-                text(x(tick), height - BOTTOM + 20, percent(tick), text_anchor="middle", font_size=12)]
+                svg.text(x(tick), height - BOTTOM + 20, percent(tick), text_anchor="middle", font_size=12)]
     full = m.mean("full")
     out += [stroke(f"M{x(full):.1f} {TOP - 8}V{height - BOTTOM + 4}", "#222", 1.5),
-            text(x(full), TOP - 10, f"full {percent(full)}", text_anchor="end" if full > 0.6 else "start", font_size=12)]
+            svg.text(x(full), TOP - 10, f"full {percent(full)}", text_anchor="end" if full > 0.6 else "start", font_size=12)]
     for i, p in enumerate(order):
         y = TOP + STEP * (i + 0.5)
         colour = COLOURS[i % len(COLOURS)]
         if p not in m.policies:
-            out.append(text(left, y + 4, "not possible here", font_size=12, fill="#777"))
+            out.append(svg.text(left, y + 4, "not possible here", font_size=12, fill="#777"))
             continue
         if bounds := m.interval(p):
             out.append(stroke(f"M{x(bounds[0]):.1f} {y:.1f}H{x(bounds[1]):.1f}", colour, 2))
@@ -219,17 +216,15 @@ def picture(models, removed):
     width = LABELS + len(models) * (PANEL + GAP)
     height = TOP + STEP * len(order) + BOTTOM
     title = f"Accuracy with {percent(removed)} % of the cache removed, by model and policy"
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="14" '
-           f'fill="#222" role="img">', f"<title>{title}</title>", f'<rect width="{width}" height="{height}" fill="#fff"/>',
-           text(10, 22, title)]
+    out = [svg.text(10, 22, title)]
     for i, p in enumerate(order):
         colour = COLOURS[i % len(COLOURS)]
-        out.append(text(LABELS - 14, TOP + STEP * (i + 0.5) + 5, p, text_anchor="end", font_size=12, fill=colour))
+        out.append(svg.text(LABELS - 14, TOP + STEP * (i + 0.5) + 5, p, text_anchor="end", font_size=12, fill=colour))
     for i, m in enumerate(models):
         out += panel(m, LABELS + i * (PANEL + GAP), order, height)
     axis = "mean of the tasks that the full cache can do, of 100 (95 % interval)"
-    out.append(text((LABELS + width - GAP) / 2, height - 12, axis, text_anchor="middle", font_size=12))
-    return "\n".join([*out, "</svg>"]) + "\n"
+    out.append(svg.text((LABELS + width - GAP) / 2, height - 12, axis, text_anchor="middle", font_size=12))
+    return svg.picture(width, height, title, out)
 
 
 def html_table(lines):

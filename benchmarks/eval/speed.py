@@ -10,8 +10,9 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from html import escape
 from statistics import median
+
+import svg
 
 PANELS = (("prompt_seconds", "seconds to read the prompt"), ("token_ms", "milliseconds to decode a token"))
 COLOURS = ("#222", "#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33")
@@ -60,11 +61,6 @@ def table(rows):
     return "\n".join(lines)
 
 
-def text(x, y, words, **how):
-    more = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in how.items())
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(words)}</text>'
-
-
 def panel(rows, policies, what, heading, left, width):
     """One number against the length, a line a policy."""
     lengths = sorted({length for length, _ in rows})
@@ -77,14 +73,14 @@ def panel(rows, policies, what, heading, left, width):
         return HEIGHT - BOTTOM - value / most * (HEIGHT - BOTTOM - TOP)
 
     step = next(s * 10 ** e for e in range(-1, 6) for s in (1, 2, 5) if most / (s * 10 ** e) <= 6)
-    out = [text(left, 24, heading)]
+    out = [svg.text(left, 24, heading)]
     for i in range(int(most / step) + 1):
         out += [f'<path d="M{left} {y(i * step):.1f}h{width}" stroke="#ddd"/>',
-                text(left - 6, y(i * step) + 5, f"{i * step:g}", text_anchor="end")]
+                svg.text(left - 6, y(i * step) + 5, f"{i * step:g}", text_anchor="end")]
     for length in lengths:
         out += [f'<path d="M{x(length):.1f} {HEIGHT - BOTTOM}v6" stroke="#222"/>',
-                text(x(length), HEIGHT - BOTTOM + 24, f"{length / 1024:g}k", text_anchor="middle")]
-    out.append(text(left + width / 2, HEIGHT - 12, "tokens of prompt and answer", text_anchor="middle"))
+                svg.text(x(length), HEIGHT - BOTTOM + 24, f"{length / 1024:g}k", text_anchor="middle")]
+    out.append(svg.text(left + width / 2, HEIGHT - 12, "tokens of prompt and answer", text_anchor="middle"))
     for policy, colour in zip(policies, COLOURS):
         points = [(x(n), y(middle(rows[n, policy], what))) for n in lengths if (n, policy) in rows]
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
@@ -96,14 +92,12 @@ def panel(rows, policies, what, heading, left, width):
 def picture(rows):
     policies = [p for p in dict.fromkeys(policy for _, policy in rows) if p != "short"]
     width = (WIDTH - LEFT - GAP - RIGHT) // 2
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-           f'font-size="14" fill="#222" role="img">', "<title>Time by the length of the prompt, full cache and policies</title>",
-           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>']
+    out = []
     for i, (what, heading) in enumerate(PANELS):
         out += panel(rows, policies, what, heading, LEFT + i * (width + GAP), width)
     for i, (policy, colour) in enumerate(zip(policies, COLOURS)):
-        out.append(text(WIDTH - RIGHT + 12, 60 + 24 * i, policy, fill=colour))
-    return "\n".join(out + ["</svg>"]) + "\n"
+        out.append(svg.text(WIDTH - RIGHT + 12, 60 + 24 * i, policy, fill=colour))
+    return svg.picture(WIDTH, HEIGHT, "Time by the length of the prompt, full cache and policies", out)
 
 
 def main():
