@@ -2,12 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <numeric>
 #include <random>
+#include <span>
 
 #include <lagkv/lagkv.hpp>
 
@@ -27,21 +29,18 @@ constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 struct build {
   const char* name;
   kernel_table table;
+  bool reads_16_bits = true;
 
   friend std::ostream& operator<<(std::ostream& out, const build& b) { return out << b.name; }
 };
 
 std::vector<build> builds() {
   std::vector<build> all;
-  for (target t : targets()) all.push_back({lagkv::simd::name(t), kernels_of(t)});
+  for (target t : targets()) all.push_back({lagkv::simd::name(t), kernels_of(t), lagkv::simd::reads_16_bits(t)});
   all.push_back({"sixteen_lanes", sixteen_lanes()});
   all.push_back({"one_lane", one_lane()});
   return all;
 }
-
-struct kernels : testing::TestWithParam<build> {
-  const kernel_table table = GetParam().table;
-};
 
 /// Rows of one type in memory that ends with the last element.
 struct packed {
@@ -73,18 +72,34 @@ struct packed {
   std::vector<std::byte> bytes;
 };
 
-/// Calls f with rows of every type, 1..130 channels and 1..40 tokens (all channels with some tokens, some with all).
-template <class F>
-void for_each_size(const F& f) {
-  std::mt19937 random(3);
-  for (dtype type : all_types)
-    for (std::size_t channels = 1; channels <= 130; ++channels)
-      for (std::size_t tokens = 1; tokens <= 40; ++tokens)
-        if (tokens == 1 + channels % 40 || channels == 3 + tokens || channels == 90 + tokens) {
-          SCOPED_TRACE(std::string(lagkv::name(type)) + " " + std::to_string(tokens) + " x " + std::to_string(channels));
-          f(packed(type, tokens, channels, static_cast<std::ptrdiff_t>(random() % 3), random), random);
-          if (testing::Test::HasFatalFailure()) return;
-        }
+struct kernels : testing::TestWithParam<build> {
+  const kernel_table table = GetParam().table;
+
+  /// Of rows that it reads; others come widened.
+  static std::span<const dtype> types() {
+    return std::span(all_types).first(GetParam().reads_16_bits ? std::size(all_types) : 1);
+  }
+
+  /// Calls f with rows of every type, 1..130 channels and 1..40 tokens (all channels with some tokens, some with all).
+  template <class F>
+  static void for_each_size(const F& f) {
+    std::mt19937 random(3);
+    for (dtype type : types())
+      for (std::size_t channels = 1; channels <= 130; ++channels)
+        for (std::size_t tokens = 1; tokens <= 40; ++tokens)
+          if (tokens == 1 + channels % 40 || channels == 3 + tokens || channels == 90 + tokens) {
+            SCOPED_TRACE(std::string(lagkv::name(type)) + " " + std::to_string(tokens) + " x " + std::to_string(channels));
+            f(packed(type, tokens, channels, static_cast<std::ptrdiff_t>(random() % 3), random), random);
+            if (HasFatalFailure()) return;
+          }
+  }
+};
+
+/// Bits of what is not finite: a quiet NaN, a signalling one, both infinities.
+std::array<std::uint32_t, 4> not_finite(dtype type) {
+  if (type == dtype::f16) return {0x7e00U, 0xfd00U, 0x7c00U, 0xfc00U};
+  if (type == dtype::bf16) return {0x7fc0U, 0xffa0U, 0x7f80U, 0xff80U};
+  return {0x7fc00000U, 0xffa00000U, 0x7f800000U, 0xff800000U};
 }
 
 TEST_P(kernels, range_extends_what_it_is_given) {
@@ -101,13 +116,10 @@ TEST_P(kernels, range_extends_what_it_is_given) {
     if (x.tokens > 1)
       for (std::size_t c = 0; c < x.channels; ++c) {
         const std::size_t t = random() % x.tokens;
-        const bool quiet = random() % 2 == 0;
+        const std::uint32_t bits = not_finite(x.type)[random() % 2];
         const float gone = x.value(t, c);
         if (gone == low[c] || gone == high[c]) continue;
-        x.set(t, c,
-              x.type == dtype::f32   ? (quiet ? 0x7fc00000U : 0xffa00000U)
-              : x.type == dtype::f16 ? (quiet ? 0x7e00U : 0xfd00U)
-                                     : (quiet ? 0x7fc0U : 0xffa0U));
+        x.set(t, c, bits);
       }
     table.range(x.rows(), lo.data(), hi.data());
     for (std::size_t c = 0; c < x.channels; ++c) {
@@ -119,13 +131,15 @@ TEST_P(kernels, range_extends_what_it_is_given) {
 
 TEST_P(kernels, range_counts_infinities) {
   std::mt19937 random(5);
-  packed x(dtype::f16, 3, 33, 0, random);
-  x.set(1, 32, 0x7c00), x.set(2, 0, 0xfc00);
-  std::vector<float> lo(33, infinity), hi(33, -infinity);
-  table.range(x.rows(), lo.data(), hi.data());
-  EXPECT_EQ(hi[32], infinity);
-  EXPECT_EQ(lo[0], -infinity);
-  EXPECT_TRUE(std::isfinite(lo[32]) && std::isfinite(hi[0]));
+  for (dtype type : types()) {
+    packed x(type, 3, 33, 0, random);
+    x.set(1, 32, not_finite(type)[2]), x.set(2, 0, not_finite(type)[3]);
+    std::vector<float> lo(33, infinity), hi(33, -infinity);
+    table.range(x.rows(), lo.data(), hi.data());
+    EXPECT_EQ(hi[32], infinity);
+    EXPECT_EQ(lo[0], -infinity);
+    EXPECT_TRUE(std::isfinite(lo[32]) && std::isfinite(hi[0]));
+  }
 }
 
 /// What a channel is normalised by, in double beside what normalise() makes of it.
@@ -226,7 +240,7 @@ TEST_P(kernels, ranges_too_small_or_too_large_to_divide_by_count_for_nothing) {
 
 TEST_P(kernels, a_row_counts_the_same_wherever_it_stands) {
   std::mt19937 random(9);
-  for (dtype type : all_types)
+  for (dtype type : types())
     for (std::size_t channels : {1U, 7U, 16U, 64U, 77U, 128U})
       for (float far : {1.0F, 100.0F}) {
         const packed x(type, 23, channels, 1, random);
@@ -245,9 +259,9 @@ TEST_P(kernels, a_row_counts_the_same_wherever_it_stands) {
 
 TEST_P(kernels, deviation_of_a_row_that_is_not_finite_is_not) {
   std::mt19937 random(9);
-  for (dtype type : {dtype::f16, dtype::bf16})
-    for (std::uint32_t bad :
-         {type == dtype::f16 ? 0x7e00U : 0x7fc0U, type == dtype::f16 ? 0x7c00U : 0x7f80U, type == dtype::f16 ? 0xfc00U : 0xff80U})
+  using lagkv::simd::normal;
+  for (dtype type : types())
+    for (std::uint32_t bad : not_finite(type))
       for (std::size_t channels : {2U, 16U, 37U, 64U})
         for (std::size_t c : {std::size_t{0}, channels / 2, channels - 1})
           for (float width : {0.0F, 3.0F, 0.1F}) {  // also where the channel itself counts for nothing
@@ -255,7 +269,7 @@ TEST_P(kernels, deviation_of_a_row_that_is_not_finite_is_not) {
             x.set(4, c, bad);
             std::vector<float> lo(channels, -1.0F), hi(channels, 2.0F), out(6);
             hi[c] = lo[c] + width;
-            ASSERT_EQ(table.normalise(channels, type, lo.data(), hi.data()), lagkv::simd::normal::fused);
+            ASSERT_EQ(table.normalise(channels, type, lo.data(), hi.data()), type == dtype::f32 ? normal::plain : normal::fused);
             std::vector<float> own(2 * channels);
             table.deviation(x.rows(), lo.data(), hi.data(), out.data(), own.data(), own.data() + own.size() / 2);
             for (std::size_t t = 0; t < 6; ++t) ASSERT_EQ(std::isfinite(out[t]), t != 4);
@@ -592,28 +606,29 @@ TEST_P(kernels, add_statistics) {
 
 TEST_P(kernels, sums_pass_on_what_is_not_finite) {
   std::mt19937 random(9);
-  for (std::uint32_t bad : {0x7e00U, 0xfd00U, 0x7c00U, 0xfc00U})
-    for (std::size_t channels : {1U, 16U, 37U})
-      for (std::size_t c : {std::size_t{0}, channels - 1}) {
-        packed x(dtype::f16, 6, channels, 0, random);
-        x.set(4, c, bad);
-        const float value = decoded(dtype::f16, bad);
-        std::vector<float> ones(5 * channels + 6, 1.0F), zeros(channels, 0.0F), out(6), products(30);
-        const auto check = [&](const float* sums, float expected) {
-          for (std::size_t t = 0; t < 6; ++t)
-            if (t != 4)
-              ASSERT_TRUE(std::isfinite(sums[t]));
-            else
-              ASSERT_TRUE(std::isnan(expected) ? std::isnan(sums[t]) : sums[t] == expected) << sums[t];
-        };
-        table.squares(x.rows(), out.data()), check(out.data(), value * value);
-        table.distances(x.rows(), nullptr, ones.data(), nullptr, out.data()), check(out.data(), value * value);
-        table.dots(x.rows(), ones.data(), 5, products.data(), 6);
-        for (std::size_t v = 0; v < 5; ++v) check(&products[6 * v], value);
-        table.dots(x.rows(), zeros.data(), 1, out.data(), 6), check(out.data(), nan);  // infinity times 0
-        table.add_rows(x.rows(), ones.data(), zeros.data());
-        for (std::size_t i = 0; i < channels; ++i) ASSERT_EQ(std::isfinite(zeros[i]), i != c);
-      }
+  for (dtype type : types())
+    for (std::uint32_t bad : not_finite(type))
+      for (std::size_t channels : {1U, 16U, 37U})
+        for (std::size_t c : {std::size_t{0}, channels - 1}) {
+          packed x(type, 6, channels, 0, random);
+          x.set(4, c, bad);
+          const float value = decoded(type, bad);
+          std::vector<float> ones(5 * channels + 6, 1.0F), zeros(channels, 0.0F), out(6), products(30);
+          const auto check = [&](const float* sums, float expected) {
+            for (std::size_t t = 0; t < 6; ++t)
+              if (t != 4)
+                ASSERT_TRUE(std::isfinite(sums[t]));
+              else
+                ASSERT_TRUE(std::isnan(expected) ? std::isnan(sums[t]) : sums[t] == expected) << sums[t];
+          };
+          table.squares(x.rows(), out.data()), check(out.data(), value * value);
+          table.distances(x.rows(), nullptr, ones.data(), nullptr, out.data()), check(out.data(), value * value);
+          table.dots(x.rows(), ones.data(), 5, products.data(), 6);
+          for (std::size_t v = 0; v < 5; ++v) check(&products[6 * v], value);
+          table.dots(x.rows(), zeros.data(), 1, out.data(), 6), check(out.data(), nan);  // infinity times 0
+          table.add_rows(x.rows(), ones.data(), zeros.data());
+          for (std::size_t i = 0; i < channels; ++i) ASSERT_EQ(std::isfinite(zeros[i]), i != c);
+        }
 }
 
 /// What top_k promises, the plain way.

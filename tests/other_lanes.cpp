@@ -4,6 +4,7 @@
 #include "support/kernels.hpp"
 
 #define LAGKV_ISA 0
+#define LAGKV_READS_16_BITS 1
 
 namespace lagkv::inline LAGKV_ABI::simd::sixteen_lanes {
 #define LAGKV_LANES 16

@@ -60,8 +60,13 @@ LAGKV_FN simd::rows widened(const tensor& x, std::size_t head, std::size_t token
 /// out[i] = sum of the squares of row i.
 LAGKV_FN void squares(const simd::rows& rows, float* out, workspace& ws);
 
-/// Whether rows can be read where they lie.
-inline bool plain(const tensor& x) { return stored_plain(x) && x.reader() == nullptr; }
+/// Whether the kernels of `t` take its elements as they are.
+inline bool taken_as_stored(const tensor& x, simd::target t) {
+  return stored_plain(x) && (x.type() == dtype::f32 || simd::reads_16_bits(t));
+}
+
+/// Whether the kernels of `t` can read rows where they lie.
+inline bool plain(const tensor& x, simd::target t) { return taken_as_stored(x, t) && x.reader() == nullptr; }
 
 /// Calls use(run, numbers of the run) for the runs of rows whose numbers are finite.
 LAGKV_FN void for_each_finite_run(const simd::rows& rows, float* numbers, function_ref<void(const simd::rows&, float*)> use);
@@ -70,7 +75,7 @@ LAGKV_FN void for_each_finite_run(const simd::rows& rows, float* numbers, functi
 
 /// Calls use(rows, offset) for runs that cover `tokens` of a head in order; offset counts from tokens.begin. Rows of f32, f16
 /// or bf16 whose channels are adjacent are used where they lie. Of others a few at a time are copied (transposed values) or
-/// widened to f32 (quantised types).
+/// widened to f32 (quantised types; those of 16 bits where simd::reads_16_bits() says no).
 LAGKV_FN void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, detail::use_of_rows use);
 
 /// As for_each_rows, in pieces of about 8 KiB, each of which names the rows that will be read after it (rows.ahead): those of
@@ -156,7 +161,7 @@ LAGKV_FN void apply_scales(const tensor& x, std::size_t head, std::size_t token,
 
 LAGKV_FN simd::rows widened(const tensor& x, std::size_t head, std::size_t token, const tile& t, workspace& ws) {
   const std::size_t channels = x.channels(), n = t.tokens < few_rows ? t.tokens : few_rows;
-  if (x.reader() != nullptr && stored_plain(x)) return x.reader()(x, head, token, t, x.type(), n, ws);
+  if (x.reader() != nullptr && taken_as_stored(x, ws.target())) return x.reader()(x, head, token, t, x.type(), n, ws);
   float* wide = ws.take<float>(few_rows * channels);
   const std::ptrdiff_t step = t.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
   for (std::size_t i = 0; i < n; ++i)
@@ -201,8 +206,8 @@ LAGKV_FN void for_each_rows(const tensor& x, std::size_t head, token_range token
     const workspace::frame scratch(ws);
     tile t = x.at(head, {at, tokens.end});
     if (t.channel_stride != 1) t = detail::gathered(x, t, ws);
-    const simd::rows rows = detail::plain(x) ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride}
-                                             : detail::widened(x, head, at, t, ws);
+    const simd::rows rows = detail::plain(x, ws.target()) ? simd::rows{t.data, x.type(), t.tokens, x.channels(), t.token_stride}
+                                                          : detail::widened(x, head, at, t, ws);
     use(rows, at - tokens.begin);
     at += rows.tokens;
   }
@@ -212,7 +217,7 @@ LAGKV_FN void for_each_rows_and_next(const tensor& x, std::size_t head, token_ra
                                      detail::use_of_rows use) {
   const std::size_t few = detail::piece_rows(x.row_bytes());
   for_each_rows(x, head, tokens, ws, [&](const simd::rows& run, std::size_t offset) {
-    const bool in_place = detail::plain(x);
+    const bool in_place = detail::plain(x, ws.target());
     const std::ptrdiff_t step = run.stride * static_cast<std::ptrdiff_t>(size_of(run.type));
     simd::rows piece = run;
     for (std::size_t at = 0; at < run.tokens; at += piece.tokens) {

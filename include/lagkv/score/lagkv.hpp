@@ -212,7 +212,7 @@ LAGKV_FN void lagkv_score::add(const tensor& x, std::size_t head, token_range pa
   const std::size_t channels = x.channels();
   const workspace::frame scratch(ws);
   float* deviation = ws.take<float>(lag);
-  const dtype type = detail::plain(x) ? x.type() : dtype::f32;  // in which rows come
+  const dtype type = detail::plain(x, ws.target()) ? x.type() : dtype::f32;  // in which rows come
   simd::normal form = kernels.normalise(channels, type, by.lo, by.hi);
   if (form == simd::normal::not_finite) {
     finite_range(x, head, other, by.lo, by.hi, ws);

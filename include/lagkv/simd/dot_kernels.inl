@@ -84,8 +84,10 @@ inline void dots_of(const T* x, const rows& r, const float* vectors, std::size_t
 
 inline void dots(const rows& r, const float* vectors, std::size_t count, float* out, std::size_t pitch) {
   if (r.type == dtype::f32) return dots_of(static_cast<const float*>(r.data), r, vectors, count, out, pitch);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return dots_of(static_cast<const f16*>(r.data), r, vectors, count, out, pitch);
   if (r.type == dtype::bf16) return dots_of(static_cast<const bf16*>(r.data), r, vectors, count, out, pitch);
+#endif
   // other types come widened
 }
 

@@ -2,6 +2,8 @@
 // namespace and compiled for its instructions, whatever flags the file that includes this is compiled with. It finds
 //   LAGKV_LANES   floats a vector; 1: plain floats
 //   LAGKV_ISA     which instructions it may name: 0 none, 2 AVX2, 3 AVX-512, 4 NEON
+//   LAGKV_READS_16_BITS   1: kernels read rows of f16 and bf16, too; 0: they get all rows in f32, which is less to compile where
+//                         nothing converts them quickly (see simd::reads_16_bits())
 // Functions in there are called from their own target only, or through pointers. No lambdas: they would lose the target.
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -23,9 +25,11 @@
 namespace lagkv::inline LAGKV_ABI::simd::sse2 {
 #define LAGKV_LANES 4
 #define LAGKV_ISA 0
+#define LAGKV_READS_16_BITS 0
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
+#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::sse2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -44,9 +48,11 @@ namespace lagkv::inline LAGKV_ABI::simd::sse2 {
 namespace lagkv::inline LAGKV_ABI::simd::avx2 {
 #define LAGKV_LANES 8
 #define LAGKV_ISA 2
+#define LAGKV_READS_16_BITS 1
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
+#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -63,9 +69,11 @@ namespace lagkv::inline LAGKV_ABI::simd::avx2 {
 namespace lagkv::inline LAGKV_ABI::simd::avx512 {
 #define LAGKV_LANES 16
 #define LAGKV_ISA 3
+#define LAGKV_READS_16_BITS 1
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
+#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -80,9 +88,11 @@ namespace lagkv::inline LAGKV_ABI::simd::avx512 {
 namespace lagkv::inline LAGKV_ABI::simd::neon {
 #define LAGKV_LANES 4
 #define LAGKV_ISA 4
+#define LAGKV_READS_16_BITS 1
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
+#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::neon
 
 #else
@@ -90,9 +100,11 @@ namespace lagkv::inline LAGKV_ABI::simd::neon {
 namespace lagkv::inline LAGKV_ABI::simd::scalar {
 #define LAGKV_LANES 1
 #define LAGKV_ISA 0
+#define LAGKV_READS_16_BITS 0
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
+#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::scalar
 
 #endif

@@ -47,8 +47,10 @@ inline void range_of(const T* x, const rows& r, float* lo, float* hi) {
 
 inline void range(const rows& r, float* lo, float* hi) {
   if (r.type == dtype::f32) return range_of(static_cast<const float*>(r.data), r, lo, hi);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return range_of(static_cast<const f16*>(r.data), r, lo, hi);
   if (r.type == dtype::bf16) return range_of(static_cast<const bf16*>(r.data), r, lo, hi);
+#endif
   // other types come widened
 }
 
@@ -173,8 +175,10 @@ inline void deviation_of(const T* x, const rows& r, const float* shift, const fl
 
 inline void deviation(const rows& r, const float* shift, const float* inverse, float* out, float* lo, float* hi) {
   if (r.type == dtype::f32) return deviation_of(static_cast<const float*>(r.data), r, shift, inverse, out, lo, hi);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return deviation_of(static_cast<const f16*>(r.data), r, shift, inverse, out, lo, hi);
   if (r.type == dtype::bf16) return deviation_of(static_cast<const bf16*>(r.data), r, shift, inverse, out, lo, hi);
+#endif
   // other types come widened
 }
 

@@ -128,8 +128,10 @@ inline void turn_back_of(const T* x, const rows& r, const turn& by, float* out, 
 
 inline void inverse_rotate(const rows& r, const turn& by, float* out, float* squares) {
   if (r.type == dtype::f32) return turn_back_of(static_cast<const float*>(r.data), r, by, out, squares);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return turn_back_of(static_cast<const f16*>(r.data), r, by, out, squares);
   if (r.type == dtype::bf16) return turn_back_of(static_cast<const bf16*>(r.data), r, by, out, squares);
+#endif
   // other types come widened
 }
 

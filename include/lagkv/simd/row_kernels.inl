@@ -20,8 +20,10 @@ inline void squares_of(const T* x, const rows& r, float* out) {
 
 inline void squares(const rows& r, float* out) {
   if (r.type == dtype::f32) return squares_of(static_cast<const float*>(r.data), r, out);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return squares_of(static_cast<const f16*>(r.data), r, out);
   if (r.type == dtype::bf16) return squares_of(static_cast<const bf16*>(r.data), r, out);
+#endif
   // other types come widened
 }
 
@@ -53,8 +55,10 @@ inline void distances_of(const T* x, const rows& r, const float* factors, const 
 
 inline void distances(const rows& r, const float* factors, const float* centre, const float* weights, float* out) {
   if (r.type == dtype::f32) return distances_of(static_cast<const float*>(r.data), r, factors, centre, weights, out);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return distances_of(static_cast<const f16*>(r.data), r, factors, centre, weights, out);
   if (r.type == dtype::bf16) return distances_of(static_cast<const bf16*>(r.data), r, factors, centre, weights, out);
+#endif
   // other types come widened
 }
 
@@ -95,8 +99,10 @@ inline void add_rows_of(const T* x, const rows& r, const float* weights, float* 
 
 inline void add_rows(const rows& r, const float* weights, float* sum) {
   if (r.type == dtype::f32) return add_rows_of(static_cast<const float*>(r.data), r, weights, sum);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return add_rows_of(static_cast<const f16*>(r.data), r, weights, sum);
   if (r.type == dtype::bf16) return add_rows_of(static_cast<const bf16*>(r.data), r, weights, sum);
+#endif
   // other types come widened
 }
 
@@ -131,8 +137,10 @@ inline void add_statistics_of(const T* x, const rows& r, const float* factors, f
 
 inline void add_statistics(const rows& r, const float* factors, float* sum, float* square) {
   if (r.type == dtype::f32) return add_statistics_of(static_cast<const float*>(r.data), r, factors, sum, square);
+#if LAGKV_READS_16_BITS
   if (r.type == dtype::f16) return add_statistics_of(static_cast<const f16*>(r.data), r, factors, sum, square);
   if (r.type == dtype::bf16) return add_statistics_of(static_cast<const bf16*>(r.data), r, factors, sum, square);
+#endif
   // other types come widened
 }
 

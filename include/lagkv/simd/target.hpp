@@ -25,6 +25,9 @@ constexpr const char* name(target t) {
   return names[static_cast<std::size_t>(t)];
 }
 
+/// Whether kernels of `t` read rows of f16 and bf16 where they lie. Those of targets that nothing makes fast get them in f32.
+constexpr bool reads_16_bits(target t) { return t != target::scalar && t != target::sse2; }
+
 #if defined(__x86_64__) || defined(__i386__)
 #define LAGKV_BASELINE sse2
 #elif defined(__aarch64__)
