@@ -1,7 +1,6 @@
 // Part of lagkv (MIT). What the queries of a model usually are, for policies that expect their attention.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -42,9 +41,9 @@ struct mean_turn {
 
   mean_turn(double angle, std::size_t first, std::size_t n) {
     const double middle = (static_cast<double>(first) + (static_cast<double>(n) - 1) / 2) * angle;
-    const double one = std::sin(angle / 2), all = std::sin(static_cast<double>(n) * angle / 2);
-    length = std::abs(one) < 1e-9 ? 1 : all / (static_cast<double>(n) * one);  // below that it is 1 for any n in use
-    cosine = length * std::cos(middle), sine = length * std::sin(middle);
+    const double one = __builtin_sin(angle / 2), all = __builtin_sin(static_cast<double>(n) * angle / 2);
+    length = __builtin_fabs(one) < 1e-9 ? 1 : all / (static_cast<double>(n) * one);  // below that it is 1 for any n in use
+    cosine = length * __builtin_cos(middle), sine = length * __builtin_sin(middle);
   }
 
   /// Turns n pairs of numbers, x[at.first] and x[at.second] and so on, `step` from pair to pair.

@@ -1,10 +1,10 @@
 // Part of lagkv (MIT). A view of a pool of blocks through one sequence's block table (vLLM, SGLang slots, llama.cpp cells).
 #pragma once
 
-#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <span>
 #include <utility>
 
@@ -66,7 +66,12 @@ class paged {
     if (blocks > table_.size())
       return detail::refuse({"block table of ", table_.size(), ": must be ", blocks, " or more for ", tokens, " tokens"});
     detail::vector<Index> used(table_.begin(), table_.begin() + static_cast<std::ptrdiff_t>(blocks));
-    std::sort(used.begin(), used.end());
+    // Not std::sort: <algorithm> would cost every file that includes lagkv.
+    if (blocks > 1)
+      std::qsort(used.data(), blocks, sizeof(Index), [](const void* a, const void* b) {
+        const Index x = *static_cast<const Index*>(a), y = *static_cast<const Index*>(b);
+        return static_cast<int>(x > y) - static_cast<int>(x < y);
+      });
     for (std::size_t i = 0; i < blocks; ++i) {
       if (std::cmp_less(used[i], 0)) return detail::refuse({"block ", used[i], ": must be 0 or more"});
       if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i], layout_.pool_blocks.value))
