@@ -207,7 +207,8 @@ class asked {
         attention_(cache::heads * tokens),
         mean_(cache::heads * group * dim),
         covariance_(cache::heads * group * dim * dim),
-        factors_(cache::heads * group * factors * dim) {
+        factors_(cache::heads * group * factors * dim),
+        importance_{cache::heads, dim, dim, {}} {
     std::mt19937_64 random(3);
     const auto fill = [&](std::vector<float>& x, float scale) {
       for (float& f : x) f = scale * (static_cast<float>(random() % 2048) / 1024.0F - 1.0F);
@@ -220,6 +221,9 @@ class asked {
     extras_.query_mean = view(mean_, dim, 1), extras_.query_covariance = view(covariance_, dim, dim);
     if (factored) extras_.query_factors = view(factors_, dim, factors);
     extras_.rope = &rope_;
+    importance_.weights.resize(cache::heads * importance_.width());
+    fill(importance_.weights, 0.1F);
+    extras_.importance = importance_.view();
     extras_.accumulated_attention = {attention_.data(), static_cast<std::ptrdiff_t>(tokens)};
   }
 
@@ -232,6 +236,7 @@ class asked {
   }
 
   std::vector<float> queries_, attention_, mean_, covariance_, factors_;
+  lagkv::importance_map importance_;
   lagkv::rope rope_{.pairs = lagkv::rope::pairing::halves};
   lagkv::extras extras_;
 };
@@ -374,7 +379,10 @@ void register_all() {
                              "key_diff:sink=16,keep=0.25,lag=128",
                              "cur:sink=16,keep=0.25",
                              "manifold:sink=16,keep=0.25",
+                             "recommended:sink=16,keep=0.25",
                              "novelty:sink=16,keep=0.25",
+                             "novelty:sink=16,keep=0.25,ridge=1,value_weight=1",
+                             "kvzap:sink=16,keep=0.25",
                              "distinct:sink=16,keep=0.25",
                              "novelty:sink=16,keep=0.25,pre_rope=no",
                              "manifold:sink=16,keep=0.25,lag=128",

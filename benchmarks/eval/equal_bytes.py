@@ -15,6 +15,7 @@ import sys
 from collections import defaultdict
 
 import svg
+from means import interval, mean
 
 
 def read(path):
@@ -35,21 +36,12 @@ def read(path):
     return model, cache, rows
 
 
-def mean(values):
-    return sum(values) / len(values)
-
-
 def accuracy(scores):
     """Mean over tasks of the mean over prompts, of 100."""
     tasks = defaultdict(list)
     for (task, *_), (score, _) in scores.items():
         tasks[task].append(score)
     return 100 * mean([mean(v) for v in tasks.values()]), tasks
-
-
-def interval(tasks, draw):
-    means = sorted(mean([mean(draw.choices(v, k=len(v))) for v in tasks.values()]) for _ in range(2000))
-    return 100 * means[50], 100 * means[-51]
 
 
 def within_reach(rows, common, least):
@@ -77,7 +69,7 @@ def figures(files, policies, reach):
             part = {k: v for k, v in scores.items() if k in common}
             value, tasks = accuracy(part)
             made.append({"cache": cache, "policy": policy, "removed": removed, "mb": mean([mb for _, mb in part.values()]),
-                         "accuracy": value, "interval": interval(tasks, draw)})
+                         "accuracy": value, "interval": [100 * x for x in interval(list(tasks.values()), draw)]})
     return sorted(made, key=lambda r: (-r["mb"], r["policy"])), len(common)
 
 

@@ -14,9 +14,18 @@
 
 namespace {
 
+void declare_host(CLI::App& command, eval::host_options& o) {
+  command.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
+  command.add_option("--threads", o.threads, "0: all cores. Read the prompt together, then a policy each")
+      ->check(CLI::Range(0, 1024));
+  command.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
+  command.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
+  command.add_flag("--repack", o.repack, "Weights as llama.cpp likes them best on this processor (AMX tiles)");
+}
+
 void declare_run(CLI::App& run, eval::run_options& o) {
   run.option_defaults()->always_capture_default();
-  run.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
+  declare_host(run, o);
   run.add_option("--tasks", o.tasks, "Tasks, as docs/eval.md lists them, and groups of them: ruler, niah, beyond, all");
   run.add_option("--policies", o.policies, "Policy strings without a budget, parted by ';'; full and random are always there")
       ->delimiter(';');
@@ -27,14 +36,9 @@ void declare_run(CLI::App& run, eval::run_options& o) {
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1.0));
   run.add_option("--seed", o.seed, "Draws the prompts");
-  run.add_option("--threads", o.threads, "0: all cores. Read the prompt together, then a policy each")
-      ->check(CLI::Range(0, 1024));
   run.add_flag("--question-seen", o.question_seen, "The question is in the cache when it is compressed");
   run.add_option("--chunk", o.chunk, "Compress after each so many tokens of the prompt; 0: once, after all")
       ->check(CLI::Range(0, 1 << 20));
-  run.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
-  run.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
-  run.add_flag("--repack", o.repack, "Weights as llama.cpp likes them best on this processor (AMX tiles)");
   run.add_option("--calibration", o.calibration, "What calibrate has written, for calibrated=yes and kvzap");
   run.add_option("--squad", o.files["qa_1"], "SQuAD 2.0 file, for qa_1");
   run.add_option("--hotpotqa", o.files["qa_2"], "HotpotQA file (distractor setting), for qa_2");
@@ -87,7 +91,7 @@ void declare_report(CLI::App& report, eval::report_options& o) {
 
 void declare_tune(CLI::App& tune, eval::tune_options& o) {
   tune.option_defaults()->always_capture_default();
-  tune.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
+  declare_host(tune, o);
   tune.add_option("--removed", o.removed, "Share of the cached tokens that is to go")->check(CLI::Range(0.01, 0.99));
   tune.add_option("--minutes", o.minutes, "Time for all of it; one prompt of each task and half is always run")
       ->check(CLI::Range(0.01, 1e5));
@@ -96,10 +100,6 @@ void declare_tune(CLI::App& tune, eval::tune_options& o) {
   tune.add_option("--length", o.length, "Tokens of prompt and answer together")->check(CLI::Range(64, 1 << 20));
   tune.add_option("--samples", o.samples, "Prompts a task in each half, at most")->check(CLI::Range(1, 100000));
   tune.add_option("--seed", o.seed, "Draws the prompts to choose on; those to report on are the next seed's");
-  tune.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
-  tune.add_option("--cache-type", o.cache_type, "Element type of the cache, or of keys and values: q8_0/q4_0");
-  tune.add_flag("--transposed", o.transposed, "Without flash attention, which stores values transposed");
-  tune.add_flag("--repack", o.repack, "Weights as llama.cpp likes them best on this processor (AMX tiles)");
   tune.add_option("--reach", o.reach, "Tasks in which the full cache has less than this share do not count")
       ->check(CLI::Range(0.0, 1.0));
   tune.add_option("--out", o.out, "What its files begin with; a call that was interrupted goes on with them");

@@ -18,7 +18,9 @@ import sys
 from collections import defaultdict
 from html import escape
 
+import means
 import svg
+from means import mean
 
 GROUPS = {
     "needles": ("niah_", "passkey64", "needles_16", "vt"),
@@ -30,8 +32,6 @@ GROUPS = {
 TEXTS = {"KL, prose": "perplexity", "KL, code": "perplexity_code"}
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 LEAST = 0.3  # of the full cache, for a task to count
-DRAWS = 2000
-EDGE = DRAWS // 40  # resamples outside of the interval at either end
 
 
 def samples_of(path):
@@ -63,18 +63,9 @@ def read(name, paths, length, removed):
     return made
 
 
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
-
-
 def interval(tasks):
-    """Of the mean of the tasks' means; None where a task has one prompt."""
-    if min(len(t) for t in tasks) < 2:
-        return None
-    draw = random.Random(42)
-    means = sorted(mean(mean(draw.choices(t, k=len(t))) for t in tasks) for _ in range(DRAWS))
-    return means[EDGE], means[-EDGE - 1]
+    """None where a task has one prompt."""
+    return None if min(len(t) for t in tasks) < 2 else means.interval(tasks, random.Random(42))
 
 
 class Model:

@@ -8,10 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "host_options.hpp"
+
 namespace eval {
 
-struct run_options {
-  std::string model;  ///< GGUF file
+struct run_options : host_options {
   std::string tasks = "ruler,passkey64";
   std::vector<std::string> policies = {"lagkv:lag=128", "snapkv", "streaming_llm", "h2o", "key_diff", "random"};
   std::vector<double> removed = {0.25, 0.5, 0.75, 0.875};
@@ -19,12 +20,8 @@ struct run_options {
   std::size_t samples = 10;
   std::vector<double> depths = {0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95};  ///< of the pass key, in turn
   std::uint64_t seed = 42;
-  int threads = 0;             ///< 0: all cores. For the prompt; then as many policies at a time, a thread each
-  bool question_seen = false;  ///< compress context and question, not the context alone
-  std::size_t chunk = 0;       ///< compress after each so many tokens of the prompt; 0: once, after all
-  std::string cache_type = "f16";
-  bool transposed = false;                   ///< values: llama.cpp without flash attention
-  bool repack = false;                       ///< weights as llama.cpp likes them best on this processor
+  bool question_seen = false;                ///< compress context and question, not the context alone
+  std::size_t chunk = 0;                     ///< compress after each so many tokens of the prompt; 0: once, after all
   std::string calibration;                   ///< file of calibrate_command, for policies that read it; empty: none
   std::map<std::string, std::string> files;  ///< by task: paths of the data sets of qa_1 and qa_2
   std::string out = "results.jsonl";

@@ -28,8 +28,8 @@ bool reads_calibration(const std::string& policy) { return needs_of(policy).cali
 
 run_options run_of(const tune_options& o, const std::string& calibration) {
   run_options r;
-  r.model = o.model, r.tasks = o.tasks, r.removed = {o.removed}, r.lengths = {o.length}, r.samples = o.samples;
-  r.threads = o.threads, r.cache_type = o.cache_type, r.transposed = o.transposed, r.repack = o.repack;
+  static_cast<host_options&>(r) = o;
+  r.tasks = o.tasks, r.removed = {o.removed}, r.lengths = {o.length}, r.samples = o.samples;
   r.calibration = calibration, r.command = o.command;
   return r;
 }

@@ -6,10 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "host_options.hpp"
+
 namespace eval {
 
-struct tune_options {
-  std::string model;  ///< GGUF file
+struct tune_options : host_options {
   double removed = 0.75;
   double minutes = 30;  ///< for all of it; a prompt that has begun is finished, and one of each half is always run
   std::vector<std::string> policies = {"recommended",
@@ -24,9 +25,6 @@ struct tune_options {
   std::size_t length = 2048;
   std::size_t samples = 20;  ///< prompts a task, in each half, at most
   std::uint64_t seed = 1000;
-  int threads = 0;  ///< 0: all cores
-  std::string cache_type = "f16";
-  bool transposed = false, repack = false;
   double reach = 0.3;        ///< tasks in which the full cache has less do not count
   std::string out = "tune";  ///< tune-choosing.jsonl, tune-reporting.jsonl, tune.safetensors
   std::string command;       ///< as it was called, for the record
