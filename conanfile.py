@@ -36,7 +36,7 @@ class Lagkv(ConanFile):
 
     def generate(self):
         toolchain = CMakeToolchain(self)
-        for part in ("TESTS", "EXAMPLES", "TOOLS"):
+        for part in ("TESTS", "EXAMPLES"):
             toolchain.cache_variables[f"LAGKV_{part}"] = False
         toolchain.cache_variables["LAGKV_C"] = bool(self.options.shared)
         toolchain.cache_variables["BUILD_SHARED_LIBS"] = False  # lagkv::kernels is static; lagkv::c is shared by itself

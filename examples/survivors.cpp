@@ -8,7 +8,7 @@
 
 #include <lagkv/lagkv.hpp>
 
-#include "tools/npy.hpp"
+#include "tests/support/npy.hpp"
 
 namespace {
 

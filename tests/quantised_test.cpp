@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "support/blocks.hpp"
+#include "support/npy.hpp"
 #include "support/offer.hpp"
-#include "tools/npy.hpp"
 
 namespace {
 

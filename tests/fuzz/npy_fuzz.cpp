@@ -1,6 +1,6 @@
 // A .npy file of anyone's making.
 #include "memory_file.hpp"
-#include "tools/npy.hpp"
+#include "tests/support/npy.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const fuzz::memory_file file(data, size);

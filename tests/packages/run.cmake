@@ -16,7 +16,7 @@ file(REMOVE_RECURSE ${work})
 set(common -G ${generator} -D CMAKE_CXX_COMPILER=${compiler} -D CMAKE_BUILD_TYPE=Release)
 set(extra -D LAGKV_ROOT=${root})
 
-set(parts -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF -D LAGKV_TOOLS=OFF)
+set(parts -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF)
 
 # The C interface in a project without C++, from where the library has been installed.
 function(run_engine_in_c prefix)
@@ -114,7 +114,7 @@ if(kind MATCHES "find_package|pkg_config")
   endif()
   run(${cmake} -S ${root} -B ${work}/lagkv ${common}
       -D CMAKE_INSTALL_PREFIX=${work}/elsewhere -D CMAKE_INSTALL_LIBDIR=lib -D CMAKE_INSTALL_INCLUDEDIR=include/of-here
-      -D LAGKV_KERNELS=${kernels} -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF -D LAGKV_TOOLS=OFF)
+      -D LAGKV_KERNELS=${kernels} -D LAGKV_TESTS=OFF -D LAGKV_EXAMPLES=OFF)
   if(NOT kind STREQUAL "find_package_unbuilt")
     run(${cmake} --build ${work}/lagkv)
   endif()

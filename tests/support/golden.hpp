@@ -11,7 +11,7 @@
 #include <lagkv/score/lagkv.hpp>
 
 #include "cube.hpp"
-#include "tools/npy.hpp"
+#include "npy.hpp"
 
 namespace support {
 

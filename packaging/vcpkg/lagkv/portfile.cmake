@@ -3,7 +3,7 @@ get_filename_component(SOURCE_PATH "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE
 vcpkg_check_features(OUT_FEATURE_OPTIONS options FEATURES c LAGKV_C)
 vcpkg_cmake_configure(
   SOURCE_PATH "${SOURCE_PATH}"
-  OPTIONS ${options} -DLAGKV_TESTS=OFF -DLAGKV_EXAMPLES=OFF -DLAGKV_TOOLS=OFF)
+  OPTIONS ${options} -DLAGKV_TESTS=OFF -DLAGKV_EXAMPLES=OFF)
 vcpkg_cmake_install()
 vcpkg_cmake_config_fixup(CONFIG_PATH lib/cmake/lagkv)
 vcpkg_fixup_pkgconfig()

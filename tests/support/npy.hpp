@@ -1,5 +1,4 @@
-// Reads and writes NumPy's .npy files (format 1.0 to 3.0, little endian, C order). For programs and tests of this tree:
-// it is not installed.
+// Reads NumPy's .npy files (format 1.0 to 3.0, little endian, C order). For tests and examples of this tree: it is not installed.
 #pragma once
 
 #include <algorithm>
@@ -137,47 +136,14 @@ inline lagkv::result<array> load(const std::filesystem::path& path) {
   return a;
 }
 
-/// Writes `data` ([shape], C order, of NumPy type `type`) to `path`.
-inline lagkv::status save(const std::filesystem::path& path, const std::string& type, const std::vector<std::size_t>& shape,
-                          std::span<const std::byte> data) {
-  std::string header = "{'descr': '" + type + "', 'fortran_order': False, 'shape': (";
-  for (std::size_t n : shape) header += std::to_string(n) + ", ";
-  if (shape.size() > 1) header.resize(header.size() - 2);
-  header += "), }";
-  while ((10 + header.size() + 1) % 64 != 0) header += ' ';
-  header += '\n';
-  std::ofstream out(path, std::ios::binary);
-  out << "\x93NUMPY" << '\1' << '\0' << static_cast<char>(header.size() & 255) << static_cast<char>(header.size() >> 8) << header;
-  out.write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
-  out.flush();
-  if (!out) return lagkv::error{path.string() + ": cannot be written"};
-  return {};
+/// The array [heads, tokens, dim], of float32 or float16, as a view of itself.
+inline lagkv::tensor view(array& a) {
+  const lagkv::shape shape{a.shape[0], a.shape[2]};
+  const std::size_t tokens = a.shape[1];
+  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(tokens * a.shape[2]),
+                               .token = static_cast<std::ptrdiff_t>(a.shape[2])};
+  if (a.type == "<f4") return lagkv::strided<float>(a.as<float>().data(), shape, strides, tokens);
+  return lagkv::strided<lagkv::f16>(reinterpret_cast<lagkv::f16*>(a.data.data()), shape, strides, tokens);
 }
-
-template <class T>
-lagkv::status save(const std::filesystem::path& path, const std::string& type, const std::vector<std::size_t>& shape,
-                   const std::vector<T>& values) {
-  return save(path, type, shape, std::as_bytes(std::span(values)));
-}
-
-/// `data` as [heads, tokens, dim] with the heads, dim and type (float32 or float16) of `like`; the heads lie `pitch` tokens
-/// apart.
-inline lagkv::tensor view(std::byte* data, const array& like, std::size_t tokens, std::size_t pitch) {
-  const lagkv::shape shape{like.shape[0], like.shape[2]};
-  const lagkv::strides strides{.head = static_cast<std::ptrdiff_t>(pitch * like.shape[2]),
-                               .token = static_cast<std::ptrdiff_t>(like.shape[2])};
-  if (like.type == "<f4") return lagkv::strided<float>(reinterpret_cast<float*>(data), shape, strides, tokens);
-  return lagkv::strided<lagkv::f16>(reinterpret_cast<lagkv::f16*>(data), shape, strides, tokens);
-}
-
-inline lagkv::tensor view(std::byte* data, const array& like, std::size_t tokens) { return view(data, like, tokens, tokens); }
-
-/// Tokens [from, from + n) of the array [heads, tokens, dim].
-inline lagkv::tensor view(array& a, std::size_t from, std::size_t n) {
-  return view(a.data.data() + from * a.shape[2] * detail::item_size(a.type), a, n, a.shape[1]);
-}
-
-/// The array itself: [heads, tokens, dim].
-inline lagkv::tensor view(array& a) { return view(a, 0, a.shape[1]); }
 
 }  // namespace npy
