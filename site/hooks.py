@@ -87,6 +87,14 @@ def on_page_markdown(markdown, page, config, files):
     return outside_code(markdown, lambda text: LINK.sub(moved, text))
 
 
+def on_page_content(html, page, config, files):
+    """Policies in tables may go on in the next line behind a comma."""
+    def breakable(cell):
+        return re.sub(r"<code>[^<]*</code>", lambda code: re.sub(r",(?! )", ",<wbr>", code[0]), cell[0])
+
+    return re.sub(r"<td.*?</td>", breakable, html, flags=re.S)
+
+
 # ---- links --------------------------------------------------------------------------------------------------------------
 
 
