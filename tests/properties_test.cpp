@@ -2,8 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <random>
+#include <utility>
 
 #include <lagkv/lagkv.hpp>
 
@@ -27,6 +30,16 @@ constexpr const char* every_policy[] = {"lagkv:sink=4,lag=16,ratio=0.25",
                                         "random:sink=4,recent=16,keep=0.5,seed=3"};
 
 // ---- lengths --------------------------------------------------------------------------------------------------------
+
+TEST(messages, numbers_read_back_as_they_are) {
+  for (const auto& [x, text] : {std::pair(-1.0, "-1"), {0.5, "0.5"}, {1e-7, "1e-07"}, {9007199254740992.0, "9007199254740992"}})
+    EXPECT_EQ(lagkv::detail::text(x), text);
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 10'000; ++i) {
+    const double x = std::ldexp(static_cast<double>(random() >> 11U), static_cast<int>(random() % 1900) - 1000);
+    ASSERT_EQ(std::strtod(lagkv::detail::text(x).c_str(), nullptr), x);
+  }
+}
 
 TEST(budget, nothing_happens_below_two_lags_after_the_static_part) {
   const cube x = make_cube(1, 2, 60, 8);

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <concepts>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -99,8 +101,15 @@ LAGKV_EDGE std::string text(double x) {
 #if defined(__cpp_lib_to_chars)
   char digits[32];
   return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};
-#else
-  return std::to_string(x);
+#else  // libc++
+  char digits[32] = {};
+  for (int precision = 1; precision <= 17; ++precision) {
+    std::snprintf(digits, sizeof digits, "%.*g", precision, x);
+    if (!(std::strtod(digits, nullptr) < x) && !(std::strtod(digits, nullptr) > x)) break;
+  }
+  for (char& c : digits)
+    if (c == ',') c = '.';  // the point of the host's locale
+  return digits;
 #endif
 }
 

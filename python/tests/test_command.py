@@ -404,9 +404,11 @@ def test_refuses_arrays_that_do_not_fit(files, capsys):
     (["key_norm:select=adaptive", "--steps", "300"], "steps: with select=adaptive heads have different lengths"),
     *((["key_norm", f"--protect={p}"], "must be positions such as") for p in ("3,x", "3-", "-3", "9-7", "3,,4", "1.5")),
     *((["key_norm", "--layer", layer], "must be I/N") for layer in ("4/4", "1", "1/", "/2", "a/b")),
-    (["key_norm:budget_mb=0.001"], "key_norm: budget: holds 7 tokens"), (["key_norm:keep=2"], "key_norm: keep=2: must be above 0"),
+    (["key_norm:budget_mb=0.001"], "key_norm: budget: holds 7 tokens"),
+    (["key_norm:keep=2"], "key_norm: keep=2: must be above 0"),
     *((["novelty", "--rope-base", base, *more], words) for base, more, words in (
-        ("0", [], "rope: base=0: must be above 0 and finite"), ("1e4", ["--rope-dims", "9"], "rope: dims=9: must be at most the 8"),
+        ("0", [], "rope: base=0: must be above 0 and finite"),
+        ("1e4", ["--rope-dims", "9"], "rope: dims=9: must be at most the 8"),
         ("1e4", ["--rope-dims", "7"], "rope: dims=7: must be even"), ("1e4", ["--rope-scale=-1"], "rope: position_scale="),
         ("1e4", ["--rope-pairs", "thirds"], "rope-pairs=thirds: must be halves or"))),
 ])
