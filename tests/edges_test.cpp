@@ -183,11 +183,12 @@ TEST(parse, gives_what_the_string_says) {
 }
 
 TEST(parse, recommended_is_the_policy_that_the_docs_say_it_is) {
-  for (const char* more : {"keep=0.25", "keep=0.25,lag=0,smooth=2", "capacity=60,recent=8", "keep=0.2,recent_share=0.1"}) {
-    const bool own = std::string_view(more).find("recent_share") != std::string_view::npos;
+  for (const char* more :
+       {"keep=0.25", "keep=0.25,lag=0,smooth=2", "capacity=60,recent=8", "keep=0.2,recent_share=0.1", "lag=32"}) {
     const lagkv::policy p = *lagkv::parse(std::string("recommended:") + more);
-    const lagkv::policy q = *lagkv::parse(std::string(own ? "novelty:" : "novelty:recent_share=0.5,") + more);
+    const lagkv::policy q = *lagkv::parse(std::string("novelty:ridge=1,value_weight=1,") + more);
     EXPECT_EQ(p.budget.recent_share, q.budget.recent_share) << more;
+    EXPECT_EQ(p.needs.values, q.needs.values);
     EXPECT_EQ(p.adjust.size(), q.adjust.size()) << more;
     EXPECT_EQ(p.needs.rope, q.needs.rope);
     EXPECT_EQ(p.needs.key_statistics, q.needs.key_statistics);

@@ -15,6 +15,7 @@ struct tune_options : host_options {
   double minutes = 30;  ///< for all of it; a prompt that has begun is finished, and one of each half is always run
   std::vector<std::string> policies = {"recommended",
                                        "novelty",
+                                       "novelty:recent_share=0.5",
                                        "key_diff",
                                        "lagkv:lag=128",
                                        "streaming_llm",

@@ -6,20 +6,18 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// `novelty` with half of the budget for the most recent tokens: novelty:recent_share=0.5. docs/methods.md has the figures that
-/// speak for it. Another version may mean another method by it: to keep this one, write what it stands for.
-struct recommended_score : novelty_score {};
+/// novelty:ridge=1,value_weight=1. docs/methods.md has the figures that speak for it. Another version may mean another method by
+/// it: to keep this one, write what it stands for.
+struct recommended_score : novelty_score {
+  constexpr recommended_score() : novelty_score{.ridge = 1, .value_weight = 1} {}
+};
 
-inline method method_of(const recommended_score& s) {
-  method m = method_of(static_cast<const novelty_score&>(s));
-  m.recent_share = 0.5;
-  return m;
-}
+inline method method_of(const recommended_score& s) { return method_of(static_cast<const novelty_score&>(s)); }
 
 inline constexpr method_entry recommended_entry = entry_of<recommended_score>(
     {.name = "recommended",
-     .meaning = "provisional: novelty, and half of the budget for the most recent tokens; not for Gemma 3",
+     .meaning = "keys and values that are unusual for their sequence: what to take if you cannot measure",
      .source = "this project",
-     .reads = "keys and their RoPE"});
+     .reads = "keys and their RoPE, values"});
 
 }  // namespace lagkv::inline LAGKV_ABI
