@@ -1,6 +1,7 @@
 // Errors are values: what is refused at the edge, and the words in which it is.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <numeric>
@@ -137,6 +138,25 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"fuse:cur+key_diff,weights=1+2+3", "weights: must be as many numbers as methods, such as 1+0.5"},
       {"fuse:cur+key_diff,weights=1+-2", "weight=-2: must be from 0 to 1000000"},
       {"fuse:cur+key_diff,by=first", "by=first: must be one of sum, best"},
+      {"fuse:key_norm+value_norm,lagg=4", "unknown key 'lagg': must be one of " + std::string(shared)},
+      {"fuse:cur+no_method", "unknown method 'no_method': must be one of " + names_of(true)},
+      {"fuse:cur+key_diff,of=cur+random", "of: is given twice"},
+      {"fuse:of=cur+random,of=cur+random", "of: is given twice"},
+      {"fuse:cur+key_diff,weights=1+1,weights=2+2", "weights: is given twice"},
+      {"fuse:cur+key_diff,by=sum,keep=0.5,by=sum", "by: is given twice"},
+      {"fuse:keep=0.5,of=", "of: has no value: write of=..."},
+      {"fuse:cur+key_diff,weights=", "weights: has no value: write weights=..."},
+      {"fuse:cur+key_diff,by=", "by: has no value: write by=..."},
+      {"fuse:cur+key_diff,by", "by: has no value: write by=..."},
+      {"fuse:cur+key_diff,", "a key=value must stand before and after each comma"},
+      {"fuse:cur+key_diff,,keep=0.5", "a key=value must stand before and after each comma"},
+      {"fuse:,cur+key_diff", "a key=value must stand before and after each comma"},
+      {"fuse:cur+key_diff,weights=1+x", "weights: must be as many numbers as methods, such as 1+0.5"},
+      {"fuse:cur+h2o,pre_rope=yes", "pre_rope=yes: queries meet keys as they are: not with a method that reads attention"},
+      {"h2o:pre_rope=yes", "pre_rope=yes: queries meet keys as they are: not with a method that reads attention"},
+      {"snapkv:pre_rope=yes", "pre_rope=yes: queries meet keys as they are: not with a method that reads attention"},
+      {"expected_attention:pre_rope=yes", "pre_rope=yes: queries meet keys as they are: not with a method that reads attention"},
+      {"key_norm:lag=16,budget_mb=1", "lag=16: a partition keeps a share: give keep"},
       {"fuse:cur+key_diff+key_norm+random+tova", "of: must be two to four methods joined by +"}};
   for (const auto& [text, message] : table) {
     const auto p = lagkv::parse(text);
@@ -252,11 +272,63 @@ TEST(parse, fusions_give_each_key_to_every_method_that_has_it) {
   EXPECT_TRUE(lagkv::parse("fuse:lagkv+key_diff,lag=64,value_weight=0"));
 }
 
+// What a fusion needs is what any of its methods needs, whichever comes first.
+TEST(parse, fusions_need_what_each_method_needs) {
+  const auto flags = [](const lagkv::needs& n) {
+    return std::vector<bool>{n.values,     n.all_rows, n.accumulated_attention, n.query_statistics, n.calibrated,
+                             n.importance, n.rope,     n.key_statistics};
+  };
+  for (const lagkv::method_entry* a : lagkv::methods())
+    for (const lagkv::method_entry* b : lagkv::methods()) {
+      if (a->make == nullptr || b->make == nullptr) continue;
+      const std::string both = std::string(a->name) + "+" + std::string(b->name);
+      const auto fused = lagkv::parse("fuse:" + both + ",lag=64");
+      ASSERT_TRUE(fused) << fused.message();
+      const auto alone = [](const lagkv::method_entry* m) { return named(std::string(m->name) + ":lag=64").needs; };
+      std::vector<bool> any = flags(alone(a));
+      const std::vector<bool> other = flags(alone(b));
+      for (std::size_t i = 0; i < any.size(); ++i) any[i] = any[i] || other[i];
+      EXPECT_EQ(flags(fused->needs), any) << both;
+      EXPECT_EQ(fused->needs.queries, std::max(alone(a).queries, alone(b).queries)) << both;
+    }
+  const lagkv::needs calibrated{.calibrated = true}, none{};
+  EXPECT_TRUE((calibrated | none).calibrated && (none | calibrated).calibrated && !(none | none).calibrated);
+}
+
+// An entry of the host's own may refuse its options.
+TEST(parse, says_what_an_entry_says) {
+  lagkv::method_entry own{};
+  own.name = "own";
+  own.make = [](const void*, std::size_t lag) -> lagkv::result<lagkv::method> {
+    if (lag == 7) return lagkv::error{"lag=7: no"};
+    return lagkv::method_of(lagkv::key_norm_score{});
+  };
+  const lagkv::method_entry* known[] = {&own};
+  EXPECT_EQ(lagkv::parse("own:lag=7", known).message(), "own: lag=7: no");
+  EXPECT_EQ(lagkv::parse("own:lag=8", known).message(), "");
+}
+
+TEST(make_policy, has_room_for_five_transforms) {
+  lagkv::method m = lagkv::method_of(lagkv::key_norm_score{});
+  const lagkv::policy_options none{}, pool{.pool = 3}, heads{.heads = lagkv::deciding_heads::shared}, smooth{.smooth = 2};
+  for (std::size_t own = 0; own < 5; ++own) {
+    for (const lagkv::policy_options& o : {none, pool, heads, smooth}) EXPECT_EQ(lagkv::make_policy(m, o).message(), "");
+    ASSERT_TRUE(m.adjust.then(lagkv::mean_of_heads{}));
+  }
+  EXPECT_EQ(lagkv::make_policy(m, none).message(), "");
+  for (const lagkv::policy_options& o : {pool, heads, smooth})
+    EXPECT_EQ(lagkv::make_policy(m, o).message(),
+              "transforms: the method has 5 of its own: with pool, heads and smooth there must be at most 5");
+}
+
 TEST(make, refuses_what_no_string_can_say) {
   EXPECT_EQ(lagkv::make_lagkv({.ratio = std::numeric_limits<double>::quiet_NaN()}).message(),
             "ratio=nan: must be above 0 and at most 1");
   EXPECT_EQ(lagkv::make_lagkv({.lag = std::size_t{1} << 40}).message(),
             "lag=1099511627776: must be a whole number from 1 to 2147483647");
+  lagkv::lagkv_string_options of_a_string;
+  of_a_string.options.ratio = 2;
+  EXPECT_EQ(lagkv::lagkv_entry.make_whole(&of_a_string).message(), "ratio=2: must be above 0 and at most 1");
   EXPECT_EQ(lagkv::make_streaming_llm({.sink = std::size_t{1} << 40, .capacity = 5}).message(),
             "sink=1099511627776: must be a whole number from 0 to 2147483647");
 }
@@ -373,6 +445,31 @@ TEST(check, budgets_that_only_a_host_can_write) {
   EXPECT_EQ(refused({.keeps = lagkv::keep::window{.rows = 40, .every = 0}}), "every=0: must be 1 or more");
 }
 
+// compress() trusts a budget. One that check() refuses takes no row that is not there, and no sink.
+TEST(budgets, that_are_refused_stay_within_the_rows) {
+  for (const std::size_t rows : {std::size_t{0}, std::size_t{1}, std::size_t{9}, std::size_t{20}})
+    for (const std::size_t sink : {std::size_t{0}, std::size_t{5}, std::size_t{50}})
+      for (const std::size_t recent : {std::size_t{0}, std::size_t{8}, std::size_t{50}})
+        for (const std::size_t tokens : {std::size_t{0}, std::size_t{1}, std::size_t{12}, std::size_t{40}, std::size_t{60}})
+          for (const double beta : {0.0, 20.0}) {
+            const lagkv::budget b{.sink = sink,
+                                  .recent = recent,
+                                  .keeps = lagkv::keep::capacity{.rows = rows},
+                                  .slope = {.beta = beta, .layer = 1, .layers = 3}};
+            const lagkv::candidates c = b.due({}, tokens);
+            if (c.empty()) continue;
+            EXPECT_GE(c.rows.begin, sink);
+            EXPECT_LT(c.rows.begin, c.rows.end);
+            EXPECT_LE(c.rows.end, tokens);
+            EXPECT_LT(c.keep, c.rows.size());
+          }
+}
+
+TEST(peak_rows, of_fewer_tokens_than_sinks_is_all_of_them) {
+  EXPECT_EQ(lagkv::peak_rows(named("lagkv:sink=16,lag=8"), 4, 10), 10U);
+  EXPECT_EQ(lagkv::peak_rows(named("key_norm:sink=2,recent=2,capacity=20,pyramid=20"), 5, 1000), 45U) << "the first layer's";
+}
+
 // Addresses are computed from sizes and strides: what is beyond them is refused before it is.
 TEST(check, strides_and_sizes_that_no_memory_has) {
   constexpr std::ptrdiff_t far = std::numeric_limits<std::ptrdiff_t>::max(), near = std::numeric_limits<std::ptrdiff_t>::min();
@@ -410,6 +507,12 @@ TEST(check, strides_and_sizes_that_no_memory_has) {
   const auto address = static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(memory) / 4);
   EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {-address - 1, 4, 1}, 2)));
   EXPECT_FALSE(beyond(lagkv::strided<float>(memory, {2, 4}, {-address, 4, 1}, 2)));
+
+  // Each stride can be had, not both together; and what lies behind the first element ends where addresses do.
+  EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, 4}, {far >> 2, (far >> 2) - 10, 1}, 2)));
+  auto* const last_page = reinterpret_cast<float*>(~std::uintptr_t{0} - 4095);
+  EXPECT_TRUE(beyond(lagkv::strided<float>(last_page, {2, 4}, {1024, 4, 1}, 2)));
+  EXPECT_FALSE(beyond(lagkv::strided<float>(last_page, {2, 4}, {400, 4, 1}, 2)));
 
   // The widest that is still to be had passes: nothing is touched.
   EXPECT_EQ(check(lagkv::layer{lagkv::strided<float>(memory, {2, 4}, {(far >> 2) - 100, 4, 1}, 20), {}, 2}).message(), "");
@@ -460,6 +563,64 @@ TEST(check, statistics_of_queries_that_do_not_fit_each_other) {
   EXPECT_EQ(said(), "query_covariance: heads=6: must be those of query_mean");
   e.query_mean = {}, e.query_covariance = rows(3, 4);
   EXPECT_EQ(said(), "query_covariance: heads=3: must be those of query_mean");
+  e.query_covariance = {}, e.query_mean = {}, e.query_factors = rows(3, 2);
+  EXPECT_EQ(said(), "query_factors: heads=3: must be those of query_mean");
+  e.query_mean = rows(6, 1);
+  EXPECT_EQ(said(), "query_factors: heads=3: must be those of query_mean");
+  e.query_mean = rows(3, 1);
+  EXPECT_EQ(said(), "");
+}
+
+// All views that are offered are checked in the same way.
+TEST(check, each_view_that_is_offered) {
+  const lagkv::policy p = named("key_norm");
+  const lagkv::tensor two = lagkv::strided<float>(memory, {3, 4}, {400, 4, 1}, 100);
+  const std::pair<const char*, lagkv::tensor lagkv::extras::*> sides[] = {{"queries", &lagkv::extras::queries},
+                                                                          {"weights", &lagkv::extras::weights},
+                                                                          {"query_mean", &lagkv::extras::query_mean},
+                                                                          {"query_covariance", &lagkv::extras::query_covariance},
+                                                                          {"query_factors", &lagkv::extras::query_factors}};
+  for (const auto& [name, side] : sides) {
+    lagkv::extras e;
+    const bool weights = side == &lagkv::extras::weights;
+    const std::size_t channels = weights ? 100 : 4;
+    const auto said = [&](const lagkv::tensor& x) {
+      e.*side = x;
+      return check(p, {two, two, 100, &e}).message();
+    };
+    const auto step = static_cast<std::ptrdiff_t>(channels);
+    EXPECT_NE(said(lagkv::strided<float>(memory, {3, channels}, {0, step, 1}, 1)).find(name + std::string(": strides")),
+              std::string::npos);
+    EXPECT_EQ(said(lagkv::strided<float>(memory, {4, channels}, {step, step, 1}, 1)),
+              name + std::string(": heads=4: must be a multiple of the 3 KV heads"));
+    EXPECT_EQ(said(lagkv::strided<float>(memory, {3, channels - 1}, {step, step, 1}, 1)),
+              name + (weights ? std::string(": channels=99: must be at least 100") : ": channels=3: must be 4"));
+    EXPECT_EQ(said(lagkv::strided<float>(memory, {3, channels + 1}, {step + 1, step + 1, 1}, 1)),
+              weights ? "" : name + std::string(": channels=5: must be 4"));
+    EXPECT_EQ(said(lagkv::strided<float>(memory, {3, channels}, {step, step, 1})),
+              name + std::string(": capacity is unbounded: must be the number of rows that there are"));
+  }
+  lagkv::extras map;
+  const auto said = [&](std::size_t heads, std::size_t channels, std::ptrdiff_t step) {
+    map.importance = lagkv::strided<float>(memory, {heads, channels}, {step, step, 1}, 1);
+    return check(p, {two, two, 100, &map}).message();
+  };
+  EXPECT_EQ(said(3, 9, 9), "");
+  EXPECT_EQ(check(p, {two, {}, 100, &map}).message(), "") << "nothing reads it then";
+  EXPECT_EQ(said(2, 9, 9), "importance: heads=2: must be the 3 of the keys");
+  EXPECT_EQ(said(3, 8, 9), "importance: channels=8: must be 9, those of keys and values and 1");
+  EXPECT_NE(said(3, 9, 0).find("importance: strides"), std::string::npos);
+  lagkv::policy mapped = p;
+  mapped.needs.importance = true;
+  EXPECT_NE(check(mapped, {two, two, 100}).message().find("importance: the policy reads the map"), std::string::npos);
+  EXPECT_FALSE((lagkv::importance_map{3, 4, 4, {1, 2}}.view())) << "of too few numbers";
+  const lagkv::tensor overlap = lagkv::strided<float>(memory, {3, 4}, {0, 4, 1}, 100);
+  EXPECT_NE(check(p, {overlap, two, 100}).message().find("keys: strides"), std::string::npos);
+  EXPECT_NE(check(p, {two, overlap, 100}).message().find("values: strides"), std::string::npos);
+  lagkv::policy calibrated = p;
+  calibrated.needs.calibrated = true;
+  EXPECT_NE(check(calibrated, {two, two, 100}).message().find("query_mean: the policy reads statistics of the model's"),
+            std::string::npos);
 }
 
 TEST(make_fusion, takes_two_to_four) {
@@ -484,6 +645,12 @@ TEST(fit, refuses_bytes_that_are_no_number_of_rows) {
   EXPECT_EQ(said(6 * 192, {two, two, 100}), "");
   EXPECT_EQ(said(1e300, {two, two, 100}), "") << "at most 2^32 - 1 rows";
   EXPECT_NE(lagkv::fit(p, {two, two, 100}, 0).message().find("layers=0: must be 1 or more"), std::string::npos);
+  EXPECT_EQ(said(1e6, {}), "budget: holds 0 tokens of 0 bytes: must hold 6 or more (sink + recent + 1)");
+  p.budget.recent_share = 1;
+  EXPECT_EQ(said(20 * 192, {two, two, 100}),
+            "budget: holds 20 tokens of 192 bytes: capacity=20: must be more than sink=2 and the window of 20 (recent_share=1)");
+  p.budget.recent_share = 0;
+  EXPECT_EQ(lagkv::fit(named("key_norm:capacity=50"), {two, two, 100}, 0).message(), "") << "there is nothing to fit";
   lagkv::policy sums = named("key_norm:sink=2,recent=3,budget_mb=1");
   const auto by_keys = lagkv::fit(sums, {two, {}, 100}, 2), by_both = lagkv::fit(sums, {two, two, 100}, 2);
   ASSERT_TRUE(by_keys && by_both);
@@ -521,6 +688,38 @@ TEST(accumulate, adds_what_all_methods_of_a_fusion_read) {
   EXPECT_NE(both.first, std::vector<float>(n));
   EXPECT_EQ(both.second, second.second);
   EXPECT_NE(both.second, std::vector<double>(both.second.size()));
+}
+
+// "Nothing happens for what is not offered", one thing at a time; and no tokens add nothing.
+TEST(accumulate, does_nothing_for_what_is_not_offered) {
+  constexpr std::size_t n = 60, d = 4;
+  const cube k = make_cube(47, 1, n, d), q = make_cube(49, 1, n, d);
+  for (const char* text : {"h2o:keep=0.5", "novelty:keep=0.5", "novelty:keep=0.5,pre_rope=no", "fuse:h2o+novelty,keep=0.5",
+                           "fuse:key_norm+novelty,keep=0.5", "fuse:novelty+h2o,keep=0.5"})
+    for (int without = 0; without < 7; ++without) {
+      SCOPED_TRACE(std::string(text) + ", without " + std::to_string(without));
+      host keys(layout::heads_first, dtype::f32, k), queries(layout::heads_first, dtype::f32, q);
+      std::vector<float> attention(n);
+      std::vector<double> statistics(lagkv::key_statistics::size(d));
+      lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+      lagkv::extras e;
+      e.queries = queries.view(), e.accumulated_attention = {attention.data(), n}, e.key_statistics = {statistics.data()};
+      e.rope = &rope;
+      if (without == 1) e.queries = {};
+      if (without == 2) e.accumulated_attention = {};
+      if (without == 3) e.key_statistics = {};
+      if (without == 4) e.rope = nullptr;
+      if (without == 5) rope.pairs = lagkv::rope::pairing::unnamed;
+      lagkv::workspace ws;
+      const lagkv::policy p = named(text);
+      lagkv::accumulate(p, {keys.view(), keys.view(), n, without == 6 ? nullptr : &e}, {}, without == 0 ? 0 : n, ws);
+      const bool attends = p.needs.accumulated_attention && without != 0 && without != 1 && without != 2 && without != 6;
+      const bool rotates = std::string(text).find("pre_rope=no") == std::string::npos;
+      const bool counts =
+          p.needs.key_statistics && without != 0 && without != 3 && without != 6 && !(rotates && (without == 4 || without == 5));
+      EXPECT_EQ(attention != std::vector<float>(n), attends);
+      EXPECT_EQ(statistics != std::vector<double>(statistics.size()), counts);
+    }
 }
 
 // Each option of a scorer that a host fills in is checked as one of a string is.

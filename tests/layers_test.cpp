@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -71,6 +72,256 @@ TEST(layers, are_compressed_as_each_by_itself) {
     }
 }
 
+// Layers that need other scratch than the first, or are further on, are planned before any row moves: the outcome is the same.
+TEST(layers, that_differ_are_compressed_as_each_by_itself) {
+  constexpr std::size_t tokens = 300;
+  const auto numbers = [](unsigned seed, std::size_t channels) { return make_cube(seed, 2, tokens, channels); };
+  const auto offered = [&](dtype type, std::size_t channels) {
+    return asked_cache(layout::heads_first, type, numbers(1, channels), numbers(2, channels), make_cube(3, 4, tokens, channels));
+  };
+  for (const char* text :
+       {"lagkv:sink=2,lag=20,ratio=0.5", "lagkv:sink=2,lag=20,pre_rope=yes", "key_norm:lag=20,keep=0.5", "snapkv:lag=20,keep=0.5",
+        "h2o:lag=20,keep=0.5", "expected_attention:lag=20,keep=0.5", "cur:keep=0.5", "cur:capacity=90,select=chunks"})
+    for (const toward direction : {toward::front, toward::window})
+      for (int other = 0; other < 6; ++other) {
+        SCOPED_TRACE(std::string(text) + ", other " + std::to_string(other));
+        const lagkv::policy p = named(text);
+        const auto run = [&](bool together) {
+          asked_cache first = offered(dtype::f32, 8), second = offered(other == 1 ? dtype::f16 : dtype::f32, other == 2 ? 16 : 8);
+          std::vector<layer> views{first.layer(tokens), second.layer(tokens)};
+          std::vector<cursor> at(2);
+          if (other == 3) views[1].tokens = tokens - 7;  // of partitions the same are due
+          if (other == 4) at[0].compressed = 2, at[1].compressed = 22;
+          if (other == 5 && !p.needs.values) views[1].values = {};
+          lagkv::workspace ws;
+          if (together) {
+            EXPECT_TRUE(lagkv::compress(p, views, at, ws, {.direction = direction, .equal_counts = false}));
+          } else {
+            for (std::size_t i = 0; i < 2; ++i) lagkv::compress(p, views[i], at[i], ws, direction);
+          }
+          EXPECT_LT(at[0].tokens, tokens);
+          EXPECT_LT(at[1].tokens, tokens);
+          std::vector<row_bits> rows;
+          for (asked_cache* c : {&first, &second})
+            for (std::size_t h = 0; h < 2; ++h)
+              for (std::size_t t = 0; t < tokens; ++t)
+                rows.push_back(c->kv.keys.row(h, t)), rows.push_back(c->kv.values.row(h, t));
+          return std::pair(rows, at);
+        };
+        const auto together = run(true), alone = run(false);
+        EXPECT_EQ(together.first, alone.first);
+        EXPECT_EQ(together.second, alone.second);
+      }
+}
+
+// Elements that need more to be numbers than those of the first layer.
+TEST(layers, of_bytes_are_compressed_as_each_by_itself) {
+  constexpr std::size_t tokens = 200, d = 8;
+  const float factor[] = {0.5F};
+  const lagkv::policy p = named("lagkv:sink=2,lag=20,ratio=0.5,value_weight=0");
+  for (int other = 0; other < 3; ++other) {
+    const auto run = [&](bool together) {
+      std::vector<std::vector<std::int8_t>> bytes(2, std::vector<std::int8_t>(2 * tokens * d));
+      std::mt19937 random(6);
+      for (auto& layer_bytes : bytes)
+        for (std::int8_t& b : layer_bytes) b = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+      const auto whole = [&](std::size_t i) {
+        return lagkv::strided<std::int8_t>(bytes[i].data(), {2, d}, {tokens * d, d, 1}, tokens);
+      };
+      std::vector<layer> views{{whole(0), {}, tokens}, {whole(1), {}, tokens}};
+      if (other == 1) views[1].keys = lagkv::scaled(whole(1), lagkv::shared_scales{factor});
+      if (other == 2) views[1].keys = lagkv::hadamard(whole(1), 4);
+      std::vector<cursor> at(2);
+      lagkv::workspace ws;
+      if (together) {
+        EXPECT_TRUE(lagkv::compress(p, views, at, ws));
+      } else {
+        for (std::size_t i = 0; i < 2; ++i) lagkv::compress(p, views[i], at[i], ws);
+      }
+      EXPECT_LT(at[1].tokens, tokens);
+      return std::pair(bytes, at);
+    };
+    EXPECT_EQ(run(true), run(false)) << other;
+  }
+}
+
+TEST(layers, of_which_nothing_is_due_stay_as_they_are) {
+  for (const char* text : {"cur:recent=8,capacity=90", "cur:recent=8,capacity=90,select=chunks", "lagkv:sink=2,lag=20",
+                           "h2o:capacity=90", "key_norm:sink=2,recent=4,capacity=90,pyramid=20"})
+    for (const std::size_t tokens : {std::size_t{0}, std::size_t{1}, std::size_t{30}}) {
+      SCOPED_TRACE(std::string(text) + ", " + std::to_string(tokens));
+      layers_of_numbers x(3);
+      std::vector<layer> views = x.views(tokens);  // h2o: without attention, which is not read
+      std::vector<cursor> at(3);
+      const auto before = x.rows(tokens);
+      lagkv::workspace ws;
+      std::size_t told = 0;
+      const auto moved = [&](std::size_t, const lagkv::plan& applied) { told += applied.empty() ? 1U : 0U; };
+      EXPECT_EQ(lagkv::compress(named(text), views, at, ws, {.moved = moved}).message(), "");
+      EXPECT_EQ(told, 3U);
+      EXPECT_EQ(at, std::vector<cursor>(3, cursor{.tokens = tokens}));
+      EXPECT_EQ(x.rows(tokens), before);
+    }
+}
+
+// Partitions are scored in blocks, of at least eight: of rows so wide that eight are more than the 2 MiB of a block too.
+TEST(layers, wide_rows_at_once_are_compressed_as_in_steps) {
+  constexpr std::size_t lag = 16, tokens = 4 + 21 * lag, channels = 4096;
+  const cube k = make_cube(31, 1, tokens, channels), v = make_cube(32, 1, tokens, channels);
+  const lagkv::policy p = named("lagkv:sink=4,lag=16,ratio=0.25");
+  cache steps(layout::heads_first, dtype::f32, k, v);
+  cursor by_steps;
+  lagkv::workspace ws;
+  std::size_t rows = 0;
+  for (std::size_t next = 0; next < tokens; ++next) {
+    steps.keys.put(k, next, rows), steps.values.put(v, next, rows);
+    rows = lagkv::compress(p, steps.layer(rows + 1), by_steps, ws);
+  }
+  for (const toward direction : {toward::front, toward::window}) {
+    cache once(layout::heads_first, dtype::f32, k, v);
+    cursor at;
+    ASSERT_EQ(lagkv::compress(p, once.layer(tokens), at, ws, direction), rows);
+    EXPECT_EQ(at, by_steps);
+    const std::size_t gap = direction == toward::window ? tokens - rows : 0;  // the rows that went are in front of the others
+    for (std::size_t t = 0; t < rows; ++t) {
+      const std::size_t from = t < 4 ? t : t + gap;
+      ASSERT_EQ(once.keys.row(0, from), steps.keys.row(0, t)) << t;
+      ASSERT_EQ(once.values.row(0, from), steps.values.row(0, t)) << t;
+    }
+  }
+}
+
+/// Rows in two pieces, in each of which they lie at a distance of its own.
+struct two_pieces {
+  float* data;
+  std::size_t split, slots, width, steps[2];
+
+  dtype type() const { return dtype::f32; }
+  std::size_t heads() const { return 1; }
+  std::size_t channels() const { return width; }
+  std::size_t capacity() const { return slots; }
+  std::size_t step(std::size_t token) const { return steps[token < split ? 0 : 1]; }
+  float* row(std::size_t t) const { return data + (t < split ? t * steps[0] : split * steps[0] + (t - split) * steps[1]); }
+  lagkv::tile at(std::size_t, lagkv::token_range tokens) const {
+    const std::size_t end = tokens.begin < split && split < tokens.end ? split : tokens.end;
+    return {reinterpret_cast<std::byte*>(row(tokens.begin)), end - tokens.begin, static_cast<std::ptrdiff_t>(step(tokens.begin)),
+            1};
+  }
+  lagkv::status check(std::size_t) const { return {}; }
+};
+
+// A tile says at which stride its own tokens lie, and another run may have another: wherever they meet, the same rows stay.
+TEST(views, runs_may_have_strides_of_their_own) {
+  constexpr std::size_t tokens = 120, d = 8;
+  const cube x[] = {make_cube(33, 1, tokens, d), make_cube(34, 1, tokens, d)};
+  struct way {
+    std::size_t split, steps[2];
+  };
+  std::vector<way> ways;
+  for (const std::size_t split : {0U, 1U, 20U, 22U, 33U, 40U, 60U, 100U, 119U, 120U})
+    ways.push_back({split, {d, d + 3}}), ways.push_back({split, {d + 3, d}});
+  for (const char* text : {"lagkv:sink=0,lag=20,ratio=0.5", "key_norm:sink=0,recent=4,keep=0.5",
+                           "key_norm:sink=2,recent=4,lag=20", "streaming_llm:sink=3,capacity=60"})
+    for (const toward direction : {toward::front, toward::window})
+      for (const way& w : ways) {
+        SCOPED_TRACE(std::string(text) + ", split " + std::to_string(w.split) + " of steps " + std::to_string(w.steps[0]));
+        std::vector<float> memory[2];
+        std::vector<two_pieces> pieces;
+        for (std::size_t side = 0; side < 2; ++side) {
+          memory[side].assign(tokens * (d + 3), -1);
+          pieces.push_back({memory[side].data(), w.split, tokens, d, {w.steps[0], w.steps[1]}});
+          for (std::size_t t = 0; t < tokens; ++t) std::copy_n(x[side].row(0, t), d, pieces[side].row(t));
+        }
+        cache plain(layout::heads_first, dtype::f32, x[0], x[1]);
+        const lagkv::policy p = named(text);
+        cursor a, b;
+        lagkv::workspace ws;
+        const std::size_t rows = lagkv::compress(p, plain.layer(tokens), a, ws, direction);
+        ASSERT_EQ(lagkv::compress(p, {pieces[0], pieces[1], tokens}, b, ws, direction), rows);
+        ASSERT_LT(rows, tokens);
+        EXPECT_EQ(a, b);
+        const bool front = direction == toward::front;  // else the rows behind the sinks lie up to the last
+        for (std::size_t t = front ? 0 : tokens - rows + p.budget.sink; t < (front ? rows : tokens); ++t)
+          for (std::size_t side = 0; side < 2; ++side) {
+            row_bits bits(d);
+            std::memcpy(bits.data(), pieces[side].row(t), d * sizeof(float));
+            ASSERT_EQ(bits, (side == 0 ? plain.keys : plain.values).row(0, t)) << "side " << side << ", row " << t;
+          }
+      }
+}
+
+TEST(plans, that_are_empty_move_nothing) {
+  layers_of_numbers x(1);
+  const auto before = x.rows(300);
+  std::vector<float> attention(600, 1);
+  std::vector<std::uint32_t> positions(600);
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i);
+  const std::vector<std::uint32_t> known = positions;
+  lagkv::plan nothing;
+  nothing.clear(300);
+  lagkv::extras e;
+  for (const std::ptrdiff_t stride : {0, 300})
+    for (const toward direction : {toward::front, toward::window}) {
+      e.accumulated_attention = {attention.data(), stride};
+      e.positions = {positions.data(), stride};
+      lagkv::compact(e, nothing, direction);
+      lagkv::compact(x.views(300)[0], nothing, direction);
+      lagkv::compact(x.memory[0].keys.view(), 1, nothing, direction);
+    }
+  EXPECT_EQ(x.rows(300), before);
+  EXPECT_EQ(positions, known);
+  EXPECT_EQ(nothing.source(0, 7), 7U);
+}
+
+TEST(plans, of_heads_of_different_lengths_advance_by_the_longest) {
+  lagkv::plan p{.candidates = {2, 8}, .tokens_before = 10, .kept = {}, .first = {}};
+  for (const std::uint32_t row : {2U, 3U, 4U, 5U, 6U, 3U}) p.kept.push_back(row);
+  for (const std::size_t first : {0U, 1U, 5U, 6U}) p.first.push_back(first);
+  cursor at;
+  lagkv::advance(at, p);
+  EXPECT_EQ(at, (cursor{.tokens = 8, .dropped = 2, .compressed = 6}));
+  lagkv::plan q{.candidates = {2, 8}, .tokens_before = 10, .kept = {}, .first = {}};
+  for (const std::uint32_t row : {2U, 3U}) q.kept.push_back(row);
+  for (const std::size_t first : {0U, 2U}) q.first.push_back(first);
+  EXPECT_FALSE(lagkv::equal_counts(p, q));
+  EXPECT_FALSE(lagkv::equal_counts(q, p));
+  EXPECT_TRUE(lagkv::equal_counts(q, q));
+  lagkv::plan fewer = q;
+  fewer.kept.pop_back(), fewer.first[1] = 1;
+  EXPECT_FALSE(lagkv::equal_counts(q, fewer));
+  // The host took tokens back, and nothing is due.
+  cursor back{.tokens = 10, .dropped = 0, .compressed = 8};
+  lagkv::plan nothing;
+  nothing.clear(5);
+  lagkv::advance(back, nothing);
+  EXPECT_EQ(back.compressed, 5U);
+}
+
+// A protected row stays before one that a scorer puts at infinity.
+TEST(protect, goes_before_any_score) {
+  layers_of_numbers x(1);
+  const std::uint32_t stay[] = {50, 51, 299};
+  lagkv::extras e;
+  e.protect = stay;
+  layer l = x.views(300)[0];
+  l.extra = &e;
+  lagkv::policy p = named("key_norm:sink=4,recent=8,keep=0.05");
+  p.score = [](const layer&, std::size_t, lagkv::token_range, std::span<float> out, lagkv::workspace&) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = i % 3 == 0 ? infinity : i % 3 == 1 ? -infinity : std::nanf("");
+  };
+  lagkv::workspace ws;
+  const lagkv::plan plan = lagkv::plan_eviction(p, l, {}, ws);
+  ASSERT_EQ(plan.of(0).size(), 3U);
+  EXPECT_EQ(std::vector<std::uint32_t>(plan.of(0).begin(), plan.of(0).end()), (std::vector<std::uint32_t>{4, 50, 51}));
+  std::vector<std::uint32_t> positions(300);
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i);
+  e.positions = {positions.data(), 0};  // one row of positions for all heads
+  const lagkv::plan same = lagkv::plan_eviction(p, l, {}, ws);
+  EXPECT_EQ(same.kept.size(), plan.kept.size());
+  for (std::size_t i = 0; i < plan.kept.size(); ++i) EXPECT_EQ(same.kept[i], plan.kept[i]);
+}
+
 TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   const auto refused = [](const lagkv::policy& p, std::vector<cursor> at, std::size_t tokens_of_last, const char* why) {
     layers_of_numbers x(3);
@@ -107,7 +358,7 @@ TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
   std::vector<std::uint32_t> positions(2 * 300);
   for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % 300);
   for (const char* text : {"novelty:keep=0.5", "novelty:capacity=100", "snapkv:keep=0.5", "h2o:keep=0.5", "tova:capacity=100",
-                           "expected_attention:keep=0.5", "fuse:novelty+snapkv,keep=0.5"}) {
+                           "expected_attention:keep=0.5", "fuse:novelty+snapkv,keep=0.5", "kvzap:keep=0.5"}) {
     const lagkv::policy p = named_any(text);
     asked_cache whole(layout::heads_first, dtype::f32, k, v, q);
     const auto all = [&](asked_cache& c) {
@@ -122,6 +373,7 @@ TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
         [](asked_cache& c) { c.extras.positions = {}; },
         [](asked_cache& c) { c.extras.queries = {}; },
         [](asked_cache& c) { c.extras.query_count = 0, c.extras.queries = {}; },
+        [](asked_cache& c) { c.extras.importance = {}; },
     };
     for (std::size_t i = 0; i < removals.size(); ++i) {
       asked_cache c(layout::heads_first, dtype::f32, k, v, q);
@@ -133,6 +385,37 @@ TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
       const std::size_t left = lagkv::compress(p, l, at, ws);
       EXPECT_EQ(left < 300, complete) << text << ", removal " << i << ": " << check(p, l).message();
     }
+  }
+}
+
+TEST(layers, drop_nothing_by_queries_where_they_must_be_the_models) {
+  const lagkv::policy p = named("expected_attention:keep=0.5,calibrated=yes");
+  std::vector<float> mean(4 * 16, 1);
+  for (const bool given : {false, true}) {
+    asked_cache c(layout::heads_first, dtype::f32, make_cube(1, 2, 300, 16), make_cube(2, 2, 300, 16), make_cube(3, 4, 300, 16));
+    layer l = c.layer(300);
+    if (given) c.extras.query_mean = lagkv::strided<float>(mean.data(), {4, 16}, {16, 16, 1}, 1);
+    EXPECT_EQ(static_cast<bool>(check(p, l)), given);
+    cursor at;
+    lagkv::workspace ws;
+    EXPECT_EQ(lagkv::compress(p, l, at, ws) < 300, given);
+  }
+}
+
+// Weights of fewer tokens than there are by now are not enough, however many rows of them.
+TEST(layers, drop_nothing_by_weights_of_too_few_tokens) {
+  const cube k = make_cube(1, 2, 300, 16), w = make_cube(3, 4, 300, 299);
+  for (const char* text : {"snapkv:keep=0.5", "h2o:keep=0.5", "tova:capacity=100"}) {
+    asked_cache c(layout::heads_first, dtype::f32, k, k, w);
+    layer l = c.layer(300);
+    c.extras.weights = c.extras.queries, c.extras.queries = {};
+    EXPECT_FALSE(check(named(text), l));
+    const row_bits before = c.kv.keys.row(0, 299);
+    cursor at;
+    lagkv::workspace ws;
+    EXPECT_EQ(lagkv::compress(named(text), l, at, ws), 300U) << text;
+    EXPECT_EQ(at, cursor{.tokens = 300});
+    EXPECT_EQ(c.kv.keys.row(0, 299), before);
   }
 }
 
@@ -449,6 +732,21 @@ TEST(workspace, frames_give_back_what_was_taken_in_them) {
     }
     EXPECT_EQ(std::count(a, a + 100, 1.0F), 100) << "what is in use never moves";
   }
+}
+
+TEST(workspace, reserves_what_is_then_there_without_a_move) {
+  lagkv::workspace ws;
+  const lagkv::workspace::frame outer(ws);
+  ws.reserve(1000);
+  auto* const first = ws.take<std::byte>(1000);
+  ws.reserve(100000), ws.reserve(50000), ws.reserve(100000), ws.reserve(100);
+  auto* const second = ws.take<std::byte>(100000);
+  std::fill_n(first, 1000, std::byte{1}), std::fill_n(second, 100000, std::byte{2});
+  auto* const third = ws.take<std::byte>(300000);
+  std::fill_n(third, 300000, std::byte{3});
+  EXPECT_TRUE(std::all_of(first, first + 1000, [](std::byte b) { return b == std::byte{1}; }));
+  EXPECT_TRUE(std::all_of(second, second + 100000, [](std::byte b) { return b == std::byte{2}; }));
+  EXPECT_GE(ws.peak(), 401000U);
 }
 
 TEST(workspace, keeps_one_object_of_each_type) {

@@ -301,6 +301,13 @@ const formula formulas[] = {
      [](const inputs& x, auto h, auto j, auto) {
        return expected_attention_scores(plain_statistics(x.queries), x.keys, x.values, h, j, true);
      },
+     true, 2e-4},
+    {"expected_attention_mean", "expected_attention:covariance=no",
+     [](const inputs& x, auto h, auto j, auto) {
+       support::query_statistics s = plain_statistics(x.queries);
+       s.covariance.clear();
+       return expected_attention_scores(s, x.keys, x.values, h, j, true);
+     },
      true, 2e-4}};
 
 struct sizes {
@@ -371,7 +378,8 @@ TEST(attention, given_weights_count_as_the_computed_ones) {
       const auto exact = attention_weights(q, k, h, i);
       for (std::size_t t = 0; t < 64; ++t) w.row(h, i)[t] = t < 60 ? static_cast<float>(exact[t]) : NAN;
     }
-  for (const char* text : {"snapkv:window=9,sink=2", "h2o:sink=2", "tova:sink=2", "h2o:form=mean,sink=2"}) {
+  for (const char* text :
+       {"snapkv:window=9,sink=2", "snapkv:window=9,sink=2,aggregate=max", "h2o:sink=2", "tova:sink=2", "h2o:form=mean,sink=2"}) {
     SCOPED_TRACE(text);
     asked_cache ours(layout::heads_first, dtype::f32, k, k, q);
     host weights(layout::heads_first, dtype::f32, w);
@@ -422,6 +430,93 @@ TEST(attention, accumulated_in_pieces_is_that_of_all_queries) {
     const auto exact = h2o_scores(q, k, h, {0, 120}, false);
     for (std::size_t t = 0; t < 120; ++t) ASSERT_NEAR(attention[h * 128 + t], exact[t], 2e-5 * exact[0]) << t;
   }
+}
+
+TEST(attention, without_queries_there_is_none) {
+  const cube k = make_cube(41, 2, 60, 16);
+  cache c(layout::heads_first, dtype::f32, k, k);
+  std::vector<float> found(60, 7), kept(120, 7);
+  lagkv::extras e;
+  lagkv::workspace ws;
+  lagkv::layer l = c.layer(60);
+  for (const lagkv::extras* extra : {static_cast<const lagkv::extras*>(nullptr), static_cast<const lagkv::extras*>(&e)}) {
+    l.extra = extra;
+    EXPECT_EQ(lagkv::offered_queries(l), 0U);
+    lagkv::add_attention(l, 1, 60, 1, found, ws);
+    lagkv::accumulate_attention(l, 60, ws);
+    e.accumulated_attention = {kept.data(), 60};
+  }
+  EXPECT_EQ(found, std::vector<float>(60, 7));
+  EXPECT_EQ(kept, std::vector<float>(120, 7));
+}
+
+TEST(attention, accumulates_weights_that_are_given) {
+  const cube k = make_cube(41, 2, 60, 16), q = make_cube(42, 4, 60, 16);
+  cube w(4, 60, 60);
+  std::vector<double> exact(120);
+  for (std::size_t h = 0; h < 4; ++h)
+    for (std::size_t i = 0; i < 60; ++i) {
+      const auto row = attention_weights(q, k, h, i);
+      for (std::size_t t = 0; t < row.size(); ++t)
+        w.row(h, i)[t] = static_cast<float>(row[t]), exact[h / 2 * 60 + t] += row[t] / 2;
+    }
+  for (const layout form : all_layouts) {
+    cache c(layout::heads_first, dtype::f32, k, k);
+    host weights(form, dtype::f32, w);
+    std::vector<float> kept(120);
+    lagkv::extras e;
+    e.weights = weights.view(), e.query_count = 60, e.accumulated_attention = {kept.data(), 60};
+    lagkv::layer l = c.layer(60);
+    l.extra = &e;
+    lagkv::workspace ws;
+    lagkv::accumulate_attention(l, 60, ws);
+    for (std::size_t i = 0; i < 120; ++i) ASSERT_NEAR(kept[i], exact[i], 1e-5 * exact[0]) << name(form) << ", " << i;
+  }
+}
+
+// A scale of the host's is that of queries which are as much larger.
+TEST(attention, takes_the_scale_that_the_host_gives) {
+  const cube k = make_cube(47, 2, 90, 16), v = make_cube(48, 2, 90, 16);
+  cube q = make_cube(49, 4, 90, 16);
+  for (float& x : q.x) x *= 0.3F;
+  for (const float scale : {0.125F, 0.4F}) {
+    cube larger = q;
+    for (float& x : larger.x) x *= scale * 4;  // sqrt(16)
+    asked_cache c(layout::heads_first, dtype::f32, k, v, q);
+    c.extras.scale = scale;
+    lagkv::workspace ws;
+    std::vector<float> found(90);
+    lagkv::add_attention(c.layer(90), 1, 90, 0.5F, found, ws);
+    const auto exact = h2o_scores(larger, k, 1, {0, 90}, false);
+    for (std::size_t t = 0; t < 90; ++t) ASSERT_NEAR(found[t], exact[t], 2e-5 * exact[0]) << scale << ", " << t;
+    const auto scores = lagkv::score(named_any("expected_attention"), c.layer(90), {.rows = {4, 60}, .keep = 1}, ws);
+    const auto expected = expected_attention_scores(plain_statistics(larger), k, v, 1, {4, 60}, true);
+    const double largest = *std::max_element(expected.begin(), expected.end());
+    for (std::size_t i = 0; i < 56; ++i) ASSERT_NEAR(scores[56 + i], expected[i], 2e-4 * largest) << scale << ", " << i;
+  }
+}
+
+// The logits of one query of all heads alone are more than are held at once: 64 query heads of 17,000 rows.
+TEST(attention, of_one_query_at_a_time) {
+  constexpr std::size_t n = 17000, group = 64;
+  const cube k = make_cube(47, 1, n, 2), q = make_cube(48, group, 2, 2);
+  asked_cache c(layout::heads_first, dtype::f32, k, k, q);
+  lagkv::workspace ws;
+  std::vector<float> found(n);
+  lagkv::add_attention(c.layer(n), 0, 2, 1, found, ws);
+  std::vector<double> exact(n);
+  for (std::size_t g = 0; g < group; ++g)
+    for (std::size_t i = 0; i < 2; ++i) {
+      std::vector<double> w(n - 1 + i);
+      double sum = 0;
+      for (std::size_t t = 0; t < w.size(); ++t) {
+        for (std::size_t d = 0; d < 2; ++d) w[t] += static_cast<double>(q.row(g, i)[d]) * static_cast<double>(k.row(0, t)[d]);
+        sum += w[t] = std::exp(w[t] / std::sqrt(2.0));
+      }
+      for (std::size_t t = 0; t < w.size(); ++t) exact[t] += w[t] / sum;
+    }
+  const double largest = *std::max_element(exact.begin(), exact.end());
+  for (std::size_t t = 0; t < n; ++t) ASSERT_NEAR(found[t], exact[t], 2e-5 * largest) << t;
 }
 
 TEST(attention, blocks_of_queries_do_not_change_it) {
@@ -806,6 +901,127 @@ TEST(nested, holds_for_few_rows_anywhere) {
           ASSERT_NEAR(static_cast<double>(scores[i]), exact[i], 1e-4)
               << n << " rows from " << begin << ", window " << window << ", row " << i;
       }
+  }
+}
+
+// Blocks of their own length, which grows with the sequence, are those of that length.
+TEST(nested, takes_a_32nd_of_the_rows_for_a_block) {
+  for (const auto& [tokens, block] : {std::pair<std::size_t, std::size_t>(2000, 128), {5000, 156}, {9000, 256}}) {
+    const cube k = make_cube(71, 1, tokens, 4);
+    cache c(layout::heads_first, dtype::f32, k, k);
+    lagkv::workspace ws;
+    const lagkv::candidates due{.rows = {4, tokens - 30}, .keep = 1};
+    const auto found = lagkv::score(named_any("nested"), c.layer(tokens), due, ws);
+    const std::vector<float> own(found.begin(), found.end());
+    const auto given = lagkv::score(named_any("nested:block=" + std::to_string(block)), c.layer(tokens), due, ws);
+    EXPECT_TRUE(std::equal(own.begin(), own.end(), given.begin(), given.end())) << tokens;
+    EXPECT_EQ(std::count_if(own.begin(), own.end(), [](float x) { return std::isfinite(x); }),
+              static_cast<std::ptrdiff_t>(own.size()));
+  }
+}
+
+// Keys and values of zeros have no direction, no norm and no share; statistics of nothing no variance: they are no numbers to
+// divide by. Rows of which none is finite are all NaN.
+TEST(methods, of_zeros_and_of_nothing_finite_hold) {
+  const cube zeros(2, 120, 16), some = make_cube(57, 2, 120, 16), q = make_cube(56, 2, 120, 16);
+  cube half = some, none = some;
+  for (std::size_t t = 0; t < 120; ++t) {
+    if (t % 2 == 0) std::fill_n(half.row(0, t), 16, 0.0F);
+    none.row(0, t)[t % 16] = NAN, none.row(1, t)[3] = INFINITY;
+  }
+  const std::pair<const cube*, const cube*> pairs[] = {{&zeros, &zeros}, {&half, &half}, {&half, &some},
+                                                       {&some, &half},   {&none, &none}, {&none, &some}};
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+    if (m->make == nullptr) continue;
+    for (const std::size_t lag : {std::size_t{0}, std::size_t{20}})
+      for (std::size_t which = 0; which < std::size(pairs); ++which) {
+        const auto [x, v] = pairs[which];
+        if (lag == 0 && m->name == "lagkv") continue;
+        SCOPED_TRACE(std::string(m->name) + ", lag " + std::to_string(lag) + ", pair " + std::to_string(which));
+        const lagkv::policy p = named_any("fuse:" + std::string(m->name) + "+random,sink=4,recent=8,lag=" + std::to_string(lag));
+        lagkv::policy alone = p;
+        alone.fused_count = 0;
+        asked_cache c(layout::heads_first, dtype::f32, *x, *v, q);
+        std::vector<double> statistics(2 * lagkv::key_statistics::size(16));
+        for (const bool fresh : {false, true}) {
+          lagkv::layer l = c.layer(120);
+          if (fresh) c.extras.key_statistics = {statistics.data()};
+          lagkv::workspace ws;
+          ASSERT_EQ(check(alone, l).message(), "");
+          lagkv::candidates due{.rows = {4, 64}, .keep = 10};
+          if (lag != 0) due = alone.budget.due({}, 120);
+          const auto s = lagkv::score(alone, l, due, ws);
+          for (const float score : s) ASSERT_TRUE(x == &none || std::isfinite(score));
+          const lagkv::plan plan = lagkv::plan_eviction(alone, l, {}, ws);
+          ASSERT_EQ(plan.heads(), 2U);
+          for (std::size_t h = 0; h < 2; ++h) {
+            EXPECT_GT(plan.of(h).size(), 0U);
+            for (const std::uint32_t row : plan.of(h)) EXPECT_TRUE(row >= plan.candidates.begin && row < plan.candidates.end);
+          }
+        }
+      }
+  }
+}
+
+// No string gives them, but a host that makes a scorer by hand can: lengths of 0 are those of 1.
+TEST(methods, lengths_of_zero_are_those_of_one) {
+  const cube k = make_cube(71, 2, 60, 8), v = make_cube(72, 2, 60, 8);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  const auto kept = [&](auto change) {
+    lagkv::policy p = named_any("value_norm:keep=0.5");
+    change(p);
+    lagkv::workspace ws;
+    const lagkv::plan plan = lagkv::plan_eviction(p, c.layer(60), {}, ws);
+    return std::vector<std::uint32_t>(plan.kept.begin(), plan.kept.end());
+  };
+  for (const bool in_partitions : {false, true}) {
+    const auto by = [&](auto scorer) {
+      return kept([&](lagkv::policy& p) {
+        p.score = scorer;
+        if (in_partitions) p.budget.keeps = lagkv::keep::partitions{10, 0.5};
+      });
+    };
+    EXPECT_EQ(by(lagkv::cur_score{.window = 0}), by(lagkv::cur_score{.window = 1}));
+    EXPECT_EQ(by(lagkv::nested_score{.window = 0}), by(lagkv::nested_score{.window = 1}));
+  }
+  EXPECT_EQ(kept([](lagkv::policy& p) { p.select = lagkv::chunks{0}; }),
+            kept([](lagkv::policy& p) { p.select = lagkv::chunks{1}; }));
+}
+
+// A mean without a covariance counts as one that does not spread.
+TEST(expected_attention, by_the_mean_alone) {
+  const cube k = make_cube(71, 2, 60, 8), q = make_cube(72, 4, 60, 8);
+  support::query_statistics s = plain_statistics(q);
+  s.covariance.clear();
+  std::vector<float> mean(s.mean.begin(), s.mean.end());
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::extras e;
+  e.query_mean = lagkv::strided<float>(mean.data(), {4, 8}, {8, 8, 1}, 1);
+  lagkv::layer l = c.layer(60);
+  l.extra = &e;
+  lagkv::workspace ws;
+  const auto found = lagkv::score(named_any("expected_attention"), l, {.rows = {4, 50}, .keep = 1}, ws);
+  for (std::size_t h = 0; h < 2; ++h) {
+    const auto exact = expected_attention_scores(s, k, k, h, {4, 50}, true);
+    const double largest = *std::max_element(exact.begin(), exact.end());
+    for (std::size_t i = 0; i < 46; ++i) ASSERT_NEAR(found[h * 46 + i], exact[i], 2e-4 * largest) << h << ", " << i;
+  }
+}
+
+// Sums that the host has lost: such rows go first.
+TEST(h2o, a_sum_that_is_not_finite_goes_first) {
+  const cube k = make_cube(71, 1, 60, 8), q = make_cube(72, 1, 60, 8);
+  asked_cache c(layout::heads_first, dtype::f32, k, k, q);
+  std::vector<float> sums(60, 1);
+  sums[20] = NAN, sums[21] = 0, sums[49] = NAN;
+  c.extras.accumulated_attention = {sums.data(), 60};
+  lagkv::workspace ws;
+  const auto s = lagkv::score(named_any("h2o"), c.layer(60), {.rows = {4, 50}, .keep = 1}, ws);
+  for (std::size_t i = 0; i < 46; ++i) {
+    EXPECT_EQ(std::isnan(s[i]), i == 16 || i == 45) << i;
+    if (i != 16 && i != 45) {
+      EXPECT_EQ(s[i], i == 17 ? 0.0F : 1.0F) << i;
+    }
   }
 }
 

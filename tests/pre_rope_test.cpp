@@ -90,6 +90,65 @@ TEST_P(pre_rope, a_workspace_follows_its_embeddings) {
   factors[2] = 3;  // in place: the same pointer
   EXPECT_NE(once, first_row(a));
   EXPECT_EQ(once, first_row(b));
+  // Each number of an embedding by itself: as with a workspace that has seen no other.
+  std::vector<rope> others(5, b);
+  others[0].base = 50, others[1].pairs = lagkv::rope::pairing::neighbours, others[2].dims = 4, others[3].position_scale = 0.5F;
+  others[4].factors = factors;
+  for (const rope& r : others) {
+    EXPECT_EQ(once, first_row(b));
+    const auto after_another = first_row(r);
+    EXPECT_NE(once, after_another);
+    ws = lagkv::workspace(GetParam());
+    EXPECT_EQ(after_another, first_row(r));
+  }
+  const std::vector<float> divisors{1, 2, 3, 1};  // as many
+  rope other = others[4];
+  other.factors = divisors;
+  const auto by_others = first_row(others[4]);
+  EXPECT_NE(by_others, first_row(other));
+  EXPECT_EQ(by_others, first_row(others[4]));
+}
+
+// Keys of bytes with scales, or under a Hadamard matrix, are made numbers first: as keys that hold these numbers.
+TEST_P(pre_rope, keys_that_are_no_floats_are_those_of_their_numbers) {
+  constexpr std::size_t tokens = 45, d = 16;
+  std::vector<std::int8_t> bytes(2 * tokens * d);
+  std::mt19937 random(5);
+  for (std::int8_t& b : bytes) b = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+  const float factors[] = {0.03F, 0.11F}, zeros[] = {3, -5};
+  cube numbers(2, tokens, d);
+  for (std::size_t i = 0; i < numbers.x.size(); ++i) {
+    const std::size_t head = i / (tokens * d);
+    numbers.x[i] = (static_cast<float>(bytes[i]) - zeros[head]) * factors[head];
+  }
+  host plain(layout::heads_first, dtype::f32, numbers);
+  constexpr auto step = static_cast<std::ptrdiff_t>(d);
+  const lagkv::tensor scaled = lagkv::scaled(lagkv::strided<std::int8_t>(bytes.data(), {2, d}, {tokens * step, step, 1}, tokens),
+                                             lagkv::shared_scales{factors, 1, zeros});
+  ASSERT_TRUE(scaled.check(tokens));
+  cube integers(2, tokens, d), under_matrix(2, tokens, d);
+  std::copy(bytes.begin(), bytes.end(), integers.x.begin());
+  for (std::size_t i = 0; i < integers.x.size(); i += 4) {  // halves of integers: exact
+    const float *x = &integers.x[i], a = x[0] + x[1], b = x[0] - x[1], c = x[2] + x[3], e = x[2] - x[3];
+    float* to = &under_matrix.x[i];
+    to[0] = (a + c) / 2, to[1] = (b + e) / 2, to[2] = (a - c) / 2, to[3] = (b - e) / 2;
+  }
+  host whole(layout::heads_first, dtype::f32, integers);
+  const lagkv::strided<float> stored(under_matrix.x.data(), {2, d}, {tokens * step, step, 1}, tokens);
+  for (const rope& r : ropes(d)) {
+    const lagkv::rotated how{&r, {{}, 70}};
+    lagkv::workspace ws(GetParam());
+    const auto rows = [&](const lagkv::tensor& x) {
+      std::vector<float> out;
+      const lagkv::tensor keys = lagkv::pre_rope(x, how, ws);
+      for (std::size_t h = 0; h < 2; ++h)
+        lagkv::for_each_row(keys, h, {3, tokens}, ws,
+                            [&](std::size_t, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); });
+      return out;
+    };
+    EXPECT_EQ(rows(scaled), rows(plain.view()));
+    EXPECT_EQ(rows(lagkv::hadamard(stored, 4)), rows(whole.view()));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(all, pre_rope, testing::ValuesIn(targets()), target_name());

@@ -78,6 +78,32 @@ TEST(chunks, a_bad_row_does_not_take_its_chunk_with_it) {
   }
 }
 
+// Rows that are protected in one head stay in all, beyond the budget; a chunk of which no row is finite comes last.
+TEST(chunks, more_rows_are_protected_than_stay) {
+  std::vector<std::uint32_t> positions(2 * 40);
+  for (std::size_t i = 0; i < 40; ++i)
+    positions[i] = static_cast<std::uint32_t>(i), positions[40 + i] = static_cast<std::uint32_t>(i);
+  std::swap(positions[40 + 7], positions[40 + 20]);  // head 1 holds position 7 in row 20
+  const std::uint32_t stay[] = {7, 9};
+  lagkv::candidates d{.rows = {7, 31}, .keep = 2, .positions = {{positions.data(), 40}}, .protect = stay, .heads = 2};
+  std::vector<float> scores(48, 1);
+  for (std::size_t i = 4; i < 8; ++i) scores[i] = std::nanf("");
+  const auto kept = [&](std::size_t keep) {
+    d.keep = keep;
+    lagkv::plan p;
+    p.reset(d.rows, 40, 2, keep);
+    lagkv::workspace ws;
+    lagkv::chunks{4}(scores, 2, d, p, ws);
+    EXPECT_TRUE(std::equal(p.of(0).begin(), p.of(0).end(), p.of(1).begin(), p.of(1).end()));
+    return std::vector<std::uint32_t>(p.of(0).begin(), p.of(0).end());
+  };
+  EXPECT_EQ(kept(2), (std::vector<std::uint32_t>{7, 9, 20}));
+  EXPECT_EQ(kept(1), (std::vector<std::uint32_t>{7, 9, 20}));
+  const std::vector<std::uint32_t> most = kept(20);
+  for (const std::uint32_t row : {11U, 12U, 13U, 14U}) EXPECT_FALSE(std::binary_search(most.begin(), most.end(), row)) << row;
+  EXPECT_EQ(most.size(), 20U);
+}
+
 TEST(chunks, of_each_partition) {
   const auto s = random_scores(2, 60, 99);
   std::vector<std::size_t> rows;

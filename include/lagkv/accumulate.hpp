@@ -32,6 +32,13 @@ LAGKV_FN key_view view_of_keys(const policy& p) {
   return view;
 }
 
+/// Whether the layer offers statistics to add to, and the embedding where keys are counted as they were before it.
+LAGKV_FN bool adds_statistics(const policy& p, const layer& l) {
+  const extras* e = l.extra;
+  if (e == nullptr || !e->key_statistics) return false;
+  return view_of_keys(p) == nullptr || (e->rope != nullptr && e->rope->pairs != rope::pairing::unnamed);
+}
+
 /// Makes sure that adding statistics allocates nothing.
 LAGKV_FN void room_for_statistics(const layer& l, workspace& ws) {
   ws.reserve(2 * room_of_rows(l.keys) + 2 * l.keys.channels() * sizeof(float));
@@ -41,17 +48,16 @@ LAGKV_FN void room_for_statistics(const layer& l, workspace& ws) {
 
 LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
   const workspace::frame scratch(ws);
-  if (p.needs.accumulated_attention && p.needs.key_statistics) {  // room for the second before the first sum changes
-    detail::room_for_statistics(l, ws);
-    if (l.extra != nullptr && l.extra->key_statistics)
-      static_cast<void>(detail::shown(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws));
+  if (p.needs.accumulated_attention && p.needs.key_statistics && detail::adds_statistics(p, l)) {
+    detail::room_for_statistics(l, ws);  // before the first sum changes
+    static_cast<void>(detail::shown(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws));
   }
   if (p.needs.accumulated_attention) accumulate_attention(l, n, ws);
   if (p.needs.key_statistics) accumulate_key_statistics(p, l, at, n, ws);
 }
 
 LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws) {
-  if (l.extra == nullptr || !l.extra->key_statistics || n == 0) return;
+  if (n == 0 || !detail::adds_statistics(p, l)) return;
   const detail::shown seen(l, {l.extra->positions, at.dropped}, detail::view_of_keys(p), ws);
   const workspace::frame scratch(ws);
   detail::room_for_statistics(l, ws);

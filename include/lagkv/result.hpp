@@ -114,16 +114,13 @@ LAGKV_EDGE std::string text(double x) {
 }
 
 LAGKV_EDGE void piece::append_to(std::string& out) const {
-  switch (kind_) {
-    case kind::text:
-      out.append(text_);
-      return;
-    case kind::number:
-      out.append(text(number_));
-      return;
-    case kind::negative:
-    case kind::whole:
-      break;
+  if (kind_ == kind::text) {
+    out.append(text_);
+    return;
+  }
+  if (kind_ == kind::number) {
+    out.append(text(number_));
+    return;
   }
   char digits[20];
   char* first = digits + sizeof digits;

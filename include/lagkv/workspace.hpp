@@ -160,9 +160,8 @@ class workspace {
 LAGKV_FN void workspace::next_block(std::size_t n) {
   std::size_t next = blocks_.empty() ? 0 : block_ + 1;
   while (next < blocks_.size() && blocks_[next].size < n) ++next;
-  const bool first = blocks_.empty();
   if (next == blocks_.size()) add_block(n);
-  for (std::size_t b = block_; b < next && !first; ++b) before_ += blocks_[b].size;
+  for (std::size_t b = block_; b < next; ++b) before_ += blocks_[b].size;
   block_ = next, used_ = 0;
 }
 

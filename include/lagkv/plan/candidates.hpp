@@ -59,7 +59,7 @@ struct candidates {
 
   /// Rows that each head keeps of `among`, which is a partition, or all candidates.
   std::size_t keep_of(token_range among) const {
-    const std::size_t least = partition != 0 ? keep_each : keep, n = protect.empty() ? 0 : most_protected(among);
+    const std::size_t least = partition != 0 ? keep_each : keep, n = most_protected(among);
     return n > least ? n : least;
   }
 };

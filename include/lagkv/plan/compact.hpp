@@ -188,11 +188,12 @@ LAGKV_FN void move_kept(const tensor& x, std::size_t head, std::span<const std::
                        if (kept[i] != first + i) move_row(x, row(kept[i]), row(first + i), 0);
                      });
   }
-  const std::ptrdiff_t step = source.token_stride * static_cast<std::ptrdiff_t>(size_of(x.type()));
+  const auto unit = static_cast<std::ptrdiff_t>(size_of(x.type()));
+  const std::ptrdiff_t step = source.token_stride * unit, target_step = target.token_stride * unit;  // of runs that may differ
   const auto begin = static_cast<std::ptrdiff_t>(candidates.begin);
   const auto from = [&](std::size_t i) { return source.data + (static_cast<std::ptrdiff_t>(kept[i]) - begin) * step; };
   move_each(from, [&](std::size_t i) {
-    std::byte* to = target.data + static_cast<std::ptrdiff_t>(i) * step;
+    std::byte* to = target.data + static_cast<std::ptrdiff_t>(i) * target_step;
     if (to != from(i)) copy_row(to, from(i), bytes);
   });
 }

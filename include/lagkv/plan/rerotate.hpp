@@ -1,6 +1,7 @@
 // Part of lagkv (MIT). Gives the keys that stay consecutive positions.
 #pragma once
 
+#include <cassert>
 #include <cstddef>
 
 #include <lagkv/plan/plan.hpp>
@@ -40,7 +41,7 @@ class rotation {
     }
   }
 
-  /// Rotates the first row of t.
+  /// Rotates the first row of t; `shift` is not 0.
   void turn(const tile& t, std::ptrdiff_t shift);
 
  private:
@@ -96,7 +97,7 @@ LAGKV_FN status check(const rope& r, const tensor& keys) {
 namespace detail {
 
 LAGKV_FN void rotation::turn(const tile& t, std::ptrdiff_t shift) {
-  if (shift == 0) return;
+  assert(shift != 0);
   if (shift != shift_) prepare(shift);
   float* row = table_ + dims_;
   const bool adjacent = t.channel_stride == 1;

@@ -23,9 +23,9 @@ struct pyramid {
   /// Whether this layer's number differs from the average: sloped(), and for_layer() has said which of several layers it is.
   bool used() const noexcept { return sloped() && layers > 1; }
 
-  /// What this layer keeps, as a multiple of the average; the first could hold `most` times the average.
+  /// What this layer keeps, as a multiple of the average; the first could hold `most` times the average, 1 or more.
   double factor(double most) const {
-    const double steep = 2 - 1 / beta, first = steep < most ? steep : (most > 1 ? most : 1.0);
+    const double steep = 2 - 1 / beta, first = steep < most ? steep : most;
     return first - 2 * (first - 1) * static_cast<double>(layer) / static_cast<double>(layers - 1);
   }
 };
@@ -147,9 +147,8 @@ LAGKV_FN candidates budget::due_share(const keep::share& s, std::size_t begin, s
   if (goal <= 1) goal = 1, last = last > 1 ? last : 1;  // the last row stays
   if (tokens <= begin || tokens <= goal) return {};
   const std::size_t unit = s.lag != 0 ? s.lag : last;
-  if (tokens - begin < unit || tokens - begin - unit < unit) return {};
+  if (tokens - begin < unit || tokens - begin - unit < unit) return {};  // so end is beyond begin
   const std::size_t end = s.lag != 0 ? begin + ((tokens - begin) / s.lag - 1) * s.lag : tokens - last;
-  if (end <= begin) return {};
   return {.rows = {begin, end}, .keep = end - begin - least(tokens - goal, end - begin)};
 }
 

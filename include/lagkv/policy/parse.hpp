@@ -102,22 +102,25 @@ struct fusion_text {
   std::string rest{};
 };
 
-LAGKV_EDGE fusion_text split_fusion(std::string_view text) {
+LAGKV_EDGE result<fusion_text> split_fusion(std::string_view text) {
   fusion_text out;
-  for (bool first = true; !text.empty(); first = false) {
+  std::string_view* const own[] = {&out.of, &out.weights, &out.by};  // as in fusion_parameters
+  bool first = true;
+  for (bool more = !text.empty(); more; first = false) {
+    more = text.find(',') != std::string_view::npos;
     const std::string_view item = take(text, ',');
-    std::string_view value = item;
-    const std::string_view key = take(value, '=');
-    if (first && item.find('=') == std::string_view::npos)
-      out.of = item;
-    else if (key == "of" && out.of.empty())
-      out.of = value;
-    else if (key == "weights" && out.weights.empty())
-      out.weights = value;
-    else if (key == "by" && out.by.empty())
-      out.by = value;
-    else
+    if (item.empty()) return error{"a key=value must stand before and after each comma"};
+    std::string_view value = item, key = take(value, '=');
+    if (first && item.find('=') == std::string_view::npos) key = fusion_parameters[0].key, value = item;
+    std::size_t i = 0;
+    while (i < std::size(own) && fusion_parameters[i].key != key) ++i;
+    if (i == std::size(own)) {
       out.rest.append(out.rest.empty() ? "" : ",").append(item);
+      continue;
+    }
+    if (value.empty()) return refuse({key, ": has no value: write ", key, "=..."});
+    if (!own[i]->empty()) return refuse({key, ": is given twice"});
+    *own[i] = value;
   }
   return out;
 }
@@ -125,7 +128,9 @@ LAGKV_EDGE fusion_text split_fusion(std::string_view text) {
 /// The fusion of several; each key goes to every method that has it.
 LAGKV_EDGE result<policy> parse_fusion(std::string_view text, std::span<const method_entry* const> known) {
   constexpr std::size_t most = policy::most_fused + 1;
-  const fusion_text given = split_fusion(text);
+  const result<fusion_text> split = split_fusion(text);
+  if (!split) return error{split.message()};
+  const fusion_text& given = *split;
   option_values tables[most + 1] = {option_values(shared_options)};
   const method_entry* entries[most] = {};
   std::size_t count = 0;

@@ -1,6 +1,7 @@
 // Part of lagkv (MIT). Keys as they were before RoPE: for scorers that ask what a token is, not where.
 #pragma once
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -24,16 +25,17 @@ class rotations {
   /// Keeps what is there for the same embedding.
   void prepare(const rope& r, std::size_t channels);
 
-  /// Calls use(i, rows, turns) for runs of the n positions position(0), position(1), ... that share a multiple of 64. A context
-  /// shift may leave positions below 0: they are signed here.
+  /// Calls use(i, rows, turns) for runs of the n positions position(0), position(1), ..., at most 64, that share a multiple
+  /// of 64. A context shift may leave positions below 0: they are signed here.
   template <class Position, class Use>
   void for_each_run(std::size_t n, const Position& position, const Use& use) {
+    assert(n <= rows_together);
     const float* fine[together];
     for (std::size_t begin = 0; begin < n;) {
       const std::int32_t block = position(begin) >> log2_together;
       if (block != block_) turn_to(block);
       std::size_t run = 0;
-      for (; run < rows_together && begin + run < n; ++run) {
+      for (; begin + run < n; ++run) {
         const std::int32_t at = position(begin + run);
         if (at >> log2_together != block) break;
         fine[run] = fine_.data() + static_cast<std::size_t>(at & (together - 1)) * 2 * width();

@@ -2,15 +2,17 @@
 #pragma once
 
 #include <cstddef>
+#include <limits>
 #include <span>
 
+#include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
 #include <lagkv/rows/rows.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// |v| / |k|. Reads each key and value once. The paper lets whole pages go while decoding: select=chunks, with chunk the tokens
-/// of a page.
+/// |v| / |k|; by a key of zeros 0 if the value is zeros too, else the largest number. Reads each key and value once. The paper
+/// lets whole pages go while decoding: select=chunks, with chunk the tokens of a page.
 struct paged_eviction_score {
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 };
@@ -31,7 +33,11 @@ LAGKV_FN void paged_eviction_score::operator()(const layer& l, std::size_t head,
   float* keys = ws.take<float>(out.size());
   squares_of_rows(l.keys, head, candidates, keys, ws);
   squares_of_rows(l.values, head, candidates, out.data(), ws);
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] = detail::norm(out[i]) / detail::norm(keys[i]);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const float value = detail::norm(out[i]), key = detail::norm(keys[i]), score = value / key;
+    const bool bad_row = detail::is_nan(value) || detail::is_nan(key);
+    out[i] = bad_row || detail::finite(score) ? score : value > 0 ? (std::numeric_limits<float>::max)() : 0.0F;
+  }
 }
 
 #endif
