@@ -322,6 +322,35 @@ TEST(protect, goes_before_any_score) {
   for (std::size_t i = 0; i < plan.kept.size(); ++i) EXPECT_EQ(same.kept[i], plan.kept[i]);
 }
 
+
+// Whether partitions are planned by themselves or all rows together: all plans are there before the first row moves.
+TEST(layers, are_shown_with_their_plans_before_any_row_moves) {
+  for (const char* text : {"lagkv:sink=2,lag=20,ratio=0.5", "novelty:pre_rope=no,recent=8,keep=0.4", "streaming_llm:capacity=70"}) {
+    layers_of_numbers x(3);
+    const auto before = x.rows(300);
+    std::vector<cursor> at(3);
+    lagkv::workspace ws;
+    std::vector<std::size_t> told;
+    std::vector<lagkv::plan> planned;
+    const auto show = [&](std::size_t i, const lagkv::plan& p) {
+      EXPECT_EQ(x.rows(300), before) << text;
+      told.push_back(i), planned.push_back(p);
+    };
+    const auto moved = [&](std::size_t i, const lagkv::plan& p) {
+      told.push_back(10 + i);
+      EXPECT_TRUE(std::ranges::equal(p.kept, planned[i].kept)) << text;
+    };
+    std::vector<layer> views = x.views(300);
+    ASSERT_TRUE(lagkv::compress(named(text), views, at, ws, {.planned = show, .moved = moved}));
+    EXPECT_EQ(told, (std::vector<std::size_t>{0, 1, 2, 10, 11, 12})) << text;
+    EXPECT_EQ(planned.front().tokens_after(), at[0].tokens);
+    views = x.views(at[0].tokens);
+    told.clear();
+    ASSERT_TRUE(lagkv::compress(named(text), views, at, ws, {.planned = show}));
+    EXPECT_TRUE(told.empty()) << text << ": nothing is due";
+  }
+}
+
 TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   const auto refused = [](const lagkv::policy& p, std::vector<cursor> at, std::size_t tokens_of_last, const char* why) {
     layers_of_numbers x(3);

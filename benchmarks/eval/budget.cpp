@@ -10,10 +10,14 @@
 #include <optional>
 #include <stdexcept>
 
+#include "refit.hpp"
+
 namespace eval {
 namespace {
 
-lagkv::result<lagkv::policy> parse(const std::string& policy) { return lagkv::parse(policy, lagkv::methods_with_eigen()); }
+lagkv::result<lagkv::policy> parse(const std::string& policy) {
+  return lagkv::parse(split_refit(policy).policy, lagkv::methods_with_eigen());
+}
 
 // lagkv calls its share ratio, all others call it keep.
 std::string with_share(const std::string& policy, double share) {

@@ -1,5 +1,6 @@
 #include "run_command.hpp"
 
+#include <lagkv/attention/refit_values.hpp>
 #include <lagkv/methods_with_eigen.hpp>
 
 #include <fmt/format.h>
@@ -27,6 +28,7 @@
 #include "host/model.hpp"
 #include "host/stopwatch.hpp"
 #include "progress.hpp"
+#include "refit.hpp"
 #include "results.hpp"
 #include "tasks/task.hpp"
 #include "trial.hpp"
@@ -37,7 +39,15 @@ namespace {
 constexpr std::size_t picture_columns = 128;
 
 host::named_policy parse(const std::string& policy) {
-  return host::parse(policy.empty() ? "full" : policy, lagkv::methods_with_eigen());
+  const refitted_policy asked = split_refit(policy.empty() ? "full" : policy);
+  host::named_policy made = host::parse(asked.policy, lagkv::methods_with_eigen());
+  made.name = policy;
+  if (!asked.how) return made;
+  made.rules.needs.queries = std::max(made.rules.needs.queries, asked.how->queries);  // so that they are recorded
+  made.change = [ridge = asked.how->ridge](const lagkv::layer& l, const lagkv::plan& p, lagkv::workspace& ws) {
+    if (const lagkv::status ok = lagkv::refit_values(l, p, ridge, ws); !ok) throw std::runtime_error("refit: " + ok.message());
+  };
+  return made;
 }
 
 std::map<std::string, std::string> contents(const std::map<std::string, std::string>& paths) {

@@ -15,6 +15,7 @@ lagkv::llama::compressor make(session& s, const named_policy& policy) {
   if (policy.rules.needs.importance) importance = s.counted().importance;
   auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(queries), std::move(importance));
   if (!made) throw std::invalid_argument(policy.name + ": " + made.message());
+  made->set_before_moving(policy.change);
   return *made;
 }
 

@@ -18,6 +18,7 @@ namespace host {
 struct named_policy {
   std::string name;
   lagkv::policy rules;
+  lagkv::llama::before_moving change{};  ///< what is done to each layer before its rows move; empty: nothing
 };
 
 /// One of lagkv's policy strings. Throws std::invalid_argument that says what is wrong.

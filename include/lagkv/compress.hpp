@@ -56,14 +56,17 @@ LAGKV_FN void advance(cursor& at, const plan& applied);
 
 // ---- all layers -------------------------------------------------------------------------------------------------------
 
-/// Is told of each layer, and its plan, after its rows have moved.
+/// Is told of each layer, and its plan.
 using each_plan = detail::function_ref<void(std::size_t layer, const plan& applied)>;
 
 struct compress_options {
   toward direction = toward::front;
   /// The host holds all heads of all layers in the same number of rows: whatever would leave different numbers is refused.
   bool equal_counts = true;
-  each_plan moved{};
+  /// Called for each layer before the first row of any moves, if something is due: it may change rows that stay
+  /// (attention/refit_values.hpp).
+  each_plan planned{};
+  each_plan moved{};  ///< called for each layer after its rows have moved
 };
 
 /// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the
@@ -74,7 +77,7 @@ struct compress_options {
 /// An allocation that fails leaves cache and cursors as they were, too.
 ///
 /// Cost: what is due is asked twice a layer. The plans of all layers are held in the workspace until the first row moves (4 bytes
-/// a row that stays of the candidates), unless each partition is planned by itself and all layers are alike.
+/// a row that stays of the candidates), unless each partition is planned by itself, all layers are alike, and `planned` is empty.
 LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
                          const compress_options& o = {});
 
@@ -594,9 +597,10 @@ LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::sp
   const detail::due_layers due = all.due();
   const bool chosen = due.any && p.select;  // what a selector leaves is known only by its plans
   if (o.equal_counts && !chosen && due.differs < layers.size()) return detail::unequal(due.differs);
-  std::vector<plan>* plans = due.any && !due.at_once ? &ws.kept<detail::layer_plans>().of : nullptr;
+  std::vector<plan>* plans = due.any && (!due.at_once || o.planned) ? &ws.kept<detail::layer_plans>().of : nullptr;
   if (plans != nullptr)
     if (const std::size_t i = all.plan_into(*plans, ws, o.equal_counts); i < layers.size()) return detail::unequal(i);
+  for (std::size_t i = 0; i < layers.size() && plans != nullptr && o.planned; ++i) o.planned(i, (*plans)[i]);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     if (plans == nullptr) {
       compress(own(i), layers[i], cursors[i], ws, o.direction);

@@ -9,6 +9,7 @@
 #include <lagkv/methods_with_eigen.hpp>
 
 #include "budget.hpp"
+#include "refit.hpp"
 
 namespace {
 
@@ -120,6 +121,42 @@ TEST(Budget, RefusesWhatIsNoPolicyOrNoShare) {
   EXPECT_NE(message({"snapkv:window=x"}, {0.5}).find("window"), std::string::npos);
   EXPECT_EQ(message({"snapkv"}, {1.0}), "removed 1: must be above 0 and below 1");
   EXPECT_EQ(message({"snapkv"}, {0.0}), "removed 0: must be above 0 and below 1");
+}
+
+// The library does not know these keys.
+TEST(Refit, IsTakenOffAPolicyString) {
+  const auto split = [](const std::string& text) { return eval::split_refit(text); };
+  EXPECT_EQ(split("novelty").policy, "novelty");
+  EXPECT_FALSE(split("novelty:smooth=4").how);
+  EXPECT_EQ(split("novelty:smooth=4").policy, "novelty:smooth=4");
+  const auto made = split("fuse:novelty+cur,refit=0.25,by=best,refit_queries=7,keep=0.5");
+  EXPECT_EQ(made.policy, "fuse:novelty+cur,by=best,keep=0.5");
+  ASSERT_TRUE(made.how);
+  EXPECT_EQ(made.how->ridge, 0.25);
+  EXPECT_EQ(made.how->queries, 7U);
+  EXPECT_EQ(split("random:refit=1").policy, "random");
+  EXPECT_EQ(split("random:refit=1").how->queries, 64U);
+  const auto why = [&](const std::string& text) -> std::string {
+    try {
+      static_cast<void>(split(text));
+    } catch (const std::invalid_argument& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(why("random:refit=0"), "random: refit=0: must be above 0 and at most 1000000");
+  EXPECT_EQ(why("random:refit=x"), "random: refit=x: must be above 0 and at most 1000000");
+  EXPECT_EQ(why("random:refit="), "random: refit: has no value: write refit=...");
+  EXPECT_EQ(why("random:refit=1,refit=1"), "random: refit: is given twice");
+  EXPECT_EQ(why("random:refit=1,refit_queries=0"), "random: refit_queries=0: must be a whole number from 1 to 2147483647");
+  EXPECT_EQ(why("random:refit_queries=5"), "random: refit_queries: give refit too");
+}
+
+TEST(Refit, KeepsAsManyTokens) {
+  const auto made = eval::equal_budgets(at(0.75, {"lagkv:lag=128,refit=0.1", "novelty", "novelty:refit=0.1", "random"}), 2000);
+  for (const auto& [s, b] : made) EXPECT_EQ(b.kept, made.at({"random", 0.75}).kept) << s.policy << ": " << b.failure;
+  EXPECT_EQ(made.at({"novelty:refit=0.1", 0.75}).policy.substr(0, 22), "novelty:refit=0.1,keep");
+  EXPECT_EQ(eval::settings_of({"snapkv:refit=1"}, {0.5}).at(1).policy, "snapkv:refit=1");
 }
 
 }  // namespace

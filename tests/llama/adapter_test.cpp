@@ -834,6 +834,39 @@ TEST_P(EveryAttention, BothWaysGiveTheSameBytes) {
   for (const char* policy : policies) expect_both_ways_the_same(GetParam().options(), policy);
 }
 
+// A host that changes rows that stay: it sees all plans before rows move, and its changes are kept.
+TEST_P(EveryAttention, WhatIsChangedBeforeRowsMoveStaysChangedBothWays) {
+  session a(GetParam().options()), b(GetParam().options()), c(GetParam().options());
+  const char* policy = "snapkv:window=32,keep=0.5";
+  auto in_place = compressor_of(a, policy), repacked = compressor_of(b, policy), unchanged = compressor_of(c, policy);
+  std::size_t told = 0;
+  const auto zero_first_channel = [&](const lagkv::layer& l, const lagkv::plan& p, lagkv::workspace&) {
+    ++told;
+    ASSERT_GT(l.extra->offered(l.extra->queries), 0U);
+    for (std::size_t head = 0; head < p.heads(); ++head)
+      for (const std::uint32_t row : p.of(head)) {
+        const lagkv::tile value = l.values.at(head, {row, row + std::size_t{1}});
+        std::memset(value.data, 0, lagkv::size_of(l.values.type()));
+      }
+  };
+  in_place.set_before_moving(zero_first_channel), repacked.set_before_moving(zero_first_channel);
+  for (const int more : {120, 90}) {
+    ASSERT_TRUE(a.feed(more) && b.feed(more) && c.feed(more));
+    if (more == 120) {
+      ASSERT_EQ(a.state(), b.state());
+    }
+    EXPECT_TRUE(must(in_place.compress(0, way::in_place)).compressed);
+    EXPECT_TRUE(must(repacked.compress(0, way::repack)).compressed);
+    EXPECT_TRUE(must(unchanged.compress(0, way::in_place)).compressed);
+    EXPECT_EQ(in_place.at(0), repacked.at(0));
+    EXPECT_EQ(a.state(), b.state());
+    EXPECT_NE(a.state(), c.state());
+  }
+  EXPECT_EQ(told, 4 * layers);
+  EXPECT_FALSE(in_place.compress(0, way::in_place)->compressed);
+  EXPECT_EQ(told, 4 * layers) << "nothing was due";
+}
+
 TEST(LlamaRecording, BothWaysGiveTheSameBytesOfQuantisedCaches) {
   for (const char* policy : {"fuse:h2o+snapkv,recent=32,keep=0.5", "snapkv:window=16,keep=0.5,select=chunks,chunk=8"})
     expect_both_ways_the_same({.type = GGML_TYPE_Q8_0, .values = GGML_TYPE_Q4_0}, policy);

@@ -289,6 +289,30 @@ TEST_F(Run, GoesOnWhereItWasInterrupted) {
   EXPECT_GT(std::filesystem::file_size(page), 20000U);
 }
 
+// A refit is asked for in a policy's string: the same tokens stay, and the text that follows is nearer the full cache's.
+TEST_F(Run, RefitsValues) {
+  eval::run_options o = options();
+  o.tasks = "perplexity", o.policies = {"random", "random:refit=0.1", "random:refit=0.1,refit_queries=128"}, o.lengths = {600};
+  EXPECT_EQ(eval::run_command(o), 0);
+  std::map<std::string, double> kl;
+  std::map<std::string, std::size_t> kept;
+  for (const eval::sample_result& r : eval::read_results(o.out).samples) {
+    EXPECT_EQ(r.failure, "");
+    kl[r.key.policy] += r.scores.at("kl"), kept[r.key.policy] += r.kept_tokens;
+  }
+  for (const std::string& refitted : {o.policies[1], o.policies[2]}) {
+    EXPECT_EQ(kept.at(refitted), kept.at("random"));
+    EXPECT_LT(kl.at(refitted), kl.at("random")) << refitted;
+  }
+  o.cache_type = "q8_0", o.out = (folder_ / "quantised.jsonl").string();
+  try {
+    static_cast<void>(eval::run_command(o));
+    FAIL() << "not refused";
+  } catch (const std::runtime_error& e) {
+    EXPECT_NE(std::string(e.what()).find("refit: values: type q8_0: must be f32, f16 or bf16"), std::string::npos) << e.what();
+  }
+}
+
 // Queries of 120 tokens at a time, rotated back by complex arithmetic in double.
 TEST_F(Run, CalibratesOnceAndRunsWithThat) {
   constexpr std::size_t length = 120, skipped = 4, channels = 64, heads = 9;

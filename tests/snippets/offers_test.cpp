@@ -10,6 +10,7 @@
 
 #include <lagkv/attention/estimate_queries.hpp>
 #include <lagkv/attention/fit_importance.hpp>
+#include <lagkv/attention/refit_values.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "offers/includes.inc"
@@ -100,6 +101,24 @@ TEST(offers, queries) {
   EXPECT_EQ(my.compress(), 75U);
   EXPECT_EQ(ring.compress(), 75U);
   EXPECT_EQ(my.k, ring.k);
+}
+
+TEST(offers, refit) {
+  constexpr std::size_t n = 64;
+  host my("snapkv:keep=0.25");
+  std::vector<float> q = normal(query_heads * n * channels);
+  lagkv::extras& offers = my.offers;
+  offers.queries = lagkv::strided<float>(q.data(), {query_heads, channels}, {.head = n * channels, .token = channels}, n);
+  const lagkv::layer layer = my.layer();
+  lagkv::cursor& cursor = my.cursor;
+  lagkv::workspace& workspace = my.workspace;
+  const auto& policy = my.policy;
+  const std::vector<float> before = my.v;
+#include "offers/values-that-make-up-for-rows-that-go-1.inc"
+  EXPECT_TRUE(refitted) << refitted.message();
+  EXPECT_EQ(cursor.tokens, 75U);
+  const auto row = my.v.begin() + 10 * channels;  // of a kept candidate
+  EXPECT_EQ(std::search(before.begin(), before.end(), row, row + channels), before.end()) << "its value is as it was";
 }
 
 TEST(offers, weights) {

@@ -91,6 +91,10 @@ class compressor {
     sequences_[sequence].protect = std::move(positions);
   }
 
+  /// From now on compress() calls this for each layer with what it will keep, before any row moves; it may change rows that stay,
+  /// by refit_values() say. What it reads must be recorded: raise needs.queries of the policy that make() gets.
+  void set_before_moving(before_moving call) { change_ = std::move(call); }
+
   /// Drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
   /// sequence is as it was. `observe(layer, plan)` is called for each layer with what it keeps.
   ///
@@ -236,7 +240,9 @@ class compressor {
         where_(context, probe),
         offers_(context, p, probe, std::move(queries), std::move(importance)) {}
 
-  compression call_for(llama_seq_id sequence, progress& s) { return {context_, sequence, s, where_, offers_, workspace_}; }
+  compression call_for(llama_seq_id sequence, progress& s) {
+    return {context_, sequence, s, where_, offers_, workspace_, change_};
+  }
 
   status in_range(llama_seq_id sequence) const {
     if (sequence >= 0 && static_cast<std::uint32_t>(sequence) < llama_n_seq_max(context_)) return {};
@@ -311,6 +317,7 @@ class compressor {
   cache_probe* probe_;
   whereabouts where_;
   offers offers_;
+  before_moving change_;
   lagkv::workspace workspace_;
   std::map<llama_seq_id, progress> sequences_;
 };

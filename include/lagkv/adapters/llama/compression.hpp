@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <span>
 
 #include <llama.h>
@@ -12,10 +13,14 @@
 #include <lagkv/adapters/llama/report.hpp>
 #include <lagkv/adapters/llama/whereabouts.hpp>
 #include <lagkv/cache/cursor.hpp>
+#include <lagkv/cache/layer.hpp>
 #include <lagkv/plan/plan.hpp>
 #include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI::llama {
+
+/// What the host does to a layer between its plan and the moves: it may change rows that stay.
+using before_moving = std::function<void(const layer&, const plan&, lagkv::workspace&)>;
 
 /// One sequence, and what is known of it.
 struct compression {
@@ -25,6 +30,7 @@ struct compression {
   whereabouts& where;
   offers& with;
   lagkv::workspace& workspace;
+  const before_moving& change;  ///< empty: none
 
   /// What has been recorded of it; null if nothing has.
   recording* recorded() const { return where.recorded(of.track); }

@@ -52,8 +52,10 @@ result<report> compress_in_place(const compression& c, const certain_rows& rows,
 
   std::vector<cursor> cursors(layers->size(), s.at);
   const auto told = [&](std::size_t i, const plan& applied) { observe(i, applied); };
-  if (status ok = compress(c.with.rules(), *layers, cursors, c.workspace, {.direction = toward::window, .moved = told}); !ok)
-    return error{ok.message()};
+  compress_options how{.direction = toward::window, .moved = told};
+  const auto change = [&](std::size_t i, const plan& planned) { c.change((*layers)[i], planned, c.workspace); };
+  if (c.change) how.planned = change;
+  if (status ok = compress(c.with.rules(), *layers, cursors, c.workspace, how); !ok) return error{ok.message()};
   s.at = cursors[0];
   s.at.mark = 0;  // of layer 0, while this cursor is that of all layers
   const std::size_t left = s.at.tokens, freed = n - left;

@@ -117,8 +117,11 @@ result<report> repack(const compression& c, bool followed, const Observe& observ
     if (!equal_counts(plans.back(), plans[0])) return unequal();
   }
   const std::size_t left = plans[0].tokens_after();
+  std::vector<std::uint8_t> unchanged;  // what is put back where llama.cpp does not take the new state
+  if (c.change) unchanged = read->bytes;
+  for (std::size_t i = 0; i < plans.size() && c.change; ++i) c.change((*layers)[i], plans[i], c.workspace);
   std::vector<std::uint8_t> fewer = saved.rebuilt(plans);
-  if (status ok = put_back(c, n, left, fewer, read->bytes); !ok) return error{ok.message()};
+  if (status ok = put_back(c, n, left, fewer, c.change ? unchanged : read->bytes); !ok) return error{ok.message()};
   for (std::size_t i = 0; i < plans.size(); ++i) {
     compact(*(*layers)[i].extra, plans[i], toward::window);
     observe(i, plans[i]);
