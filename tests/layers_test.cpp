@@ -325,7 +325,8 @@ TEST(protect, goes_before_any_score) {
 
 // Whether partitions are planned by themselves or all rows together: all plans are there before the first row moves.
 TEST(layers, are_shown_with_their_plans_before_any_row_moves) {
-  for (const char* text : {"lagkv:sink=2,lag=20,ratio=0.5", "novelty:pre_rope=no,recent=8,keep=0.4", "streaming_llm:capacity=70"}) {
+  for (const char* text :
+       {"lagkv:sink=2,lag=20,ratio=0.5", "novelty:pre_rope=no,recent=8,keep=0.4", "streaming_llm:capacity=70"}) {
     layers_of_numbers x(3);
     const auto before = x.rows(300);
     std::vector<cursor> at(3);

@@ -24,8 +24,8 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Whether refit_values() can work on this layer: check(l), values of f32, f16 or bf16 that lie as they are (no scales, no Hadamard
-/// matrix), queries, and a ridge above 0 that is finite. Call it where a cache is set up.
+/// Whether refit_values() can work on this layer: check(l), values of f32, f16 or bf16 that lie as they are (no scales, no
+/// Hadamard matrix), queries, and a ridge above 0 that is finite. Call it where a cache is set up.
 inline status check_refit(const layer& l, double ridge) {
   if (!detail::finite(ridge) || !(ridge > 0)) return detail::refuse({"ridge=", ridge, ": must be above 0, and finite"});
   if (status s = check(l); !s) return s;
@@ -72,9 +72,9 @@ class value_refit {
   static constexpr std::size_t tile_rows = matrix_rows;
 
   struct row_facts {
-    bool stays = false;   // after the plan
-    bool kept = false;    // as a candidate
-    bool usable = true;   // its value is finite
+    bool stays = false;  // after the plan
+    bool kept = false;   // as a candidate
+    bool usable = true;  // its value is finite
 
     bool changes() const { return kept && usable; }
   };
@@ -109,7 +109,8 @@ class value_refit {
     });
     for (std::size_t q = 0; q < count(); ++q)
       for (std::size_t i = 0; i < rows.size() && rows.begin + i < sees(q); ++i)
-        if (const float x = logits[q * rows.size() + i]; rows_[rows.begin + i].usable && finite(x)) use(q, i, static_cast<double>(x));
+        if (const float x = logits[q * rows.size() + i]; rows_[rows.begin + i].usable && finite(x))
+          use(q, i, static_cast<double>(x));
   }
 
   template <class Use>
@@ -201,8 +202,8 @@ inline void value_refit::write(std::size_t row, std::span<const double> by) {
 
 }  // namespace detail
 
-/// Changes the values of the candidates that `p` keeps, so that the queries that the layer offers (extras.queries, all of them, of
-/// all heads of a group) get from the rows that stay what they get from all rows, as nearly as the ridge lets them. Call it
+/// Changes the values of the candidates that `p` keeps, so that the queries that the layer offers (extras.queries, all of them,
+/// of all heads of a group) get from the rows that stay what they get from all rows, as nearly as the ridge lets them. Call it
 /// between plan_eviction() and compact(): it reads the rows that go.
 ///
 /// For each KV head it finds the change D of these values that makes |W D - E|^2 + r |D|^2 least: W are the queries' weights to
@@ -213,9 +214,9 @@ inline void value_refit::write(std::size_t row, std::span<const double> by) {
 /// Rows whose key or value is not finite, and queries that are not, take no part. A value that would exceed its type stays.
 /// Errors: what check_refit() says, and a plan of another layer; then nothing is changed. Allocates.
 ///
-/// Cost of a head, R = queries x group, n rows, m kept, d and d' channels of key and value: 2 R n (3 d + d') + R^2 n + R^3 / 3 flops
-/// and up to 5 R n exponentials. Source: Attention Matching (arXiv 2602.16284), its fit of values, without its biases, from the
-/// values as they were instead of 0.
+/// Cost of a head, R = queries x group, n rows, m kept, d and d' channels of key and value: 2 R n (3 d + d') + R^2 n + R^3 / 3
+/// flops and up to 5 R n exponentials. Source: Attention Matching (arXiv 2602.16284), its fit of values, without its biases, from
+/// the values as they were instead of 0.
 inline status refit_values(const layer& l, const plan& p, double ridge, workspace& ws) {
   if (status s = check_refit(l, ridge); !s) return s;
   if (p.empty()) return {};
@@ -224,7 +225,8 @@ inline status refit_values(const layer& l, const plan& p, double ridge, workspac
     return detail::refuse({"plan: tokens=", p.tokens_before, ": must be the layer's ", l.tokens, " (before rows move)"});
   for (const std::uint32_t row : p.kept)
     if (row < p.candidates.begin || row >= p.candidates.end || row >= l.tokens)
-      return detail::refuse({"plan: keeps row ", row, ": must be a candidate (", p.candidates.begin, " to ", p.candidates.end, ")"});
+      return detail::refuse(
+          {"plan: keeps row ", row, ": must be a candidate (", p.candidates.begin, " to ", p.candidates.end, ")"});
   for (std::size_t head = 0; head < p.heads(); ++head) detail::value_refit(l, head, p, ws).solve(ridge);
   return {};
 }
