@@ -251,8 +251,8 @@ TEST(refit_values, bad_input_is_refused_and_nothing_changed) {
     EXPECT_EQ(x.values().x, x.v.x);
   };
   const lagkv::layer l = x.layer();
-  refused(l, p, 0, "ridge=0: must be above 0, and finite");
-  refused(l, p, std::numeric_limits<double>::infinity(), "ridge=inf: must be above 0, and finite");
+  refused(l, p, 0, "ridge=0: must be 1e-09 or more, and finite");
+  refused(l, p, std::numeric_limits<double>::infinity(), "ridge=inf: must be 1e-09 or more, and finite");
   EXPECT_FALSE(refit_values(l, p, std::numeric_limits<double>::quiet_NaN(), x.ws));
   lagkv::layer other = l;
   other.values = {};

@@ -10,7 +10,7 @@ namespace eval {
 namespace {
 
 constexpr lagkv::parameter keys[] = {
-    lagkv::option<&refit::ridge>("refit", {lagkv::accepted::kind::number, 0, 1e6, true}, "ridge of the refit"),
+    lagkv::option<&refit::ridge>("refit", lagkv::accepts::number(1e-9, 1e6), "ridge of the refit"),
     lagkv::option<&refit::queries>("refit_queries", lagkv::accepts::positive, "last tokens whose queries count")};
 
 }  // namespace

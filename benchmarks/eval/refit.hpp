@@ -19,7 +19,7 @@ struct refitted_policy {
   std::optional<refit> how{};
 };
 
-/// Takes refit=RIDGE (a number above 0) and refit_queries=N (1 or more; 64) off a string. Throws std::invalid_argument for other
+/// Takes refit=RIDGE (from 1e-9 to 1e6) and refit_queries=N (1 or more; 64) off a string. Throws std::invalid_argument for other
 /// values, and for refit_queries without refit.
 [[nodiscard]] refitted_policy split_refit(const std::string& text);
 

@@ -144,8 +144,8 @@ TEST(Refit, IsTakenOffAPolicyString) {
     }
     return "";
   };
-  EXPECT_EQ(why("random:refit=0"), "random: refit=0: must be above 0 and at most 1000000");
-  EXPECT_EQ(why("random:refit=x"), "random: refit=x: must be above 0 and at most 1000000");
+  EXPECT_EQ(why("random:refit=0"), "random: refit=0: must be from 1e-09 to 1000000");
+  EXPECT_EQ(why("random:refit=x"), "random: refit=x: must be from 1e-09 to 1000000");
   EXPECT_EQ(why("random:refit="), "random: refit: has no value: write refit=...");
   EXPECT_EQ(why("random:refit=1,refit=1"), "random: refit: is given twice");
   EXPECT_EQ(why("random:refit=1,refit_queries=0"), "random: refit_queries=0: must be a whole number from 1 to 2147483647");

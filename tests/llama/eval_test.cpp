@@ -289,10 +289,11 @@ TEST_F(Run, GoesOnWhereItWasInterrupted) {
   EXPECT_GT(std::filesystem::file_size(page), 20000U);
 }
 
-// A refit is asked for in a policy's string: the same tokens stay, and the text that follows is nearer the full cache's.
+// A refit is asked for in a policy's string: the same tokens stay, with other values; a huge ridge leaves these as they are.
 TEST_F(Run, RefitsValues) {
   eval::run_options o = options();
-  o.tasks = "perplexity", o.policies = {"random", "random:refit=0.1", "random:refit=0.1,refit_queries=128"}, o.lengths = {600};
+  o.tasks = "perplexity", o.policies = {"random", "random:refit=3", "random:refit=3,refit_queries=128", "random:refit=1000000"};
+  o.lengths = {600}, o.samples = 1;
   EXPECT_EQ(eval::run_command(o), 0);
   std::map<std::string, double> kl;
   std::map<std::string, std::size_t> kept;
@@ -300,10 +301,11 @@ TEST_F(Run, RefitsValues) {
     EXPECT_EQ(r.failure, "");
     kl[r.key.policy] += r.scores.at("kl"), kept[r.key.policy] += r.kept_tokens;
   }
-  for (const std::string& refitted : {o.policies[1], o.policies[2]}) {
-    EXPECT_EQ(kept.at(refitted), kept.at("random"));
-    EXPECT_LT(kl.at(refitted), kl.at("random")) << refitted;
-  }
+  for (const std::string& policy : o.policies) EXPECT_EQ(kept.at(policy), kept.at("random")) << policy;
+  for (const std::string& refitted : {o.policies[1], o.policies[2]})
+    EXPECT_GT(std::abs(kl.at(refitted) - kl.at("random")), 0.01 * kl.at("random")) << refitted;
+  EXPECT_NE(kl.at(o.policies[1]), kl.at(o.policies[2]));
+  EXPECT_NEAR(kl.at(o.policies[3]), kl.at("random"), 0.005 * kl.at("random"));
   o.cache_type = "q8_0", o.out = (folder_ / "quantised.jsonl").string();
   try {
     static_cast<void>(eval::run_command(o));

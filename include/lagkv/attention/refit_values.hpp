@@ -25,9 +25,11 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// Whether refit_values() can work on this layer: check(l), values of f32, f16 or bf16 that lie as they are (no scales, no
-/// Hadamard matrix), queries, and a ridge above 0 that is finite. Call it where a cache is set up.
+/// Hadamard matrix), queries, and a ridge of 1e-9 or more that is finite. Call it where a cache is set up.
 inline status check_refit(const layer& l, double ridge) {
-  if (!detail::finite(ridge) || !(ridge > 0)) return detail::refuse({"ridge=", ridge, ": must be above 0, and finite"});
+  constexpr double least = 1e-9;  // below it rounding would decide
+  if (!detail::finite(ridge) || !(ridge >= least))
+    return detail::refuse({"ridge=", ridge, ": must be ", least, " or more, and finite"});
   if (status s = check(l); !s) return s;
   if (!l.values) return error{"values: the layer has none to refit"};
   if (!is_float(l.values.type()))
@@ -72,9 +74,10 @@ class value_refit {
   static constexpr std::size_t tile_rows = matrix_rows;
 
   struct row_facts {
-    bool stays = false;  // after the plan
-    bool kept = false;   // as a candidate
-    bool usable = true;  // its value is finite
+    bool stays = false;       // after the plan
+    bool kept = false;        // as a candidate
+    bool usable = true;       // its value is finite
+    Eigen::Index column = 0;  // of weights_, while its tile is weighed
 
     bool changes() const { return kept && usable; }
   };
@@ -119,15 +122,26 @@ class value_refit {
       use(token_range{begin, begin + tile_rows < layer_.tokens ? begin + tile_rows : layer_.tokens});
   }
 
-  /// weights_ to the kept candidates of a tile, and change_: weights with all rows less those with the rows that stay.
+  /// Rows of a tile that change, in their order.
+  std::vector<std::size_t> changing(token_range rows) const {
+    std::vector<std::size_t> found;
+    for (std::size_t row = rows.begin; row < rows.end; ++row)
+      if (rows_[row].changes()) found.push_back(row);
+    return found;
+  }
+
+  /// weights_ to the rows of a tile that change, and change_: weights with all rows less those with the rows that stay.
   void weigh(token_range rows) {
-    const auto queries = static_cast<Eigen::Index>(count()), n = static_cast<Eigen::Index>(rows.size());
-    weights_.setZero(queries, n), change_.setZero(queries, n);
+    const std::vector<std::size_t> columns = changing(rows);
+    const auto queries = static_cast<Eigen::Index>(count());
+    for (std::size_t i = 0; i < columns.size(); ++i) rows_[columns[i]].column = static_cast<Eigen::Index>(i);
+    weights_.setZero(queries, static_cast<Eigen::Index>(columns.size()));
+    change_.setZero(queries, static_cast<Eigen::Index>(rows.size()));
     for_each_logit(rows, [&](std::size_t q, std::size_t i, double logit) {
       const auto row = static_cast<Eigen::Index>(q), column = static_cast<Eigen::Index>(i);
       const double stay = rows_[rows.begin + i].stays ? those_that_stay_[q].weight(logit) : 0;
       change_(row, column) = all_[q].weight(logit) - stay;
-      if (rows_[rows.begin + i].kept) weights_(row, column) = stay;
+      if (rows_[rows.begin + i].changes()) weights_(row, rows_[rows.begin + i].column) = stay;
     });
   }
 
@@ -140,7 +154,7 @@ class value_refit {
   std::size_t group_ = 0, each_ = 0;  // query heads; queries of one
   std::vector<float> queries_;
   std::vector<softmax_sum> all_, those_that_stay_;  // of each query
-  matrix weights_, change_;                         // [queries][rows of a tile]
+  matrix weights_, change_;                         // [queries][rows of a tile that change], [queries][rows of a tile]
 };
 
 inline void value_refit::solve(double ridge) {
@@ -168,17 +182,14 @@ inline void value_refit::solve(double ridge) {
   for (Eigen::Index q = 0; q < queries; ++q) voting += products(q, q) > 0 ? 1 : 0;
   if (voting == 0) return;
   products.diagonal().array() += ridge * products.trace() / static_cast<double>(voting);
-  const matrix solved = Eigen::MatrixXd(products).ldlt().solve(missing);
-  matrix by;
+  const matrix solved = Eigen::MatrixXd(products).llt().solve(missing);
   for_each_tile([&](token_range rows) {
-    bool any = false;
-    for (std::size_t row = rows.begin; row < rows.end; ++row) any = any || rows_[row].changes();
-    if (!any) return;
+    const std::vector<std::size_t> changed = changing(rows);
+    if (changed.empty()) return;
     weigh(rows);
-    by.noalias() = weights_.transpose() * solved;
-    for (std::size_t i = 0; i < rows.size(); ++i)
-      if (rows_[rows.begin + i].changes())
-        write(rows.begin + i, {by.row(static_cast<Eigen::Index>(i)).data(), layer_.values.channels()});
+    const matrix by = weights_.transpose() * solved;
+    for (std::size_t i = 0; i < changed.size(); ++i)
+      write(changed[i], {by.row(static_cast<Eigen::Index>(i)).data(), layer_.values.channels()});
   });
 }
 
