@@ -139,6 +139,27 @@ TEST(refit_values, solves_the_least_squares) {
     }
 }
 
+// Rows go through it some at a time: some of which none changes, and none at all.
+TEST(refit_values, wherever_the_rows_that_change_lie) {
+  for (const char* text : {"random:sink=3,recent=200,capacity=230", "random:sink=150,recent=90,capacity=260",
+                           "random:sink=130,recent=40,capacity=200"}) {
+    problem x({.tokens = 300, .queries = 20});
+    x.policy = named(text);
+    const lagkv::plan p = x.plan();
+    ASSERT_FALSE(p.empty()) << text;
+    ASSERT_TRUE(refit_values(x.layer(), p, 0.1, x.ws));
+    const cube now = x.values();
+    for (std::size_t head = 0; head < x.n.heads; ++head)
+      EXPECT_LT((problem::matrix_of(now, head) - x.exact(p, head, 0.1)).cwiseAbs().maxCoeff(), 1e-3) << text << ", head " << head;
+  }
+  problem x;
+  lagkv::plan p = x.plan();
+  p.kept.clear();
+  for (std::size_t& first : p.first) first = 0;
+  ASSERT_TRUE(refit_values(x.layer(), p, 0.1, x.ws));
+  EXPECT_EQ(x.values().x, x.v.x);
+}
+
 TEST(refit_values, of_as_many_rows_as_queries_keeps_the_outputs) {
   problem x({.queries = 10});  // 30 queries, 37 kept candidates
   const lagkv::plan p = x.plan();

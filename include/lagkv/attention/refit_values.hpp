@@ -175,7 +175,7 @@ inline void value_refit::solve(double ridge) {
             rows_[rows.begin + i].usable ? static_cast<double>(value[c]) : 0;
     });
     missing.noalias() += change_ * values.topRows(n);
-    products.selfadjointView<Eigen::Lower>().rankUpdate(weights_);
+    if (weights_.cols() > 0) products.selfadjointView<Eigen::Lower>().rankUpdate(weights_);  // Eigen divides by it
   });
   // min |W D - E|^2 + r |D|^2 has D = W^T (W W^T + r)^-1 E: as many equations as queries, of which there are fewer than rows.
   Eigen::Index voting = 0;
