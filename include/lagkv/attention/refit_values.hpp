@@ -34,7 +34,8 @@ inline status check_refit(const layer& l, double ridge) {
   if (!l.values) return error{"values: the layer has none to refit"};
   if (!is_float(l.values.type()))
     return detail::refuse({"values: type ", name(l.values.type()), ": must be f32, f16 or bf16 (others cannot be written)"});
-  if (!detail::plain(l.values)) return error{"values: are stored with a scale or under a Hadamard matrix: cannot be written"};
+  if (!detail::stored_plain(l.values) || l.values.reader() != nullptr)
+    return error{"values: are stored with a scale or under a Hadamard matrix: cannot be written"};
   if (l.extra == nullptr || l.extra->offered(l.extra->queries) == 0)
     return error{"queries: values are refitted to those of the last tokens; the layer has none (layer.extra)"};
   return {};
