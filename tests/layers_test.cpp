@@ -322,7 +322,6 @@ TEST(protect, goes_before_any_score) {
   for (std::size_t i = 0; i < plan.kept.size(); ++i) EXPECT_EQ(same.kept[i], plan.kept[i]);
 }
 
-
 // Whether partitions are planned by themselves or all rows together: all plans are there before the first row moves.
 TEST(layers, are_shown_with_their_plans_before_any_row_moves) {
   for (const char* text :

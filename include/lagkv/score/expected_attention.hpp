@@ -16,7 +16,7 @@ namespace detail {
 
 /// Of a symmetric matrix [n][n] that is a covariance, vectors whose products f f^T add up to it: out[j] = column j of its
 /// Cholesky factor, times `by`. Columns that depend on those before are 0. The matrix is overwritten. Cost n^3 / 3.
-LAGKV_FN void factor(double* matrix, std::size_t n, float by, float* out);
+LAGKV_FN void factor(double* square, std::size_t n, float by, float* out);
 
 /// Mean, and population covariance where asked for, of the first n rows of a head that are finite.
 LAGKV_FN void mean_and_covariance(const tensor& x, std::size_t head, std::size_t n, double* mean, double* covariance,
@@ -73,20 +73,20 @@ inline constexpr method_entry expected_attention_entry =
 
 namespace detail {
 
-LAGKV_FN void factor(double* matrix, std::size_t n, float by, float* out) {
+LAGKV_FN void factor(double* square, std::size_t n, float by, float* out) {
   double most = 0;
-  for (std::size_t i = 0; i < n; ++i) most = matrix[i * n + i] > most ? matrix[i * n + i] : most;
+  for (std::size_t i = 0; i < n; ++i) most = square[i * n + i] > most ? square[i * n + i] : most;
   for (std::size_t j = 0; j < n; ++j, out += n) {
     for (std::size_t i = 0; i < n; ++i) out[i] = 0.0F;
-    const double pivot = matrix[j * n + j];
+    const double pivot = square[j * n + j];
     if (!(pivot > 1e-12 * most)) continue;
     const double length = __builtin_sqrt(pivot);
     for (std::size_t i = j; i < n; ++i) {
-      matrix[i * n + j] /= length;
-      out[i] = by * static_cast<float>(matrix[i * n + j]);
+      square[i * n + j] /= length;
+      out[i] = by * static_cast<float>(square[i * n + j]);
     }
     for (std::size_t i = j + 1; i < n; ++i)
-      for (std::size_t k = j + 1; k <= i; ++k) matrix[i * n + k] -= matrix[i * n + j] * matrix[k * n + j];
+      for (std::size_t k = j + 1; k <= i; ++k) square[i * n + k] -= square[i * n + j] * square[k * n + j];
   }
 }
 
@@ -178,15 +178,15 @@ LAGKV_FN void expected_attention_score::read(const layer& l, std::size_t query_h
     if (e.query_factors) return copy(e.query_factors, factors, spread, out + channels);
   }
   const workspace::frame scratch(ws);
-  double* matrix = ws.take<double>(channels * (channels + 1));
-  double* mean = matrix + channels * channels;
+  double* square = ws.take<double>(channels * (channels + 1));
+  double* mean = square + channels * channels;
   if (e.query_mean) {
-    copy(e.query_covariance, channels, 1.0F, matrix);
+    copy(e.query_covariance, channels, 1.0F, square);
   } else {
-    detail::mean_and_covariance(e.queries, query_head, e.offered(e.queries), mean, factors > 0 ? matrix : nullptr, ws);
+    detail::mean_and_covariance(e.queries, query_head, e.offered(e.queries), mean, factors > 0 ? square : nullptr, ws);
     for (std::size_t c = 0; c < channels; ++c) out[c] = scale * static_cast<float>(mean[c]);
   }
-  if (factors > 0) detail::factor(matrix, channels, spread, out + channels);
+  if (factors > 0) detail::factor(square, channels, spread, out + channels);
 }
 
 #endif
