@@ -171,7 +171,7 @@ def table_of(m):
 
 # The picture: a panel a model, a row a policy.
 COLOURS = ("#b3261e", "#0b57d0", "#146c2e", "#8a5a00", "#6b4fa0", "#00687a", "#a03070", "#777777")
-LABELS, PANEL, GAP, STEP, TOP, BOTTOM = 210, 170, 34, 26, 76, 52
+LABELS, PANEL, GAP, STEP, TOP, BOTTOM = 232, 170, 34, 26, 76, 52
 
 
 def stroke(path, colour, width=1.0):
