@@ -11,8 +11,8 @@ import lagkv
 HEADS, GROUP, TOKENS, DIM = 2, 3, 160, 16
 
 
-def everything(policy, keys, seed=0, batch=None):
-    """All that any policy reads, for keys [heads, TOKENS, DIM]."""
+def everything(policy, keys, values, seed=0, batch=None):
+    """All that any policy reads beside keys and values [heads, TOKENS, DIM]."""
     rng = np.random.default_rng(seed)
     before = () if batch is None else (batch,)
     query_heads = HEADS * GROUP
@@ -27,7 +27,7 @@ def everything(policy, keys, seed=0, batch=None):
         "accumulated_attention": np.zeros(before + (HEADS, TOKENS), np.float32),
         "key_statistics": np.zeros(before + (HEADS, 2 * DIM + 1)),
     }
-    lagkv.accumulate(policy, keys, cursor=lagkv.Cursor(), n=TOKENS, **offers)
+    lagkv.accumulate(policy, keys, values, lagkv.Cursor(), n=TOKENS, **offers)
     return offers
 
 
@@ -36,7 +36,7 @@ def everything(policy, keys, seed=0, batch=None):
 def test_every_method(name, budget):
     policy = lagkv.parse(f"{name}:{budget}")
     keys, values = random_cache((HEADS, TOKENS, DIM))
-    offers = everything(policy, keys)
+    offers = everything(policy, keys, values)
     lagkv.check(policy, keys, values, **offers)
     scores = lagkv.score(policy, keys, values, **offers)
     assert scores.shape[0] == HEADS and scores.dtype == np.float32 and not np.isnan(scores).any()
@@ -126,7 +126,7 @@ def test_batches_of_offers():
     for text in ("h2o:keep=0.25", "novelty:capacity=60", "expected_attention:keep=0.25", "snapkv:window=16,keep=0.25"):
         policy = lagkv.parse(text)
         keys, values = random_cache((3, HEADS, TOKENS, DIM))
-        offers = everything(policy, keys, batch=3)
+        offers = everything(policy, keys, values, batch=3)
         plans = lagkv.plan_eviction(policy, keys, values, threads=2, **offers)
         for b, plan in enumerate(plans):
             one = {n: x if n == "rope" else x[b] for n, x in offers.items()}
