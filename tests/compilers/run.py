@@ -555,8 +555,9 @@ def habits(options):
                   plain("no_exceptions", include + USE, ["-O1", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra", "-Werror"]),
                   plain("twice", twice + USE, ["-Wall", "-Wextra", "-Werror"]),
                   ("cxx17", older)]
-        for name, work in checks:
-            outcomes.append(timed(work, Row(f"{row.name} {name}", "", "")))
+        with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
+            shown = [Row(f"{row.name} {name}", "", "") for name, _ in checks]
+            outcomes += pool.map(timed, [work for _, work in checks], shown)
     for h, package in absent.items():
         print(f"not in the file of all headers: {h}: no {package}")
     return table(outcomes, ("habit", "compiler", "what came of it", "seconds"))
@@ -577,7 +578,7 @@ def main():
     parser.add_argument("--filter", help="a GoogleTest filter instead of the rows' own")
     parser.add_argument("--flags", default="", help="more flags for the tests, such as --flags=-Wno-error to see how they run")
     parser.add_argument("--jobs", type=int, default=1, help="compilations at once (default 1)")
-    parser.add_argument("--parallel", type=int, default=2, help="headers parsed at once, with --parse (default 2)")
+    parser.add_argument("--parallel", type=int, default=2, help="files compiled at once, with --parse and --habits (default 2)")
     parser.add_argument("--limit", type=int, default=900, help="seconds that a run of the tests may take (default 900)")
     parser.add_argument("--errors", type=int, default=8, help="lines shown of what failed (default 8)")
     options = parser.parse_args()

@@ -13,7 +13,9 @@
 #include <vector>
 
 #include <lagkv/adapters/llama.hpp>
+#include <lagkv/adapters/llama/calibration.hpp>
 #include <lagkv/lagkv.hpp>
+#include <lagkv/methods_with_eigen.hpp>
 
 #include "../support/oracle.hpp"
 #include "random_model.hpp"
@@ -348,6 +350,66 @@ TEST(ModelTable, IsThatOfTheDocs) {
   std::stringstream page;
   page << file.rdbuf();
   EXPECT_NE(page.str().find(table()), std::string::npos) << "docs/llama.md must hold:\n" << table();
+}
+
+// Layers with a window see only part of a text and have a RoPE of their own: what is counted is of the others alone.
+TEST(Calibration, IsOfTheLayersWithFullAttention) {
+  constexpr std::size_t text = 40;
+  constexpr double base = 1e6;  // llama.cpp gives the window layers of Gemma 3 10,000
+  llama_model* model = support::made_once({"gemma3", {{"rope.freq_base", static_cast<float>(base)}}});
+  session s(model, {.flash = true, .whole_windows = false});
+  lagkv::llama::importance_calibration counted(s.probe, text);
+  ASSERT_TRUE(s.feed(2 * text + 8));
+  ASSERT_TRUE(counted.add()) << counted.add().message();
+  ASSERT_EQ(s.probe.layers().size(), 1U);
+  EXPECT_EQ(s.probe.layers()[0].id, 1);
+  ASSERT_EQ(counted.maps().size(), 1U);
+  const auto ropes = s.probe.ropes(s.probe.layers(), 32);
+  ASSERT_TRUE(ropes) << ropes.message();
+  EXPECT_EQ((*ropes)[0].base, base);
+
+  // The same of what the state holds.
+  bytes state = s.state();
+  const auto saved = parse(state);
+  ASSERT_TRUE(saved) << saved.message();
+  std::vector<std::int32_t> rows(saved->tokens());
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::int32_t>(i);
+  support::cube keys = cube_of(saved->all_layers()[0].keys, rows, 2), values = cube_of(saved->all_layers()[0].values, rows, 2);
+  const lagkv::extras beside = s.probe.recorded().beside(0);
+  const lagkv::shape shape{2, 32};
+  const lagkv::strides strides{static_cast<std::ptrdiff_t>(rows.size() * 32), 32};
+  const lagkv::layer l{lagkv::strided<float>{keys.x.data(), shape, strides, rows.size()},
+                       lagkv::strided<float>{values.x.data(), shape, strides, rows.size()}, rows.size(), &beside};
+  lagkv::workspace ws;
+  lagkv::importance_fit fit(2, 32, 32);
+  for (std::size_t head = 0; head < 2; ++head)
+    fit.add(lagkv::pre_rope(l.keys, {&(*ropes)[0], {}}, ws), l.values, head, {4, text}, lagkv::most_attention(l, head, text, ws),
+            ws);
+  const lagkv::importance_map found = counted.maps()[0], wanted = fit.map();
+  ASSERT_EQ(found.weights.size(), wanted.weights.size());
+  for (std::size_t i = 0; i < wanted.weights.size(); ++i) EXPECT_NEAR(found.weights[i], wanted.weights[i], 1e-4) << i;
+
+  lagkv::llama::calibration queries(s.probe, 200);
+  llama_memory_clear(llama_get_memory(s.context.get()), true);
+  ASSERT_TRUE(s.feed(150));
+  ASSERT_TRUE(queries.add()) << queries.add().message();
+  ASSERT_EQ(queries.statistics(4).size(), 1U);
+  for (const char* policy : {"kvzap:sink=4,keep=0.5", "expected_attention:sink=4,keep=0.5,calibrated=yes"}) {
+    auto c = lagkv::llama::compressor::make(s.context.get(), *lagkv::parse(policy, lagkv::methods_with_eigen()), &s.probe,
+                                            queries.statistics(4), counted.maps());
+    ASSERT_TRUE(c) << c.message();
+    const auto r = c->compress(0);
+    ASSERT_TRUE(r) << r.message();
+    EXPECT_LT(r->tokens_after, r->tokens_before);
+  }
+}
+
+TEST(Calibration, IsRefusedWhereWindowLayersCannotBeToldApart) {
+  session s(support::made_once({"gemma3"}), {.flash = true, .whole_windows = true});
+  lagkv::llama::calibration queries(s.probe, 200);
+  ASSERT_TRUE(s.feed(100));
+  EXPECT_EQ(queries.add().message(),
+            "calibration: layers with a window have as many cells as the others: give the context more tokens");
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ LAGKV_FN void add_computed_weights(const layer& l, std::size_t head, std::size_t
   const tensor& given = l.extra->queries;
   const std::size_t channels = l.keys.channels(), n = offered_queries(l);
   const std::size_t skipped = l.extra->offered() - n, first_sees = l.tokens - n + 1;
-  const float scale = l.extra->scale > 0 ? l.extra->scale : 1.0F / __builtin_sqrtf(static_cast<float>(channels));
+  const float scale = l.extra->logit_scale(channels);
   const std::size_t fit = most_logits / ((first_sees + queries.end) * group), all = queries.end - queries.begin;
   const std::size_t together = all < fit ? all : (fit > 0 ? fit : 1);
   const workspace::frame scratch(ws);  // taken for the largest block, before `out` changes

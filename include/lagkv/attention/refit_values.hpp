@@ -89,7 +89,7 @@ class value_refit {
     const tensor& given = e.queries;
     const std::size_t channels = layer_.keys.channels(), offered = e.offered(given);
     group_ = given.heads() / layer_.keys.heads(), each_ = offered < layer_.tokens ? offered : layer_.tokens;
-    const float scale = e.scale > 0 ? e.scale : 1.0F / std::sqrt(static_cast<float>(channels));
+    const float scale = e.logit_scale(channels);
     queries_.resize(group_ * each_ * channels);
     for (std::size_t g = 0; g < group_; ++g)
       for_each_row(given, head_ * group_ + g, {offered - each_, offered}, ws_, [&](std::size_t i, std::span<const float> row) {

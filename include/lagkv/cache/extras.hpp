@@ -61,6 +61,10 @@ struct extras {
   /// What multiplies q.k before the softmax; 0: 1 / sqrt(channels).
   float scale = 0;
 
+  /// `scale`, or what stands for it with keys of so many channels.
+  float logit_scale(std::size_t channels) const noexcept {
+    return scale > 0 ? scale : 1.0F / __builtin_sqrtf(static_cast<float>(channels));
+  }
   /// What attention is taken from: weights if there are any, else queries.
   const tensor& attention_source() const noexcept { return weights ? weights : queries; }
   /// Rows of it in use.

@@ -165,7 +165,7 @@ LAGKV_FN void expected_attention_score::read(const layer& l, std::size_t query_h
                                              workspace& ws) {
   const extras& e = *l.extra;
   const std::size_t channels = l.keys.channels();
-  const float scale = e.scale > 0 ? e.scale : 1 / __builtin_sqrtf(static_cast<float>(channels));
+  const float scale = e.logit_scale(channels);
   const float spread = scale * __builtin_sqrtf(0.5F);
   const auto copy = [&](const tensor& x, std::size_t n, float by, auto* to) {
     for_each_row(x, query_head, {0, n}, ws, [&](std::size_t i, std::span<const float> row) {

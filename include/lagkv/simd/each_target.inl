@@ -6,6 +6,8 @@
 //                         nothing converts them quickly (see simd::reads_16_bits())
 // Functions in there are called from their own target only, or through pointers. No lambdas: they would lose the target.
 
+#define LAGKV_READS_16_BITS (LAGKV_ISA != 0)
+
 #if defined(__x86_64__) || defined(__i386__)
 
 // The baseline names no instruction: compilers make SSE2 of four lanes. Newer ones that the flags of the file allow are switched
@@ -25,11 +27,10 @@
 namespace lagkv::inline LAGKV_ABI::simd::sse2 {
 #define LAGKV_LANES 4
 #define LAGKV_ISA 0
-#define LAGKV_READS_16_BITS 0
+static_assert(reads_16_bits(target::sse2) == (LAGKV_READS_16_BITS != 0));
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
-#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::sse2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -48,11 +49,10 @@ namespace lagkv::inline LAGKV_ABI::simd::sse2 {
 namespace lagkv::inline LAGKV_ABI::simd::avx2 {
 #define LAGKV_LANES 8
 #define LAGKV_ISA 2
-#define LAGKV_READS_16_BITS 1
+static_assert(reads_16_bits(target::avx2) == (LAGKV_READS_16_BITS != 0));
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
-#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -69,11 +69,10 @@ namespace lagkv::inline LAGKV_ABI::simd::avx2 {
 namespace lagkv::inline LAGKV_ABI::simd::avx512 {
 #define LAGKV_LANES 16
 #define LAGKV_ISA 3
-#define LAGKV_READS_16_BITS 1
+static_assert(reads_16_bits(target::avx512) == (LAGKV_READS_16_BITS != 0));
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
-#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -88,11 +87,10 @@ namespace lagkv::inline LAGKV_ABI::simd::avx512 {
 namespace lagkv::inline LAGKV_ABI::simd::neon {
 #define LAGKV_LANES 4
 #define LAGKV_ISA 4
-#define LAGKV_READS_16_BITS 1
+static_assert(reads_16_bits(target::neon) == (LAGKV_READS_16_BITS != 0));
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
-#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::neon
 
 #else
@@ -100,11 +98,12 @@ namespace lagkv::inline LAGKV_ABI::simd::neon {
 namespace lagkv::inline LAGKV_ABI::simd::scalar {
 #define LAGKV_LANES 1
 #define LAGKV_ISA 0
-#define LAGKV_READS_16_BITS 0
+static_assert(reads_16_bits(target::scalar) == (LAGKV_READS_16_BITS != 0));
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
-#undef LAGKV_READS_16_BITS
 }  // namespace lagkv::inline LAGKV_ABI::simd::scalar
 
 #endif
+
+#undef LAGKV_READS_16_BITS

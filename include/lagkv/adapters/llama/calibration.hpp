@@ -20,6 +20,19 @@
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
+namespace detail {
+
+/// Whether the probe has recorded the layers with full attention, whole.
+inline status check_recorded(cache_probe& probe) {
+  const recording& seen = probe.recorded();
+  if (seen.rows().empty()) return error{"calibration: nothing has been decoded"};
+  if (!probe.knows_recorded_cache())
+    return error{"calibration: layers with a window have as many cells as the others: give the context more tokens"};
+  return seen.check(seen.rows().back(), seen.rows().size(), probe.layers().size());
+}
+
+}  // namespace detail
+
 /// Has the probe record the queries of up to `tokens` tokens from now on; in doubles, 4 MB of a layer of 32 query heads and 128
 /// channels. The probe must outlive it.
 class calibration {
@@ -30,9 +43,8 @@ class calibration {
   /// are unlike the rest. Where it fails nothing has been counted.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
-    if (seen.rows().empty()) return error{"calibration: nothing has been decoded"};
+    if (status ok = detail::check_recorded(probe_); !ok) return ok;
     const std::size_t rows = seen.rows().size();
-    if (status ok = seen.check(seen.rows().back(), rows, probe_.layers().size()); !ok) return ok;
     const result<std::vector<rope>> ropes = probe_.ropes(probe_.layers(), seen.beside(0).queries.channels());
     if (!ropes) return error{ropes.message()};
 
@@ -40,7 +52,7 @@ class calibration {
       const extras e = seen.beside(i);
       const std::size_t n = e.queries.capacity(), behind = rows - n;
       const rotated how{&(*ropes)[i], {.known = {}, .dropped = static_cast<std::size_t>(seen.rows()[behind])}};
-      if (i == layers_.size()) layers_.push_back({query_moments(e.queries.heads(), e.queries.channels()), e.scale});
+      if (i == layers_.size()) layers_.push_back({query_moments(e.queries.heads(), e.queries.channels()), (*ropes)[i], e.scale});
       layers_[i].queries.add(pre_rope(e.queries, how, workspace_), {skip > behind ? (std::min)(skip - behind, n) : 0, n},
                              workspace_);
     }
@@ -51,10 +63,9 @@ class calibration {
   /// model has another scale, the rest of it is in them.
   std::vector<query_statistics> statistics(std::size_t rank = 16) const {
     std::vector<query_statistics> all;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      query_statistics s =
-          factored(layers_[i].queries.statistics(), probe_.embeddings()[i].with_factors(), expected_queries, rank);
-      if (const float scale = layers_[i].scale; scale > 0) s.multiply(scale * std::sqrt(static_cast<float>(s.channels)));
+    for (const layer_part& l : layers_) {
+      query_statistics s = factored(l.queries.statistics(), l.how, expected_queries, rank);
+      if (l.scale > 0) s.multiply(l.scale * std::sqrt(static_cast<float>(s.channels)));
       all.push_back(std::move(s));
     }
     return all;
@@ -63,6 +74,7 @@ class calibration {
  private:
   struct layer_part {
     query_moments queries;
+    rope how;     ///< its factors are the probe's
     float scale;  ///< of q.k
   };
 
@@ -84,11 +96,11 @@ class importance_calibration {
   /// again. The first `skip` of them, sinks, are not counted. Where it fails nothing has been counted.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
-    const std::size_t rows = seen.rows().empty() ? 0 : static_cast<std::size_t>(seen.rows().back()) + 1;
+    if (status ok = detail::check_recorded(probe_); !ok) return ok;
+    const std::size_t rows = static_cast<std::size_t>(seen.rows().back()) + 1;
     if (rows < 2 * tokens_)
       return error{"calibration: " + std::to_string(rows) + " tokens were decoded: must be at least twice the " +
                    std::to_string(tokens_) + " of a text"};
-    if (status ok = seen.check(seen.rows().back(), seen.rows().size(), probe_.layers().size()); !ok) return ok;
     std::vector<std::int32_t> cells;
     for (std::size_t i = 0; i < rows; ++i) cells.push_back(probe_.cell_of(static_cast<llama_pos>(i)));
     if (std::find(cells.begin(), cells.end(), -1) != cells.end()) return error{"calibration: tokens have left the cache"};

@@ -66,20 +66,22 @@ class cache_probe {
   std::span<seen_cache> caches() { return caches_; }
   std::span<const seen_cache> caches() const { return caches_; }
 
-  /// The layers of the first cache.
+  /// The layers with full attention, of the recorded cache.
   std::span<const cached_layer> layers() const {
-    return caches_.empty() ? std::span<const cached_layer>{} : std::span<const cached_layer>(caches_[0].layers);
+    return caches_.empty() ? std::span<const cached_layer>{} : std::span<const cached_layer>(caches_[recorded_cache()].layers);
   }
 
   /// Empty where the cache can be worked on in place; else why not.
   const std::string& obstacle() const { return obstacle_; }
 
-  /// The cell of the first cache that holds a position of the sequence that was decoded last, or -1.
+  /// The cell of these layers that holds a position of the sequence that was decoded last, or -1.
   std::int32_t cell_of(llama_pos position) const {
-    if (caches_.empty() || caches_[0].table.sightings().empty()) return -1;
-    const sighting& last = caches_[0].table.sightings().back();
+    if (caches_.empty()) return -1;
+    const cell_table& table = caches_[recorded_cache()].table;
+    if (table.sightings().empty()) return -1;
+    const sighting& last = table.sightings().back();
     for (const std::int32_t cell : last.cells)
-      if (caches_[0].table.position(last.stream, cell) == position) return cell;
+      if (table.position(last.stream, cell) == position) return cell;
     return -1;
   }
 
@@ -107,6 +109,13 @@ class cache_probe {
 
   /// Which cache is that of the layers with full attention; until it is said, the one with the most cells.
   void set_recorded_cache(std::size_t cache) { recorded_cache_ = cache; }
+
+  /// Whether layers() are those with full attention: that has been said, or no other cache has as many cells.
+  bool knows_recorded_cache() const {
+    if (recorded_cache_ < caches_.size()) return true;
+    const std::size_t most = caches_.empty() ? 0 : caches_[recorded_cache()].table.cells();
+    return std::count_if(caches_.begin(), caches_.end(), [&](const seen_cache& c) { return c.table.cells() == most; }) < 2;
+  }
 
   /// What records it.
   recorder& attention() { return caches_.empty() ? only_ : caches_[recorded_cache()].attention; }
