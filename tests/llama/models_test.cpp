@@ -356,8 +356,8 @@ TEST(ModelTable, IsThatOfTheDocs) {
 TEST(Calibration, IsOfTheLayersWithFullAttention) {
   constexpr std::size_t text = 40;
   constexpr double base = 1e6;  // llama.cpp gives the window layers of Gemma 3 10,000
-  llama_model* model = support::made_once({"gemma3", {{"rope.freq_base", static_cast<float>(base)}}});
-  session s(model, {.flash = true, .whole_windows = false});
+  const support::owned_model model = support::random_model({"gemma3", {{"rope.freq_base", static_cast<float>(base)}}});
+  session s(model.get(), {.flash = true, .whole_windows = false});
   lagkv::llama::importance_calibration counted(s.probe, text);
   ASSERT_TRUE(s.feed(2 * text + 8));
   ASSERT_TRUE(counted.add()) << counted.add().message();
