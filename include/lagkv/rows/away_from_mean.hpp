@@ -25,7 +25,7 @@ LAGKV_FN void away_from_mean(const tensor& keys, std::size_t head, token_range o
   float square = 0;
   ws.kernels<simd::row_kernels>().squares({anchor, dtype::f32, 1, channels, 0}, &square);
   float* norms = ws.take<float>(of.size());
-  for_each_rows(keys, head, of, ws, [&](const simd::rows& rows, std::size_t offset) {
+  for_each_rows_and_next(keys, head, of, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
     squares(rows, norms + offset, ws);
     ws.kernels<simd::dot_kernels>().dots(rows, anchor, 1, out + offset, of.size());
   });

@@ -120,7 +120,7 @@ void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* 
   for (std::size_t begin = tokens.begin; begin < tokens.end; begin += together) {
     const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
     for (std::size_t c = 0; c < channels; ++c) part[c] = 0.0F;
-    for_each_rows(x, head, some, ws, [&](const simd::rows& rows, std::size_t) {
+    for_each_rows_and_next(x, head, some, {some.end, tokens.end}, ws, [&](const simd::rows& rows, std::size_t) {
       detail::squares(rows, weights, ws);
       detail::for_each_finite_run(rows, weights, [&](const simd::rows& run, float* of_run) {
         for (std::size_t i = 0; i < run.tokens; ++i) of_run[i] = weight(of_run[i]);
@@ -197,8 +197,8 @@ LAGKV_FN void for_each_finite_run(const simd::rows& rows, float* numbers, functi
 }  // namespace detail
 
 LAGKV_FN void squares_of_rows(const tensor& x, std::size_t head, token_range tokens, float* out, workspace& ws) {
-  for_each_rows(x, head, tokens, ws,
-                [&](const simd::rows& rows, std::size_t offset) { detail::squares(rows, out + offset, ws); });
+  for_each_rows_and_next(x, head, tokens, {}, ws,
+                         [&](const simd::rows& rows, std::size_t offset) { detail::squares(rows, out + offset, ws); });
 }
 
 LAGKV_FN void for_each_rows(const tensor& x, std::size_t head, token_range tokens, workspace& ws, detail::use_of_rows use) {

@@ -9,10 +9,17 @@ LAGKV_INLINE void add_squares(four& sum, const four& x) {
 template <class T>
 inline void squares_of(const T* x, const rows& r, float* out) {
   const std::size_t whole = r.channels / lanes * lanes, rest = r.channels - whole;
+  constexpr std::size_t together = 4 * lanes * sizeof(T);  // bytes of one vector of four rows
   for (std::size_t t = 0; t < r.tokens; t += 4) {
     const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
+    ahead_of_four ahead = rows_ahead(r, group, t, together);
     four sum;
-    for (std::size_t c = 0; c < whole; c += lanes) add_squares(sum, load(group, c));
+    std::size_t c = 0;
+    for (; ahead.row != nullptr && c < whole; c += lanes) {
+      fetch(ahead, together);
+      add_squares(sum, load(group, c));
+    }
+    for (; c < whole; c += lanes) add_squares(sum, load(group, c));
     if (rest != 0) add_squares(sum, load_part(group, whole, rest));
     store_sums(sum, out + t, group.size);
   }
