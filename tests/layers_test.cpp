@@ -322,6 +322,46 @@ TEST(protect, goes_before_any_score) {
   for (std::size_t i = 0; i < plan.kept.size(); ++i) EXPECT_EQ(same.kept[i], plan.kept[i]);
 }
 
+TEST(score, is_not_asked_for_where_nothing_or_everything_is_kept) {
+  int calls = 0;
+  for (const char* text :
+       {"streaming_llm:sink=4,capacity=40", "lagkv:sink=4,lag=16,ratio=1", "key_norm:sink=4,recent=8,keep=0.5"}) {
+    layers_of_numbers x(1);
+    lagkv::policy p = named(text);
+    calls = 0;
+    p.score = [count = &calls](const layer&, std::size_t, lagkv::token_range, std::span<float> out, lagkv::workspace&) {
+      ++*count;
+      for (float& f : out) f = 0;
+    };
+    lagkv::workspace ws;
+    cursor at;
+    lagkv::compress(p, x.views(300)[0], at, ws);
+    EXPECT_EQ(calls > 0, text[0] == 'k') << text;
+  }
+}
+
+TEST(positions, of_all_heads_in_one_array_move_once) {
+  const lagkv::policy p = named("streaming_llm:sink=4,capacity=40");
+  for (const toward direction : {toward::front, toward::window}) {
+    layers_of_numbers x(1);
+    std::vector<std::uint32_t> positions(300), wanted;
+    for (std::uint32_t i = 0; i < 300; ++i) {
+      positions[i] = 2 * i + 7;
+      if (i < 4 || i >= 264) wanted.push_back(positions[i]);
+    }
+    lagkv::extras e;
+    e.positions = {positions.data(), 0};
+    layer l = x.views(300)[0];
+    l.extra = &e;
+    lagkv::workspace ws;
+    cursor at;
+    ASSERT_EQ(lagkv::compress(p, l, at, ws, direction), 40U);
+    if (direction == toward::window) positions.erase(positions.begin() + 4, positions.end() - 36);  // the sinks stay in front
+    positions.resize(40);
+    EXPECT_EQ(positions, wanted);
+  }
+}
+
 // Whether partitions are planned by themselves or all rows together: all plans are there before the first row moves.
 TEST(layers, are_shown_with_their_plans_before_any_row_moves) {
   for (const char* text :

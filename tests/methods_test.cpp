@@ -884,6 +884,46 @@ TEST(stripes, are_others_in_each_layer) {
   }
 }
 
+// Where 16-bit rows lie far from 0 for their range, one multiply-add would lose digits: they are widened, each from its own
+// place.
+TEST(lagkv, rows_far_from_zero_score_as_the_same_numbers_in_f32) {
+  cube k(2, 80, 24), v(2, 80, 24);
+  std::mt19937 random(5);
+  for (cube* x : {&k, &v})
+    for (float& f : x->x) f = 64 + 0.5F * static_cast<float>(random() % 5);  // exact in f16 and bf16
+  const lagkv::policy p = named("lagkv:sink=0,lag=16,ratio=0.5");
+  const lagkv::candidates due = p.budget.due({}, 80);
+  lagkv::workspace ws;
+  cache plain(layout::heads_first, dtype::f32, k, v);
+  const std::span<const float> first = lagkv::score(p, plain.layer(80), due, ws);
+  const std::vector<float> wanted(first.begin(), first.end());
+  EXPECT_LT(*std::min_element(wanted.begin(), wanted.end()), 0.9F * *std::max_element(wanted.begin(), wanted.end()));
+  for (const dtype type : {dtype::f16, dtype::bf16}) {
+    cache ours(layout::heads_first, type, k, v);
+    const std::span<const float> found = lagkv::score(p, ours.layer(80), due, ws);
+    ASSERT_EQ(found.size(), wanted.size());
+    for (std::size_t i = 0; i < found.size(); ++i) ASSERT_NEAR(found[i], wanted[i], 1e-6) << lagkv::name(type) << ", " << i;
+  }
+}
+
+TEST(cur, does_not_change_with_the_scale_of_keys_and_values) {
+  const auto scores = [](float by) {
+    cube k = make_cube(61, 2, 60, 8), v = make_cube(62, 2, 60, 8);
+    for (cube* x : {&k, &v})
+      for (float& f : x->x) f *= by;
+    cache ours(layout::heads_first, dtype::f32, k, v);
+    lagkv::workspace ws;
+    const std::span<const float> found =
+        lagkv::score(named_any("cur:sink=4,keep=0.5"), ours.layer(60), {.rows = {4, 50}, .keep = 1}, ws);
+    return std::vector<float>(found.begin(), found.end());
+  };
+  const std::vector<float> wanted = scores(1);
+  for (const float by : {0x1p-12F, 0x1p12F}) {
+    const std::vector<float> found = scores(by);
+    for (std::size_t i = 0; i < wanted.size(); ++i) ASSERT_NEAR(found[i], wanted[i], 1e-5F * wanted[i]) << by << ", " << i;
+  }
+}
+
 // Around the numbers of candidates at which a tenth is another number of rows, and wherever they begin in the first windows.
 // Not of two rows: they deviate alike, and which deviates more is a matter of rounding.
 TEST(nested, holds_for_few_rows_anywhere) {
