@@ -265,6 +265,7 @@ def say(known):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--seed", type=int, default=1, help="of the order; another one draws a sample of its own (default 1)")
     parser.add_argument("--survivors", action="store_true")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
@@ -278,7 +279,7 @@ def main():
     times = json.loads((BUILD / "times.json").read_text())
     again = [m for m in known.values() if m.get("by") == "" and (m["file"], m["is"]) not in explained()]
     todo = again if options.survivors else [m for m in known.values() if "by" not in m]
-    random.Random(1).shuffle(todo)
+    random.Random(options.seed).shuffle(todo)
     end = time.monotonic() + 60 * options.minutes
     for m in todo:
         if time.monotonic() > end:
