@@ -1094,6 +1094,24 @@ TEST(expected_attention, takes_statistics_from_the_queries_that_are_offered) {
   for (std::size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(scores[i], exact[i], 2e-4 * largest);
 }
 
+TEST(expected_attention, does_not_change_where_queries_shrink_as_keys_grow) {
+  const auto scores = [](float by) {
+    cube k = make_cube(52, 1, 90, 8), q = make_cube(53, 2, 90, 8);
+    for (float& f : k.x) f /= by;
+    for (float& f : q.x) f *= by;
+    asked_cache c(layout::tokens_first, dtype::f32, k, k, q);
+    lagkv::workspace ws;
+    const auto found = lagkv::score(named_any("expected_attention:values=no"), c.layer(90), {.rows = {4, 60}, .keep = 1}, ws);
+    return std::vector<float>(found.begin(), found.end());
+  };
+  const std::vector<float> wanted = scores(1);
+  const float largest = *std::max_element(wanted.begin(), wanted.end());
+  for (const float by : {0x1p-20F, 0x1p10F}) {
+    const std::vector<float> found = scores(by);
+    for (std::size_t i = 0; i < wanted.size(); ++i) ASSERT_NEAR(found[i], wanted[i], 1e-4F * largest) << by << ", " << i;
+  }
+}
+
 TEST(methods, rows_that_are_not_finite_go_first) {
   cube k = make_cube(54, 1, 120, 16), v = make_cube(55, 1, 120, 16);
   const cube q = make_cube(56, 1, 120, 16);
