@@ -340,6 +340,21 @@ TEST(score, is_not_asked_for_where_nothing_or_everything_is_kept) {
   }
 }
 
+TEST(rows, move_where_only_one_of_a_partition_stays) {
+  const lagkv::policy p = named("lagkv:sink=4,lag=16,ratio=0.0625");
+  layers_of_numbers x(1);
+  lagkv::workspace ws;
+  const lagkv::plan plan = lagkv::plan_eviction(p, x.views(300)[0], {}, ws);
+  std::vector<row_bits> wanted;
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::size_t i = 0; i < plan.tokens_after(); ++i) wanted.push_back(x.memory[0].keys.row(h, plan.source(h, i)));
+  cursor at;
+  const std::size_t left = lagkv::compress(p, x.views(300)[0], at, ws);
+  ASSERT_EQ(left, plan.tokens_after());
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::size_t i = 0; i < left; ++i) ASSERT_EQ(x.memory[0].keys.row(h, i), wanted[h * left + i]) << h << ", " << i;
+}
+
 TEST(positions, of_all_heads_in_one_array_move_once) {
   const lagkv::policy p = named("streaming_llm:sink=4,capacity=200");
   // What moves overlaps where it goes: a second time would spoil it.
