@@ -240,9 +240,10 @@ std::vector<runner::job> runner::jobs_of(const assignment& a, const std::map<set
 // Why the model cannot be compressed so (attention that cannot be recorded, say); empty where it can. A policy that wants
 // a file is not excused: it may be the wrong file.
 std::string runner::refusal(const host::named_policy& policy) {
-  const ggml_type values = host::parse_cache_types(options_.cache_type).values;
-  if (policy.change && values != GGML_TYPE_F32 && values != GGML_TYPE_F16 && values != GGML_TYPE_BF16)
-    return fmt::format("refit: values: type {}: must be f32, f16 or bf16 (others cannot be written)", ggml_type_name(values));
+  if (policy.change) {
+    const auto type = lagkv::llama::dtype_of_ggml(host::parse_cache_types(options_.cache_type).values);
+    if (const lagkv::status ok = lagkv::check_refit(*type); !ok) return "refit: " + ok.message();
+  }
   try {
     host::compressor::prepare(*prefill_, {&policy, 1});
   } catch (const std::invalid_argument& why) {

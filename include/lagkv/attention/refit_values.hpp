@@ -24,6 +24,12 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
+/// Whether refit_values() can write values of this type.
+inline status check_refit(dtype values) {
+  if (is_float(values)) return {};
+  return detail::refuse({"values: type ", name(values), ": must be f32, f16 or bf16 (others cannot be written)"});
+}
+
 /// Whether refit_values() can work on this layer: check(l), values of f32, f16 or bf16 that lie as they are (no scales, no
 /// Hadamard matrix), queries, and a ridge of 1e-9 or more that is finite. Call it where a cache is set up.
 inline status check_refit(const layer& l, double ridge) {
@@ -32,8 +38,7 @@ inline status check_refit(const layer& l, double ridge) {
     return detail::refuse({"ridge=", ridge, ": must be ", least, " or more, and finite"});
   if (status s = check(l); !s) return s;
   if (!l.values) return error{"values: the layer has none to refit"};
-  if (!is_float(l.values.type()))
-    return detail::refuse({"values: type ", name(l.values.type()), ": must be f32, f16 or bf16 (others cannot be written)"});
+  if (status s = check_refit(l.values.type()); !s) return s;
   if (!detail::stored_plain(l.values) || l.values.reader() != nullptr)
     return error{"values: are stored with a scale or under a Hadamard matrix: cannot be written"};
   if (l.extra == nullptr || l.extra->offered(l.extra->queries) == 0)

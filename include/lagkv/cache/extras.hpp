@@ -65,6 +65,7 @@ struct extras {
   float logit_scale(std::size_t channels) const noexcept {
     return scale > 0 ? scale : 1.0F / __builtin_sqrtf(static_cast<float>(channels));
   }
+
   /// What attention is taken from: weights if there are any, else queries.
   const tensor& attention_source() const noexcept { return weights ? weights : queries; }
   /// Rows of it in use.

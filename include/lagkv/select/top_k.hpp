@@ -29,15 +29,14 @@ struct top_k {
 LAGKV_FN void top_k::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                 workspace& ws) const {
   const std::size_t n = c.rows.size(), part = c.group();
-  const simd::score_kernels& kernels = ws.kernels<simd::score_kernels>();
   const workspace::frame scratch(ws);
-  std::int32_t* order = ws.take<std::int32_t>(part);
-  for (std::size_t head = 0; head < heads; ++head) {
+  std::size_t* keep = ws.take<std::size_t>(n > 0 ? n / part : 0);  // of each partition: counted once for all heads
+  for (std::size_t at = 0; at < n; at += part) keep[at / part] = c.keep_of({c.rows.begin + at, c.rows.begin + at + part});
+  for (std::size_t head = 0; head < heads; ++head) {  // head by head: in the order in which the scores lie
     std::uint32_t* to = out.row(head);
     for (std::size_t at = 0; at < n; at += part) {
-      const std::size_t begin = c.rows.begin + at, keep = c.keep_of({begin, begin + part});
-      kernels.top_k(scores.data() + head * n + at, part, keep, static_cast<std::uint32_t>(begin), order, to);
-      to += keep;
+      pick(scores.data() + head * n + at, part, keep[at / part], c.rows.begin + at, to, ws);
+      to += keep[at / part];
     }
   }
 }

@@ -27,7 +27,7 @@
 namespace lagkv::inline LAGKV_ABI::simd::sse2 {
 #define LAGKV_LANES 4
 #define LAGKV_ISA 0
-static_assert(reads_16_bits(target::sse2) == (LAGKV_READS_16_BITS != 0));
+static_assert(reads_16_bits(target::sse2) == LAGKV_READS_16_BITS);
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
@@ -49,7 +49,7 @@ static_assert(reads_16_bits(target::sse2) == (LAGKV_READS_16_BITS != 0));
 namespace lagkv::inline LAGKV_ABI::simd::avx2 {
 #define LAGKV_LANES 8
 #define LAGKV_ISA 2
-static_assert(reads_16_bits(target::avx2) == (LAGKV_READS_16_BITS != 0));
+static_assert(reads_16_bits(target::avx2) == LAGKV_READS_16_BITS);
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
@@ -69,7 +69,7 @@ static_assert(reads_16_bits(target::avx2) == (LAGKV_READS_16_BITS != 0));
 namespace lagkv::inline LAGKV_ABI::simd::avx512 {
 #define LAGKV_LANES 16
 #define LAGKV_ISA 3
-static_assert(reads_16_bits(target::avx512) == (LAGKV_READS_16_BITS != 0));
+static_assert(reads_16_bits(target::avx512) == LAGKV_READS_16_BITS);
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
@@ -87,7 +87,7 @@ static_assert(reads_16_bits(target::avx512) == (LAGKV_READS_16_BITS != 0));
 namespace lagkv::inline LAGKV_ABI::simd::neon {
 #define LAGKV_LANES 4
 #define LAGKV_ISA 4
-static_assert(reads_16_bits(target::neon) == (LAGKV_READS_16_BITS != 0));
+static_assert(reads_16_bits(target::neon) == LAGKV_READS_16_BITS);
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA
@@ -98,7 +98,7 @@ static_assert(reads_16_bits(target::neon) == (LAGKV_READS_16_BITS != 0));
 namespace lagkv::inline LAGKV_ABI::simd::scalar {
 #define LAGKV_LANES 1
 #define LAGKV_ISA 0
-static_assert(reads_16_bits(target::scalar) == (LAGKV_READS_16_BITS != 0));
+static_assert(reads_16_bits(target::scalar) == LAGKV_READS_16_BITS);
 #include LAGKV_PER_TARGET
 #undef LAGKV_LANES
 #undef LAGKV_ISA

@@ -14,7 +14,7 @@ inline void squares_of(const T* x, const rows& r, float* out) {
     const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(t) * r.stride, r.stride, r.tokens - t);
     ahead_of_four ahead = rows_ahead(r, group, t, together);
     four sum;
-    std::size_t c = 0;
+    std::size_t c = 0;  // two loops: one that may have nothing to fetch takes a fifth longer where it has not
     for (; ahead.row != nullptr && c < whole; c += lanes) {
       fetch(ahead, together);
       add_squares(sum, load(group, c));

@@ -74,7 +74,7 @@ class calibration {
  private:
   struct layer_part {
     query_moments queries;
-    rope how;     ///< its factors are the probe's
+    rope how;     ///< its factors are held by the probe, as long as its embeddings are not set anew
     float scale;  ///< of q.k
   };
 
