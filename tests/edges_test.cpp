@@ -34,7 +34,7 @@ std::string names_of(bool fusable) {
 const std::string names = "unknown policy '%': must be one of " + names_of(false);
 constexpr const char* shared =
     "sink, recent, lag, keep, capacity, budget_mb, every, recent_share, pool, smooth, heads, pre_rope, select, chunk, safeguard, "
-    "pyramid";
+    "threshold, pyramid";
 
 std::string with(std::string text, const std::string& word) { return text.replace(text.find('%'), 1, word); }
 
@@ -122,6 +122,10 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"key_norm:select=best", "select=best: must be one of top_k, chunks, adaptive"},
       {"key_norm:select=chunks,chunk=0", "chunk=0: must be a whole number from 1 to 2147483647"},
       {"key_norm:select=adaptive,safeguard=1.5", "safeguard=1.5: must be from 0 to 1"},
+      {"key_norm:select=adaptive,threshold=-4", ""},
+      {"key_norm:select=adaptive,threshold=nan", "threshold=nan: must be from -100000 to 100000"},
+      {"key_norm:threshold=-4", "threshold=-4: heads would keep different numbers of tokens: give select=adaptive"},
+      {"redundancy:similar=1.5", "similar=1.5: must be from 0 to 1"},
       {"key_norm:recent_share=-0.5", "recent_share=-0.5: must be from 0 to 1"},
       {"key_norm:window=3", "unknown key 'window': must be one of " + std::string(shared)},
       {"distinct:bits=0", "bits=0: must be a whole number from 1 to 16"},

@@ -216,7 +216,8 @@ TEST_P(memory, of_what_is_offered_is_neither_read_nor_written_beyond_its_end) {
           guarded_head keys(shape::dense, i % 2 == 0 ? dtype::f16 : dtype::f32, k, side),
               values(shape::dense, dtype::f16, v, side);
           guarded_offers offers(tokens, channels, side);
-          lagkv::layer l{keys.view(), values.view(), tokens, offers.offer(i % 3 == 0, i % 2 == 0)};
+          const bool statistics = i % 2 == 0, weights = i % 3 == 0 && (statistics || !policies[i].needs.query_statistics);
+          lagkv::layer l{keys.view(), values.view(), tokens, offers.offer(weights, statistics)};
           ASSERT_EQ(check(policies[i], l).message(), "");
           lagkv::cursor at;
           lagkv::accumulate(policies[i], l, at, tokens, ws);

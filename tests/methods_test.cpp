@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <set>
 
 #include <Eigen/Eigenvalues>
@@ -246,6 +247,10 @@ const formula formulas[] = {
     {"distinct", "distinct:pre_rope=no,bits=5",
      [](const inputs& x, auto h, auto j, auto r) {
        return distinct_scores(x.keys, h, j, {r.begin != 0 ? r.begin : j.begin, r.end}, 5);  // not the sinks
+     }},
+    {"redundancy", "redundancy:similar=0.3",
+     [](const inputs& x, auto h, auto j, auto r) {
+       return redundancy_scores(x.keys, h, j, {r.begin != 0 ? j.begin : 0, r.end}, static_cast<double>(0.3F));
      }},
     {"kvzap", "kvzap:pre_rope=no",
      [](const inputs& x, auto h, auto j, auto) {
@@ -669,6 +674,61 @@ TEST(distinct, of_a_text_that_repeats_itself_the_last_copy_stays) {
     ASSERT_EQ(plan.of(h).size(), n);
     for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(plan.of(h)[i], (copies - 1) * n + i);
   }
+}
+
+// No row is above a cosine of 1, so nothing is spared: what is left is the cosine to the mean of all.
+TEST(redundancy, without_likeness_has_the_order_of_key_diff) {
+  const cube k = make_cube(56, 2, 90, 32);
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto ranks = [&](const char* text) {
+    const auto scores = lagkv::score(named_any(text), c.layer(90), {.rows = {4, 80}, .keep = 1}, ws);
+    std::vector<std::size_t> order(76);
+    std::iota(order.begin(), order.end(), 0U);
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return scores[a] < scores[b]; });
+    return order;
+  };
+  EXPECT_EQ(ranks("redundancy:similar=1"), ranks("key_diff"));
+}
+
+// The earlier copies' latest likeness is the last one, its own the one before it.
+TEST(redundancy, of_a_text_that_repeats_itself_the_last_copy_scores_highest) {
+  constexpr std::size_t copies = 4, n = 30;
+  const cube once = make_cube(57, 2, n, 64);
+  cube k(2, copies * n, 64);
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::size_t t = 0; t < copies * n; ++t) std::copy_n(once.row(h, t % n), 64, k.row(h, t));
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const lagkv::candidates all{.rows = {0, copies * n}, .keep = 1};
+  const auto scores = lagkv::score(named_any("redundancy:similar=0.9"), c.layer(copies * n), all, ws);
+  for (std::size_t h = 0; h < 2; ++h) {
+    const auto of = [&](std::size_t copy, std::size_t t) { return double{scores[(h * copies + copy) * n + t]}; };
+    for (std::size_t t = 0; t < n; ++t) {
+      ASSERT_NEAR(of(3, t) - of(1, t), 3.0 / (copies * n), 1e-6) << t;
+      ASSERT_NEAR(of(2, t) - of(1, t), 1.0 / (copies * n), 1e-6) << t;
+      ASSERT_NEAR(of(0, t), of(1, t), 1e-6) << t;
+    }
+  }
+}
+
+TEST(redundancy, broken_and_empty_keys_take_no_part) {
+  cube k = make_cube(58, 1, 60, 16), without(1, 57, 16);
+  for (std::size_t c = 0; c < 16; ++c) k.row(0, 21)[c] = 0;
+  k.row(0, 17)[2] = NAN;
+  k.row(0, 23)[5] = INFINITY;
+  k.row(0, 59)[1] = -INFINITY;
+  std::vector<std::size_t> good;
+  for (std::size_t t = 0; t < 60; ++t)
+    if (t != 17 && t != 23 && t != 59) good.push_back(t);
+  for (std::size_t i = 0; i < good.size(); ++i) std::copy_n(k.row(0, good[i]), 16, without.row(0, i));
+  cache c(layout::heads_first, dtype::f32, k, k);
+  lagkv::workspace ws;
+  const auto scores = lagkv::score(named_any("redundancy:similar=0.3"), c.layer(60), {.rows = {0, 60}, .keep = 1}, ws);
+  const auto expected = redundancy_scores(without, 0, {0, 57}, {0, 57}, static_cast<double>(0.3F));
+  for (const std::size_t bad : {17U, 23U, 59U}) EXPECT_TRUE(std::isnan(scores[bad])) << bad;
+  for (std::size_t i = 0; i < good.size(); ++i) ASSERT_NEAR(scores[good[i]], expected[i], 1e-6) << good[i];
+  EXPECT_EQ(scores[21], 0.0F) << "of length 0";
 }
 
 TEST(distinct, keys_that_are_all_alike_go_by_age_and_broken_ones_first) {

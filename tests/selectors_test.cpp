@@ -137,6 +137,33 @@ TEST(adaptive, without_a_safeguard_a_head_may_keep_nothing) {
   EXPECT_EQ(kept_by(lagkv::adaptive{0.2}, s, 6)[1].size(), 1U);
 }
 
+// The budget is the most that stays; a head's safe rows stay whatever they score, and what is no number never reaches a
+// threshold.
+TEST(adaptive, a_threshold_takes_what_the_budget_has_room_for) {
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    const std::size_t n = 2 + seed * 2, keep = seed % (n + 1), heads = 1 + seed % 4;
+    const double safeguard = static_cast<double>(seed % 6) / 5;
+    auto s = random_scores(heads, n, seed);
+    s[0][0] = std::nan("");
+    const auto threshold = static_cast<float>(s[heads - 1][n / 2]);
+    const auto all = kept_by(lagkv::adaptive{safeguard}, s, keep),
+               found = kept_by(lagkv::adaptive{safeguard, threshold}, s, keep);
+    const auto safe = static_cast<std::size_t>(safeguard * static_cast<double>(keep));
+    for (std::size_t h = 0; h < heads; ++h) {
+      std::vector<std::size_t> order(n), rows;
+      std::iota(order.begin(), order.end(), 0U);
+      const auto rank = [&](std::size_t i) { return std::isnan(s[h][i]) ? -1e300 : s[h][i]; };
+      std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rank(a) > rank(b); });
+      order.resize(safe);
+      for (const std::size_t row : all[h])
+        if (s[h][row] >= static_cast<double>(threshold) || std::find(order.begin(), order.end(), row) != order.end())
+          rows.push_back(row);
+      ASSERT_EQ(found[h], rows) << seed << ", head " << h;
+    }
+  }
+  EXPECT_TRUE(kept_by(lagkv::adaptive{0, 9.0F}, {{1, 2, 3, 4}}, 3)[0].empty()) << "nothing reaches it";
+}
+
 TEST(adaptive, in_each_partition) {
   const auto s = random_scores(3, 60, 98);
   const auto found = kept_by(lagkv::adaptive{0.2}, s, 7, 20);

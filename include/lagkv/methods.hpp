@@ -22,6 +22,7 @@
 #include <lagkv/score/paged_eviction.hpp>
 #include <lagkv/score/random.hpp>
 #include <lagkv/score/recommended.hpp>
+#include <lagkv/score/redundancy.hpp>
 #include <lagkv/score/snapkv.hpp>
 #include <lagkv/score/streaming_llm.hpp>
 #include <lagkv/score/stripes.hpp>
@@ -59,6 +60,7 @@ inline constexpr const method_entry* all_entries[] = {
     &nested_entry,
     &novelty_entry,
     &distinct_entry,
+    &redundancy_entry,
     &expected_attention_entry,
     &kvzap_entry,
     &paged_eviction_entry,

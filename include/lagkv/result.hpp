@@ -97,7 +97,7 @@ error refuse(std::initializer_list<piece> pieces);
 #if LAGKV_BODIES
 
 LAGKV_EDGE std::string text(double x) {
-  if (x >= 0 && x < 1e15 && !(__builtin_floor(x) < x)) return joined({static_cast<std::uint64_t>(x)});
+  if (x > -1e15 && x < 1e15 && !(__builtin_floor(x) < x)) return joined({static_cast<std::int64_t>(x)});
 #if defined(__cpp_lib_to_chars)
   char digits[32];
   return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};

@@ -203,6 +203,24 @@ std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_rang
   return out;
 }
 
+std::vector<double> redundancy_scores(const cube& keys, std::size_t head, row_range candidates, row_range all, double similar) {
+  MatrixXd u = matrix(keys, head, all);
+  for (Index t = 0; t < u.rows(); ++t)
+    if (u.row(t).norm() > 0) u.row(t) /= u.row(t).norm();
+  MatrixXd cosines = u * u.transpose();
+  cosines.diagonal().setZero();
+  for (Index i = 0; i < cosines.rows(); ++i) {
+    for (Index j = cosines.cols() - 1; j >= 0; --j) {
+      if (i == j || !(cosines(i, j) > similar)) continue;
+      cosines(i, j) = 0;
+      break;
+    }
+  }
+  const auto first = static_cast<Index>(candidates.begin - all.begin);
+  const auto n = static_cast<Index>(candidates.end - candidates.begin);
+  return list(-cosines.colwise().mean().segment(first, n).transpose());
+}
+
 std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,
                                     double epsilon) {
   MatrixXd r = matrix(keys, head, reference);

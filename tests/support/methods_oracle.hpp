@@ -61,6 +61,10 @@ std::vector<double> novelty_scores(const cube& keys, std::size_t head, row_range
 std::vector<double> distinct_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,
                                     std::size_t bits);
 
+/// Minus the mean cosine of each candidate to all other rows of `all`; the last other row to which a row's cosine is above
+/// `similar` is spared that one.
+std::vector<double> redundancy_scores(const cube& keys, std::size_t head, row_range candidates, row_range all, double similar);
+
 /// Leverage (part of Compactor, arXiv 2507.08143): x^T (X^T X + epsilon I)^-1 x, X the reference minus its mean, x the row
 /// minus the same mean.
 std::vector<double> leverage_scores(const cube& keys, std::size_t head, row_range candidates, row_range reference,

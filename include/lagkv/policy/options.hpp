@@ -49,6 +49,7 @@ struct policy_options {
   selection select = selection::top_k;    ///< how tokens are picked by their scores
   std::size_t chunk = 20;                 ///< tokens a chunk of selection::chunks, 1 or more
   double safeguard = 0.2;                 ///< share of its even part that a head keeps with selection::adaptive, 0 to 1
+  std::optional<double> threshold{};      ///< score below which even less stays than the budget says, with selection::adaptive
   std::optional<double> pyramid{};        ///< beta of pyramid, 1 (no slope) to 1e6; empty: layers have equal budgets
 };
 
@@ -85,6 +86,8 @@ inline constexpr parameter policy_parameters[] = {
     option<&policy_options::chunk>("chunk", accepts::positive, "with select=chunks: tokens a chunk"),
     option<&policy_options::safeguard>("safeguard", accepts::fraction,
                                        "with select=adaptive: share of its even part that each head keeps for sure"),
+    option<&policy_options::threshold>("threshold", accepts::number(-1e5, 1e5),
+                                       "with select=adaptive: scores below it go even where the budget has room (default: none)"),
     option<&policy_options::pyramid>("pyramid", accepts::number(1, 1e6),
                                      "beta of budgets that fall from layer to layer (PyramidKV: 20; default: all equal)")};
 
@@ -164,7 +167,11 @@ LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o) 
   p.score = adjusted.score, p.adjust = adjusted.adjust, p.needs = adjusted.needs, p.weight = adjusted.weight;
   p.pre_rope = adjusted.pre_rope;
   if (o.select == selection::chunks) p.select = chunks{o.chunk};
-  if (o.select == selection::adaptive) p.select = adaptive{o.safeguard}, p.ragged = true;
+  if (o.threshold && o.select != selection::adaptive)
+    return detail::refuse({"threshold=", *o.threshold, ": heads would keep different numbers of tokens: give select=adaptive"});
+  if (o.select == selection::adaptive)
+    p.select = adaptive{o.safeguard, o.threshold ? std::optional(static_cast<float>(*o.threshold)) : std::nullopt},
+    p.ragged = true;
   return p;
 }
 

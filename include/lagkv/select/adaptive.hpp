@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include <lagkv/detail/numbers.hpp>
@@ -14,16 +15,20 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// Each head keeps its int(safeguard * keep) best; what is left of the budget of all heads goes to the best of the rest,
-/// whichever head they are of. Ties go to the earlier head, then token. The plans are ragged: a policy with this selector
-/// sets policy.ragged. Source: the paper, algorithm 1; kvpress 0.5.5, AdaKVPress.
+/// whichever head they are of. Ties go to the earlier head, then token. With a `threshold` the budget is the most that stays: of
+/// that rest only rows that score as much or more. The plans are ragged: a policy with this selector sets policy.ragged.
+/// Source: the paper, algorithm 1; kvpress 0.5.5, AdaKVPress; thresholds: KVzap (arXiv 2601.07891).
 struct adaptive {
   double safeguard = 0.2;
+  std::optional<float> threshold{};
 
   /// scores: [heads][candidates], `out` has been reset for them: it is filled in anew.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:
-  /// The heads * keep best of [heads][n], as indices; the first safe ones of each head go before all others.
+  bool reaches(float score) const { return !threshold || (!detail::is_nan(score) && score >= *threshold); }
+
+  /// The heads * keep best of [heads][n], as indices; the first safe ones of each head go before all others, by infinity.
   void choose(float* scores, std::size_t heads, std::size_t n, std::size_t keep, std::uint32_t* best, workspace& ws) const;
 };
 
@@ -41,7 +46,8 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
       for (std::size_t i = 0; i < part; ++i) pooled[head * part + i] = scores[head * n + at + i];
     const std::size_t begin = c.rows.begin + at, keep = c.keep_of({begin, begin + part});
     choose(pooled, heads, part, keep, out.kept.data(), ws);
-    for (std::size_t i = 0; i < heads * keep; ++i) taken[out.kept[i] / part * n + at + out.kept[i] % part] = 1;
+    for (std::size_t i = 0; i < heads * keep; ++i)
+      if (reaches(pooled[out.kept[i]])) taken[out.kept[i] / part * n + at + out.kept[i] % part] = 1;
   }
   std::size_t count = 0;
   for (std::size_t head = 0; head < heads; ++head) {
