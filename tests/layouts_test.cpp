@@ -12,8 +12,10 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <set>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "support/blocks.hpp"
@@ -516,6 +518,41 @@ TEST(vllm, block_tables_that_are_none_are_refused) {
   lagkv::block_layout mixed_up = layout;  // HND strides of a head, NHD strides of a token
   mixed_up.within.head = block * d;
   EXPECT_NE(refusal(lagkv::paged<lagkv::f16>(kv, {heads, d}, mixed_up, some_blocks)).find("overlap"), std::string::npos);
+}
+
+// Tables of runs up and down, with neighbours, repeats and numbers that are none: accepted are those of different blocks of the
+// pool.
+TEST(vllm, every_block_table_is_told_by_its_blocks) {
+  constexpr std::size_t most = 40;
+  bytes memory;
+  auto* kv = filled<std::uint16_t>(memory, dtype::f16, most, 12);
+  const lagkv::block_layout layout{.tokens = 1, .block = 1, .within = {.head = 1, .token = 1}, .pool_blocks = most};
+  std::mt19937 draw(21);
+  std::size_t accepted = 0;
+  const auto check_one = [&](auto index) {
+    using entry = decltype(index);
+    std::vector<entry> table;
+    while (table.size() < 1 + draw() % 24) {
+      const int from = static_cast<int>(draw() % (most + 4)) - 2, step = draw() % 3 == 0 ? -1 : 1;
+      for (int i = 0, n = 1 + static_cast<int>(draw() % 12); i < n; ++i) {
+        const int number = from + i * step;
+        if (std::is_signed_v<entry> || number >= 0) table.push_back(static_cast<entry>(number));
+      }
+    }
+    std::set<long long> found(table.begin(), table.end());
+    const bool whole = found.size() == table.size() && *found.begin() >= 0 && *found.rbegin() < static_cast<long long>(most);
+    const lagkv::paged<lagkv::f16, entry> view(kv, {1, 1}, layout, table);
+    const std::string message = view.check(table.size()).message();
+    ASSERT_EQ(message.empty(), whole) << message << ": " << ::testing::PrintToString(table);
+    accepted += whole ? 1U : 0U;
+  };
+  for (int i = 0; i < 4000; ++i) {
+    check_one(std::int32_t{});
+    check_one(std::uint32_t{});
+    check_one(std::int8_t{});
+    check_one(std::uint64_t{});
+  }
+  EXPECT_GT(accepted, 1000U);
 }
 
 // ---- SGLang ---------------------------------------------------------------------------------------------------------

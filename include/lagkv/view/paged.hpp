@@ -65,22 +65,17 @@ class paged {
     const std::size_t blocks = tokens / layout_.tokens + (tokens % layout_.tokens != 0 ? 1 : 0);
     if (blocks > table_.size())
       return detail::refuse({"block table of ", table_.size(), ": must be ", blocks, " or more for ", tokens, " tokens"});
-    detail::vector<Index> used(table_.begin(), table_.begin() + static_cast<std::ptrdiff_t>(blocks));
-    // Not std::sort: <algorithm> would cost every file that includes lagkv.
-    if (blocks > 1)
-      std::qsort(used.data(), blocks, sizeof(Index), [](const void* a, const void* b) {
-        const Index x = *static_cast<const Index*>(a), y = *static_cast<const Index*>(b);
-        return static_cast<int>(x > y) - static_cast<int>(x < y);
-      });
-    for (std::size_t i = 0; i < blocks; ++i) {
-      if (std::cmp_less(used[i], 0)) return detail::refuse({"block ", used[i], ": must be 0 or more"});
-      if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i], layout_.pool_blocks.value))
-        return detail::refuse({"block ", used[i], ": the pool has ", layout_.pool_blocks.value, " blocks"});
-      if (i > 0 && used[i] == used[i - 1]) return detail::refuse({"block ", used[i], ": stands twice in the table"});
+    const detail::vector<neighbours> used = runs(blocks);
+    for (std::size_t i = 0; i < used.size(); ++i) {
+      if (std::cmp_less(used[i].first, 0)) return detail::refuse({"block ", used[i].first, ": must be 0 or more"});
+      if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i].last, layout_.pool_blocks.value))
+        return detail::refuse({"block ", used[i].last, ": the pool has ", layout_.pool_blocks.value, " blocks"});
+      if (i > 0 && used[i].first <= used[i - 1].last)
+        return detail::refuse({"block ", used[i].first, ": stands twice in the table"});
     }
-    if (blocks != 0 && std::cmp_greater_equal(used.back(), ~std::size_t{0} / 2))
-      return detail::refuse({"block ", used.back(), ": exceeds what memory can address"});
-    const std::size_t spanned = blocks == 0 ? 0 : static_cast<std::size_t>(used.back()) + 1;
+    if (blocks != 0 && std::cmp_greater_equal(used.back().last, ~std::size_t{0} / 2))
+      return detail::refuse({"block ", used.back().last, ": exceeds what memory can address"});
+    const std::size_t spanned = blocks == 0 ? 0 : static_cast<std::size_t>(used.back().last) + 1;
     detail::dimension dims[] = {{spanned, layout_.block},
                                 {extent_.heads, layout_.within.head},
                                 {layout_.tokens, layout_.within.token},
@@ -90,6 +85,31 @@ class paged {
   }
 
  private:
+  /// Blocks that follow each other in the pool.
+  struct neighbours {
+    Index first, last;
+  };
+
+  /// The first `blocks` entries as runs in the order of the pool. Most tables are a few runs: so this costs a comparison an
+  /// entry.
+  detail::vector<neighbours> runs(std::size_t blocks) const {
+    detail::vector<neighbours> all;
+    for (std::size_t i = 0; i < blocks; ++i) {
+      const Index block = table_[i];
+      if (i > 0 && block > table_[i - 1] && static_cast<Index>(block - 1) == table_[i - 1])
+        all.back().last = block;
+      else
+        all.push_back({block, block});
+    }
+    // Not std::sort: <algorithm> would cost every file that includes lagkv.
+    if (all.size() > 1)
+      std::qsort(all.data(), all.size(), sizeof(neighbours), [](const void* a, const void* b) {
+        const Index x = static_cast<const neighbours*>(a)->first, y = static_cast<const neighbours*>(b)->first;
+        return static_cast<int>(x > y) - static_cast<int>(x < y);
+      });
+    return all;
+  }
+
   std::size_t number(std::size_t entry) const { return static_cast<std::size_t>(table_[entry]); }
 
   T* pool_ = nullptr;
