@@ -90,7 +90,7 @@ def panel(rows, policies, what, heading, left, width):
 
 
 def picture(rows):
-    policies = [p for p in dict.fromkeys(policy for _, policy in rows) if p != "short"]
+    policies = [p for p in dict.fromkeys(policy for _, policy in rows) if not p.startswith("short")]
     width = (WIDTH - LEFT - GAP - RIGHT) // 2
     out = []
     for i, (what, heading) in enumerate(PANELS):

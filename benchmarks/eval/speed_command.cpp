@@ -34,13 +34,14 @@ namespace {
 constexpr double megabyte = 1e6;
 constexpr double none = std::numeric_limits<double>::quiet_NaN();
 constexpr std::size_t padding = 256;  // llama.cpp rounds the cells of a context up to it
+constexpr const char* short_same_cells = "short, same cells";
 
 // One row of a table, and one run of it.
 struct run_key {
   std::size_t length = 0;
   int threads = 0;
   std::string attention;
-  std::string policy;  ///< "full", "short", or without a budget
+  std::string policy;  ///< "full", "short", short_same_cells, or without a budget
   std::size_t round = 0;
 
   friend auto operator<=>(const run_key&, const run_key&) = default;
@@ -129,11 +130,12 @@ prompt_in_tokens runner::make_prompt(std::size_t length) const {
 speed runner::run_one(const prompt_in_tokens& p, const run_key& key, const budgeted& with) const {
   std::span<const llama_token> before = p.tokens.before;
   const bool compressed = !with.policy.empty();
-  if (key.policy == "short") before = before.last(with.kept);
+  const bool roomy = key.policy == short_same_cells;
+  if (key.policy == "short" || roomy) before = before.last(with.kept);
   const std::size_t after = p.tokens.after.size() + options_.answer;
   host::session_options o;
   // Beside what is kept a chunk must fit in, and what waits for its partition to be full.
-  const std::size_t cells = compressed ? with.kept + 2 * options_.chunk + padding + after : before.size() + after;
+  const std::size_t cells = compressed || roomy ? with.kept + 2 * options_.chunk + padding + after : before.size() + after;
   o.cells = static_cast<std::uint32_t>((cells + padding - 1) / padding * padding);
   o.threads = key.threads;
   o.flash_attention = key.attention == "flash";
@@ -196,6 +198,7 @@ void runner::run_table(std::size_t length, const run_key& table) {
     fewer.kept = std::max(fewer.kept, found->second.kept);
   }
   rows.emplace_back("short", fewer);
+  rows.emplace_back(short_same_cells, fewer);
 
   for (std::size_t round = 0; round < options_.repeats; ++round)
     for (const auto& [policy, budget] : rows) {
@@ -227,8 +230,8 @@ void runner::print_table(const run_key& table, std::span<const std::string> poli
     return done_.at(key);
   };
   text_table t;
-  t.heads = {"policy",  "prompt s", "x full",   "compress s",  "token ms", "x full",
-             "x short", "kept",     "cache MB", "peak RSS MB", "key"};
+  t.heads = {"policy",  "prompt s",     "x full", "compress s", "token ms",    "x full",
+             "x short", "x same cells", "kept",   "cache MB",   "peak RSS MB", "key"};
   for (const std::string& policy : policies) {
     const auto median_of = [&](double speed::*member) {
       return each(policy, [&](const speed& s, const run_key&) { return s.*member; });
@@ -240,10 +243,10 @@ void runner::print_table(const run_key& table, std::span<const std::string> poli
     t.rows.push_back(
         {policy, fmt::format("{:.1f}", median_of(&speed::prompt_seconds)), ratio(&speed::prompt_seconds, "full"),
          fmt::format("{:.2f}", median_of(&speed::compress_seconds)), fmt::format("{:.1f}", median_of(&speed::token_ms)),
-         ratio(&speed::token_ms, "full"), ratio(&speed::token_ms, "short"),
+         ratio(&speed::token_ms, "full"), ratio(&speed::token_ms, "short"), ratio(&speed::token_ms, short_same_cells),
          fmt::format("{:.0f}", each(policy, [](const speed& s, const run_key&) { return static_cast<double>(s.tokens); })),
          fmt::format("{:.0f}", median_of(&speed::cache_mb)), fmt::format("{:.0f}", median_of(&speed::peak_rss_mb)),
-         policy == "short" ? "-" : fmt::format("{:.0f} %", 100 * median_of(&speed::recalled))});
+         policy.rfind("short", 0) == 0 ? "-" : fmt::format("{:.0f} %", 100 * median_of(&speed::recalled))});
   }
   std::cout << fmt::format("\n{} tokens in chunks of {}, {} threads, {} attention, {} rounds\n\n", table.length, options_.chunk,
                            table.threads, table.attention, options_.repeats);

@@ -23,10 +23,10 @@ struct speed_options {
 };
 
 /// Reads the prompt of a 64-digit pass key in chunks and decodes an answer, with the full cache, under each policy, and with a
-/// full cache that has only as many tokens as the policies keep ("short"). Each run has a context of its own, with as many cells
-/// as it needs. Prints a table a length, number of threads and kind of attention: medians over the rounds, and their ratios to
-/// the full cache (time of the prompt) and to the short one (time of a token), taken in each round. Rounds that the file has
-/// already are not run again. Returns 0. Throws as run_command does.
+/// full cache that has only as many tokens as the policies keep ("short"), also in as many cells as theirs ("short, same cells").
+/// Each run has a context of its own, with as many cells as it needs. Prints a table a length, number of threads and kind of
+/// attention: medians over the rounds, and their ratios to the full cache (time of the prompt) and to the short one (time of a
+/// token), taken in each round. Rounds that the file has already are not run again. Returns 0. Throws as run_command does.
 int speed_command(const speed_options& options);
 
 }  // namespace eval
