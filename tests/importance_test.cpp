@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include <lagkv/attention/fit_importance.hpp>
@@ -37,6 +38,50 @@ TEST(most_attention, is_the_most_of_any_query_of_the_group) {
         ASSERT_NEAR(static_cast<double>(most[t]), exact[t], (type == dtype::f32 ? 1e-5 : 1e-2) * exact[t]) << head << " " << t;
     }
   }
+}
+
+// Each layer's safe rows, then the best of the others one by one, whichever layer they are of.
+TEST(layer_shares, keep_the_most_important_rows_of_all_layers) {
+  std::mt19937 draw(31);
+  for (int run = 0; run < 200; ++run) {
+    std::vector<std::vector<float>> importance(1 + draw() % 5);
+    for (std::size_t i = 0; i < importance.size(); ++i)
+      for (std::size_t n = 40 + draw() % 100; n > 0; --n)
+        importance[i].push_back(static_cast<float>(i + 1) * static_cast<float>(draw() % 1000) / 1000);
+    const double share = static_cast<double>(1 + draw() % 20) / 20, safeguard = static_cast<double>(draw() % 11) / 10;
+    const auto shares = lagkv::layer_shares(importance, share, safeguard);
+    ASSERT_TRUE(shares) << shares.message();
+    ASSERT_EQ(shares->size(), importance.size());
+    double budget = 0, kept = 0, least_kept = 1e9, most_dropped = -1;
+    for (std::size_t i = 0; i < importance.size(); ++i) {
+      std::vector<float> all = importance[i];
+      std::sort(all.rbegin(), all.rend());
+      const auto n = static_cast<double>(all.size());
+      const auto rows = static_cast<std::size_t>((*shares)[i] * n + 0.5), safe = static_cast<std::size_t>(safeguard * share * n);
+      ASSERT_GE(rows, std::max<std::size_t>(safe, 1));
+      ASSERT_LE(rows, all.size());
+      budget += std::floor(share * n), kept += static_cast<double>(rows);
+      if (rows > safe) least_kept = std::min(least_kept, static_cast<double>(all[rows - 1]));
+      if (rows < all.size()) most_dropped = std::max(most_dropped, static_cast<double>(all[rows]));
+    }
+    // A layer that would keep nothing has one row.
+    ASSERT_GE(kept, budget);
+    ASSERT_LE(kept, budget + static_cast<double>(importance.size()));
+    if (safeguard > 0 && share > 0.2) {
+      ASSERT_LE(most_dropped, least_kept);
+    }
+  }
+}
+
+TEST(layer_shares, of_what_is_none) {
+  const std::vector<float> good{4, 3, 2, 1}, bad{NAN, 8, NAN, INFINITY};
+  EXPECT_EQ(*lagkv::layer_shares(std::vector{good, bad}, 0.5, 0), (std::vector<double>{0.5, 0.5}));
+  EXPECT_EQ(*lagkv::layer_shares(std::vector{good, std::vector<float>{}}, 0.25, 0), (std::vector<double>{0.25, 0.25}));
+  EXPECT_TRUE(lagkv::layer_shares({}, 0.5)->empty());
+  EXPECT_EQ(lagkv::layer_shares(std::vector<std::vector<float>>{good}, 0).message(), "share=0: must be above 0 and at most 1");
+  EXPECT_EQ(lagkv::layer_shares(std::vector<std::vector<float>>{good}, NAN).message(),
+            "share=nan: must be above 0 and at most 1");
+  EXPECT_EQ(lagkv::layer_shares(std::vector<std::vector<float>>{good}, 0.5, 1.5).message(), "safeguard=1.5: must be from 0 to 1");
 }
 
 /// Importance that a map gives exactly, and the map that is fitted to it.

@@ -4,7 +4,7 @@
     speed.py speed.jsonl --attention plain --threads 1 --svg speed.svg
 
 The file is that of lagkv-eval speed --out. Each figure is the median over the rounds that the file has; what it has not is left
-out. "x full" are medians of the ratios in each round.
+out. "x full", "x short" and "x same cells" are medians of the ratios in each round.
 """
 import argparse
 import json
@@ -16,6 +16,7 @@ import svg
 
 PANELS = (("prompt_seconds", "seconds to read the prompt"), ("token_ms", "milliseconds to decode a token"))
 COLOURS = ("#222", "#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33")
+SAME_CELLS = "short, same cells"
 WIDTH, HEIGHT, LEFT, GAP, RIGHT, TOP, BOTTOM = 860, 380, 50, 70, 150, 40, 60
 
 
@@ -38,26 +39,26 @@ def middle(rounds, what):
     return median(s[what] for s in rounds.values())
 
 
-def ratio(rows, length, policy, what):
-    """To the full cache, in the rounds that have both; None where there is none."""
-    full = rows.get((length, "full"), {})
-    both = [s[what] / full[n][what] for n, s in rows[length, policy].items() if n in full]
-    return median(both) if both else None
-
-
-def shown(x):
-    return "" if x is None else f"{x:.2f}"
+def ratio(rows, length, policy, what, to="full"):
+    """To another row, in the rounds that have both; "" where there is none."""
+    other = rows.get((length, to), {})
+    both = [s[what] / other[n][what] for n, s in rows[length, policy].items() if n in other]
+    return f"{median(both):.2f}" if both else ""
 
 
 def table(rows):
-    lines = ["| prompt and answer, tokens | policy | prompt, s | x full | token, ms | x full | kept | cache, MB | peak RSS, MB |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| prompt and answer | policy | to read it | x full | a token | x full | x short | x same cells | cache, MB | RSS, MB |",
+             "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    named = None
     for length, policy in sorted(rows, key=lambda k: k[0]):
         of = rows[length, policy]
-        lines.append(f"| {length:,} | `{policy}` | {middle(of, 'prompt_seconds'):.1f} | "
-                     f"{shown(ratio(rows, length, policy, 'prompt_seconds'))} | {middle(of, 'token_ms'):.1f} | "
-                     f"{shown(ratio(rows, length, policy, 'token_ms'))} | {middle(of, 'tokens'):,.0f} | "
-                     f"{middle(of, 'cache_mb'):.0f} | {middle(of, 'peak_rss_mb'):.0f} |")
+        tokens = [ratio(rows, length, policy, "token_ms", to) for to in ("full", "short", SAME_CELLS)]
+        cells = [f"{length:,}" if length != named else "", f"`{policy}`",
+                 f"{middle(of, 'prompt_seconds'):,.0f} s", ratio(rows, length, policy, "prompt_seconds"),
+                 f"{middle(of, 'token_ms'):.1f} ms", *tokens,
+                 f"{middle(of, 'cache_mb'):,.0f}", f"{middle(of, 'peak_rss_mb'):,.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+        named = length
     return "\n".join(lines)
 
 

@@ -183,6 +183,25 @@ TEST(offers, importance) {
   EXPECT_EQ(my.compress(), 75U);
 }
 
+/// What a host whose layers hold different numbers of rows was refused, or nothing.
+std::string share(const std::vector<std::vector<float>>& importance, const lagkv::policy& policy,
+                  std::vector<lagkv::layer>& layers) {
+  std::vector<lagkv::cursor> cursors(layers.size());
+  lagkv::workspace workspace;
+  const auto refuse = [](const std::string& why) { return why; };
+#include "offers/importance-2.inc"
+  return {};
+}
+
+TEST(offers, importance_of_layers) {
+  host my("key_diff:keep=0.25,sink=0,recent=0");
+  std::vector<lagkv::layer> layers(2, my.layer());
+  const std::size_t n = layers[0].tokens;
+  EXPECT_EQ(share({std::vector<float>(n, 0.5F), std::vector<float>(n, 0.1F)}, *my.policy, layers), "");
+  EXPECT_EQ(layers[0].tokens, n * 45 / 100) << "all but what is safe of the other";
+  EXPECT_EQ(layers[1].tokens, n * 5 / 100);
+}
+
 TEST(offers, query_statistics) {
   static const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
   host my("expected_attention:calibrated=yes,keep=0.25");

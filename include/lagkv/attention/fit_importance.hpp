@@ -1,9 +1,11 @@
-// Part of lagkv (MIT). How much a model that says a text again looks back at each token, and a map to that. Needs Eigen.
+// Part of lagkv (MIT). How much a model that says a text again looks back at each token: a map to that, and which layers need
+// most rows for it. Needs Eigen.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -13,6 +15,9 @@
 #include <lagkv/attention/attention.hpp>
 #include <lagkv/attention/importance.hpp>
 #include <lagkv/cache/layer.hpp>
+#include <lagkv/detail/numbers.hpp>
+#include <lagkv/plan/candidates.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/rows/matrix.hpp>
 #include <lagkv/workspace.hpp>
 
@@ -24,6 +29,42 @@ inline std::vector<float> most_attention(const layer& l, std::size_t head, std::
   const workspace::frame scratch(ws);
   const float* most = detail::attention_alone(l, head, offered_queries(l), 1, ws, aggregation::max);
   return {most, most + n};
+}
+
+/// The share of its rows that each layer is to keep, so that together they keep `share` of all and the most important ones:
+/// importance[layer] is that of any rows of its heads, as most_attention() has it. Each layer keeps `safeguard` of its even share
+/// for sure; the rest goes to the best rows of all layers. In (0, 1]; a layer without rows has `share`. For hosts whose layers
+/// can hold different numbers of rows: give each layer's policy its own keep::share. What is not a number counts as least. share:
+/// above 0 and at most 1, safeguard: from 0 to 1; others are refused. Cost: a sort of all. Source: KVzip (arXiv 2505.23416),
+/// whose budget is one of all layers and heads; the safeguard is AdaKV's (arXiv 2407.11550).
+inline result<std::vector<double>> layer_shares(std::span<const std::vector<float>> importance, double share,
+                                                double safeguard = 0.2) {
+  if (!(share > 0 && share <= 1)) return detail::refuse({"share=", share, ": must be above 0 and at most 1"});
+  if (!(safeguard >= 0 && safeguard <= 1)) return detail::refuse({"safeguard=", safeguard, ": must be from 0 to 1"});
+  struct candidate {
+    float score;
+    std::size_t layer;
+  };
+  std::vector<candidate> rest;
+  std::vector<std::size_t> kept(importance.size());
+  std::size_t left = 0;
+  for (std::size_t i = 0; i < importance.size(); ++i) {
+    std::vector<float> all = importance[i];
+    for (float& x : all)
+      if (detail::is_nan(x)) x = -detail::infinity();
+    std::sort(all.begin(), all.end(), std::greater<float>());
+    kept[i] = share_of(safeguard * share, all.size());
+    left += share_of(share, all.size()) - kept[i];
+    for (std::size_t row = kept[i]; row < all.size(); ++row) rest.push_back({all[row], i});
+  }
+  std::stable_sort(rest.begin(), rest.end(), [](const candidate& a, const candidate& b) { return a.score > b.score; });
+  for (std::size_t i = 0; i < left; ++i) ++kept[rest[i].layer];
+  std::vector<double> shares;
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    const auto rows = static_cast<double>((std::max)(importance[i].size(), std::size_t{1}));
+    shares.push_back(importance[i].empty() ? share : (std::max)(static_cast<double>(kept[i]), 1.0) / rows);
+  }
+  return shares;
 }
 
 /// Adds up, over any number of texts, what the importance_map of a layer is fitted to.

@@ -119,12 +119,18 @@ class importance_calibration {
     if (!ropes) return error{ropes.message()};
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const layer& l = layers[i];
-      if (i == fits_.size()) fits_.emplace_back(l.keys.heads(), l.keys.channels(), l.values.channels());
+      if (i == fits_.size()) {
+        fits_.emplace_back(l.keys.heads(), l.keys.channels(), l.values.channels());
+        importance_.emplace_back();
+      }
       const rotated how{&(*ropes)[i], {.known = {}, .dropped = 0}};
       const tensor keys = pre_rope(l.keys, how, workspace_);
-      for (std::size_t head = 0; head < l.keys.heads(); ++head)
-        fits_[i].add(keys, l.values, head, {skip < tokens_ ? skip : tokens_, tokens_},
-                     most_attention(l, head, tokens_, workspace_), workspace_);
+      const token_range counted{skip < tokens_ ? skip : tokens_, tokens_};
+      for (std::size_t head = 0; head < l.keys.heads(); ++head) {
+        const std::vector<float> most = most_attention(l, head, tokens_, workspace_);
+        fits_[i].add(keys, l.values, head, counted, most, workspace_);
+        importance_[i].insert(importance_[i].end(), most.begin() + static_cast<std::ptrdiff_t>(counted.begin), most.end());
+      }
     }
     return {};
   }
@@ -136,11 +142,17 @@ class importance_calibration {
     return all;
   }
 
+  /// Of each of these layers its share, as lagkv::layer_shares() has it; for another host, since llama.cpp's layers share cells.
+  result<std::vector<double>> layer_shares(double share, double safeguard = 0.2) const {
+    return lagkv::layer_shares(importance_, share, safeguard);
+  }
+
  private:
   cache_probe& probe_;
   std::size_t tokens_;
   lagkv::workspace workspace_;
   std::vector<importance_fit> fits_;
+  std::vector<std::vector<float>> importance_;  // of each layer's rows
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama
