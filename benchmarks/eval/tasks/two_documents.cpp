@@ -21,13 +21,11 @@ constexpr std::size_t new_tokens = 12;
 constexpr std::size_t persons = 8;
 constexpr std::size_t longest_wanted = 900;  // bytes of the fable asked about, so that short prompts have room for it
 
-constexpr std::string_view instruction = "Answer the question based on the given documents.";
+// By itself a small model ends the sentence with the copyist's name. No words, persons or towns of the documents: models say
+// those of the example otherwise.
+constexpr std::string_view form = "Answer with one sentence, such as \"The song was written by Mary, who lives in Rome.\"";
 
-// By itself a small model stops after the first sentence. The example has other words than the documents, and no person and no
-// town of theirs: models say it again otherwise.
-constexpr const char* form = "Answer with two sentences, such as \"Mary drew it. Mary lives in Rome.\"";
-
-std::string copied(const fable& which) { return "The fable \"" + std::string(which.title) + "\" was copied by"; }
+std::string copied(const fable& which) { return std::string("The fable \"").append(which.title).append("\" was copied by"); }
 
 // Fables that can be asked about: short ones, with a title that no other has.
 std::vector<std::size_t> list_fables_to_ask() {
@@ -57,7 +55,8 @@ prompt make(const request& asked) {
                              std::string(copyist) + ".");
   }
   data_set::question question;
-  question.text = "Who copied the fable \"" + std::string(fables[wanted].title) + "\", and where does that person live?\n" + form;
+  question.text = "Who copied the fable \"" + std::string(fables[wanted].title) +
+                  "\", and in which town does that person live? " + std::string(form);
   question.answers = {std::string(where[wanted_person])};
   question.golden = {wanted};
   question.needles = {wanted, fables.size() + wanted_person};
@@ -65,8 +64,8 @@ prompt make(const request& asked) {
     question.golden.push_back(data.documents.size());
     data.documents.push_back(std::string(who[p]) + "\n" + std::string(who[p]) + " lives in " + std::string(where[p]) + ".");
   }
-  // The reply begins where the first document is needed, and has room for a sentence of the second.
-  return ask(asked, name, new_tokens, data, question, copied(fables[wanted]), instruction);
+  return ask(asked, name, new_tokens, data, question, copied(fables[wanted]),
+             "Answer the question based on the given documents.");
 }
 
 }  // namespace
