@@ -21,8 +21,8 @@ constexpr std::size_t new_tokens = 12;
 constexpr std::size_t persons = 8;
 constexpr std::size_t longest_wanted = 900;  // bytes of the fable asked about, so that short prompts have room for it
 
-// By itself a small model ends the sentence with the copyist's name. No words, persons or towns of the documents: models say
-// those of the example otherwise.
+// Small models end the sentence with the copyist: this shows that more is asked for. It has no words of the documents, which
+// would have it said again.
 constexpr std::string_view form = "Answer with one sentence, such as \"The song was written by Mary, who lives in Rome.\"";
 
 std::string copied(const fable& which) { return std::string("The fable \"").append(which.title).append("\" was copied by"); }
