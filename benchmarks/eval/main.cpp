@@ -26,7 +26,8 @@ void declare_host(CLI::App& command, eval::host_options& o) {
 void declare_run(CLI::App& run, eval::run_options& o) {
   run.option_defaults()->always_capture_default();
   declare_host(run, o);
-  run.add_option("--tasks", o.tasks, "Tasks, as docs/eval.md lists them, and groups of them: ruler, niah, beyond, all");
+  run.add_option("--tasks", o.tasks,
+                 "Tasks, as docs/eval.md lists them, and groups of them: ruler, niah, beyond, everyday, work, all");
   run.add_option("--policies", o.policies, "Policy strings without a budget, parted by ';'; full and random are always there")
       ->delimiter(';');
   run.add_option("--removed", o.removed, "Shares of the cached tokens that are to go")->delimiter(',');

@@ -24,10 +24,10 @@ from means import mean
 
 GROUPS = {
     "needles": ("niah_", "passkey64", "needles_16", "vt"),
-    "documents": ("documents", "qa_"),
-    "copying": ("prose_recall", "table_row"),
+    "documents": ("documents", "qa_", "two_documents", "summary"),
+    "copying": ("prose_recall", "table_row", "code_completion"),
     "chat": ("chat_facts",),
-    "other": ("few_shot", "ledger", "cwe", "fwe"),
+    "other": ("few_shot", "ledger", "state_machine", "cwe", "fwe"),
 }
 TEXTS = {"KL, prose": "perplexity", "KL, code": "perplexity_code"}
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"

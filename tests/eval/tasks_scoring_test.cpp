@@ -108,15 +108,70 @@ TEST(words_recalled, counts_words_in_their_order) {
   EXPECT_DOUBLE_EQ(of("Item wash"), 0) << "whole words";
 }
 
+TEST(content_words, are_what_a_text_is_about) {
+  EXPECT_EQ(eval::content_words("The Fox, who had seen it, ran; the fox's den was far, and the FOX ran."),
+            (std::vector<std::string>{"fox", "seen", "ran", "fox's", "den", "far"}));
+  EXPECT_TRUE(eval::content_words("It is not for him to have, or to have had.").empty());
+  EXPECT_TRUE(eval::content_words("").empty());
+}
+
+TEST(gist_recalled, is_the_share_of_content_words_that_the_question_does_not_give) {
+  prompt asked;
+  asked.question = "What does the Fox do?";
+  asked.answer_begins = "The hungry";
+  asked.references = {"A hungry Fox crept into a hollow oak, and the oak was too narrow."};  // crept, hollow, oak, narrow
+  const auto of = [&](const std::string& answer) { return eval::gist_recalled(answer, asked).at("score"); };
+  EXPECT_EQ(of(asked.references.front()), 1);
+  EXPECT_EQ(of("Narrow is the OAK, the hollow one, into which he crept."), 1) << "in any order and case";
+  EXPECT_EQ(of("The hungry Fox was in a"), 0) << "what is given, and words of all texts";
+  EXPECT_EQ(of("An oak, an oak, an oak"), 0.25) << "each once";
+  EXPECT_EQ(of("It creeps into an oaken hollow"), 0.25) << "whole words";
+  EXPECT_EQ(of(""), 0);
+  asked.references = {"The hungry Fox"};
+  EXPECT_EQ(of("The hungry Fox"), 0) << "nothing is asked for";
+}
+
+TEST(names_in_code, are_no_keywords) {
+  EXPECT_EQ(eval::names_in_code("static std::size_t f(const tensor<3>& x_1, float y2 = 0x1p3, T& _z) {"),
+            (std::vector<std::string_view>{"f", "tensor", "x_1", "y2", "T", "_z"}));
+  EXPECT_TRUE(eval::names_in_code("").empty());
+  EXPECT_TRUE(eval::names_in_code("(); {}").empty());
+}
+
+TEST(code_recalled, counts_names_of_the_first_line_in_their_order) {
+  const std::string line = "(const layer& l, std::size_t head, workspace& ws";  // layer l head workspace ws
+  const auto of = [&](const std::string& answer, const std::string& which = "score") {
+    return score(eval::code_recalled, answer, {line}, which);
+  };
+  EXPECT_EQ(of(line), 1);
+  EXPECT_EQ(of(line, "edit"), 1);
+  EXPECT_EQ(of(line + ") {\n  return 1;"), 1);
+  EXPECT_EQ(of(line + ") {\n  return 1;", "edit"), 1) << "what follows does not count";
+  EXPECT_EQ(of("\n  " + line, "edit"), 1) << "a line that is empty is none";
+  EXPECT_EQ(of("()\n" + line), 0) << "the first line alone";
+  EXPECT_DOUBLE_EQ(of("(layer l, int head)"), 3.0 / 5) << "keywords do not count";
+  EXPECT_DOUBLE_EQ(of("(const Layer& l)"), 1.0 / 5) << "case does";
+  EXPECT_DOUBLE_EQ(of("(workspace& ws, layer l)"), 2.0 / 5) << "in their order";
+  EXPECT_DOUBLE_EQ(of("(a b c d e layer l"), 0) << "too late";
+  EXPECT_EQ(of(""), 0);
+  EXPECT_EQ(of("", "edit"), 0);
+  // 2 M / T: three bytes of three, and of four.
+  EXPECT_DOUBLE_EQ(score(eval::code_recalled, "abc", {"abxc"}, "edit"), 6.0 / 7);
+  EXPECT_DOUBLE_EQ(score(eval::code_recalled, "xxxx", {"abcd"}, "edit"), 0);
+  EXPECT_DOUBLE_EQ(score(eval::code_recalled, "ab", {"ba"}, "edit"), 0.5);
+}
+
 TEST(scoring, is_each_tasks_own) {
   for (const eval::task& each : eval::all_tasks()) {
     if (each.how != eval::kind::answer || each.name == "few_shot") continue;  // few_shot has its own: few_shot.labels_are_...
-    const bool any =
-        each.name.starts_with("qa_") || each.name == "documents" || each.name == "chat_facts" || each.name == "ledger";
-    const auto expected = each.name == "passkey64"      ? eval::key_recalled
-                          : each.name == "prose_recall" ? eval::words_recalled
-                          : any                         ? eval::any_contained
-                                                        : eval::share_contained;
+    const bool any = each.name.starts_with("qa_") || each.name == "documents" || each.name == "chat_facts" ||
+                     each.name == "ledger" || each.name == "two_documents" || each.name == "state_machine";
+    const auto expected = each.name == "passkey64"         ? eval::key_recalled
+                          : each.name == "prose_recall"    ? eval::words_recalled
+                          : each.name == "summary"         ? eval::gist_recalled
+                          : each.name == "code_completion" ? eval::code_recalled
+                          : any                            ? eval::any_contained
+                                                           : eval::share_contained;
     EXPECT_EQ(each.score, expected) << each.name;
   }
 }

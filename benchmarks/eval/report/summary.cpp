@@ -27,9 +27,11 @@ constexpr std::array ruler_names{names{"niah_single_1", "s1"},
                                  names{"fwe", "fwe"},
                                  names{"qa_1", "qa1"},
                                  names{"qa_2", "qa2"}};
-constexpr std::array other_names{names{"passkey64", "pk64"}, names{"needles_16", "n16"},      names{"prose_recall", "prose"},
-                                 names{"documents", "docs"}, names{"chat_facts", "chat"},     names{"table_row", "row"},
-                                 names{"few_shot", "shots"}, names{"perplexity_code", "code"}};
+constexpr std::array other_names{
+    names{"passkey64", "pk64"},        names{"needles_16", "n16"},      names{"prose_recall", "prose"},
+    names{"documents", "docs"},        names{"chat_facts", "chat"},     names{"table_row", "row"},
+    names{"few_shot", "shots"},        names{"two_documents", "2docs"}, names{"summary", "sum"},
+    names{"code_completion", "compl"}, names{"state_machine", "state"}, names{"perplexity_code", "code"}};
 constexpr std::array<std::string_view, 3> writing_order{"perplexity", "perplexity_code", "generation"};
 
 std::size_t ruler_place(std::string_view task) {

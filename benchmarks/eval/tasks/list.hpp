@@ -12,6 +12,7 @@ namespace eval {
 inline constexpr std::string_view ruler = "ruler";
 inline constexpr std::string_view beyond = "beyond";
 inline constexpr std::string_view everyday = "everyday";
+inline constexpr std::string_view work = "work";
 
 [[nodiscard]] std::vector<task> needle_tasks();  // niah.cpp
 [[nodiscard]] task needle_among_needles();       // niah.cpp
@@ -27,5 +28,9 @@ inline constexpr std::string_view everyday = "everyday";
 [[nodiscard]] task table_row();
 [[nodiscard]] task few_shot();
 [[nodiscard]] task ledger();
+[[nodiscard]] task two_documents();
+[[nodiscard]] task summary();
+[[nodiscard]] task code_completion();
+[[nodiscard]] task state_machine();
 
 }  // namespace eval

@@ -43,20 +43,18 @@ std::string numbered(const data_set& data, const std::vector<std::size_t>& order
 }  // namespace
 
 prompt ask(const request& asked, std::string_view task, std::size_t new_tokens, const data_set& data,
-           const data_set::question& question, std::string answer_begins) {
+           const data_set::question& question, std::string answer_begins, std::string_view instruction) {
   const std::vector<std::size_t> order = draw_order(data, question, draws(asked.seed, task, asked.sample));
   const draws ranks(asked.seed, task, asked.sample, "ranks");
 
-  const std::string instruction =
-      "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n";
   prompt frame;
-  frame.question = "\n\n" + instruction + "Question: " + question.text;
+  frame.question = "\n\n" + std::string(instruction) + "\n\nQuestion: " + question.text;
   frame.answer_begins = std::move(answer_begins);
   frame.references = question.answers;
   for (const std::size_t i : question.needles) frame.needles.push_back(data.documents[i]);
   return fit(asked, task, new_tokens, {question.golden.size(), order.size()}, [&](std::size_t count) {
     prompt made = frame;
-    made.context = instruction + "The following are given documents.\n\n" + numbered(data, order, count, ranks);
+    made.context = std::string(instruction) + "\n\nThe following are given documents.\n\n" + numbered(data, order, count, ranks);
     return made;
   });
 }

@@ -15,14 +15,14 @@ std::vector<task> list_tasks() {
   list.insert(list.end(), {variable_tracking(), common_words(), coded_words()});
   for (const task& each : question_answering()) list.push_back(each);
   list.insert(list.end(), {passkey64(), needle_among_needles(), prose_recall(), documents(), chat_facts(), table_row(),
-                           few_shot(), ledger()});
+                           few_shot(), ledger(), two_documents(), summary(), code_completion(), state_machine()});
   for (const task& each : continuation_tasks()) list.push_back(each);
   return list;
 }
 
 constexpr std::string_view niah = "niah";
 constexpr std::string_view everything = "all";
-constexpr std::array groups = {niah, ruler, beyond, everyday, everything};
+constexpr std::array groups = {niah, ruler, beyond, everyday, work, everything};
 
 bool in_group(const task& each, std::string_view group) {
   if (group == niah) return each.name.starts_with("niah_");

@@ -51,7 +51,7 @@ using scores = std::map<std::string, double>;
 struct task {
   std::string_view name;     ///< as in RULER, for its tasks
   std::string_view meaning;  ///< one line
-  std::string_view group{};  ///< "ruler", or "beyond": what RULER does not ask; empty where it belongs to neither
+  std::string_view group{};  ///< "ruler"; "beyond", "everyday" or "work": what RULER does not ask; empty where it has none
   kind how = kind::answer;
   std::size_t new_tokens = 0;  ///< of the answer or generation at most; of the continuation at least, for perplexity
   std::string_view file{};     ///< option that names its data set; empty where it needs none
@@ -66,8 +66,8 @@ struct task {
 [[nodiscard]] std::span<const task> all_tasks();
 
 /// Tasks of a list such as "ruler,passkey64": names of tasks and groups (ruler: its 11 tasks that need no file, and qa where a
-/// file is named; niah; beyond: what RULER does not ask; everyday; all). Throws std::invalid_argument for unknown names, which
-/// names those that exist.
+/// file is named; niah; beyond, everyday, work: what RULER does not ask; all). Throws std::invalid_argument for unknown names,
+/// which names those that exist.
 [[nodiscard]] std::vector<const task*> tasks_of(std::string_view list, const std::map<std::string, std::string>& files);
 
 }  // namespace eval
