@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from html import escape
 
+import marked
 import means
 import svg
 from means import mean
@@ -30,7 +31,6 @@ GROUPS = {
     "other": ("few_shot", "ledger", "state_machine", "cwe", "fwe"),
 }
 TEXTS = {"KL, prose": "perplexity", "KL, code": "perplexity_code"}
-BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 LEAST = 0.3  # of the full cache, for a task to count
 
 
@@ -238,13 +238,6 @@ def page(models, o):
             f"<title>Models and policies</title><style>{style}</style><body>" + "\n".join(parts) + "</body></html>\n")
 
 
-def write(path, lines):
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        sys.exit(f"matrix.py: {path}: has no lines '{BEGIN}' and '{END}' to write between")
-    path.write_text(text.split(BEGIN)[0] + "\n".join([BEGIN, *lines, END]) + text.split(END)[1])
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="[NAME=]FILE[,FILE...]")
@@ -265,7 +258,7 @@ def main():
     for m in models:
         lines += ["", f"### {m.name}", "", about(m), "", *table_of(m)]
     if o.table:
-        write(o.table, lines)
+        marked.write(o.table, "matrix", lines)
     else:
         print("\n".join(lines))
     if o.svg:

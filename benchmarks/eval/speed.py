@@ -8,10 +8,12 @@ out. "x full", "x short" and "x same cells" are medians of the ratios in each ro
 """
 import argparse
 import json
+import pathlib
 import sys
 from collections import defaultdict
 from statistics import median
 
+import marked
 import svg
 
 PANELS = (("prompt_seconds", "seconds to read the prompt"), ("token_ms", "milliseconds to decode a token"))
@@ -47,7 +49,7 @@ def ratio(rows, length, policy, what, to="full"):
 
 
 def table(rows):
-    lines = ["| prompt and answer | policy | to read it | x full | a token | x full | x short | x same cells | cache, MB | RSS, MB |",
+    lines = ["| tokens | policy | to read them | x full | a token | x full | x short | x same cells | cache, MB | RSS, MB |",
              "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     named = None
     for length, policy in sorted(rows, key=lambda k: k[0]):
@@ -59,7 +61,7 @@ def table(rows):
                  f"{middle(of, 'cache_mb'):,.0f}", f"{middle(of, 'peak_rss_mb'):,.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
         named = length
-    return "\n".join(lines)
+    return lines
 
 
 def panel(rows, policies, what, heading, left, width):
@@ -106,12 +108,16 @@ def main():
     parser.add_argument("file")
     parser.add_argument("--attention", default="plain", choices=["plain", "flash"])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", type=pathlib.Path, help="document whose table is written anew; else it is printed")
     parser.add_argument("--svg", help="write the picture to this file")
     options = parser.parse_args()
     rows, run = read(options.file, options.attention, options.threads)
-    print(f"{run['model']}, {run['machine']}, {run['llama']}, {options.attention} attention, {options.threads} threads, "
-          f"chunks of {run['chunk']}, {100 * run['removed']:.0f} % removed, {run['cache_type']}, {run['date'][:10]}\n")
-    print(table(rows))
+    facts = (f"{run['model']}, {run['machine']}, {run['llama']}, {options.attention} attention, {options.threads} threads, "
+             f"chunks of {run['chunk']}, {100 * run['removed']:.0f} % removed, {run['cache_type']}, {run['date'][:10]}")
+    if options.table:
+        marked.write(options.table, f"speed {options.attention}", table(rows))
+    else:
+        print("\n".join([facts, "", *table(rows)]))
     if options.svg:
         with open(options.svg, "w") as file:
             file.write(picture(rows))

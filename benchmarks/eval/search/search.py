@@ -20,6 +20,8 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import marked  # noqa: E402
 DRAWS = 2000  # of the bootstrap
 LOWER_IS_BETTER = ("KL",)  # groups whose names begin so
 LEAST = 4  # prompts of a task, for the bootstrap to say anything
@@ -174,15 +176,6 @@ def finalists(o, rows, policies):
     return list(best)[:o.finalists]
 
 
-def write(path, length, lines):
-    text = path.read_text()
-    begin, end = f"<!-- search {length}: begin -->", f"<!-- search {length}: end -->"
-    if begin not in text or end not in text:
-        sys.exit(f"{path}: has no lines '{begin}' and '{end}' to write between")
-    before, after = text.split(begin)[0], text.split(end)[1]
-    path.write_text(before + "\n".join([begin, *lines, end]) + after)
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--eval", default="build/eval/benchmarks/eval/lagkv-eval", help="the program")
@@ -253,7 +246,7 @@ def main():
                 packed_results(o, half).write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     lines = lines[1:]
     if o.table:
-        write(o.table, o.length, lines)
+        marked.write(o.table, f"search {o.length}", lines)
     else:
         print("\n".join(lines))
 
