@@ -530,6 +530,20 @@ TEST(attention, blocks_of_queries_do_not_change_it) {
   for (std::size_t t = 0; t < 700; ++t) ASSERT_NEAR(found[t], exact[t], 2e-5 * exact[0]) << t;
 }
 
+// However many queries there are: never more than 4 MiB of logits, beside the queries of a block and what reads the keys.
+TEST(attention, of_many_queries_takes_little_memory) {
+  constexpr std::size_t n = 1500, limit = (std::size_t{4} << 20) + (std::size_t{1} << 18);
+  const cube k = make_cube(47, 1, n, 4), q = make_cube(48, 2, n, 4);
+  asked_cache c(layout::heads_first, dtype::f32, k, k, q);
+  for (const lagkv::aggregation how : {lagkv::aggregation::mean, lagkv::aggregation::max}) {
+    lagkv::workspace ws;
+    std::vector<float> found(n);
+    lagkv::add_attention(c.layer(n), 0, n, 0.5F, found, ws, how);
+    EXPECT_GT(ws.peak(), limit / 2) << "blocks are large";
+    EXPECT_LE(ws.peak(), limit);
+  }
+}
+
 TEST(attention, what_is_not_finite_gets_and_gives_nothing) {
   cube k = make_cube(49, 1, 40, 8), q = make_cube(50, 1, 40, 8);
   k.row(0, 7)[3] = NAN, k.row(0, 9)[0] = INFINITY, q.row(0, 38)[1] = NAN;
@@ -1018,6 +1032,31 @@ TEST(methods, of_zeros_and_of_nothing_finite_hold) {
   }
 }
 
+// A scorer writes as many numbers as there are candidates, all of them, and none beside them.
+TEST(methods, write_a_score_for_each_candidate_and_nothing_else) {
+  constexpr std::size_t tokens = 120, room = 32;
+  const cube k = make_cube(57, 2, tokens, 16), v = make_cube(58, 2, tokens, 16), q = make_cube(56, 4, tokens, 16);
+  const float mark = -12345.5F;
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+    if (m->make == nullptr) continue;
+    for (const std::size_t lag : {std::size_t{0}, std::size_t{20}}) {
+      if (lag == 0 && m->name == "lagkv") continue;
+      lagkv::policy p = named_any("fuse:" + std::string(m->name) + "+random,sink=4,recent=8,lag=" + std::to_string(lag));
+      asked_cache c(layout::heads_first, dtype::f32, k, v, q);
+      const lagkv::layer l = c.layer(tokens);
+      for (const std::size_t n : {std::size_t{20}, std::size_t{60}})
+        for (std::size_t head = 0; head < 2; ++head) {
+          lagkv::workspace ws;
+          const lagkv::workspace::frame scratch(ws);
+          std::vector<float> out(room + n + room, mark);
+          p.score(l, head, {4, 4 + n}, std::span(out).subspan(room, n), ws);
+          for (std::size_t i = 0; i < out.size(); ++i)
+            ASSERT_EQ(out[i] == mark, i < room || i >= room + n) << m->name << ", lag " << lag << ", " << n << " rows, " << i;
+        }
+    }
+  }
+}
+
 // No string gives them, but a host that makes a scorer by hand can: lengths of 0 are those of 1.
 TEST(methods, lengths_of_zero_are_those_of_one) {
   const cube k = make_cube(71, 2, 60, 8), v = make_cube(72, 2, 60, 8);
@@ -1060,6 +1099,68 @@ TEST(expected_attention, by_the_mean_alone) {
     const auto exact = expected_attention_scores(s, k, k, h, {4, 50}, true);
     const double largest = *std::max_element(exact.begin(), exact.end());
     for (std::size_t i = 0; i < 46; ++i) ASSERT_NEAR(found[h * 46 + i], exact[i], 2e-4 * largest) << h << ", " << i;
+  }
+}
+
+// A row is seen by the queries from its own on, those of rows that have gone since, too: positions count them.
+TEST(h2o, a_mean_is_over_all_queries_that_saw_the_row) {
+  constexpr std::size_t n = 40;
+  const cube k = make_cube(71, 2, n, 8);
+  cache c(layout::heads_first, dtype::f32, k, k);
+  std::vector<float> sums(2 * n);
+  std::vector<std::uint32_t> positions(2 * n);
+  std::mt19937 random(8);
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::uint32_t i = 0, position = 0; i < n; ++i, position += 1 + static_cast<std::uint32_t>(random() % 5))
+      positions[h * n + i] = position, sums[h * n + i] = 1 + static_cast<float>(random() % 100);
+  const std::uint32_t seen = 400;  // tokens, the last of which both heads hold
+  positions[n - 1] = positions[2 * n - 1] = seen - 1;
+  lagkv::extras e;
+  e.accumulated_attention = {sums.data(), n}, e.positions = {positions.data(), n};
+  lagkv::layer l = c.layer(n);
+  l.extra = &e;
+  lagkv::workspace ws;
+  const auto s = lagkv::score(named_any("h2o:form=mean"), l, {.rows = {3, n}, .keep = 1}, ws);
+  for (std::size_t h = 0; h < 2; ++h)
+    for (std::size_t i = 3; i < n; ++i) {
+      std::size_t queries = 0;
+      for (std::uint32_t q = positions[h * n + i]; q < seen; ++q) ++queries;
+      ASSERT_FLOAT_EQ(s[h * (n - 3) + i - 3], sums[h * n + i] / static_cast<float>(queries)) << h << ", " << i;
+    }
+}
+
+TEST(paged_eviction, of_zeros_is_0_or_the_largest_number) {
+  cube k = make_cube(71, 1, 30, 8), v = make_cube(72, 1, 30, 8);
+  for (const std::size_t t : {3U, 4U, 20U}) std::fill_n(k.row(0, t), 8, 0.0F);
+  for (const std::size_t t : {4U, 9U, 20U}) std::fill_n(v.row(0, t), 8, 0.0F);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  lagkv::workspace ws;
+  const auto s = lagkv::score(named_any("paged_eviction"), c.layer(30), {.rows = {0, 30}, .keep = 1}, ws);
+  for (std::size_t t = 0; t < 30; ++t) {
+    const bool no_key = t == 3 || t == 4 || t == 20, no_value = t == 4 || t == 9 || t == 20;
+    if (no_value)
+      EXPECT_EQ(s[t], 0.0F) << t;
+    else
+      EXPECT_EQ(s[t] == std::numeric_limits<float>::max(), no_key) << t;
+    EXPECT_TRUE(no_value || s[t] > 0) << t;
+  }
+}
+
+// Of no query that is finite nothing is known: they count as one of zeros, which attends to all rows alike.
+TEST(expected_attention, of_queries_none_of_which_is_finite_is_that_of_zeros) {
+  const cube k = make_cube(71, 2, 60, 8), v = make_cube(72, 2, 60, 8);
+  const auto scores = [&](float query, const char* text) {
+    cube q(4, 60, 8);
+    std::fill(q.x.begin(), q.x.end(), query);
+    asked_cache c(layout::heads_first, dtype::f32, k, v, q);
+    lagkv::workspace ws;
+    const auto found = lagkv::score(named_any(text), c.layer(60), {.rows = {4, 50}, .keep = 1}, ws);
+    return std::vector<float>(found.begin(), found.end());
+  };
+  for (const char* text : {"expected_attention", "expected_attention:values=no", "expected_attention:covariance=no"}) {
+    const std::vector<float> wanted = scores(0, text);
+    EXPECT_GT(*std::min_element(wanted.begin(), wanted.end()), 0.0F);
+    for (const float bad : {NAN, INFINITY}) EXPECT_EQ(scores(bad, text), wanted) << text << ", " << bad;
   }
 }
 
