@@ -67,8 +67,7 @@ TEST(smooth, of_any_reach_takes_little_memory) {
     lagkv::workspace ws;
     lagkv::smooth{reach}(scores, 1, {.rows = {0, 4}, .keep = 1}, ws);
     for (const float s : scores) EXPECT_NEAR(s, 4.0, 1e-6) << "nearly the same weight for all";
-    const lagkv::workspace::frame used(ws);
-    ws.take<float>(1);
+    EXPECT_GT(ws.peak(), 0U);
     EXPECT_LE(ws.peak(), 1000U);
   }
 }
