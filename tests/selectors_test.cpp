@@ -457,6 +457,32 @@ TEST(protect, more_than_a_partition_keeps) {
   }
 }
 
+// Rows that are no candidates stay without that: who must stay among them changes nothing, not for the neighbours of other heads
+// either.
+TEST(protect, rows_that_are_no_candidates_change_nothing) {
+  const cube x = make_cube(86, 3, 60, 8);
+  cache c(layout::heads_first, dtype::f32, x, x);
+  for (const char* text : {"key_norm:sink=4,recent=8,keep=0.4", "key_norm:sink=4,recent=8,keep=0.4,select=chunks,chunk=3",
+                           "key_norm:sink=4,recent=8,keep=0.4,select=adaptive", "key_norm:sink=4,lag=8,keep=0.25",
+                           "fuse:key_norm+value_norm,sink=4,recent=8,keep=0.4", "streaming_llm:sink=4,capacity=30"}) {
+    const auto kept = [&](const std::vector<std::uint32_t>& stay) {
+      lagkv::extras e;
+      e.protect = stay;
+      lagkv::layer l = c.layer(60);
+      l.extra = &e;
+      lagkv::workspace ws;
+      const lagkv::plan plan = lagkv::plan_eviction(named_any(text), l, {}, ws);
+      return std::pair(plan.candidates, std::vector<std::uint32_t>(plan.kept.begin(), plan.kept.end()));
+    };
+    const auto wanted = kept({});
+    const auto end = static_cast<std::uint32_t>(wanted.first.end);
+    ASSERT_LT(end, 60U) << text;
+    EXPECT_EQ(kept({0, 3}), wanted) << text;
+    EXPECT_EQ(kept({3, end}), wanted) << text;
+    EXPECT_EQ(kept({3, end, end + 1, 59, 60, 1000}), wanted) << text;
+  }
+}
+
 // An array of positions may go on behind the last head: with those of another layer, say. They say nothing of this one.
 TEST(protect, positions_behind_the_last_head_have_no_say) {
   constexpr std::size_t heads = 2, n = 60;
