@@ -334,6 +334,29 @@ TEST(plans, that_are_empty_move_nothing) {
   EXPECT_EQ(nothing.source(0, 7), 7U);
 }
 
+// Whatever a plan held before: none of it is left.
+TEST(plans, that_are_reset_are_as_new) {
+  for (const std::size_t before : {0U, 1U, 4U, 9U}) {
+    lagkv::plan p{.candidates = {5, 6}, .tokens_before = 7, .kept = {}, .first = {}};
+    for (std::size_t i = 0; i < before; ++i) p.first.push_back(70 + i), p.kept.push_back(5);
+    p.reset({2, 12}, 20, 3, 4);
+    for (std::size_t h = 0; h < 3; ++h)
+      for (std::size_t i = 0; i < 4; ++i) p.row(h)[i] = static_cast<std::uint32_t>(2 + h + 2 * i);
+    EXPECT_EQ(p.heads(), 3U);
+    EXPECT_EQ(p.candidates, (lagkv::token_range{2, 12}));
+    ASSERT_EQ(p.kept.size(), 12U);
+    for (std::size_t h = 0; h < 3; ++h) {
+      EXPECT_EQ(p.tokens_after(h), 14U);
+      ASSERT_EQ(p.of(h).size(), 4U);
+      for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(p.of(h)[i], 2 + h + 2 * i);
+    }
+    p.clear(9);
+    EXPECT_TRUE(p.empty());
+    EXPECT_EQ(p.heads(), 0U);
+    EXPECT_EQ(p.tokens_after(), 9U);
+  }
+}
+
 TEST(plans, of_heads_of_different_lengths_advance_by_the_longest) {
   lagkv::plan p{.candidates = {2, 8}, .tokens_before = 10, .kept = {}, .first = {}};
   for (const std::uint32_t row : {2U, 3U, 4U, 5U, 6U, 3U}) p.kept.push_back(row);
