@@ -581,6 +581,20 @@ TEST(novelty, of_many_rows_takes_its_statistics_from_some_evenly_spread) {
 }
 
 // With a large ridge a channel counts by its variance: what key_diff orders rows by.
+// Of weights below, at and above 1.
+TEST(novelty, adds_the_score_of_the_values_by_their_weight) {
+  const cube k = make_cube(51, 1, 60, 16), v = make_cube(52, 1, 60, 24);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  const auto keys = novelty_scores(k, 0, {4, 50}, {4, 60}), values = novelty_scores(v, 0, {4, 50}, {4, 60});
+  for (const char* weight : {"0", "0.25", "1", "3"}) {
+    lagkv::workspace ws;
+    const lagkv::policy p = named_any(std::string("novelty:pre_rope=no,heads=own,smooth=0,value_weight=") + weight);
+    const auto found = lagkv::score(p, c.layer(60), {.rows = {4, 50}, .keep = 1}, ws);
+    for (std::size_t i = 0; i < 46; ++i)
+      ASSERT_NEAR(found[i], keys[i] + std::stod(weight) * values[i], 1e-4) << weight << ", " << i;
+  }
+}
+
 TEST(novelty, with_a_large_ridge_orders_keys_as_key_diff_does) {
   const cube k = make_cube(54, 1, 300, 16);
   cache c(layout::heads_first, dtype::f32, k, k);
