@@ -164,7 +164,8 @@ TEST(layers, of_which_nothing_is_due_stay_as_they_are) {
     }
 }
 
-// Partitions are scored in blocks, of at least eight: of rows so wide that eight are more than the 2 MiB of a block too.
+// Partitions are scored in blocks, of at least eight: of rows so wide that eight are more than the 2 MiB of a block too. Blocks
+// that are whole, lack one partition or hold one more; with a workspace that has planned nothing before.
 TEST(layers, wide_rows_at_once_are_compressed_as_in_steps) {
   constexpr std::size_t lag = 16, tokens = 4 + 21 * lag, channels = 4096;
   const cube k = make_cube(31, 1, tokens, channels), v = make_cube(32, 1, tokens, channels);
@@ -173,20 +174,24 @@ TEST(layers, wide_rows_at_once_are_compressed_as_in_steps) {
   cursor by_steps;
   lagkv::workspace ws;
   std::size_t rows = 0;
-  for (std::size_t next = 0; next < tokens; ++next) {
-    steps.keys.put(k, next, rows), steps.values.put(v, next, rows);
+  for (std::size_t seen = 1; seen <= tokens; ++seen) {
+    steps.keys.put(k, seen - 1, rows), steps.values.put(v, seen - 1, rows);
     rows = lagkv::compress(p, steps.layer(rows + 1), by_steps, ws);
-  }
-  for (const toward direction : {toward::front, toward::window}) {
-    cache once(layout::heads_first, dtype::f32, k, v);
-    cursor at;
-    ASSERT_EQ(lagkv::compress(p, once.layer(tokens), at, ws, direction), rows);
-    EXPECT_EQ(at, by_steps);
-    const std::size_t gap = direction == toward::window ? tokens - rows : 0;  // the rows that went are in front of the others
-    for (std::size_t t = 0; t < rows; ++t) {
-      const std::size_t from = t < 4 ? t : t + gap;
-      ASSERT_EQ(once.keys.row(0, from), steps.keys.row(0, t)) << t;
-      ASSERT_EQ(once.values.row(0, from), steps.values.row(0, t)) << t;
+    const std::size_t due = seen < 4 + 2 * lag ? 0 : (seen - 4) / lag - 1;
+    if ((seen - 4) % lag != 0 || (due != 7 && due != 8 && due != 9 && due != 15 && due != 20)) continue;
+    for (const toward direction : {toward::front, toward::window}) {
+      SCOPED_TRACE(std::to_string(due) + (direction == toward::front ? " partitions, front" : " partitions, window"));
+      cache once(layout::heads_first, dtype::f32, k, v);
+      cursor at;
+      lagkv::workspace fresh;
+      ASSERT_EQ(lagkv::compress(p, once.layer(seen), at, fresh, direction), rows);
+      EXPECT_EQ(at, by_steps);
+      const std::size_t gap = direction == toward::window ? seen - rows : 0;  // the rows that went are in front of the others
+      for (std::size_t t = 0; t < rows; ++t) {
+        const std::size_t from = t < 4 ? t : t + gap;
+        ASSERT_EQ(once.keys.row(0, from), steps.keys.row(0, t)) << t;
+        ASSERT_EQ(once.values.row(0, from), steps.values.row(0, t)) << t;
+      }
     }
   }
 }
@@ -250,6 +255,62 @@ TEST(views, runs_may_have_strides_of_their_own) {
       }
 }
 
+/// Says whether it has been asked for rows that there are not, for none, or for those of another head.
+struct watchful {
+  float* data;
+  std::size_t in_use, width;
+  std::ptrdiff_t token_stride, channel_stride;
+  bool* wrong;
+
+  dtype type() const { return dtype::f32; }
+  std::size_t heads() const { return 2; }
+  std::size_t channels() const { return width; }
+  std::size_t capacity() const { return in_use; }
+  lagkv::tile at(std::size_t head, lagkv::token_range tokens) const {
+    if (head >= 2 || tokens.begin >= tokens.end || tokens.end > in_use) *wrong = true;
+    float* of_head = data + head * in_use * width + static_cast<std::ptrdiff_t>(tokens.begin) * token_stride;
+    return {reinterpret_cast<std::byte*>(of_head), tokens.end - tokens.begin, token_stride, channel_stride};
+  }
+  lagkv::status check(std::size_t) const { return {}; }
+};
+
+// A view of the host's is asked for what view/tensor.hpp says: a head that it has, and one row or more of those in use.
+TEST(views, are_asked_for_rows_in_use_only) {
+  constexpr std::size_t tokens = 120, d = 8;
+  const cube q = make_cube(35, 4, tokens, d);
+  std::vector<std::string> texts{"lagkv:sink=2,lag=20,ratio=0.3",   "lagkv:sink=0,lag=20,ratio=0.01",
+                                 "lagkv:sink=0,lag=1,ratio=1",      "streaming_llm:sink=3,capacity=60",
+                                 "streaming_llm:sink=0,capacity=1", "key_norm:sink=0,recent=0,keep=0.5,select=adaptive"};
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+    if (m->make != nullptr && m->name != "lagkv")
+      for (const char* more : {":sink=2,recent=0,keep=0.5", ":sink=2,recent=4,lag=20,keep=0.3", ":sink=0,recent=4,capacity=60"})
+        texts.push_back(std::string(m->name) + more);
+  for (const std::string& text : texts)
+    for (const toward direction : {toward::front, toward::window})
+      for (const bool transposed : {false, true}) {
+        SCOPED_TRACE(text + (transposed ? ", transposed" : ""));
+        std::vector<float> k = make_cube(33, 2, tokens, d).x, v = make_cube(34, 2, tokens, d).x;
+        bool wrong = false;
+        const auto view = [&](std::vector<float>& x) {
+          return watchful{x.data(), tokens, d, transposed ? 1 : std::ptrdiff_t{d}, transposed ? std::ptrdiff_t{tokens} : 1,
+                          &wrong};
+        };
+        asked_cache offers(layout::heads_first, dtype::f32, cube(2, tokens, d), cube(2, tokens, d), q);
+        layer l = offers.layer(tokens);
+        l.keys = view(k), l.values = view(v);
+        std::vector<std::uint32_t> positions(2 * tokens);
+        for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % tokens);
+        offers.extras.positions = {positions.data(), tokens};
+        const lagkv::policy p = named_any(text);
+        ASSERT_EQ(check(p, l, true).message(), "");
+        cursor at;
+        lagkv::workspace ws;
+        lagkv::compress(p, l, at, ws, direction);
+        EXPECT_TRUE(at.tokens < tokens || p.budget.lag() == 1);
+        EXPECT_FALSE(wrong);
+      }
+}
+
 TEST(plans, that_are_empty_move_nothing) {
   layers_of_numbers x(1);
   const auto before = x.rows(300);
@@ -271,6 +332,29 @@ TEST(plans, that_are_empty_move_nothing) {
   EXPECT_EQ(x.rows(300), before);
   EXPECT_EQ(positions, known);
   EXPECT_EQ(nothing.source(0, 7), 7U);
+}
+
+// Whatever a plan held before: none of it is left.
+TEST(plans, that_are_reset_are_as_new) {
+  for (const std::size_t before : {0U, 1U, 4U, 9U}) {
+    lagkv::plan p{.candidates = {5, 6}, .tokens_before = 7, .kept = {}, .first = {}};
+    for (std::size_t i = 0; i < before; ++i) p.first.push_back(70 + i), p.kept.push_back(5);
+    p.reset({2, 12}, 20, 3, 4);
+    for (std::size_t h = 0; h < 3; ++h)
+      for (std::size_t i = 0; i < 4; ++i) p.row(h)[i] = static_cast<std::uint32_t>(2 + h + 2 * i);
+    EXPECT_EQ(p.heads(), 3U);
+    EXPECT_EQ(p.candidates, (lagkv::token_range{2, 12}));
+    ASSERT_EQ(p.kept.size(), 12U);
+    for (std::size_t h = 0; h < 3; ++h) {
+      EXPECT_EQ(p.tokens_after(h), 14U);
+      ASSERT_EQ(p.of(h).size(), 4U);
+      for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(p.of(h)[i], 2 + h + 2 * i);
+    }
+    p.clear(9);
+    EXPECT_TRUE(p.empty());
+    EXPECT_EQ(p.heads(), 0U);
+    EXPECT_EQ(p.tokens_after(), 9U);
+  }
 }
 
 TEST(plans, of_heads_of_different_lengths_advance_by_the_longest) {

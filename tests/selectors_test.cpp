@@ -174,6 +174,32 @@ TEST(adaptive, in_each_partition) {
   }
 }
 
+// Whatever picks the rows: those that are NaN in all heads go before all others, and where the others are too few some of them
+// stay, so that the budget is used up.
+TEST(selectors, keep_bad_rows_only_where_no_others_are_left) {
+  const lagkv::selector all[] = {lagkv::top_k{}, lagkv::chunks{5}, lagkv::chunks{1}, lagkv::chunks{50}, lagkv::adaptive{0.2}};
+  constexpr std::size_t heads = 2, n = 40;
+  for (const std::size_t bad : {1U, 7U, 20U, 33U, 40U})
+    for (const std::size_t keep : {1U, 7U, 20U, 33U, 39U}) {
+      auto s = random_scores(heads, n, static_cast<unsigned>(bad));
+      std::vector<std::size_t> rows(n);
+      std::iota(rows.begin(), rows.end(), std::size_t{0});
+      std::shuffle(rows.begin(), rows.end(), std::mt19937(3));
+      for (auto& head : s)
+        for (std::size_t i = 0; i < bad; ++i) head[rows[i]] = std::nan("");
+      for (std::size_t which = 0; which < std::size(all); ++which) {
+        SCOPED_TRACE(std::to_string(bad) + " bad ones, " + std::to_string(keep) + " stay, selector " + std::to_string(which));
+        std::size_t kept = 0, kept_bad = 0;
+        for (const auto& head : kept_by(all[which], s, keep)) {
+          kept += head.size();
+          for (const std::size_t row : head) kept_bad += std::isnan(s[0][row]) ? 1U : 0U;
+        }
+        EXPECT_EQ(kept, heads * keep);
+        EXPECT_EQ(kept_bad, heads * (keep > n - bad ? keep - (n - bad) : 0));
+      }
+    }
+}
+
 TEST(pool, is_an_average_with_zeros_beyond_the_ends) {
   std::vector<float> scores{3, 0, 6, 9, 1, 1, 1, 1};
   lagkv::workspace ws;
@@ -320,6 +346,83 @@ TEST(budgets, bytes_become_tokens) {
   EXPECT_EQ(lagkv::fit(named_any("key_norm"), c.layer(50), 3)->budget.as<lagkv::keep::share>()->of_all, 0.5);
 }
 
+/// What may go by the words of budget.hpp, in signed numbers: rows [begin, end), of which `keep` stay.
+struct due_rows {
+  long begin = 0, end = 0, keep = 0;
+
+  friend bool operator==(const due_rows&, const due_rows&) = default;
+};
+
+struct rule {
+  long sink, recent;
+  double recent_share;
+
+  /// Of the rows between `begin` and the last `window` ones the `gone` that are too many, or all.
+  static due_rows of(long begin, long end, long gone) {
+    return end <= begin || gone <= 0 ? due_rows{} : due_rows{begin, end, end - begin - std::min(gone, end - begin)};
+  }
+  long window(long goal) const { return std::max(recent, static_cast<long>(recent_share * static_cast<double>(goal))); }
+
+  due_rows share(double of_all, long compressed, long tokens, long seen) const {
+    const long goal = static_cast<long>(of_all * static_cast<double>(seen)), begin = std::max(sink, compressed);
+    const long last = goal > 1 ? window(goal) : std::max(window(goal), 1L), end = tokens - last;
+    return end - begin < last ? due_rows{} : of(begin, end, tokens - std::max(goal, 1L));
+  }
+  due_rows capacity(long rows, long every, long tokens) const {
+    return tokens - rows < every ? due_rows{} : of(sink, tokens - window(rows), tokens - rows);
+  }
+  /// The oldest go, and the last row stays.
+  due_rows newest(long goal, long every, long compressed, long tokens) const {
+    const long begin = std::max(sink, compressed), gone = std::min(tokens - goal, tokens - 1 - begin);
+    return tokens - goal < every ? due_rows{} : of(begin, begin + gone, gone);
+  }
+};
+
+// Small numbers, at which the parts of a budget meet: every combination.
+TEST(budgets, of_small_numbers_are_those_of_the_rule) {
+  const auto found = [](const lagkv::budget& b, long compressed, long tokens, long dropped) {
+    const lagkv::candidates c =
+        b.due({static_cast<std::size_t>(tokens), static_cast<std::size_t>(dropped), static_cast<std::size_t>(compressed)},
+              static_cast<std::size_t>(tokens));
+    if (c.empty()) return due_rows{};
+    return due_rows{static_cast<long>(c.rows.begin), static_cast<long>(c.rows.end), static_cast<long>(c.keep)};
+  };
+  std::size_t due = 0;
+  for (const long sink : {0, 1, 3})
+    for (const long recent : {0, 1, 2, 3})
+      for (const double recent_share : {0.0, 0.4})
+        for (const long dropped : {0, 9})
+          for (long compressed = 0; compressed <= 5; ++compressed)
+            for (long tokens = compressed; tokens <= 14; ++tokens) {
+              const rule r{sink, recent, recent_share};
+              lagkv::budget b{.sink = static_cast<std::size_t>(sink),
+                              .recent = static_cast<std::size_t>(recent),
+                              .recent_share = recent_share};
+              const auto expect = [&](const due_rows& wanted, const char* what, double how_much, long every) {
+                due += wanted == due_rows{} ? 0U : 1U;
+                ASSERT_EQ(found(b, compressed, tokens, dropped), wanted)
+                    << what << ' ' << how_much << ", every " << every << ", sink " << sink << ", recent " << recent << " or "
+                    << recent_share << ", " << tokens << " rows, " << compressed << " compressed, " << dropped << " dropped";
+              };
+              for (const double of_all : {0.05, 0.1, 0.2, 0.5, 1.0}) {
+                b.keeps = lagkv::keep::share{of_all};
+                expect(r.share(of_all, compressed, tokens, tokens + dropped), "share", of_all, 1);
+                b.keeps = lagkv::keep::window{.of_all = of_all};
+                const long goal = static_cast<long>(of_all * static_cast<double>(tokens + dropped));
+                expect(r.newest(std::max(goal, 1L), 1, compressed, tokens), "window", of_all, 1);
+              }
+              for (const long rows : {1, 2, 5, 8})
+                for (const long every : {1, 3}) {
+                  const auto n = static_cast<std::size_t>(rows), step = static_cast<std::size_t>(every);
+                  b.keeps = lagkv::keep::capacity{n, step};
+                  expect(r.capacity(rows, every, tokens), "capacity", static_cast<double>(rows), every);
+                  b.keeps = lagkv::keep::window{.rows = n, .every = step};
+                  expect(r.newest(rows, every, compressed, tokens), "newest", static_cast<double>(rows), every);
+                }
+            }
+  EXPECT_GT(due, 10000U);
+}
+
 // ---- protected positions --------------------------------------------------------------------------------------------
 
 TEST(protect, streaming_llm_keeps_what_it_must) {
@@ -363,16 +466,73 @@ TEST(protect, more_than_a_partition_keeps) {
   lagkv::layer l = c.layer(100);
   l.extra = &e;
   lagkv::workspace ws;
-  const lagkv::plan plan = lagkv::plan_eviction(named_any("lagkv:sink=4,lag=16,ratio=0.25"), l, {}, ws);
-  ASSERT_EQ(plan.candidates, (token_range{4, 84}));
-  for (std::size_t h = 0; h < 2; ++h) {
-    const auto in = [&](std::uint32_t begin, std::uint32_t end) {
-      return std::count_if(plan.of(h).begin(), plan.of(h).end(), [&](auto r) { return r >= begin && r < end; });
+  for (const char* text : {"lagkv:sink=4,lag=16,ratio=0.25", "key_norm:sink=4,lag=16,keep=0.25",
+                           "key_norm:sink=4,lag=16,keep=0.25,select=chunks,chunk=3",
+                           "key_norm:sink=4,lag=16,keep=0.25,select=adaptive,safeguard=1"}) {  // 1: each head its own
+    SCOPED_TRACE(text);
+    const lagkv::plan plan = lagkv::plan_eviction(named_any(text), l, {}, ws);
+    ASSERT_EQ(plan.candidates, (token_range{4, 84}));
+    for (std::size_t h = 0; h < 2; ++h) {
+      const auto in = [&](std::uint32_t begin, std::uint32_t end) {
+        return std::count_if(plan.of(h).begin(), plan.of(h).end(), [&](auto r) { return r >= begin && r < end; });
+      };
+      EXPECT_EQ(in(4, 20), 4);
+      EXPECT_EQ(in(20, 36), 10) << "all that must stay, and no more";
+      EXPECT_EQ(in(20, 30), 10);
+      EXPECT_EQ(in(36, 52), 4);
+    }
+  }
+}
+
+// Rows that are no candidates stay without that: who must stay among them changes nothing, not for the neighbours of other heads
+// either.
+TEST(protect, rows_that_are_no_candidates_change_nothing) {
+  const cube x = make_cube(86, 3, 60, 8);
+  cache c(layout::heads_first, dtype::f32, x, x);
+  for (const char* text : {"key_norm:sink=4,recent=8,keep=0.4", "key_norm:sink=4,recent=8,keep=0.4,select=chunks,chunk=3",
+                           "key_norm:sink=4,recent=8,keep=0.4,select=adaptive", "key_norm:sink=4,lag=8,keep=0.25",
+                           "fuse:key_norm+value_norm,sink=4,recent=8,keep=0.4", "streaming_llm:sink=4,capacity=30"}) {
+    const auto kept = [&](const std::vector<std::uint32_t>& stay) {
+      lagkv::extras e;
+      e.protect = stay;
+      lagkv::layer l = c.layer(60);
+      l.extra = &e;
+      lagkv::workspace ws;
+      const lagkv::plan plan = lagkv::plan_eviction(named_any(text), l, {}, ws);
+      return std::pair(plan.candidates, std::vector<std::uint32_t>(plan.kept.begin(), plan.kept.end()));
     };
-    EXPECT_EQ(in(4, 20), 4);
-    EXPECT_EQ(in(20, 36), 10) << "all that must stay, and no more";
-    EXPECT_EQ(in(20, 30), 10);
-    EXPECT_EQ(in(36, 52), 4);
+    const auto wanted = kept({});
+    const auto end = static_cast<std::uint32_t>(wanted.first.end);
+    ASSERT_LT(end, 60U) << text;
+    EXPECT_EQ(kept({0, 3}), wanted) << text;
+    EXPECT_EQ(kept({3, end}), wanted) << text;
+    EXPECT_EQ(kept({3, end, end + 1, 59, 60, 1000}), wanted) << text;
+  }
+}
+
+// An array of positions may go on behind the last head: with those of another layer, say. They say nothing of this one.
+TEST(protect, positions_behind_the_last_head_have_no_say) {
+  constexpr std::size_t heads = 2, n = 60;
+  const cube x = make_cube(85, heads, n, 4);
+  const std::vector<std::uint32_t> stay{5, 6, 7, 8, 9, 10, 11};
+  for (const char* text :
+       {"streaming_llm:sink=2,capacity=20", "random:sink=2,recent=4,capacity=20", "random:sink=2,recent=4,keep=0.1",
+        "random:sink=2,recent=4,capacity=20,select=chunks", "lagkv:sink=2,lag=8,ratio=0.25"}) {
+    const auto kept = [&](std::uint32_t behind) {
+      std::vector<std::uint32_t> positions((heads + 1) * n);
+      for (std::size_t i = 0; i < heads * n; ++i) positions[i] = static_cast<std::uint32_t>(i % n + 100);  // none of them stays
+      std::fill(positions.begin() + heads * n, positions.end(), behind);
+      lagkv::extras e{.positions = {positions.data(), n}};
+      e.protect = stay;
+      cache c(layout::heads_first, dtype::f32, x, x);
+      lagkv::layer l = c.layer(n);
+      l.extra = &e;
+      lagkv::workspace ws;
+      const lagkv::plan plan = lagkv::plan_eviction(named_any(text), l, {}, ws);
+      EXPECT_FALSE(plan.empty());
+      return std::pair(plan.candidates.end, std::vector<std::uint32_t>(plan.kept.begin(), plan.kept.end()));
+    };
+    EXPECT_EQ(kept(7), kept(300)) << text;
   }
 }
 

@@ -17,9 +17,9 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// x (X^T X + ridge I)^-1 x^T, x = k - mean, X the rows of the reference less their mean: all rows in use, or the next
 /// partition. By Cholesky, in doubles. With `sketch` columns of a Gaussian projection in place of the channels: then d is
-/// that many, and the scores are approximate. A row that is not finite is passed over in the reference, and goes first.
-/// Cost: n d^2 + d^3 / 3. Source: the paper; kvpress 0.5.5, LeverageScorePress, which takes keys before RoPE and a sketch of
-/// 48. Eigen may allocate.
+/// that many, and the scores are approximate. A row that is not finite, or whose square is not in f32, is passed over in the
+/// reference, and goes first. Cost: n d^2 + d^3 / 3. Source: the paper; kvpress 0.5.5, LeverageScorePress, which takes keys
+/// before RoPE and a sketch of 48. Eigen may allocate.
 struct leverage_score {
   std::size_t lag = 0;     ///< tokens a partition; 0: all candidates at once
   std::size_t sketch = 0;  ///< columns; 0, or as many as channels or more: exact
@@ -41,6 +41,10 @@ struct leverage_score {
     if (!exact) draw(projection);
     float* mean = ws.take<float>(channels);
 
+    // Whether a row, and its square in f32, are finite: an infinity need not become NaN below.
+    const auto counts = [](const Eigen::Map<detail::matrix>& x, Eigen::Index i) {
+      return detail::all_finite(x, i) && detail::finite(static_cast<float>(x.row(i).squaredNorm()));
+    };
     const auto projected = [&](const Eigen::Map<detail::matrix>& x) {
       Eigen::Map<detail::matrix> to(exact ? rows : narrow, x.rows(), d);
       if (!exact) to.noalias() = x * projection;
@@ -52,16 +56,22 @@ struct leverage_score {
       gram *= ridge;
       detail::for_each_matrix(l.keys, head, reference, mean, ws, rows, [&](Eigen::Map<detail::matrix>& x, std::size_t) {
         for (Eigen::Index i = 0; i < x.rows(); ++i)
-          if (!detail::all_finite(x, i)) x.row(i).setZero();
+          if (!counts(x, i)) x.row(i).setZero();
         gram.selfadjointView<Eigen::Lower>().rankUpdate(projected(x).transpose());
       });
       const Eigen::LLT<Eigen::Ref<Eigen::MatrixXd>> cholesky(gram);
       float* scores = out.data() + (part.begin - candidates.begin);
       detail::for_each_matrix(l.keys, head, part, mean, ws, rows, [&](Eigen::Map<detail::matrix>& x, std::size_t offset) {
+        for (Eigen::Index i = 0; i < x.rows(); ++i) {
+          float& score = scores[offset + static_cast<std::size_t>(i)];
+          score = counts(x, i) ? 0.0F : detail::not_a_number();
+          if (detail::is_nan(score)) x.row(i).setZero();
+        }
         Eigen::Map<detail::matrix> y = projected(x);
         cholesky.matrixL().solveInPlace(y.transpose());
         for (Eigen::Index i = 0; i < y.rows(); ++i)
-          scores[offset + static_cast<std::size_t>(i)] = static_cast<float>(y.row(i).squaredNorm());
+          if (float& score = scores[offset + static_cast<std::size_t>(i)]; !detail::is_nan(score))
+            score = static_cast<float>(y.row(i).squaredNorm());
       });
     });
   }
