@@ -83,7 +83,7 @@ struct sequence_of_layers {
   std::size_t tokens, used;
   std::vector<one> layers;
   std::vector<lagkv::cursor> at;
-  std::vector<float> queries;
+  std::vector<float> queries, importance;
 
   sequence_of_layers(std::size_t n, std::initializer_list<std::size_t> widths) : tokens(n), used(n), at(widths.size()) {
     for (const std::size_t channels : widths) {
@@ -98,6 +98,7 @@ struct sequence_of_layers {
       layers.push_back(std::move(l));
     }
     queries = make_cube(5, 2 * heads, n, *std::max_element(widths.begin(), widths.end())).x;
+    importance = make_cube(6, heads, 1, 2 * *std::max_element(widths.begin(), widths.end()) + 1).x;
   }
 
   lagkv::extras extras(std::size_t i) {
@@ -107,6 +108,7 @@ struct sequence_of_layers {
     e.queries = lagkv::strided<float>(queries.data(), {2 * heads, l.channels}, {n * c, c, 1}, used);
     e.accumulated_attention = {l.attention.data(), tokens}, e.positions = {l.positions.data(), tokens};
     e.key_statistics = {l.statistics.data()};
+    e.importance = lagkv::strided<float>(importance.data(), {heads, 2 * l.channels + 1}, {2 * c + 1, 2 * c + 1, 1}, 1);
     static const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
     e.rope = &rope;
     return e;
@@ -163,6 +165,8 @@ constexpr const char* policies[] = {"lagkv:sink=2,lag=32,ratio=0.3",
                                     "cur:capacity=90,pool=3",
                                     "novelty:capacity=90",
                                     "distinct:lag=32,keep=0.3",
+                                    "redundancy:lag=32,keep=0.3",
+                                    "kvzap:lag=32,keep=0.3,pre_rope=no",
                                     "nested:keep=0.3",
                                     "snapkv:window=16,keep=0.3",
                                     "h2o:capacity=90",

@@ -45,7 +45,7 @@ LAGKV_FN void kvzap_score::operator()(const layer& l, std::size_t head, token_ra
   const auto add = [&](const tensor& x, const float* weights) {
     for_each_rows_and_next(x, head, candidates, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
       const workspace::frame own(ws);
-      float* products = ws.take<float>(rows.tokens);
+      float* products = ws.take<float>(detail::piece_rows(x.row_bytes()));  // the same for every run
       ws.kernels<simd::dot_kernels>().dots(rows, weights, 1, products, rows.tokens);
       for (std::size_t i = 0; i < rows.tokens; ++i) out[offset + i] += products[i];
     });
