@@ -39,7 +39,7 @@ void run_fields(Run& r, Visit visit) {
   visit("chunk", r.chunk);
   visit("cache_type", r.cache_type);
   visit("transposed", r.transposed);
-  visit("queries_sha256", r.queries_sha256);
+  visit("calibration_sha256", r.calibration_sha256);
 }
 
 template <class Key, class Visit>

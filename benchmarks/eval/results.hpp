@@ -24,10 +24,10 @@ struct run_info {
   std::uint64_t seed = 0;
   int threads = 0;
   bool question_seen = false;
-  std::size_t chunk = 0;       ///< tokens of a chunk, where the cache was compressed chunk by chunk; 0: after the prefill
-  std::string cache_type;      ///< f16, ...
-  bool transposed = false;     ///< values, in llama.cpp without flash attention
-  std::string queries_sha256;  ///< of the calibration file; empty: there was none
+  std::size_t chunk = 0;           ///< tokens of a chunk, where the cache was compressed chunk by chunk; 0: after the prefill
+  std::string cache_type;          ///< f16, ...
+  bool transposed = false;         ///< values, in llama.cpp without flash attention
+  std::string calibration_sha256;  ///< of the calibration file; empty: there was none
 };
 
 /// Which sample under which policy: unique in a file.

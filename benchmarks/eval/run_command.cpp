@@ -125,7 +125,7 @@ runner::runner(const run_options& o)
   info_.chunk = o.chunk;
   info_.cache_type = o.cache_type;
   info_.transposed = o.transposed;
-  if (!o.calibration.empty()) info_.queries_sha256 = sha256(o.calibration);
+  if (!o.calibration.empty()) info_.calibration_sha256 = sha256(o.calibration);
   check_settings();
   make_sessions();
 }
@@ -144,6 +144,8 @@ void runner::check_settings() const {
     same("chunk", was.chunk, info_.chunk);
     same("cache type", was.cache_type, info_.cache_type);
     same("transposed values", was.transposed, info_.transposed);
+    if (!was.calibration_sha256.empty() && !info_.calibration_sha256.empty())
+      same("a calibration of SHA-256", was.calibration_sha256, info_.calibration_sha256);
   }
 }
 

@@ -390,7 +390,7 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
   o.calibration = c.out;
   EXPECT_EQ(eval::run_command(o), 0);
   const eval::results done = eval::read_results(o.out);
-  EXPECT_EQ(done.runs.back().queries_sha256.size(), 64U);
+  EXPECT_EQ(done.runs.back().calibration_sha256.size(), 64U);
   std::size_t calibrated = 0;
   for (const eval::sample_result& r : done.samples) {
     EXPECT_EQ(r.failure, "");
@@ -400,6 +400,16 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
     if (r.key.policy == o.policies[1] || r.key.policy == o.policies[2]) ++calibrated;
   }
   EXPECT_EQ(calibrated, 2U);
+
+  c.rank = 4, c.out = (folder_ / "another").string(), o.calibration = c.out, o.samples = 2;
+  EXPECT_EQ(eval::calibrate_command(c), 0);
+  try {
+    eval::run_command(o);
+    ADD_FAILURE() << "results of two calibrations in one file";
+  } catch (const std::invalid_argument& e) {
+    EXPECT_NE(std::string(e.what()).find("was made with a calibration of SHA-256"), std::string::npos) << e.what();
+  }
+  EXPECT_EQ(eval::read_results(o.out).samples.size(), done.samples.size());
 }
 
 // Out of time from the start: one prompt of each half, and the second call has nothing left to run.
