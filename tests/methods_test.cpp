@@ -704,7 +704,7 @@ TEST(distinct, of_a_text_that_repeats_itself_the_last_copy_stays) {
   }
 }
 
-// No row is above a cosine of 1, so nothing is spared: what is left is the cosine to the mean of all.
+// No two of these rows are alike by more than a cosine of 1, so nothing is spared: what is left is the cosine to the mean of all.
 TEST(redundancy, without_likeness_has_the_order_of_key_diff) {
   const cube k = make_cube(56, 2, 90, 32);
   cache c(layout::heads_first, dtype::f32, k, k);
@@ -719,7 +719,7 @@ TEST(redundancy, without_likeness_has_the_order_of_key_diff) {
   EXPECT_EQ(ranks("redundancy:similar=1"), ranks("key_diff"));
 }
 
-// The earlier copies' latest likeness is the last one, its own the one before it.
+// The last row alike is the last copy; to that itself it is the copy before it.
 TEST(redundancy, of_a_text_that_repeats_itself_the_last_copy_scores_highest) {
   constexpr std::size_t copies = 4, n = 30;
   const cube once = make_cube(57, 2, n, 64);

@@ -7,4 +7,4 @@ def write(path, name, lines):
     text = path.read_text()
     if begin not in text or end not in text:
         sys.exit(f"{path}: has no lines '{begin}' and '{end}' to write between")
-    path.write_text(text.split(begin)[0] + "\n".join([begin, *lines, end]) + text.split(end)[1])
+    path.write_text(text.split(begin)[0] + "\n".join([begin, *lines, end]) + text.split(end, 1)[1])

@@ -116,7 +116,7 @@ def main():
     facts = (f"{run['model']}, {run['machine']}, {run['llama']}, {options.attention} attention, {options.threads} threads, "
              f"chunks of {run['chunk']}, {100 * run['removed']:.0f} % removed, {run['cache_type']}, {run['date'][:10]}")
     if options.table:
-        marked.write(options.table, f"speed {options.attention}", table(rows))
+        marked.write(options.table, f"speed {options.attention} {options.threads}", table(rows))
     else:
         print("\n".join([facts, "", *table(rows)]))
     if options.svg:

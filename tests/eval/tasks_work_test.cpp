@@ -177,7 +177,7 @@ TEST(state_machine, steps_follow_the_rules_and_none_takes_the_one_asked_for) {
     EXPECT_EQ(rooms.size(), 8U);
     const std::string asked = between(p.question, "through the ", " door");
     ASSERT_TRUE(doors.contains(asked));
-    EXPECT_FALSE(taken.contains(asked)) << "only its rule tells where it leads";
+    EXPECT_FALSE(taken.contains(asked)) << "no step tells where it leads";
     EXPECT_GT(taken.size(), 12U);
     EXPECT_EQ(doors.at(asked).first, room) << "it leads on from the last step";
     EXPECT_EQ(doors.at(asked).second, p.references.front());

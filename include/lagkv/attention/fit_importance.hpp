@@ -31,16 +31,18 @@ inline std::vector<float> most_attention(const layer& l, std::size_t head, std::
   return {most, most + n};
 }
 
-/// The share of its rows that each layer is to keep, so that together they keep `share` of all and the most important ones:
-/// importance[layer] is that of any rows of its heads, as most_attention() has it. Each layer keeps `safeguard` of its even share
-/// for sure; the rest goes to the best rows of all layers. In (0, 1]; a layer without rows has `share`. For hosts whose layers
-/// can hold different numbers of rows: give each layer's policy its own keep::share. What is not a number counts as least. share:
-/// above 0 and at most 1, safeguard: from 0 to 1; others are refused. Cost: a sort of all. Source: KVzip (arXiv 2505.23416),
-/// whose budget is one of all layers and heads; the safeguard is AdaKV's (arXiv 2407.11550).
+/// Of each layer the share of its rows that it would keep if the most important rows of all layers stayed, `share` of all.
+/// importance[layer]: one list, of all heads and texts, as most_attention() has it. Each layer has `safeguard` of its even share
+/// for sure, and one row at least; a layer without rows has `share`. For hosts whose layers can hold different numbers of rows:
+/// give each layer's policy its own keep::share. What is not a number counts as least. share: above 0 and at most 1, safeguard:
+/// from 0 to 1; others are refused. Cost: a sort of all, and 16 bytes of each row. Source: KVzip (arXiv 2505.23416), whose budget
+/// is one of all layers and heads; the safeguard is AdaKV's (arXiv 2407.11550).
 inline result<std::vector<double>> layer_shares(std::span<const std::vector<float>> importance, double share,
                                                 double safeguard = 0.2) {
-  if (!(share > 0 && share <= 1)) return detail::refuse({"share=", share, ": must be above 0 and at most 1"});
-  if (!(safeguard >= 0 && safeguard <= 1)) return detail::refuse({"safeguard=", safeguard, ": must be from 0 to 1"});
+  if (!detail::finite(static_cast<float>(share)) || !(share > 0 && share <= 1))
+    return detail::refuse({"share=", share, ": must be above 0 and at most 1"});
+  if (!detail::finite(static_cast<float>(safeguard)) || !(safeguard >= 0 && safeguard <= 1))
+    return detail::refuse({"safeguard=", safeguard, ": must be from 0 to 1"});
   struct candidate {
     float score;
     std::size_t layer;
@@ -62,7 +64,8 @@ inline result<std::vector<double>> layer_shares(std::span<const std::vector<floa
   std::vector<double> shares;
   for (std::size_t i = 0; i < kept.size(); ++i) {
     const auto rows = static_cast<double>((std::max)(importance[i].size(), std::size_t{1}));
-    shares.push_back(importance[i].empty() ? share : (std::max)(static_cast<double>(kept[i]), 1.0) / rows);
+    const double own = (std::max)(static_cast<double>(kept[i]), 1.0) / rows;
+    shares.push_back(importance[i].empty() ? share : (std::min)(std::nextafter(own, 2.0), 1.0));  // share_of() rounds down
   }
   return shares;
 }

@@ -86,8 +86,10 @@ inline constexpr parameter policy_parameters[] = {
     option<&policy_options::chunk>("chunk", accepts::positive, "with select=chunks: tokens a chunk"),
     option<&policy_options::safeguard>("safeguard", accepts::fraction,
                                        "with select=adaptive: share of its even part that each head keeps for sure"),
-    option<&policy_options::threshold>("threshold", accepts::number(-1e5, 1e5),
-                                       "with select=adaptive: scores below it go even where the budget has room (default: none)"),
+    option<&policy_options::threshold>(
+        "threshold", accepts::number(-1e5, 1e5),
+        "with select=adaptive: scores below it (after transforms and fusion) go even where the budget "
+        "has room, but for each head's safe rows (default: none)"),
     option<&policy_options::pyramid>("pyramid", accepts::number(1, 1e6),
                                      "beta of budgets that fall from layer to layer (PyramidKV: 20; default: all equal)")};
 

@@ -14,9 +14,9 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Minus the mean cosine of a key to all others, without those whose latest likeness it is: of row i that is the last other row
-/// whose cosine to it is above `similar`. So of a text that repeats itself the latest copy scores higher than the
-/// others. Without that exception the order is that of `key_diff`.
+/// Minus the sum of the cosines of a key to all others, over the number of rows. A row's cosine to the last other row alike,
+/// above `similar`, does not count against that one: so of a text that repeats itself the latest copy scores highest. Where no
+/// rows are alike the order is that of `key_diff` (with lag 0).
 ///
 /// The others are all rows in use, or those of the partition and of the next one. R-KV takes these scores off attention by recent
 /// queries; here that is a fusion, by ranks: fuse:snapkv+redundancy,weights=1+9. A key that is not finite takes no part and gets
@@ -35,7 +35,7 @@ struct redundancy_score {
   /// The rows of `all` at unit length, dense, 0 for those that are 0 or not finite; lengths[i]: 1, 0 if it is 0, or NaN.
   static const float* unit_rows(const tensor& keys, std::size_t head, token_range all, float* lengths, workspace& ws);
 
-  /// Adds to taken[j] the cosines of all rows whose latest likeness is row j.
+  /// Adds to taken[j] the cosines of all rows to which row j is the last other row alike.
   void add_latest(const float* units, std::size_t n, std::size_t channels, float* taken, workspace& ws) const;
 };
 
@@ -64,10 +64,14 @@ LAGKV_FN const float* redundancy_score::unit_rows(const tensor& keys, std::size_
     const auto* at = static_cast<const std::byte*>(rows.data);
     for (std::size_t i = 0; i < rows.tokens; ++i, at += rows.stride * static_cast<std::ptrdiff_t>(size_of(rows.type))) {
       float* unit = units + (offset + i) * channels;
-      const bool whole = detail::finite(factors[i]);
-      if (whole) ws.kernels<simd::widen_kernels>().widen(at, rows.type, channels, unit);
-      for (std::size_t c = 0; c < channels; ++c) unit[c] = whole ? unit[c] * factors[i] : 0.0F;
-      lengths[offset + i] = whole ? (factors[i] > 0 ? 1.0F : 0.0F) : detail::not_a_number();
+      if (!detail::finite(factors[i])) {
+        for (std::size_t c = 0; c < channels; ++c) unit[c] = 0.0F;
+        lengths[offset + i] = detail::not_a_number();
+        continue;
+      }
+      ws.kernels<simd::widen_kernels>().widen(at, rows.type, channels, unit);
+      for (std::size_t c = 0; c < channels; ++c) unit[c] *= factors[i];
+      lengths[offset + i] = factors[i] > 0 ? 1.0F : 0.0F;
     }
   });
   return units;
@@ -75,15 +79,15 @@ LAGKV_FN const float* redundancy_score::unit_rows(const tensor& keys, std::size_
 
 LAGKV_FN void redundancy_score::add_latest(const float* units, std::size_t n, std::size_t channels, float* taken,
                                            workspace& ws) const {
-  constexpr std::size_t many = 16, far = 32;  // rows that look back together, rows that they look at together
+  constexpr std::size_t many = 16, looked_at = 32;  // rows that look back together, and rows that they look at
   const auto limit = static_cast<float>(similar);
   const workspace::frame scratch(ws);
-  float* cosines = ws.take<float>(many * far);
+  float* cosines = ws.take<float>(many * looked_at);
   for (std::size_t first = 0; first < n; first += many) {
     const std::size_t count = n - first < many ? n - first : many;
     std::uint32_t searching = (1U << count) - 1;
     for (std::size_t end = n; end > 0 && searching != 0;) {
-      const std::size_t begin = end > far ? end - far : 0, some = end - begin;
+      const std::size_t begin = end > looked_at ? end - looked_at : 0, some = end - begin;
       const simd::rows back{units + begin * channels, dtype::f32, some, channels, static_cast<std::ptrdiff_t>(channels)};
       ws.kernels<simd::dot_kernels>().dots(back, units + first * channels, count, cosines, some);
       for (std::size_t i = 0; i < count; ++i) {

@@ -93,7 +93,8 @@ class importance_calibration {
   }
 
   /// Counts the sequence that has been decoded into an empty cache: `tokens` of a text, something between, and these tokens
-  /// again. The first `skip` of them, sinks, are not counted. Where it fails nothing has been counted.
+  /// again. The first `skip` of them, sinks, are not counted. Where it fails nothing has been counted. Holds 4 bytes of each row
+  /// from then on, for layer_shares(): 8 MB of a text of 8,192 tokens in 32 layers of 8 heads.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
     if (status ok = detail::check_recorded(probe_); !ok) return ok;
