@@ -75,14 +75,15 @@ TEST(layer_shares, keep_the_most_important_rows_of_all_layers) {
 
 TEST(layer_shares, of_what_is_none) {
   const std::vector<float> good{4, 3, 2, 1}, bad{NAN, 8, NAN, INFINITY};
-  for (const double share : *lagkv::layer_shares(std::vector{good, bad}, 0.5, 0)) EXPECT_DOUBLE_EQ(share, 0.5);
-  for (const double share : *lagkv::layer_shares(std::vector{good, {}}, 0.25, 0)) EXPECT_DOUBLE_EQ(share, 0.25);
-  EXPECT_EQ(*lagkv::layer_shares(std::vector{good}, 1), std::vector<double>{1});
+  const std::vector<std::vector<float>> one{good}, two{good, bad}, none{good, {}};
+  const auto of_two = lagkv::layer_shares(two, 0.5, 0), with_none = lagkv::layer_shares(none, 0.25, 0);
+  for (const double share : *of_two) EXPECT_DOUBLE_EQ(share, 0.5);
+  for (const double share : *with_none) EXPECT_DOUBLE_EQ(share, 0.25);
+  EXPECT_EQ(*lagkv::layer_shares(one, 1), std::vector<double>{1});
   EXPECT_TRUE(lagkv::layer_shares({}, 0.5)->empty());
-  EXPECT_EQ(lagkv::layer_shares(std::vector<std::vector<float>>{good}, 0).message(), "share=0: must be above 0 and at most 1");
-  EXPECT_EQ(lagkv::layer_shares(std::vector<std::vector<float>>{good}, NAN).message(),
-            "share=nan: must be above 0 and at most 1");
-  EXPECT_EQ(lagkv::layer_shares(std::vector<std::vector<float>>{good}, 0.5, 1.5).message(), "safeguard=1.5: must be from 0 to 1");
+  EXPECT_EQ(lagkv::layer_shares(one, 0).message(), "share=0: must be above 0 and at most 1");
+  EXPECT_EQ(lagkv::layer_shares(one, NAN).message(), "share=nan: must be above 0 and at most 1");
+  EXPECT_EQ(lagkv::layer_shares(one, 0.5, 1.5).message(), "safeguard=1.5: must be from 0 to 1");
 }
 
 /// Importance that a map gives exactly, and the map that is fitted to it.
