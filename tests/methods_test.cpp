@@ -688,12 +688,18 @@ TEST(stripes, follow_positions_and_differ_from_layer_to_layer) {
   EXPECT_NE(scores(l), rows);
 }
 
+/// Keys of a text said several times.
+cube repeated(const cube& once, std::size_t copies) {
+  cube all(once.heads, copies * once.tokens, once.channels);
+  for (std::size_t h = 0; h < once.heads; ++h)
+    for (std::size_t t = 0; t < copies * once.tokens; ++t)
+      std::copy_n(once.row(h, t % once.tokens), once.channels, all.row(h, t));
+  return all;
+}
+
 TEST(distinct, of_a_text_that_repeats_itself_the_last_copy_stays) {
   constexpr std::size_t copies = 4, n = 60;
-  const cube once = make_cube(55, 2, n, 32);
-  cube k(2, copies * n, 32);
-  for (std::size_t h = 0; h < 2; ++h)
-    for (std::size_t t = 0; t < copies * n; ++t) std::copy_n(once.row(h, t % n), 32, k.row(h, t));
+  const cube k = repeated(make_cube(55, 2, n, 32), copies);
   cache c(layout::heads_first, dtype::f32, k, k);
   lagkv::workspace ws;
   const lagkv::policy p = named_any("distinct:pre_rope=no,bits=16,sink=0,recent=0,keep=0.25");
@@ -722,10 +728,7 @@ TEST(redundancy, without_likeness_has_the_order_of_key_diff) {
 // The last row alike is the last copy; to that itself it is the copy before it.
 TEST(redundancy, of_a_text_that_repeats_itself_the_last_copy_scores_highest) {
   constexpr std::size_t copies = 4, n = 30;
-  const cube once = make_cube(57, 2, n, 64);
-  cube k(2, copies * n, 64);
-  for (std::size_t h = 0; h < 2; ++h)
-    for (std::size_t t = 0; t < copies * n; ++t) std::copy_n(once.row(h, t % n), 64, k.row(h, t));
+  const cube k = repeated(make_cube(57, 2, n, 64), copies);
   cache c(layout::heads_first, dtype::f32, k, k);
   lagkv::workspace ws;
   const lagkv::candidates all{.rows = {0, copies * n}, .keep = 1};

@@ -246,7 +246,7 @@ void runner::print_table(const run_key& table, std::span<const std::string> poli
          ratio(&speed::token_ms, "full"), ratio(&speed::token_ms, "short"), ratio(&speed::token_ms, short_same_cells),
          fmt::format("{:.0f}", each(policy, [](const speed& s, const run_key&) { return static_cast<double>(s.tokens); })),
          fmt::format("{:.0f}", median_of(&speed::cache_mb)), fmt::format("{:.0f}", median_of(&speed::peak_rss_mb)),
-         policy.rfind("short", 0) == 0 ? "-" : fmt::format("{:.0f} %", 100 * median_of(&speed::recalled))});
+         policy.starts_with("short") ? "-" : fmt::format("{:.0f} %", 100 * median_of(&speed::recalled))});
   }
   std::cout << fmt::format("\n{} tokens in chunks of {}, {} threads, {} attention, {} rounds\n\n", table.length, options_.chunk,
                            table.threads, table.attention, options_.repeats);

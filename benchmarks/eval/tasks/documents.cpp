@@ -6,8 +6,9 @@
 #include "tasks/question.hpp"
 #include "tasks/scoring.hpp"
 
-#include <algorithm>
-#include <cassert>
+#include <cstddef>
+#include <string>
+#include <string_view>
 
 namespace eval {
 namespace {
@@ -111,14 +112,9 @@ constexpr row rows[] = {
 
 data_set read_fables() {
   data_set made;
-  std::vector<std::string_view> titles;
-  for (const fable& each : shipped_fables()) {
-    titles.push_back(each.title);
-    made.documents.push_back(std::string(each.title) + "\n" + std::string(each.text));
-  }
+  made.documents = fables_as_documents();
   for (const row& r : rows) {
-    const auto at = static_cast<std::size_t>(std::ranges::find(titles, r.title) - titles.begin());
-    assert(at < titles.size());
+    const std::size_t at = fable_titled(r.title);
     made.questions.push_back({std::string(r.question), {std::string(r.answer)}, {at}, {}, {at}});
   }
   return made;
@@ -126,12 +122,7 @@ data_set read_fables() {
 
 prompt make(const request& asked) {
   static const data_set data = read_fables();
-  // All questions in a drawn order, then in another one.
-  const std::size_t count = data.questions.size();
-  std::vector<std::size_t> order(count);
-  for (std::size_t i = 0; i < count; ++i) order[i] = i;
-  draws(asked.seed, name, asked.sample / count, "questions").shuffle(order);
-  const std::size_t question = order[asked.sample % count];
+  const std::size_t question = draw_in_turn(asked.seed, name, asked.sample, "questions", data.questions.size());
   return ask(asked, name, new_tokens, data, data.questions[question], "Answer: " + std::string(rows[question].begins));
 }
 

@@ -2,6 +2,7 @@
 #include "tasks/draws.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 namespace eval {
 namespace {
@@ -51,6 +52,14 @@ std::string draws::uuid() {
     if (c == 'y') c = digits[8 + below(4)];  // RFC 9562: variant 10
   }
   return drawn;
+}
+
+std::size_t draw_in_turn(std::uint64_t seed, std::string_view task, std::size_t sample, std::string_view purpose,
+                         std::size_t count) {
+  std::vector<std::size_t> order(count);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  draws(seed, task, sample / count, purpose).shuffle(order);
+  return order[sample % count];
 }
 
 }  // namespace eval

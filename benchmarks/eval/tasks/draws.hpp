@@ -44,4 +44,8 @@ class draws {
   std::mt19937_64 generator_;
 };
 
+/// Which of `count` things a sample is about: all come in a drawn order before one comes again, then in another order.
+[[nodiscard]] std::size_t draw_in_turn(std::uint64_t seed, std::string_view task, std::size_t sample, std::string_view purpose,
+                                       std::size_t count);
+
 }  // namespace eval

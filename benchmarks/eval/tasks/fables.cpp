@@ -2,6 +2,7 @@
 #include "tasks/fables.hpp"
 
 #include <algorithm>
+#include <cassert>
 
 namespace eval {
 namespace {
@@ -24,6 +25,19 @@ std::vector<fable> cut_fables(std::string_view text) {
 const std::vector<fable>& shipped_fables() {
   static const std::vector<fable> shipped = cut_fables(fables_text);
   return shipped;
+}
+
+std::size_t fable_titled(std::string_view title) {
+  const std::vector<fable>& all = shipped_fables();
+  const auto at = static_cast<std::size_t>(std::ranges::find(all, title, &fable::title) - all.begin());
+  assert(at < all.size());
+  return at;
+}
+
+std::vector<std::string> fables_as_documents() {
+  std::vector<std::string> made;
+  for (const fable& each : shipped_fables()) made.push_back(std::string(each.title) + "\n" + std::string(each.text));
+  return made;
 }
 
 }  // namespace eval

@@ -1,6 +1,8 @@
 // The shipped fables (Aesop, in George Fyler Townsend's translation of 1867): short documents that stand by themselves.
 #pragma once
 
+#include <cstddef>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -17,5 +19,11 @@ struct fable {
 
 /// `fables_text`, cut once. A title may stand twice, a text does not.
 [[nodiscard]] const std::vector<fable>& shipped_fables();
+
+/// The index of the first one of that title, which must be there.
+[[nodiscard]] std::size_t fable_titled(std::string_view title);
+
+/// Each as a document: its title, '\n', its text.
+[[nodiscard]] std::vector<std::string> fables_as_documents();
 
 }  // namespace eval

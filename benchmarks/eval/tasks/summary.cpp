@@ -6,12 +6,10 @@
 #include "tasks/question.hpp"
 #include "tasks/scoring.hpp"
 
-#include <algorithm>
-#include <cassert>
 #include <cstddef>
+#include <iterator>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace eval {
 namespace {
@@ -120,7 +118,6 @@ constexpr row rows[] = {
     {"The Thrush and the Fowler",
      "A Thrush did not move from the delicious berries of a myrtle-tree and was caught by a Fowler with bird-limed reeds."},
 };
-constexpr std::size_t count = std::size(rows);
 
 std::string first_words(std::string_view text) {
   std::size_t end = 0;
@@ -129,25 +126,14 @@ std::string first_words(std::string_view text) {
 }
 
 prompt make(const request& asked) {
-  static const data_set data = [] {
-    data_set made;
-    for (const fable& each : shipped_fables()) made.documents.push_back(std::string(each.title) + "\n" + std::string(each.text));
-    return made;
-  }();
-  // All in a drawn order, then in another one.
-  std::vector<std::size_t> order(count);
-  for (std::size_t i = 0; i < count; ++i) order[i] = i;
-  draws(asked.seed, name, asked.sample / count, "fables").shuffle(order);
-  const row& wanted = rows[order[asked.sample % count]];
-
-  const std::vector<fable>& fables = shipped_fables();
-  const auto at = static_cast<std::size_t>(std::ranges::find(fables, wanted.title, &fable::title) - fables.begin());
-  assert(at < fables.size());
+  static const data_set data{.documents = fables_as_documents(), .questions = {}};
+  const row& wanted = rows[draw_in_turn(asked.seed, name, asked.sample, "fables", std::size(rows))];
+  const std::size_t at = fable_titled(wanted.title);
   const std::string title = std::string("\"").append(wanted.title).append("\"");
   // The reply begins as the fable does: small models then tell it, and by themselves say what fables are.
   return ask(asked, name, new_tokens, data,
              {"What happens in the fable " + title + "? Tell it in a sentence.", {std::string(wanted.gist)}, {at}, {}, {at}},
-             "In a sentence: " + first_words(fables[at].text), "Answer the question based on the given documents.");
+             "In a sentence: " + first_words(shipped_fables()[at].text), "Answer the question based on the given documents.");
 }
 
 }  // namespace

@@ -47,12 +47,11 @@ prompt make(const request& asked) {
   const std::size_t wanted = to_ask[random.below(to_ask.size())];
   const std::size_t wanted_person = random.below(persons);
 
-  data_set data;
+  data_set data{.documents = fables_as_documents(), .questions = {}};
   for (std::size_t i = 0; i < fables.size(); ++i) {
     const std::size_t other = random.below(persons);
     const std::string_view copyist = who[i == wanted ? wanted_person : other];
-    data.documents.push_back(std::string(fables[i].title) + "\n" + std::string(fables[i].text) + "\n" + copied(fables[i]) + " " +
-                             std::string(copyist) + ".");
+    data.documents[i] += "\n" + copied(fables[i]) + " " + std::string(copyist) + ".";
   }
   data_set::question question;
   question.text = "Who copied the fable \"" + std::string(fables[wanted].title) +

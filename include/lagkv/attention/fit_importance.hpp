@@ -61,11 +61,11 @@ inline result<std::vector<double>> layer_shares(std::span<const std::vector<floa
   }
   std::stable_sort(rest.begin(), rest.end(), [](const candidate& a, const candidate& b) { return a.score > b.score; });
   for (std::size_t i = 0; i < left; ++i) ++kept[rest[i].layer];
-  std::vector<double> shares;
+  std::vector<double> shares(kept.size(), share);
   for (std::size_t i = 0; i < kept.size(); ++i) {
-    const auto rows = static_cast<double>((std::max)(importance[i].size(), std::size_t{1}));
-    const double own = (std::max)(static_cast<double>(kept[i]), 1.0) / rows;
-    shares.push_back(importance[i].empty() ? share : (std::min)(std::nextafter(own, 2.0), 1.0));  // share_of() rounds down
+    if (importance[i].empty()) continue;
+    const double own = (std::max)(static_cast<double>(kept[i]), 1.0) / static_cast<double>(importance[i].size());
+    shares[i] = (std::min)(std::nextafter(own, 2.0), 1.0);  // share_of() rounds down
   }
   return shares;
 }

@@ -9,6 +9,9 @@
 
 namespace lagkv::inline LAGKV_ABI::detail {
 
+/// The mean of k / |k| over the rows of `reference` whose square is finite; a row of 0 counts as 0.
+LAGKV_FN void mean_direction(const tensor& keys, std::size_t head, token_range reference, float* mean, workspace& ws);
+
 /// out[i] = -cos(k, a) for row of.begin + i, a = mean of k / |k| over the rows of `reference`. 0 if k or a is 0; NaN if the
 /// square of k is not finite. Reads each row of both ranges once.
 LAGKV_FN void away_from_mean(const tensor& keys, std::size_t head, token_range of, token_range reference, float* out,
@@ -16,12 +19,16 @@ LAGKV_FN void away_from_mean(const tensor& keys, std::size_t head, token_range o
 
 #if LAGKV_BODIES
 
+LAGKV_FN void mean_direction(const tensor& keys, std::size_t head, token_range reference, float* mean, workspace& ws) {
+  mean_of_rows(keys, head, reference, mean, ws, [](float square) { return square > 0 ? 1 / __builtin_sqrtf(square) : 0.0F; });
+}
+
 LAGKV_FN void away_from_mean(const tensor& keys, std::size_t head, token_range of, token_range reference, float* out,
                              workspace& ws) {
   const std::size_t channels = keys.channels();
   const workspace::frame scratch(ws);
   float* anchor = ws.take<float>(channels);
-  mean_of_rows(keys, head, reference, anchor, ws, [](float square) { return square > 0 ? 1 / __builtin_sqrtf(square) : 0.0F; });
+  mean_direction(keys, head, reference, anchor, ws);
   float square = 0;
   ws.kernels<simd::row_kernels>().squares({anchor, dtype::f32, 1, channels, 0}, &square);
   float* norms = ws.take<float>(of.size());

@@ -7,6 +7,7 @@
 
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/registry.hpp>
+#include <lagkv/rows/away_from_mean.hpp>
 #include <lagkv/rows/mean_and_variance.hpp>
 #include <lagkv/rows/rows.hpp>
 #include <lagkv/simd/dot_kernels.hpp>
@@ -22,8 +23,8 @@ namespace lagkv::inline LAGKV_ABI {
 /// queries; here that is a fusion, by ranks: fuse:snapkv+redundancy,weights=1+9. A key that is not finite takes no part and gets
 /// NaN, so it goes first.
 ///
-/// Cost: reads each key once; then for each row products with rows from the last one back until one is alike. In most caches that
-/// is one of the last few; n^2 d flops at worst. Scratch: rows * channels floats. Source: the paper, section 3.3; its code,
+/// Cost: reads each key twice; then for each row products with rows from the last one back until one is alike. In most caches
+/// that is one of the last few; n^2 d flops at worst. Scratch: rows * channels floats. Source: the paper, section 3.3; its code,
 /// cal_similarity() in rkv/utils.py. Where no row is alike that code makes an exception of row 0, and here is none.
 struct redundancy_score {
   double similar = 0.5;  ///< cosine above which keys are alike, 0 to 1
@@ -110,24 +111,18 @@ LAGKV_FN void redundancy_score::operator()(const layer& l, std::size_t head, tok
     const std::size_t n = all.size();
     const workspace::frame scratch(ws);
     float* lengths = ws.take<float>(3 * n + channels);
-    float *cosines = lengths + n, *taken = cosines + n, *sum = taken + n;
+    float *cosines = lengths + n, *taken = cosines + n, *mean = taken + n;
+    detail::mean_direction(l.keys, head, all, mean, ws);
     const float* units = unit_rows(l.keys, head, all, lengths, ws);
-    double* sums = ws.take<double>(channels);
-    for (std::size_t c = 0; c < channels; ++c) sums[c] = 0;
     std::size_t finite = 0;
-    for (std::size_t i = 0; i < n; ++i) {
-      taken[i] = 0;
-      finite += detail::finite(lengths[i]) ? 1U : 0U;
-      for (std::size_t c = 0; c < channels; ++c) sums[c] += static_cast<double>(units[i * channels + c]);
-    }
-    for (std::size_t c = 0; c < channels; ++c) sum[c] = static_cast<float>(sums[c]);
-    ws.kernels<simd::dot_kernels>().dots({units, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)}, sum, 1, cosines,
-                                         n);
+    for (std::size_t i = 0; i < n; ++i) taken[i] = 0, finite += detail::finite(lengths[i]) ? 1U : 0U;
+    ws.kernels<simd::dot_kernels>().dots({units, dtype::f32, n, channels, static_cast<std::ptrdiff_t>(channels)}, mean, 1,
+                                         cosines, n);
     add_latest(units, n, channels, taken, ws);
     const float by = finite > 0 ? 1 / static_cast<float>(finite) : 0.0F;
     for (std::size_t i = 0; i < part.size(); ++i) {
       const std::size_t row = part.begin - all.begin + i;
-      out[part.begin - candidates.begin + i] = (lengths[row] + taken[row] - cosines[row]) * by;  // a NaN stays one
+      out[part.begin - candidates.begin + i] = (lengths[row] + taken[row]) * by - cosines[row];  // a NaN stays one
     }
   });
 }
