@@ -131,7 +131,10 @@ class held_layer {
     return l.extras != nullptr ? set(*l.extras) : status{};
   }
 
+  status set(const lagkv_extras& given);
+
   const lagkv::layer& get() const { return layer_; }
+  const lagkv::extras& extras() const { return extras_; }
 
  private:
   static status take(lagkv::tensor& to, const char* name, const lagkv_view& v) {
@@ -141,55 +144,87 @@ class held_layer {
     return {};
   }
 
-  status set(const lagkv_extras& given) {
-    // A caller that was compiled with a smaller struct offers nothing of the rest.
-    lagkv_extras e{};
-    if (given.struct_size < offsetof(lagkv_extras, queries) || given.struct_size > sizeof e)
-      return refuse({"extras: struct_size=", given.struct_size, ": must be sizeof(lagkv_extras), ", sizeof e, " here"});
-    std::memcpy(&e, &given, given.struct_size);
-    const struct {
-      lagkv::tensor& to;
-      const char* name;
-      const lagkv_view& from;
-    } views[] = {{extras_.queries, "queries", e.queries},
-                 {extras_.weights, "weights", e.weights},
-                 {extras_.query_mean, "query_mean", e.query_mean},
-                 {extras_.query_covariance, "query_covariance", e.query_covariance},
-                 {extras_.query_factors, "query_factors", e.query_factors},
-                 {extras_.importance, "importance", e.importance}};
-    for (const auto& v : views)
-      if (status s = take(v.to, v.name, v.from); !s) return s;
-    extras_.query_count = e.query_count;
-    extras_.accumulated_attention = {e.accumulated_attention, e.accumulated_attention_stride};
-    extras_.positions = {e.positions, e.positions_stride};
-    extras_.key_statistics = {e.key_statistics};
-    extras_.scale = e.scale;
-    if (e.protect == nullptr && e.protect_count != 0) return refuse({"protect: is NULL, protect_count=", e.protect_count});
-    extras_.protect = {e.protect, e.protect_count};
-    if (e.rope != nullptr) {
-      const lagkv_rope& r = *e.rope;
-      if (r.pairs != LAGKV_HALVES && r.pairs != LAGKV_NEIGHBOURS)
-        return refuse({"rope: pairs=", r.pairs, ": must be LAGKV_HALVES (1) or LAGKV_NEIGHBOURS (2)"});
-      if (r.factors == nullptr && r.factor_count != 0) return refuse({"rope: factors are NULL, factor_count=", r.factor_count});
-      using pairing = lagkv::rope::pairing;
-      rope_.base = r.base, rope_.pairs = r.pairs == LAGKV_HALVES ? pairing::halves : pairing::neighbours;
-      rope_.dims = r.dims, rope_.position_scale = r.position_scale;
-      rope_.factors = {r.factors, r.factor_count};
-      extras_.rope = &rope_;
-    }
-    layer_.extra = &extras_;
-    return {};
-  }
-
   lagkv::layer layer_{};
   lagkv::extras extras_{};
   lagkv::rope rope_{};
 };
 
+status held_layer::set(const lagkv_extras& given) {
+  // A caller that was compiled with a smaller struct offers nothing of the rest.
+  lagkv_extras e{};
+  if (given.struct_size < offsetof(lagkv_extras, queries) || given.struct_size > sizeof e)
+    return refuse({"extras: struct_size=", given.struct_size, ": must be sizeof(lagkv_extras), ", sizeof e, " here"});
+  std::memcpy(&e, &given, given.struct_size);
+  const struct {
+    lagkv::tensor& to;
+    const char* name;
+    const lagkv_view& from;
+  } views[] = {{extras_.queries, "queries", e.queries},
+               {extras_.weights, "weights", e.weights},
+               {extras_.query_mean, "query_mean", e.query_mean},
+               {extras_.query_covariance, "query_covariance", e.query_covariance},
+               {extras_.query_factors, "query_factors", e.query_factors},
+               {extras_.importance, "importance", e.importance}};
+  for (const auto& v : views)
+    if (status s = take(v.to, v.name, v.from); !s) return s;
+  extras_.query_count = e.query_count;
+  extras_.accumulated_attention = {e.accumulated_attention, e.accumulated_attention_stride};
+  extras_.positions = {e.positions, e.positions_stride};
+  extras_.key_statistics = {e.key_statistics};
+  extras_.scale = e.scale;
+  if (e.protect == nullptr && e.protect_count != 0) return refuse({"protect: is NULL, protect_count=", e.protect_count});
+  extras_.protect = {e.protect, e.protect_count};
+  if (e.rope != nullptr) {
+    const lagkv_rope& r = *e.rope;
+    if (r.pairs != LAGKV_HALVES && r.pairs != LAGKV_NEIGHBOURS)
+      return refuse({"rope: pairs=", r.pairs, ": must be LAGKV_HALVES (1) or LAGKV_NEIGHBOURS (2)"});
+    if (r.factors == nullptr && r.factor_count != 0) return refuse({"rope: factors are NULL, factor_count=", r.factor_count});
+    using pairing = lagkv::rope::pairing;
+    rope_.base = r.base, rope_.pairs = r.pairs == LAGKV_HALVES ? pairing::halves : pairing::neighbours;
+    rope_.dims = r.dims, rope_.position_scale = r.position_scale;
+    rope_.factors = {r.factors, r.factor_count};
+    extras_.rope = &rope_;
+  }
+  layer_.extra = &extras_;
+  return {};
+}
+
 status check_cursor(const lagkv::cursor& at, std::size_t tokens) {
   if (at.tokens <= tokens) return {};
   return refuse({"tokens=", tokens, ": the cursor counts ", at.tokens,
                  " rows: call lagkv_cursor_take_back(), or begin a sequence with a new cursor"});
+}
+
+/// The scratch of several workspaces side by side, as long as this lives.
+struct lent_scratch {
+  std::span<lagkv_workspace* const> owners;
+  mutable std::vector<lagkv::workspace> scratch{};
+
+  explicit lent_scratch(std::span<lagkv_workspace* const> of) : owners(of) {
+    scratch.reserve(of.size());  // from here on nothing fails
+    for (lagkv_workspace* owner : of) scratch.push_back(std::move(owner->scratch));
+  }
+  ~lent_scratch() {
+    for (std::size_t i = 0; i < owners.size(); ++i) owners[i]->scratch = std::move(scratch[i]);
+  }
+  lent_scratch(const lent_scratch&) = delete;
+  lent_scratch& operator=(const lent_scratch&) = delete;
+};
+
+/// Whether check() asks for the positions of rows.
+bool reads_positions(const lagkv::policy& p) {
+  return (p.needs.positions && p.budget.again()) || (p.needs.rope && (p.budget.again() || p.needs.all_rows));
+}
+
+/// Whether a side array has the rows that a plan moves.
+template <class T>
+status check_side(const char* name, const lagkv::side_array<T>& side, const lagkv::plan& p, bool may_be_shared) {
+  if (!side || p.heads() < 2) return {};
+  const std::ptrdiff_t stride = side.head_stride.value;
+  if (lagkv::detail::magnitude(stride) >= p.tokens_before) return {};
+  if (stride == 0 && may_be_shared && lagkv::detail::same_for_all_heads(p)) return {};
+  return refuse({name, "_stride=", stride, ": must be at least the ", p.tokens_before, " rows of the plan",
+                 may_be_shared ? ", or 0 if all heads keep the same tokens" : ""});
 }
 
 /// Sets the layer, and checks it if the policy has something to do.
@@ -275,6 +310,8 @@ uint32_t lagkv_policy_needs(const lagkv_policy* policy) {
   return bit(n.values, LAGKV_NEEDS_VALUES) | bit(n.queries > 0, LAGKV_NEEDS_QUERIES) |
          bit(n.accumulated_attention, LAGKV_NEEDS_ACCUMULATED_ATTENTION) | bit(n.query_statistics, LAGKV_NEEDS_QUERY_STATISTICS) |
          bit(n.rope, LAGKV_NEEDS_ROPE) | bit(n.key_statistics, LAGKV_READS_KEY_STATISTICS) |
+         bit(n.importance, LAGKV_NEEDS_IMPORTANCE) | bit(n.calibrated, LAGKV_NEEDS_QUERY_MEAN) |
+         bit(reads_positions(policy->policy), LAGKV_NEEDS_POSITIONS) | bit(n.all_rows, LAGKV_READS_ALL_ROWS) |
          bit(policy->policy.ragged, LAGKV_IS_RAGGED) | bit(policy->policy.budget.slope.sloped(), LAGKV_IS_SLOPED);
 }
 
@@ -407,17 +444,19 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
     if (workers == 0) return refuse({"workers=0: must be 1 or more"});
     const lagkv::result<lagkv::toward> direction = toward_of(toward);
     if (!direction) return lagkv::error{direction.message()};
-    for (std::size_t i = 0; i < workers; ++i)
+    for (std::size_t i = 0; i < workers; ++i) {
       if (workspaces[i] == nullptr) return refuse({"workspaces[", i, "]: is NULL"});
+      for (std::size_t j = 0; j < i; ++j)
+        if (workspaces[i] == workspaces[j])
+          return refuse({"workspaces[", i, "]: is workspaces[", j, "]: each worker needs its own"});
+    }
     held_layer l;
     if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
-    std::vector<lagkv::workspace> scratch;
-    for (std::size_t i = 0; i < workers; ++i) scratch.push_back(std::move(workspaces[i]->scratch));
-    std::exception_ptr failed;  // a task's exception must not pass through the caller's frames
+    const lent_scratch lent({workspaces, workers});
     const auto in_parallel = [&](std::size_t n, const auto& work) {
       struct call {
         std::remove_reference_t<decltype(work)>& task;
-        std::vector<std::exception_ptr> failed;
+        std::vector<std::exception_ptr> failed;  // a task's exception must not pass through the caller's frames
       } c{work, std::vector<std::exception_ptr>(workers)};
       run(
           context, n,
@@ -431,12 +470,9 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
           },
           &c);
       for (const std::exception_ptr& f : c.failed)
-        if (f) failed = f;
+        if (f) std::rethrow_exception(f);  // before the first row moves
     };
-    const std::size_t rows = lagkv::compress(policy->policy, l.get(), cursor->at, scratch, in_parallel, *direction);
-    for (std::size_t i = 0; i < workers; ++i) workspaces[i]->scratch = std::move(scratch[i]);
-    if (failed) std::rethrow_exception(failed);
-    out_of(tokens, rows);
+    out_of(tokens, lagkv::compress(policy->policy, l.get(), cursor->at, lent.scratch, in_parallel, *direction));
     return {};
   });
 }
@@ -504,6 +540,22 @@ int32_t lagkv_compact(const lagkv_view* view, const lagkv_plan* plan, int32_t to
     if (p.empty()) return {};
     if (t->heads() != p.heads()) return refuse({"view: heads=", t->heads(), ": must be the ", p.heads(), " of the plan"});
     lagkv::compact(*t, p, *direction);
+    return {};
+  });
+}
+
+int32_t lagkv_compact_extras(const lagkv_extras* extras, const lagkv_plan* plan, int32_t toward, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"extras", extras}, {"plan", plan}}); !s) return s;
+    const lagkv::result<lagkv::toward> direction = toward_of(toward);
+    if (!direction) return lagkv::error{direction.message()};
+    held_layer beside;
+    if (status s = beside.set(*extras); !s) return s;
+    const lagkv::plan& p = as_cpp(plan);
+    const lagkv::extras& e = beside.extras();
+    if (status s = check_side("positions", e.positions, p, true); !s) return s;
+    if (status s = check_side("accumulated_attention", e.accumulated_attention, p, false); !s) return s;
+    lagkv::compact(e, p, *direction);
     return {};
   });
 }

@@ -34,13 +34,14 @@ int main() {
   const thread_pool pool(2);                              // any parallel_for: your engine has one
   std::vector<lagkv::workspace> workers(pool.workers());  // scratch, one a thread
 
-  // After a prefill: all layers at once, a layer a task.
+  // After a prefill: all layers at once, a layer a task. All or nothing.
   std::vector<cache> model;
   std::vector<lagkv::layer> views;
   for (std::size_t l = 0; l < layers; ++l) model.emplace_back(l);
   for (cache& c : model) views.push_back(c.view());
   std::vector<lagkv::cursor> cursors(layers);
-  lagkv::compress(policy, views, cursors, workers, pool);
+  if (const lagkv::status done = lagkv::compress(policy, views, cursors, workers, pool); !done)
+    return std::fprintf(stderr, "%s\n", done.message().c_str()), 1;
 
   // Or layer by layer, a head a task: what one thread gives, to the byte.
   bool same = true;

@@ -39,7 +39,7 @@ extern "C" {
 enum lagkv_status {
   LAGKV_OK = 0,
   LAGKV_REFUSED = 1,       /* an argument is not accepted: the message names its value and the limit */
-  LAGKV_OUT_OF_MEMORY = 2, /* scratch could not be allocated: rows may have moved, start the sequence again */
+  LAGKV_OUT_OF_MEMORY = 2, /* scratch could not be allocated: nothing has moved or changed */
   LAGKV_FAILED = 3         /* anything else that the C++ run time reports */
 };
 
@@ -176,7 +176,11 @@ enum lagkv_needs {
   LAGKV_NEEDS_ROPE = 16,
   LAGKV_READS_KEY_STATISTICS = 32, /* if they are offered */
   LAGKV_IS_RAGGED = 64,            /* heads keep different numbers of rows: plans only */
-  LAGKV_IS_SLOPED = 128            /* layers do */
+  LAGKV_IS_SLOPED = 128,           /* layers do */
+  LAGKV_NEEDS_IMPORTANCE = 256,
+  LAGKV_NEEDS_QUERY_MEAN = 512, /* with LAGKV_NEEDS_QUERY_STATISTICS: queries do not do in its place */
+  LAGKV_NEEDS_POSITIONS = 1024,
+  LAGKV_READS_ALL_ROWS = 2048 /* those before the candidates too */
 };
 LAGKV_API uint32_t lagkv_policy_needs(const lagkv_policy* policy);
 LAGKV_API size_t lagkv_policy_queries(const lagkv_policy* policy);
@@ -264,8 +268,10 @@ LAGKV_API size_t lagkv_plan_tokens_after(const lagkv_plan* plan, size_t head);
 /* The candidates that a head keeps, ascending; NULL and 0 where there is no such head. */
 LAGKV_API const uint32_t* lagkv_plan_kept(const lagkv_plan* plan, size_t head, size_t* count);
 
-/* Moves the rows of a view as a plan says; advances a cursor past a plan, as `head` has it. */
+/* Moves the rows of a view as a plan says; then positions and accumulated attention, where the extras have them; advances a
+ * cursor past a plan, as `head` has it. */
 LAGKV_API int32_t lagkv_compact(const lagkv_view* view, const lagkv_plan* plan, int32_t toward, lagkv_error* error);
+LAGKV_API int32_t lagkv_compact_extras(const lagkv_extras* extras, const lagkv_plan* plan, int32_t toward, lagkv_error* error);
 LAGKV_API int32_t lagkv_advance(lagkv_cursor* cursor, const lagkv_plan* plan, size_t head, lagkv_error* error);
 
 /* Rows that may be dropped now; begin == end: nothing is due. */

@@ -44,8 +44,18 @@ TEST(debug_death, positions_that_heads_share_must_be_those_of_all) {
   l.extra = &offers;
   lagkv::workspace ws;
   cursor at;
-  EXPECT_DEATH(lagkv::compress(*lagkv::parse("key_norm:keep=0.5"), l, at, ws), "heads keep different tokens");
+  EXPECT_EQ(lagkv::compress(*lagkv::parse("key_norm:keep=0.5"), l, at, ws), rows);  // check() refuses it
+  const lagkv::plan plan = plan_eviction(*lagkv::parse("key_norm:keep=0.5"), memory.layer(rows), {}, ws);
+  EXPECT_DEATH(lagkv::compact(offers, plan), "heads keep different tokens");  // a plan applied by hand
+  at = {};
   EXPECT_EQ(lagkv::compress(*lagkv::parse("key_norm:keep=0.5,heads=shared"), l, at, ws), rows / 2);
+}
+
+TEST(debug_death, a_refusal_is_not_to_be_taken_for_a_value) {
+  const auto refused = lagkv::parse("no_such_policy");
+  EXPECT_DEATH((void)*refused, "has no value");
+  EXPECT_DEATH((void)refused->ragged, "has no value");
+  EXPECT_FALSE((*lagkv::parse("full")).ragged);
 }
 
 TEST(debug_death, what_is_right_is_let_pass) {

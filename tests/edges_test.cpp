@@ -29,7 +29,7 @@ std::string names_of(bool fusable) {
   std::string out = fusable ? "" : "fuse";
   for (const lagkv::method_entry* m : lagkv::methods())
     if (!fusable || m->make != nullptr) out.append(out.empty() ? "" : ", ").append(m->name);
-  return out + " (those that need Eigen: include lagkv/methods_with_eigen.hpp)";
+  return out;
 }
 const std::string names = "unknown policy '%': must be one of " + names_of(false);
 constexpr const char* shared =
@@ -229,6 +229,22 @@ TEST(parse, recommended_is_the_policy_that_the_docs_say_it_is) {
     ASSERT_GT(a.kept.size(), 0U) << more;
     EXPECT_EQ(a.kept, b.kept) << more;
   }
+}
+
+TEST(parse, methods_that_need_eigen_are_named_where_they_are_missing) {
+  std::size_t missing = 0;
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+    const std::string name(m->name);
+    const auto known = lagkv::methods();
+    if (std::find(known.begin(), known.end(), m) != known.end()) continue;
+    ++missing;
+    const std::string why = name + " needs Eigen: include lagkv/methods_with_eigen.hpp, parse(text, methods_with_eigen())";
+    EXPECT_EQ(lagkv::parse(name).message(), why);
+    EXPECT_EQ(lagkv::parse("fuse:key_norm+" + name).message(), why);
+    EXPECT_NE(lagkv::parse(name + "_").message().find("unknown policy"), std::string::npos);
+    EXPECT_TRUE(lagkv::parse(name, lagkv::methods_with_eigen()));
+  }
+  EXPECT_EQ(missing, std::size(lagkv::detail::needing_eigen));
 }
 
 TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {
@@ -740,7 +756,129 @@ TEST(make_policy, checks_the_options_of_the_scorer) {
             "epsilon=-1: must be from 0 to 1000000");
 }
 
+// Else the positions of head 0 would be moved as those of all.
+TEST(check, positions_of_all_heads_are_for_policies_that_keep_the_same_rows_in_each) {
+  constexpr std::size_t heads = 3, n = 120;
+  std::vector<std::uint32_t> positions(n);
+  std::iota(positions.begin(), positions.end(), 0U);
+  const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+  const std::vector<std::string> same = {"key_norm:heads=shared",
+                                         "recommended",
+                                         "novelty:capacity=50",
+                                         "key_norm:select=chunks",
+                                         "fuse:key_norm+novelty,heads=shared",
+                                         "fuse:key_norm+cur,select=chunks,by=best",
+                                         "streaming_llm:capacity=50",
+                                         "full"};
+  const std::vector<std::string> own = {"key_norm",
+                                        "novelty:heads=own",
+                                        "lagkv:lag=16,sink=4",
+                                        "lagkv:lag=16,sink=4,form=kvpress",
+                                        "key_norm:lag=20",
+                                        "fuse:key_norm+novelty",
+                                        "fuse:novelty+cur",
+                                        "key_norm:capacity=50",
+                                        "cur:select=adaptive,heads=shared"};
+  const auto layer_of = [&](cache& c, const lagkv::extras& e) {
+    lagkv::layer l = c.layer(n);
+    l.extra = &e;
+    return l;
+  };
+  for (const auto& [texts, accepted] : {std::pair{same, true}, std::pair{own, false}})
+    for (const std::string& text : texts) {
+      const lagkv::policy p = named(text);
+      cache c(layout::heads_first, dtype::f32, make_cube(1, heads, n, 8), make_cube(2, heads, n, 8));
+      const lagkv::extras e{.positions = {positions.data(), 0}, .rope = &rope};
+      const lagkv::layer l = layer_of(c, e);
+      EXPECT_EQ(check(p, l, true).message(), accepted ? ""
+                                                      : "positions: head_stride=0: the policy keeps different tokens in each "
+                                                        "head: must be at least the 120 rows in use")
+          << text;
+      lagkv::workspace ws;
+      const lagkv::plan plan = plan_eviction(p, l, {}, ws);
+      EXPECT_EQ(plan.empty(), !accepted || text == "full") << text;
+      for (std::size_t h = 1; h < plan.heads(); ++h) EXPECT_TRUE(std::ranges::equal(plan.of(h), plan.of(0))) << text;
+      // With numbers of their own all are accepted; so are numbers of one head.
+      std::vector<std::uint32_t> each(heads * n);
+      for (std::size_t i = 0; i < each.size(); ++i) each[i] = static_cast<std::uint32_t>(i % n);
+      const lagkv::extras apart{.positions = {each.data(), n}, .rope = &rope};
+      EXPECT_EQ(check(p, layer_of(c, apart), true).message(), "") << text;
+      cache single(layout::heads_first, dtype::f32, make_cube(1, 1, n, 8), make_cube(2, 1, n, 8));
+      EXPECT_EQ(check(p, layer_of(single, e), true).message(), "") << text;
+    }
+}
+
+// Else the queries that have seen a survivor would be counted by its row.
+TEST(check, the_mean_of_h2o_needs_positions_where_survivors_are_candidates_again) {
+  constexpr std::size_t n = 120;
+  cache c(layout::heads_first, dtype::f32, make_cube(1, 2, n, 8), make_cube(2, 2, n, 8));
+  std::vector<float> attention(2 * n, 1.0F);
+  std::vector<std::uint32_t> positions(2 * n);
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % n);
+  lagkv::extras e{.accumulated_attention = {attention.data(), n}};
+  lagkv::layer l = c.layer(n);
+  l.extra = &e;
+  const auto kept = [&](const char* text) {
+    lagkv::workspace ws;
+    lagkv::cursor at;
+    cache copy = c;
+    lagkv::layer again = copy.layer(n);
+    again.extra = &e;
+    return lagkv::plan_eviction(named(text), again, at, ws).tokens_after();
+  };
+  for (const char* text : {"h2o:form=mean,capacity=50", "fuse:key_norm+h2o,form=mean,capacity=50"}) {
+    EXPECT_EQ(check(named(text), l).message(),
+              "positions: the policy reads those of survivors that are candidates again; the layer has none (layer.extra)");
+    EXPECT_EQ(kept(text), n);
+  }
+  EXPECT_EQ(check(named("h2o:capacity=50"), l).message(), "");
+  EXPECT_EQ(check(named("h2o:form=mean,keep=0.5"), l).message(), "");
+  EXPECT_EQ(kept("h2o:form=mean,keep=0.5"), n / 2);
+  e.positions = {positions.data(), n};
+  EXPECT_EQ(check(named("h2o:form=mean,capacity=50"), l).message(), "");
+  EXPECT_EQ(kept("h2o:form=mean,capacity=50"), 50U);
+}
+
+TEST(check, attention_of_all_tokens_is_refused_where_fewer_are_offered) {
+  constexpr std::size_t n = 120;
+  cache c(layout::heads_first, dtype::f32, make_cube(1, 2, n, 8), make_cube(2, 2, n, 8));
+  std::vector<float> probabilities(2 * n * n, 1.0F / n);
+  lagkv::extras e;
+  lagkv::layer l = c.layer(n);
+  l.extra = &e;
+  const auto weights = [&](std::size_t rows) {
+    return lagkv::strided<float>(probabilities.data(), {2, n}, {.head = n * n, .token = n}, rows);
+  };
+  e.weights = weights(n - 1);
+  EXPECT_EQ(check(named("h2o"), l).message(),
+            "weights=119: the policy reads those of all 120 tokens, or the attention that each row has received "
+            "(accumulated_attention)");
+  e.weights = weights(n);
+  EXPECT_EQ(check(named("h2o"), l).message(), "");
+  e.query_count = 7;
+  EXPECT_NE(check(named("h2o"), l).message().find("weights=7: "), std::string::npos);
+}
+
+TEST(pre_rope, of_a_policy_is_refused_where_the_string_is) {
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+    if (m->make == nullptr) continue;
+    const std::string name(m->name);
+    const auto plain = lagkv::parse(name, lagkv::methods_with_eigen());
+    const auto text = lagkv::parse(name + ":pre_rope=yes", lagkv::methods_with_eigen());
+    if (!plain) continue;
+    const auto turned = lagkv::pre_rope(*plain);
+    EXPECT_EQ(static_cast<bool>(turned), static_cast<bool>(text)) << name << ": " << turned.message() << text.message();
+    EXPECT_TRUE(turned ? turned->needs.rope && turned->pre_rope != nullptr : name + ": " + turned.message() == text.message())
+        << name;
+  }
+}
+
 TEST(views, stand_on_the_hosts_own_types) {
+  static_assert(!lagkv::stored_as<const float, float> && !lagkv::stored_as<const std::uint16_t, lagkv::f16>, "rows move");
+  static_assert(!lagkv::stored_as<lagkv::bf16, lagkv::f16> && !lagkv::stored_as<lagkv::f16, lagkv::bf16> &&
+                    !lagkv::stored_as<lagkv::fp8_e5m2, lagkv::fp8_e4m3> && lagkv::stored_as<lagkv::q4_0, lagkv::q4_0>,
+                "the host said otherwise");
+  static_assert(lagkv::stored_as<std::uint8_t, lagkv::fp8_e4m3> && lagkv::stored_as<char, std::int8_t>);
   static_assert(lagkv::stored_as<float, float> && lagkv::stored_as<std::uint16_t, lagkv::f16> &&
                 lagkv::stored_as<short, lagkv::bf16>);
   static_assert(!lagkv::stored_as<double, float> && !lagkv::stored_as<int, float> && !lagkv::stored_as<float, lagkv::f16>);

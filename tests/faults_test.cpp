@@ -212,19 +212,22 @@ TEST(faults, compress_of_all_layers_is_all_or_nothing) {
     for (const char* text : policies)
       for (const bool equal : {true, false}) {
         const lagkv::policy p = named_any(text);
-        expect_all_or_nothing(
-            before, 1,
-            [&](sequence_of_layers& s, std::span<lagkv::workspace> ws) {
-              std::vector<lagkv::extras> extras;
-              std::vector<lagkv::layer> layers;
-              for (std::size_t i = 0; i < s.layers.size(); ++i) extras.push_back(s.extras(i));
-              for (std::size_t i = 0; i < s.layers.size(); ++i) layers.push_back(s.layer(i, extras[i]));
-              const lagkv::status done = lagkv::compress(p, layers, s.at, ws[0], {.equal_counts = equal});
-              const long armed = std::exchange(left, -1);
-              ASSERT_TRUE(done) << text << ": " << done.message();
-              left = armed;
-            },
-            std::string(text) + (alike ? ", alike" : ", wider and wider"));
+        for (const std::size_t workers : {1U, 2U})
+          expect_all_or_nothing(
+              before, workers,
+              [&](sequence_of_layers& s, std::span<lagkv::workspace> ws) {
+                std::vector<lagkv::extras> extras;
+                std::vector<lagkv::layer> layers;
+                for (std::size_t i = 0; i < s.layers.size(); ++i) extras.push_back(s.extras(i));
+                for (std::size_t i = 0; i < s.layers.size(); ++i) layers.push_back(s.layer(i, extras[i]));
+                const lagkv::compress_options o{.equal_counts = equal};
+                const lagkv::status done = workers == 1 ? lagkv::compress(p, layers, s.at, ws[0], o)
+                                                        : lagkv::compress(p, layers, s.at, ws, one_thread, o);
+                const long armed = std::exchange(left, -1);
+                ASSERT_TRUE(done) << text << ": " << done.message();
+                left = armed;
+              },
+              std::string(text) + (alike ? ", alike" : ", wider and wider"));
       }
   }
 }

@@ -332,6 +332,7 @@ TEST(plans, that_are_empty_move_nothing) {
   EXPECT_EQ(x.rows(300), before);
   EXPECT_EQ(positions, known);
   EXPECT_EQ(nothing.source(0, 7), 7U);
+  EXPECT_EQ(nothing.rows(0).size(), nothing.tokens_before);
 }
 
 // Whatever a plan held before: none of it is left.
@@ -397,13 +398,13 @@ TEST(protect, goes_before_any_score) {
   lagkv::workspace ws;
   const lagkv::plan plan = lagkv::plan_eviction(p, l, {}, ws);
   ASSERT_EQ(plan.of(0).size(), 3U);
+  const std::vector<std::uint32_t> kept(plan.kept.begin(), plan.kept.end());
   EXPECT_EQ(std::vector<std::uint32_t>(plan.of(0).begin(), plan.of(0).end()), (std::vector<std::uint32_t>{4, 50, 51}));
-  std::vector<std::uint32_t> positions(300);
-  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i);
-  e.positions = {positions.data(), 0};  // one row of positions for all heads
+  std::vector<std::uint32_t> positions(600);
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % 300);
+  e.positions = {positions.data(), 300};
   const lagkv::plan same = lagkv::plan_eviction(p, l, {}, ws);
-  EXPECT_EQ(same.kept.size(), plan.kept.size());
-  for (std::size_t i = 0; i < plan.kept.size(); ++i) EXPECT_EQ(same.kept[i], plan.kept[i]);
+  EXPECT_EQ(std::vector<std::uint32_t>(same.kept.begin(), same.kept.end()), kept);
 }
 
 TEST(score, is_not_asked_for_where_nothing_or_everything_is_kept) {
@@ -431,7 +432,7 @@ TEST(rows, move_where_only_one_of_a_partition_stays) {
   const lagkv::plan plan = lagkv::plan_eviction(p, x.views(300)[0], {}, ws);
   std::vector<row_bits> wanted;
   for (std::size_t h = 0; h < 2; ++h)
-    for (std::size_t i = 0; i < plan.tokens_after(); ++i) wanted.push_back(x.memory[0].keys.row(h, plan.source(h, i)));
+    for (const std::uint32_t row : plan.rows(h)) wanted.push_back(x.memory[0].keys.row(h, row));
   cursor at;
   const std::size_t left = lagkv::compress(p, x.views(300)[0], at, ws);
   ASSERT_EQ(left, plan.tokens_after());
@@ -491,6 +492,26 @@ TEST(layers, are_shown_with_their_plans_before_any_row_moves) {
   }
 }
 
+TEST(layers, are_told_apart_by_their_place_in_the_list) {
+  const auto kept = [](std::size_t count, std::size_t index_of_first, const char* more) {
+    layers_of_numbers x(count);
+    std::vector<layer> views = x.views(300);
+    views[0].index = index_of_first;
+    std::vector<cursor> at(count);
+    std::vector<std::vector<std::uint32_t>> rows;
+    lagkv::workspace ws;
+    const auto note = [&](std::size_t, const lagkv::plan& p) { rows.emplace_back(p.kept.begin(), p.kept.end()); };
+    EXPECT_TRUE(lagkv::compress(named(std::string("stripes:keep=0.25") + more), views, at, ws, {.moved = note}));
+    return rows;
+  };
+  for (const char* more : {"", ",lag=30"}) {
+    const auto three = kept(3, 0, more);
+    EXPECT_NE(three[0], three[1]) << more;
+    EXPECT_NE(three[1], three[2]) << more;
+    EXPECT_EQ(kept(1, 2, more)[0], three[2]) << more << ": what the host says counts";
+  }
+}
+
 TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   const auto refused = [](const lagkv::policy& p, std::vector<cursor> at, std::size_t tokens_of_last, const char* why) {
     layers_of_numbers x(3);
@@ -503,20 +524,25 @@ TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
     EXPECT_NE(s.message().find(why), std::string::npos) << s.message();
     EXPECT_EQ(x.rows(300), before);
     EXPECT_EQ(at, cursors);
+    EXPECT_TRUE(lagkv::last_plan(ws).empty());
   };
   const lagkv::policy plain = named("cur:recent=8,capacity=90");
   refused(plain, std::vector<cursor>(2), 300, "cursors=2: must be 3, one a layer");
-  refused(plain, std::vector<cursor>(3), 299, "layer 2: would keep another number");
-  refused(named("cur:recent=8,capacity=90,pyramid=20"), std::vector<cursor>(3), 300, "layer 1: would keep another number");
-  refused(named("cur:recent=8,keep=0.5,select=adaptive"), std::vector<cursor>(3), 300,
-          "layer 0: its heads would keep different numbers");
+  const std::string way_out = " rows, layer 0 300: nothing moved (equal_counts=false takes layers of different lengths)";
+  refused(plain, std::vector<cursor>(3), 299, ("layer 2: has 299" + way_out).c_str());
+  refused(named("cur:recent=8,capacity=90,pyramid=20"), std::vector<cursor>(3), 300, "layer 1: would keep 90 rows, layer 0 1");
+  std::vector<cursor> elsewhere(3);
+  elsewhere[1] = {.tokens = 300, .compressed = 40};
+  refused(named("cur:recent=8,keep=0.3"), elsewhere, 300, "layer 1: ");
+  refused(named("cur:recent=8,keep=0.5,select=adaptive"), std::vector<cursor>(3), 300, "layer 0: head 0 would keep 1");
   lagkv::policy own = plain;
   own.select = [](std::span<const float> scores, std::size_t heads, const lagkv::candidates& c, lagkv::plan& out,
                   lagkv::workspace& ws) {
     lagkv::top_k{}(scores, heads, c, out, ws);
     out.kept.pop_back(), --out.first[heads];
   };
-  refused(own, std::vector<cursor>(3), 300, "layer 0: its heads would keep different numbers");
+  refused(own, std::vector<cursor>(3), 300,
+          "layer 0: head 0 would keep 90 rows, head 1 89: nothing moved (equal_counts=false takes heads of different lengths)");
   refused(named("key_norm:budget_mb=0.01"), std::vector<cursor>(3), 300, "budget: is in bytes");
   refused(named("novelty:keep=0.5"), std::vector<cursor>(3), 300, "layer 0: something that the policy reads is missing");
   refused(named("snapkv:keep=0.5"), std::vector<cursor>(3), 300, "layer 0: something that the policy reads is missing");
@@ -624,7 +650,7 @@ TEST(layers, side_arrays_whose_heads_overlap_are_refused) {
   std::vector<std::uint32_t> positions(600);
   lagkv::extras beside;
   views[0].extra = &beside;
-  const lagkv::policy p = named("key_norm:keep=0.5");
+  const lagkv::policy p = named("key_norm:keep=0.5,heads=shared");
   const auto said = [&](std::ptrdiff_t of_attention, std::ptrdiff_t of_positions) {
     beside.accumulated_attention = {attention.data(), of_attention}, beside.positions = {positions.data(), of_positions};
     return check(p, views[0]).message();

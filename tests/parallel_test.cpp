@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -75,7 +76,7 @@ TEST(parallel, heads_give_the_same_plan_and_bytes) {
   EXPECT_EQ(tried, std::size(policies) * 6);
 }
 
-TEST(parallel, layers_give_the_same_bytes) {
+TEST(parallel, layers_by_themselves_give_the_same_bytes) {
   const thread_pool pool(threads);
   std::vector<lagkv::workspace> workers(threads);
   const lagkv::policy p = named(policies[0]);
@@ -86,7 +87,7 @@ TEST(parallel, layers_give_the_same_bytes) {
     shared.push_back(std::make_unique<offered>(layout::tokens_first));
     layers.push_back(shared.back()->layer(tokens - 20 * i));
   }
-  lagkv::compress(p, layers, cursors, workers, pool);
+  lagkv::compress_each(p, layers, cursors, workers, pool);
   for (std::size_t i = 0; i < 7; ++i) {
     offered alone(layout::tokens_first);
     lagkv::cursor at;
@@ -94,6 +95,101 @@ TEST(parallel, layers_give_the_same_bytes) {
     lagkv::compress(p, alone.layer(tokens - 20 * i), at, ws);
     EXPECT_EQ(at, cursors[i]);
     EXPECT_TRUE(shared[i]->same_bytes(alone));
+  }
+}
+
+/// Layers of a sequence, by as many workers; 0: by one workspace.
+struct together {
+  std::vector<std::unique_ptr<offered>> memory{};
+  std::vector<lagkv::cursor> cursors{};
+  std::vector<std::size_t> planned{}, moved{};
+  std::string refused{};
+  std::size_t last = 0;  // rows that the last plan leaves
+
+  together(const lagkv::policy& p, std::size_t workers, const std::vector<std::size_t>& rows, bool equal,
+           lagkv::toward direction) {
+    const thread_pool pool(workers == 0 ? 1 : workers);
+    std::vector<lagkv::workspace> scratch(workers == 0 ? 1 : workers);
+    std::vector<lagkv::layer> layers;
+    for (const std::size_t n : rows) {
+      memory.push_back(std::make_unique<offered>(layout::tokens_first));
+      layers.push_back(memory.back()->layer(n));
+    }
+    cursors.resize(rows.size());
+    const auto note_plan = [&](std::size_t i, const lagkv::plan& plan) {
+      EXPECT_TRUE(moved.empty()) << "before the first row moves";
+      planned.push_back(i * 1000 + plan.tokens_after());
+    };
+    const auto note_move = [&](std::size_t i, const lagkv::plan& plan) { moved.push_back(i * 1000 + plan.tokens_after()); };
+    const lagkv::compress_options o{.direction = direction, .equal_counts = equal, .planned = note_plan, .moved = note_move};
+    const lagkv::status done =
+        workers == 0 ? lagkv::compress(p, layers, cursors, scratch[0], o) : lagkv::compress(p, layers, cursors, scratch, pool, o);
+    refused = done.message();
+    last = lagkv::last_plan(scratch[0]).tokens_after();
+    EXPECT_TRUE(done || lagkv::last_plan(scratch[0]).empty());
+  }
+};
+
+TEST(parallel, all_layers_at_once_are_what_one_worker_makes_of_them) {
+  std::vector<std::string> texts(std::begin(policies), std::end(policies));
+  texts.push_back("key_diff:sink=4,keep=0.4,pyramid=5");
+  const std::vector<std::size_t> alike(5, tokens), apart = {tokens, tokens, tokens - 60};
+  std::size_t refused = 0, dropped = 0;
+  for (const std::string& text : texts)
+    for (const auto& rows : {alike, apart})
+      for (const bool equal : {true, false})
+        for (const auto direction : {lagkv::toward::front, lagkv::toward::window}) {
+          const lagkv::policy p = named(text);
+          const together one(p, 0, rows, equal, direction);
+          for (const std::size_t workers : {1U, 3U}) {
+            const together many(p, workers, rows, equal, direction);
+            EXPECT_EQ(many.refused, one.refused) << text;
+            EXPECT_EQ(many.cursors, one.cursors) << text;
+            EXPECT_EQ(many.planned, one.planned) << text;
+            EXPECT_EQ(many.moved, one.moved) << text;
+            EXPECT_EQ(many.last, one.last) << text;
+            for (std::size_t i = 0; i < rows.size(); ++i) {
+              EXPECT_TRUE(many.memory[i]->same_bytes(*one.memory[i])) << text << ", layer " << i;
+              EXPECT_TRUE(many.memory[i]->kv.intact());
+            }
+          }
+          if (!one.refused.empty()) {
+            ++refused;
+            EXPECT_TRUE(one.planned.empty() && one.moved.empty()) << text;
+            for (const lagkv::cursor& at : one.cursors) EXPECT_EQ(at, lagkv::cursor{}) << text;
+          } else {
+            EXPECT_EQ(one.moved, one.planned) << text;
+            EXPECT_EQ(one.moved.size(), rows.size());
+            dropped += one.cursors[0].dropped > 0;
+          }
+        }
+  EXPECT_GE(refused, 2 * texts.size());  // at least those of other lengths, in both directions
+  EXPECT_GE(dropped, 4 * texts.size());
+}
+
+TEST(parallel, nobody_is_called_for_layers_in_which_nothing_is_due) {
+  std::vector<lagkv::workspace> workers(threads);
+  offered x(layout::tokens_first), y(layout::tokens_first);
+  const std::vector<lagkv::layer> layers = {x.layer(20), y.layer(20)};
+  std::vector<lagkv::cursor> cursors(2);
+  const auto run = [](std::size_t, const auto&) { FAIL() << "called"; };
+  EXPECT_TRUE(lagkv::compress(named(policies[0]), layers, cursors, workers, run));
+  EXPECT_EQ(cursors[1].tokens, 20U);
+}
+
+TEST(parallel, what_the_hosts_threads_throw_while_plans_are_made_leaves_all_as_it_was) {
+  std::vector<lagkv::workspace> workers(threads);
+  offered x(layout::tokens_first), y(layout::tokens_first), before(layout::tokens_first);
+  const std::vector<lagkv::layer> layers = {x.layer(), y.layer()};
+  std::vector<lagkv::cursor> cursors(2);
+  const auto run = [](std::size_t, const auto& work) {
+    work(0, std::size_t{1});
+    throw std::bad_alloc();
+  };
+  for (const char* text : policies) {
+    EXPECT_THROW((void)lagkv::compress(named(text), layers, cursors, workers, run), std::bad_alloc) << text;
+    EXPECT_TRUE(x.same_bytes(before) && y.same_bytes(before)) << text;
+    EXPECT_EQ(cursors[0], lagkv::cursor{});
   }
 }
 

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <random>
 #include <vector>
 
@@ -203,9 +202,9 @@ TEST_P(policies_without_positions, see_what_they_would_see_without_rope) {
       const lagkv::policy p = named(GetParam()), plain = named(without(GetParam()));
       lagkv::extras e;
       e.rope = &r;
-      std::vector<std::uint32_t> positions(tokens);  // one row of numbers for all heads
-      std::iota(positions.begin(), positions.end(), 0U);
-      if (p.needs.all_rows) e.positions = {positions.data(), 0};
+      std::vector<std::uint32_t> positions(heads * tokens);
+      for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % tokens);
+      if (p.needs.all_rows) e.positions = {positions.data(), tokens};
       lagkv::layer seen = after.layer(tokens);
       seen.extra = &e;
       ASSERT_EQ(check(p, seen).message(), "");

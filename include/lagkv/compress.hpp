@@ -31,12 +31,13 @@ namespace lagkv::inline LAGKV_ABI {
 /// Drops what is due, moves the rows that stay, advances the cursor; returns the rows now in use. Call it after attention has
 /// used the tokens appended (use, then compress). Most calls find nothing due and return after a few comparisons.
 ///
-/// Never fails, throws or locks; allocates only to grow the workspace, and before the first row moves: if that throws, cache,
-/// cursor and side arrays are as they were. Side arrays of the extras move with the rows. check() must have accepted the policy
-/// for such layers; if what the policy needs is not offered at one call, nothing is dropped at it.
+/// Fails only if the workspace cannot grow (std::bad_alloc), before the first row moves: cache, cursor and side arrays are then
+/// as they were. Takes no lock. Side arrays of the extras move with the rows. check() must have accepted the policy for such
+/// layers; a call at which something that it reads is missing drops nothing.
 std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front);
 
-/// The plan of the last call of compress(), or plan_eviction(), with this workspace. Empty if nothing was dropped.
+/// The plan of the last call of compress(), or plan_eviction(), with this workspace; of all layers at once the last layer's.
+/// Empty if nothing was dropped, or the call was refused.
 inline const plan& last_plan(workspace& ws) { return ws.kept<plan>(); }
 
 /// Plans without touching the cache: for hosts that move memory themselves, and then call advance(). The plan is the workspace's
@@ -74,12 +75,12 @@ struct compress_options {
 /// something that the policy reads missing where a layer is due) cache and cursors are as they were. The rows now in use are
 /// cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
 ///
-/// An allocation that fails leaves cache and cursors as they were, too.
+/// An allocation that fails leaves cache, cursors and side arrays as they were, too.
 ///
 /// Cost: what is due is asked twice a layer. The plans of all layers are held in the workspace until the first row moves (4 bytes
 /// a row that stays of the candidates), unless each partition is planned by itself, all layers are alike, and `planned` is empty.
-LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
-                         const compress_options& o = {});
+status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
+                const compress_options& o = {});
 
 // ---- the host's threads -----------------------------------------------------------------------------------------------
 
@@ -95,11 +96,19 @@ template <class ParallelFor>
 std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, const ParallelFor& run,
                      toward direction = toward::front);
 
-/// compress() for each layer by itself, layers shared among workers: layers[i] with cursors[i]. The rows now in use are
-/// cursors[i].tokens.
+/// compress() for all layers of a sequence, all or nothing, with layers shared among workers: the same refusals, cache and
+/// cursors as with one. `run` is called twice, to plan and to move; not at all where nothing is due. What it throws while plans
+/// are made leaves all as it was. o.planned and o.moved are called by the caller's thread, for one layer after the other.
 template <class ParallelFor>
-void compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
-              const ParallelFor& run, toward direction = toward::front);
+status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
+                const ParallelFor& run, const compress_options& o = {});
+
+/// compress() for each layer by itself, layers shared among workers: layers[i] with cursors[i]. For layers that need not agree,
+/// those of several sequences, say: nothing is compared, and budgets do not fall from layer to layer (see for_layer()). The rows
+/// now in use are cursors[i].tokens.
+template <class ParallelFor>
+void compress_each(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
+                   const ParallelFor& run, toward direction = toward::front);
 
 // ---- not API ----------------------------------------------------------------------------------------------------------
 
@@ -138,6 +147,13 @@ LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c)
 LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head);
 
+/// What is done for a layer, with the workspace of whoever does it; and who calls it for each of them.
+using layer_work = head_work;
+using each_layer_of = each_head_of;
+
+LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std::span<cursor> cursors,
+                             std::span<workspace> workers, const compress_options& o, each_layer_of each_layer);
+
 }  // namespace detail
 
 inline std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction) {
@@ -150,9 +166,20 @@ std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<work
   return detail::compress(p, l, at, workers, direction, detail::in_parallel<ParallelFor>{run, workers});
 }
 
+inline status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
+                       const compress_options& o) {
+  return detail::compress_all(p, layers, cursors, {&ws, 1}, o, detail::one_by_one{ws});
+}
+
 template <class ParallelFor>
-void compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
-              const ParallelFor& run, toward direction) {
+status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
+                const ParallelFor& run, const compress_options& o) {
+  return detail::compress_all(p, layers, cursors, workers, o, detail::in_parallel<ParallelFor>{run, workers});
+}
+
+template <class ParallelFor>
+void compress_each(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
+                   const ParallelFor& run, toward direction) {
   run(layers.size(), [&](std::size_t i, std::size_t worker) { compress(p, layers[i], cursors[i], workers[worker], direction); });
 }
 
@@ -163,9 +190,10 @@ namespace detail {
 /// Whether all that a policy needs is there at this call.
 LAGKV_FN bool met(const policy& p, const layer& l) {
   const needs& n = p.needs;
-  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope) return true;
   const extras* e = l.extra;
-  if (e == nullptr) return false;
+  if (e != nullptr && e->positions && e->positions.head_stride.value == 0 && !keeps_same_rows(p, l)) return false;
+  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope) return true;
+  if (e == nullptr || (n.positions && p.budget.again() && !e->positions)) return false;
   if (n.rope &&
       (e->rope == nullptr || e->rope->pairs == rope::pairing::unnamed || ((p.budget.again() || n.all_rows) && !e->positions)))
     return false;
@@ -489,7 +517,8 @@ LAGKV_FN bool moves_at_once(const policy& p, const candidates& c) {
 struct due_layers {
   bool any = false;         ///< something of one of them
   bool at_once = true;      ///< rows may move as soon as they are planned: no later layer needs more scratch
-  std::size_t differs = 0;  ///< the first layer that would keep another number of rows than layer 0; or how many layers there are
+  std::size_t differs = 0;  ///< the first layer in which other rows are due than in layer 0; or how many layers there are
+  std::size_t rows = 0, rows_there = 0;  ///< that layer 0 would keep, and that one
 };
 
 /// The plans of all layers, in the workspace.
@@ -497,48 +526,145 @@ struct layer_plans {
   std::vector<plan> of{};
 };
 
-/// The layers of a sequence, each with its cursor and the policy of its own.
+/// The policy of layer i of n.
+class own_policy {
+ public:
+  own_policy(const policy& p, std::size_t i, std::size_t n) : all_(p) {
+    if (p.budget.slope.sloped()) own_.emplace(for_layer(p, i, n));
+  }
+
+  operator const policy&() const { return own_ ? *own_ : all_; }
+
+ private:
+  const policy& all_;
+  std::optional<policy> own_{};  // a copy only where layers differ: most calls find nothing due
+};
+
+/// The layers of a sequence, each with its cursor. Methods that treat layers unlike are told the place in the list, where the
+/// host gives no layer.index.
 struct sequence_layers {
+  const policy& p;
   std::span<const layer> layers;
   std::span<const cursor> cursors;
-  function_ref<const policy&(std::size_t)> own;
+
+  own_policy own(std::size_t i) const { return {p, i, layers.size()}; }
+
+  layer at(std::size_t i) const {
+    layer l = layers[i];
+    if (l.index == 0) l.index = i;
+    return l;
+  }
+
+  /// Refuses a layer in which something is due and something that the policy reads is missing.
+  status met() const;
 
   due_layers due() const;
 
-  /// Plans all; ends at the first layer that would keep another number of rows, if they must be equal, and says which it is.
-  std::size_t plan_into(std::vector<plan>& plans, workspace& ws, bool equal) const;
+  /// Refuses layers in which other rows are due than in layer 0.
+  status check_equal(const due_layers& found) const;
 };
+
+LAGKV_FN status sequence_layers::met() const {
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const own_policy mine = own(i);
+    const policy& its = mine;
+    if (!detail::met(its, layers[i]) && !its.budget.due(cursors[i], layers[i].tokens).empty())
+      return refuse({"layer ", i, ": something that the policy reads is missing (check() says what): nothing moved"});
+  }
+  return {};
+}
 
 LAGKV_FN due_layers sequence_layers::due() const {
   due_layers found{.differs = layers.size()};
   candidates first{};
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const policy& mine = own(i);
+    const own_policy mine = own(i);
+    const policy& its = mine;
     const layer& l = layers[i];
-    const candidates c = candidates_of(mine, l, mine.budget.due(cursors[i], l.tokens));
+    const candidates c = candidates_of(its, l, its.budget.due(cursors[i], l.tokens));
     if (i == 0) first = c;
     const bool same = c.rows == first.rows && c.keep == first.keep && l.tokens == layers[0].tokens;
-    if (!same && found.differs > i) found.differs = i;
+    const std::size_t rows = l.tokens - (c.rows.size() - c.keep);
+    if (i == 0) found.rows = rows;
+    if (!same && found.differs > i) found.differs = i, found.rows_there = rows;
     found.any = found.any || !c.empty();
     found.at_once =
-        found.at_once && same && moves_at_once(mine, c) && alike(l.keys, layers[0].keys) && alike(l.values, layers[0].values);
+        found.at_once && same && moves_at_once(its, c) && alike(l.keys, layers[0].keys) && alike(l.values, layers[0].values);
   }
   return found;
 }
 
-LAGKV_FN std::size_t sequence_layers::plan_into(std::vector<plan>& plans, workspace& ws, bool equal) const {
-  if (plans.size() < layers.size()) plans.resize(layers.size());
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    plans[i] = plan_eviction(own(i), layers[i], cursors[i], ws);
-    if (equal && !equal_counts(plans[i], plans[0])) return i;
-  }
-  return layers.size();
+/// Layer i would have another number of rows than layer 0.
+LAGKV_EDGE error unequal(std::size_t i, const char* what, std::size_t rows, std::size_t rows_of_first) {
+  return refuse({"layer ", i, ": ", what, rows, " rows, layer 0 ", rows_of_first,
+                 ": nothing moved (equal_counts=false takes layers of different lengths)"});
 }
 
-LAGKV_EDGE error unequal(std::size_t layer) {
-  if (layer == 0) return error{"layer 0: its heads would keep different numbers of tokens: nothing moved"};
-  return refuse(
-      {"layer ", layer, ": would keep another number of tokens than layer 0, or its heads different ones: nothing moved"});
+LAGKV_EDGE status sequence_layers::check_equal(const due_layers& found) const {
+  const std::size_t i = found.differs;
+  if (i == layers.size()) return {};
+  if (layers[i].tokens != layers[0].tokens) return unequal(i, "has ", layers[i].tokens, layers[0].tokens);
+  if (found.rows_there != found.rows) return unequal(i, "would keep ", found.rows_there, found.rows);
+  return refuse({"layer ", i, ": other rows are due than in layer 0 (its cursor is at another place): nothing moved"});
+}
+
+/// Refuses plans, of layers or their heads, that leave different numbers of rows.
+LAGKV_EDGE status check_equal(std::span<const plan> plans) {
+  for (std::size_t i = 0; i < plans.size(); ++i) {
+    if (equal_counts(plans[i], plans[0])) continue;
+    for (std::size_t head = 1; head < plans[i].heads(); ++head)
+      if (plans[i].tokens_after(head) != plans[i].tokens_after())
+        return refuse({"layer ", i, ": head 0 would keep ", plans[i].tokens_after(), " rows, head ", head, " ",
+                       plans[i].tokens_after(head), ": nothing moved (equal_counts=false takes heads of different lengths)"});
+    return unequal(i, "would keep ", plans[i].tokens_after(), plans[0].tokens_after());
+  }
+  return {};
+}
+
+/// Decides what all layers drop, then moves it.
+LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> cursors, std::span<workspace> workers,
+                                 const compress_options& o, each_layer_of each_layer) {
+  const std::span<const layer> layers = all.layers;
+  if (status s = all.met(); !s) return s;
+  const due_layers due = all.due();
+  const bool chosen = due.any && all.p.select;  // what a selector leaves is known only by its plans
+  if (o.equal_counts && !chosen)
+    if (status s = all.check_equal(due); !s) return s;
+  if (!due.any || (due.at_once && !o.planned && workers.size() == 1)) {
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      lagkv::compress(all.own(i), all.at(i), cursors[i], workers[0], o.direction);
+      if (o.moved) o.moved(i, last_plan(workers[0]));
+    }
+    return {};
+  }
+  std::vector<plan>& plans = workers[0].kept<layer_plans>().of;
+  if (plans.size() < layers.size()) plans.resize(layers.size());
+  each_layer(layers.size(),
+             [&](std::size_t i, workspace& ws) { plans[i] = plan_eviction(all.own(i), all.at(i), cursors[i], ws); });
+  if (o.equal_counts)
+    if (status s = check_equal(std::span(plans).first(layers.size())); !s) return s;
+  for (std::size_t i = 0; i < layers.size() && o.planned; ++i) o.planned(i, plans[i]);
+  workers[0].kept<plan>() = plans[layers.size() - 1];  // the last that can fail
+  each_layer(layers.size(), [&](std::size_t i, workspace&) {
+    compact(layers[i], plans[i], o.direction);
+    if (layers[i].extra != nullptr) compact(*layers[i].extra, plans[i], o.direction);
+    advance(cursors[i], plans[i]);
+  });
+  for (std::size_t i = 0; i < layers.size() && o.moved; ++i) o.moved(i, plans[i]);
+  return {};
+}
+
+LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std::span<cursor> cursors,
+                             std::span<workspace> workers, const compress_options& o, each_layer_of each_layer) {
+  status done;
+  if (layers.size() != cursors.size())
+    done = refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
+  else if (p.budget.as<keep::bytes>() != nullptr)
+    done = is_in_bytes();
+  else
+    done = compress_checked({p, layers, cursors}, cursors, workers, o, each_layer);
+  if (!done) workers[0].kept<plan>().clear(0);
+  return done;
 }
 
 }  // namespace detail
@@ -579,39 +705,6 @@ LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidate
   const workspace::frame scratch(ws);
   detail::score(p, l, c, scores, ws, detail::one_by_one{ws});
   return scores;
-}
-
-LAGKV_FN status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
-                         const compress_options& o) {
-  if (layers.size() != cursors.size())
-    return detail::refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
-  if (p.budget.as<keep::bytes>() != nullptr) return detail::is_in_bytes();
-  std::optional<policy> sloped;  // a copy only where layers differ: most calls find nothing due
-  const auto own = [&](std::size_t i) -> const policy& {
-    return p.budget.slope.sloped() ? sloped.emplace(for_layer(p, i, layers.size())) : p;
-  };
-  const detail::sequence_layers all{layers, cursors, own};
-  for (std::size_t i = 0; i < layers.size(); ++i)
-    if (!detail::met(own(i), layers[i]) && !own(i).budget.due(cursors[i], layers[i].tokens).empty())
-      return detail::refuse({"layer ", i, ": something that the policy reads is missing (check() says what): nothing moved"});
-  const detail::due_layers due = all.due();
-  const bool chosen = due.any && p.select;  // what a selector leaves is known only by its plans
-  if (o.equal_counts && !chosen && due.differs < layers.size()) return detail::unequal(due.differs);
-  std::vector<plan>* plans = due.any && (!due.at_once || o.planned) ? &ws.kept<detail::layer_plans>().of : nullptr;
-  if (plans != nullptr)
-    if (const std::size_t i = all.plan_into(*plans, ws, o.equal_counts); i < layers.size()) return detail::unequal(i);
-  for (std::size_t i = 0; i < layers.size() && plans != nullptr && o.planned; ++i) o.planned(i, (*plans)[i]);
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (plans == nullptr) {
-      compress(own(i), layers[i], cursors[i], ws, o.direction);
-    } else {
-      compact(layers[i], (*plans)[i], o.direction);
-      if (layers[i].extra != nullptr) compact(*layers[i].extra, (*plans)[i], o.direction);
-      advance(cursors[i], (*plans)[i]);
-    }
-    if (o.moved) o.moved(i, plans != nullptr ? (*plans)[i] : last_plan(ws));
-  }
-  return {};
 }
 
 #endif

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <string_view>
 
 #include <lagkv/policy/parse.hpp>
@@ -39,6 +40,13 @@ LAGKV_FN std::span<const method_entry* const> methods();
 /// lists all keys.
 LAGKV_EDGE result<policy> parse(std::string_view text);
 
+namespace detail {
+
+/// The methods that only methods_with_eigen.hpp has.
+inline constexpr std::string_view needing_eigen[] = {"leverage"};
+
+}  // namespace detail
+
 #if LAGKV_BODIES
 
 namespace detail {
@@ -72,7 +80,13 @@ inline constexpr const method_entry* all_entries[] = {
 
 LAGKV_FN std::span<const method_entry* const> methods() { return detail::all_entries; }
 
-LAGKV_EDGE result<policy> parse(std::string_view text) { return parse(text, methods()); }
+LAGKV_EDGE result<policy> parse(std::string_view text) {
+  result<policy> made = parse(text, methods());
+  for (const std::string_view name : detail::needing_eigen)
+    if (made.message().find(detail::joined({"'", name, "': must be one of"})) != std::string::npos)
+      return detail::refuse({name, " needs Eigen: include lagkv/methods_with_eigen.hpp, parse(text, methods_with_eigen())"});
+  return made;
+}
 
 #endif
 

@@ -1,6 +1,7 @@
 // Part of lagkv (MIT). A value, or the reason why there is none; and how such reasons are written.
 #pragma once
 
+#include <cassert>
 #include <charconv>
 #include <concepts>
 #include <cstdint>
@@ -29,15 +30,17 @@ class [[nodiscard]] result {
   result(lagkv::error e) : message_(std::move(e.message)) {}
 
   explicit operator bool() const noexcept { return value_.has_value(); }
-  /// Only where the result holds a value.
-  T& operator*() { return *value_; }
-  const T& operator*() const { return *value_; }
-  T* operator->() { return &*value_; }
-  const T* operator->() const { return &*value_; }
+  /// Only where the result holds a value: debug builds stop elsewhere.
+  T& operator*() { return expect_value(), *value_; }
+  const T& operator*() const { return expect_value(), *value_; }
+  T* operator->() { return expect_value(), &*value_; }
+  const T* operator->() const { return expect_value(), &*value_; }
   /// Empty where the result holds a value.
   const std::string& message() const noexcept { return message_; }
 
  private:
+  void expect_value() const { assert(value_ && "lagkv: the result has no value: look at message()"); }
+
   std::optional<T> value_{};
   std::string message_{};
 };

@@ -147,7 +147,8 @@ nb::dict needs_of(const policy_object& p) {
   nb::dict d;
   d["values"] = n.values, d["all_rows"] = n.all_rows, d["queries"] = n.queries;
   d["accumulated_attention"] = n.accumulated_attention, d["query_statistics"] = n.query_statistics;
-  d["calibrated"] = n.calibrated, d["importance"] = n.importance, d["rope"] = n.rope, d["key_statistics"] = n.key_statistics;
+  d["calibrated"] = n.calibrated, d["importance"] = n.importance, d["rope"] = n.rope, d["positions"] = n.positions;
+  d["key_statistics"] = n.key_statistics;
   return d;
 }
 
@@ -328,8 +329,10 @@ std::vector<std::size_t> compress_layers(const policy_object& p, const std::vect
     check_layer(p, l, false);
     check_cursor(*cursors[i], l);
     together = together || (l.batch() > 1 && (p.policy.select || l.protects()));
-    for (std::size_t b = 0; b < l.batch(); ++b)
+    for (std::size_t b = 0; b < l.batch(); ++b) {
       entries.push_back({l.at(b), *cursors[i], layers.size() > 1 ? lagkv::for_layer(p.policy, i, layers.size()) : p.policy, i});
+      entries.back().layer.index = i;
+    }
   }
   {
     const nb::gil_scoped_release free;

@@ -73,7 +73,26 @@ static void test_refusals(void) {
   EXPECT(strlen(lagkv_workspace_target(w)) > 0);
 
   REFUSED(lagkv_check(q, &l, 0, &error), "queries: the policy reads those of the last 64 tokens");
-  EXPECT(lagkv_policy_needs(q) == LAGKV_NEEDS_QUERIES && lagkv_policy_queries(q) == 64);
+  EXPECT(lagkv_policy_needs(q) == (LAGKV_NEEDS_QUERIES | LAGKV_READS_ALL_ROWS) && lagkv_policy_queries(q) == 64);
+  const struct {
+    const char* text;
+    uint32_t needs;
+  } known[] = {{"key_diff:keep=0.25", 0},
+               {"full", 0},
+               {"lagkv", LAGKV_NEEDS_VALUES},
+               {"kvzap:keep=0.25", LAGKV_NEEDS_VALUES | LAGKV_NEEDS_ROPE | LAGKV_NEEDS_IMPORTANCE},
+               {"novelty:keep=0.25", LAGKV_NEEDS_ROPE | LAGKV_READS_KEY_STATISTICS},
+               {"novelty:capacity=99", LAGKV_NEEDS_ROPE | LAGKV_READS_KEY_STATISTICS | LAGKV_NEEDS_POSITIONS},
+               {"h2o:form=mean,keep=0.5", LAGKV_NEEDS_ACCUMULATED_ATTENTION | LAGKV_READS_ALL_ROWS},
+               {"h2o:form=mean,capacity=99", LAGKV_NEEDS_ACCUMULATED_ATTENTION | LAGKV_READS_ALL_ROWS | LAGKV_NEEDS_POSITIONS},
+               {"expected_attention:calibrated=yes,covariance=no,values=no,keep=0.5",
+                LAGKV_NEEDS_QUERY_STATISTICS | LAGKV_NEEDS_QUERY_MEAN}};
+  for (size_t i = 0; i < sizeof known / sizeof *known; ++i) {
+    lagkv_policy* one = policy_of(known[i].text);
+    if (lagkv_policy_needs(one) != known[i].needs) printf("%s: %u\n", known[i].text, lagkv_policy_needs(one));
+    EXPECT(lagkv_policy_needs(one) == known[i].needs);
+    lagkv_policy_free(one);
+  }
   REFUSED(lagkv_compress(q, &l, c, w, LAGKV_FRONT, &left, &error), "queries");
   REFUSED(lagkv_compress(plain, &l, c, w, 2, &left, &error), "toward=2: must be");
   REFUSED(lagkv_compress(plain, NULL, c, w, 0, &left, &error), "layer: is NULL");
@@ -141,6 +160,9 @@ static void test_compress(const char* text) {
   REFUSED(lagkv_advance(d, plan, heads, &error), "head=3: the plan has 3");
   OK(lagkv_advance(d, plan, 0, &error));
   OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, &left, &error));
+  lagkv_workspace* same[] = {w, second, w};
+  REFUSED(lagkv_compress_parallel(p, &l3, g, same, 3, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error),
+          "workspaces[2]: is workspaces[0]: each worker needs its own");
   OK(lagkv_compress_parallel(p, &l3, g, both, 2, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error));
   EXPECT(left < tokens && left == lagkv_cursor_tokens(c) && left == lagkv_cursor_tokens(d) && left == parallel && runs > 0);
   EXPECT(lagkv_cursor_seen(c) == tokens && lagkv_cursor_dropped(c) == tokens - left && lagkv_cursor_compressed(c) <= left);
@@ -234,7 +256,7 @@ static void test_layers_and_scores(void) {
   REFUSED(lagkv_score(p, &l[0], &outside, w, scores, heads * n, &error), "must lie within the 300 rows in use");
 
   l[1].tokens = 200;
-  REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error), "layer 1: would keep another number");
+  REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error), "layer 1: has 200 rows, layer 0 300: nothing moved");
   EXPECT(memcmp(k, before, size * sizeof *k) == 0 && lagkv_cursor_seen(c[0]) == 0);
   l[1].tokens = tokens;
   OK(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error));
@@ -265,8 +287,31 @@ static void test_layers_and_scores(void) {
   e.protect = protect, e.protect_count = 2;
   size_t left = 0;
   OK(lagkv_accumulate(h2o, &seen, fresh, tokens, w, &error));
+  /* A plan applied by hand moves what lies beside the rows, too. */
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_plan_eviction(h2o, &seen, fresh, w, &plan, &error));
+  uint32_t positions_by_hand[heads * tokens];
+  float* attention_by_hand = malloc(heads * tokens * sizeof *attention);
+  memcpy(positions_by_hand, positions, sizeof positions);
+  memcpy(attention_by_hand, attention, heads * tokens * sizeof *attention);
+  lagkv_extras beside = lagkv_no_extras();
+  beside.positions = positions_by_hand, beside.accumulated_attention = attention_by_hand;
+  REFUSED(lagkv_compact_extras(&beside, plan, LAGKV_FRONT, &error), "positions_stride=0: must be at least the 300 rows");
+  beside.positions_stride = tokens, beside.accumulated_attention_stride = -299;
+  REFUSED(lagkv_compact_extras(&beside, plan, LAGKV_FRONT, &error), "accumulated_attention_stride=-299: must be at least");
+  beside.accumulated_attention_stride = tokens;
+  REFUSED(lagkv_compact_extras(&beside, plan, 2, &error), "toward=2: must be");
+  REFUSED(lagkv_compact_extras(NULL, plan, LAGKV_FRONT, &error), "extras: is NULL");
+  EXPECT(memcmp(positions_by_hand, positions, sizeof positions) == 0);
+  OK(lagkv_compact_extras(&beside, plan, LAGKV_FRONT, &error));
   OK(lagkv_compress(h2o, &seen, fresh, w, LAGKV_FRONT, &left, &error));
   EXPECT(left == 90);
+  for (int h = 0; h < heads; ++h) {
+    EXPECT(memcmp(positions + h * tokens, positions_by_hand + h * tokens, left * sizeof *positions) == 0);
+    EXPECT(memcmp(attention + h * tokens, attention_by_hand + h * tokens, left * sizeof *attention) == 0);
+  }
+  OK(lagkv_compact_extras(&beside, lagkv_last_plan(w), LAGKV_FRONT, &error));
+  free(attention_by_hand);
   for (int h = 0; h < heads; ++h) {
     int found = 0;
     for (size_t i = 0; i < left; ++i) {

@@ -9,9 +9,9 @@
 //   auto done = compressor->compress(0);                   // cheap where nothing is due
 //
 // Policies that read queries or attention (snapkv, h2o, tova) have the probe record what they read, from the tokens on that
-// are decoded after the compressor is made; others slow nothing down. Those that read keys as they were before RoPE
-// (novelty, pre_rope=yes) need it for the rotary embedding of each layer, which it takes from the first graph. Those that read
-// statistics of the model's queries (calibrated=yes) get them with make(); calibration.hpp counts them.
+// are decoded after the compressor is made; others slow nothing down. Those that read keys as they were before RoPE (recommended,
+// novelty, distinct, kvzap, pre_rope=yes) need it for the rotary embedding of each layer, which it takes from the first graph.
+// Those that read statistics of the model's queries (calibrated=yes) get them with make(); calibration.hpp counts them.
 //
 // Taken: caches of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1 (keys and values may differ), with or without flash
 // attention, on any backend. Quantised rows move as they are. llama.cpp stores most of them under a Hadamard matrix: the

@@ -18,7 +18,9 @@ struct layer {
   tensor values{};
   std::size_t tokens = 0;
   const extras* extra = nullptr;  ///< must outlive the call
-  std::size_t index = 0;          ///< which layer of the sequence it is, for methods that treat layers unlike; 0: not known
+  /// Which layer of the sequence it is, for methods that treat layers unlike. 0: the first, or not known; compress()
+  /// for all layers takes the place in the list then.
+  std::size_t index = 0;
 };
 
 namespace detail {

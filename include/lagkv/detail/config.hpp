@@ -36,8 +36,8 @@
 // Functions at the edge: parsing, checking, messages. They are compiled for size, which takes less time, too.
 #define LAGKV_EDGE [[gnu::cold]] LAGKV_FN
 
-// All is declared in an inline namespace named after the version and the mode, so that two versions, or two modes, in one program
-// are a link error where they meet, and apart where they do not.
+// All is declared in an inline namespace named after the version and the mode, so that two minor versions, or two modes, in one
+// program are a link error where they meet, and apart where they do not.
 //
 // Headers only, the mode is what the file's flags let the compiler use. A linker keeps one copy of an inline function, of any
 // file: without this, one that was compiled for a newer processor could serve the whole program.

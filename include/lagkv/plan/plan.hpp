@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include <lagkv/detail/vector.hpp>
 #include <lagkv/view/range.hpp>
@@ -35,6 +36,10 @@ struct plan {
 
   /// The row that lies at row `i` of this head after compaction to the front.
   std::size_t source(std::size_t head, std::size_t i) const;
+
+  /// The rows that this head keeps, sinks, window and all, in the order in which they lie after compaction to the front:
+  /// tokens_after(head) of them. The indices of a gather, for hosts that keep their cache elsewhere.
+  std::vector<std::uint32_t> rows(std::size_t head) const;
 
   /// The plan of `n` heads that keep `each` rows of `range`, to be filled in through row().
   void reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each);
@@ -68,6 +73,12 @@ LAGKV_FN std::size_t plan::source(std::size_t head, std::size_t i) const {
   if (empty() || i < candidates.begin) return i;
   const std::size_t inside = i - candidates.begin, stay = of(head).size();
   return inside < stay ? of(head)[inside] : candidates.end + (inside - stay);
+}
+
+LAGKV_FN std::vector<std::uint32_t> plan::rows(std::size_t head) const {
+  std::vector<std::uint32_t> all(tokens_after(head));
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint32_t>(source(head, i));
+  return all;
 }
 
 LAGKV_FN void plan::reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each) {

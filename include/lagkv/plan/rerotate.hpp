@@ -73,8 +73,9 @@ inline void rerotate(const tensor& keys, std::size_t head, std::size_t row, std:
 
 /// Gives the keys that stay consecutive positions, after compact(keys, applied) toward the front: row i, which was row
 /// applied.source(head, i), is rotated by the difference. That is right where a row's number is its position, so where this
-/// has followed every compaction; the next token's position is then applied.tokens_after(head), not cursor.seen(). Heads may
-/// keep different numbers of rows: each has positions of its own. Rows before the first one dropped are not touched.
+/// has followed every compaction; the next token's position is then applied.tokens_after(head), not cursor.seen(). Policies that
+/// read positions, or protected ones, need extras.positions from then on, with each row's number written into it after each call.
+/// Heads may keep different numbers of rows: each has positions of its own. Rows before the first one dropped are not touched.
 /// `keys` has the heads of the plan; `applied` may be last_plan(ws).
 ///
 /// Costs about 0.15 to 0.4 us a moved row of 128 channels (f16, AVX-512; the more the further apart the rows that stay).

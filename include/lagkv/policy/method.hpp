@@ -6,9 +6,9 @@
 #include <type_traits>
 
 #include <lagkv/cache/layer.hpp>
-#include <lagkv/detail/callable.hpp>
 #include <lagkv/plan/candidates.hpp>
 #include <lagkv/plan/plan.hpp>
+#include <lagkv/policy/callable.hpp>
 #include <lagkv/rows/pre_rope.hpp>
 #include <lagkv/view/range.hpp>
 #include <lagkv/workspace.hpp>
@@ -65,6 +65,7 @@ struct needs {
   bool calibrated = false;             ///< and only those of the model's queries: extras.query_mean
   bool importance = false;             ///< extras.importance
   bool rope = false;                   ///< the embedding of the keys: extras.rope
+  bool positions = false;              ///< of survivors, where the budget makes them candidates again: extras.positions
   bool key_statistics = false;         ///< of the whole sequence, if they are offered
 
   friend needs operator|(const needs& a, const needs& b) {
@@ -76,6 +77,7 @@ struct needs {
             .calibrated = a.calibrated || b.calibrated,
             .importance = a.importance || b.importance,
             .rope = a.rope || b.rope,
+            .positions = a.positions || b.positions,
             .key_statistics = a.key_statistics || b.key_statistics};
   }
 };

@@ -123,8 +123,9 @@ LAGKV_EDGE status adjust(method& m, const policy_options& o) {
   const std::size_t reach = o.smooth.value_or(m.smooth);
   const bool shared = o.heads ? *o.heads == deciding_heads::shared : m.shared_heads;
   if (o.pre_rope) m.pre_rope = *o.pre_rope ? pre_rope_keys : nullptr;
-  if (m.pre_rope != nullptr && (m.needs.queries > 0 || m.needs.accumulated_attention || m.needs.query_statistics))
-    return error{"pre_rope=yes: queries meet keys as they are: not with a method that reads attention"};
+  m.shared_heads = shared;
+  if (m.pre_rope != nullptr)
+    if (status s = check_pre_rope(m.needs); !s) return s;
   m.needs.rope = m.needs.rope || m.pre_rope != nullptr;  // a scorer may read extras.rope by itself
   const std::size_t own = m.adjust.size();
   const bool held = (o.pool <= 1 || m.adjust.then(pool{o.pool})) && (!shared || m.adjust.then(mean_of_heads{})) &&
@@ -168,6 +169,7 @@ LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o) 
   p.budget = *keeps;
   p.score = adjusted.score, p.adjust = adjusted.adjust, p.needs = adjusted.needs, p.weight = adjusted.weight;
   p.pre_rope = adjusted.pre_rope;
+  p.same_rows = o.select == selection::chunks || (o.select == selection::top_k && adjusted.shared_heads);
   if (o.select == selection::chunks) p.select = chunks{o.chunk};
   if (o.threshold && o.select != selection::adaptive)
     return detail::refuse({"threshold=", *o.threshold, ": heads would keep different numbers of tokens: give select=adaptive"});
@@ -195,6 +197,7 @@ LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const pol
     next = other;
     if (status s = detail::adjust(next, o); !s) return error{s.message()};
     p.needs = p.needs | next.needs;
+    p.same_rows = p.same_rows && (next.shared_heads || o.select == selection::chunks);
   }
   return p;
 }

@@ -77,7 +77,7 @@ LAGKV_EDGE error unknown_method(std::string_view name, std::span<const method_en
     text.append(comma).append(m->name);
     comma = ", ";
   }
-  return {text + " (those that need Eigen: include lagkv/methods_with_eigen.hpp)"};
+  return {text};
 }
 
 inline const policy_options& policy_options_of(const option_values& v) { return *static_cast<const policy_options*>(v.get()); }

@@ -33,6 +33,9 @@ struct policy {
   key_view pre_rope = nullptr;  ///< pre_rope_keys: `score` is shown keys as they were before RoPE
   /// The selector may keep different numbers of rows in each head. Such plans are for plan_eviction() and compact(): see check().
   bool ragged = false;
+  /// All heads of a layer keep the same rows: by shared scores, or a selector that looks at all heads. Where it is false they may
+  /// differ (unless nothing is scored, or there is one head), and positions must be of each head: see check().
+  bool same_rows = false;
   /// Further scorers, fused with `score`.
   method fused[most_fused];
   std::size_t fused_count = 0;
@@ -57,13 +60,17 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 /// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are.
 LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
 
-/// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope.
-[[nodiscard]] LAGKV_EDGE policy pre_rope(policy p);
+/// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope. Refused for scorers that read attention: queries
+/// meet keys as they are.
+LAGKV_EDGE result<policy> pre_rope(policy p);
 
 namespace detail {
 
 /// Refuses a budget that no cache can keep.
 LAGKV_EDGE status check_budget(const budget& b);
+
+/// Refuses keys before RoPE for a scorer that reads attention.
+LAGKV_EDGE status check_pre_rope(const needs& n);
 
 /// The error of a budget in bytes where one of rows is needed.
 LAGKV_EDGE error is_in_bytes();
@@ -72,7 +79,8 @@ LAGKV_EDGE error is_in_bytes();
 
 #if LAGKV_BODIES
 
-LAGKV_EDGE policy pre_rope(policy p) {
+LAGKV_EDGE result<policy> pre_rope(policy p) {
+  if (status s = detail::check_pre_rope(p.needs); !s) return error{s.message()};
   p.pre_rope = pre_rope_keys;
   p.needs.rope = true;
   return p;
@@ -85,6 +93,11 @@ LAGKV_EDGE status check_share(std::string_view name, double x, bool zero = false
   const bool within = (zero ? x >= 0 : x > 0) && x <= 1;
   if (within && !is_nan(static_cast<float>(x))) return {};  // -ffast-math may take a NaN to be within
   return refuse({name, "=", x, zero ? ": must be from 0 to 1" : ": must be above 0 and at most 1"});
+}
+
+LAGKV_EDGE status check_pre_rope(const needs& n) {
+  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics) return {};
+  return error{"pre_rope=yes: queries meet keys as they are: not with a method that reads attention"};
 }
 
 LAGKV_EDGE error is_in_bytes() { return {"budget: is in bytes: make it a number of rows by fit()"}; }
@@ -140,6 +153,24 @@ LAGKV_EDGE status check_budget(const budget& b) {
   return {};
 }
 
+/// Whether all heads of the layer keep the same rows.
+LAGKV_FN bool keeps_same_rows(const policy& p, const layer& l) {
+  return p.same_rows || l.keys.heads() == 1 || p.budget.as<keep::window>() != nullptr ||
+         p.budget.as<keep::everything>() != nullptr;
+}
+
+/// Whether the layer has positions where the policy reads them, and each head its own if heads keep different rows.
+LAGKV_EDGE status check_positions(const policy& p, const layer& l) {
+  const extras* e = l.extra;
+  const bool known = e != nullptr && e->positions;
+  if (known && e->positions.head_stride.value == 0 && !keeps_same_rows(p, l))
+    return refuse({"positions: head_stride=0: the policy keeps different tokens in each head: must be at least the ", l.tokens,
+                   " rows in use"});
+  if (p.needs.positions && p.budget.again() && !known)
+    return error{"positions: the policy reads those of survivors that are candidates again; the layer has none (layer.extra)"};
+  return {};
+}
+
 /// Whether the layer says which embedding its keys carry, and at which positions, if the policy reads it.
 LAGKV_EDGE status check_rope(const policy& p, const layer& l) {
   if (!p.needs.rope) return {};
@@ -170,8 +201,8 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
     return error{
         "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
         "(layer.extra)"};
-  if (p.needs.accumulated_attention && !e->accumulated_attention && e->queries && e->offered() < l.tokens)
-    return detail::refuse({"queries=", e->offered(), ": the policy reads those of all ", l.tokens,
+  if (p.needs.accumulated_attention && !e->accumulated_attention && e->offered() < l.tokens)
+    return detail::refuse({e->weights ? "weights=" : "queries=", e->offered(), ": the policy reads those of all ", l.tokens,
                            " tokens, or the attention that each row has received (accumulated_attention)"});
   if (p.needs.query_statistics && !(e != nullptr && (e->query_mean || e->offered(e->queries) > 0)))
     return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
@@ -180,6 +211,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   if (p.needs.importance && !(e != nullptr && e->importance))
     return error{"importance: the policy reads the map that was fitted to the model; the layer has none (layer.extra)"};
   if (status s = detail::check_rope(p, l); !s) return s;
+  if (status s = detail::check_positions(p, l); !s) return s;
   if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
     return error{"protect: survivors are candidates again, so the policy needs extras.positions to know protected ones"};
   if (status s = detail::check_count("tokens", l.tokens); !s) return s;

@@ -157,7 +157,7 @@ constexpr option_table table_of(std::span<const parameter> parameters) {
   static_assert(std::is_trivially_copyable_v<Options> && sizeof(Options) <= option_table::most_bytes);
   return {parameters, [](void* at) {
             const Options defaults{};
-            std::memcpy(at, &defaults, sizeof defaults);  // as detail/callable.hpp
+            std::memcpy(at, &defaults, sizeof defaults);  // as policy/callable.hpp
           }};
 }
 

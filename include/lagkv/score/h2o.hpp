@@ -29,7 +29,10 @@ struct h2o_score {
 
 /// Half of the budget goes to the most recent tokens, as in the paper.
 inline method method_of(const h2o_score& s) {
-  return {.score = s, .needs = {.all_rows = true, .accumulated_attention = true}, .recent = 1, .recent_share = 0.5};
+  return {.score = s,
+          .needs = {.all_rows = true, .accumulated_attention = true, .positions = s.how == h2o_score::form::mean},
+          .recent = 1,
+          .recent_share = 0.5};
 }
 
 inline constexpr parameter h2o_parameters[] = {option<&h2o_score::how>(

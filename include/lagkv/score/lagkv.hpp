@@ -148,7 +148,7 @@ inline constexpr method_entry lagkv_entry = [] {
   e.make_whole = [](const void* whole) {
     const auto& o = *static_cast<const lagkv_string_options*>(whole);
     const result<policy> made = make_lagkv(o.options);
-    return made && o.pre_rope ? result<policy>(pre_rope(*made)) : made;
+    return made && o.pre_rope ? pre_rope(*made) : made;
   };
   return e;
 }();

@@ -30,10 +30,12 @@ struct strides {
   distance channel = 1;
 };
 
-/// A pointer to units that a view of T may stand on: T itself, or the host's own type of that size for all but float.
+/// A pointer to units that a view of T may stand on: T itself, or the host's own type of that size for all but float. Not const,
+/// since rows move; not another of lagkv's own units (bf16 as f16).
 template <class Pointee, class T>
-concept stored_as = std::is_trivially_copyable_v<Pointee> && sizeof(Pointee) == sizeof(T) &&
-                    (std::is_same_v<T, Pointee> || !std::is_same_v<T, float>);
+concept stored_as = !std::is_const_v<Pointee> && std::is_trivially_copyable_v<Pointee> && sizeof(Pointee) == sizeof(T) &&
+                    (std::is_same_v<T, Pointee> ||
+                     (!std::is_same_v<T, float> && !(std::is_class_v<Pointee> && requires { dtype_of<Pointee>::value; })));
 
 namespace detail {
 

@@ -91,7 +91,7 @@ class tensor {
   requires(!std::same_as<View, tensor>) tensor(const View& view)
       : heads_(view.heads()), channels_(view.channels()), capacity_(view.capacity()), type_(view.type()) {
     static_assert(sizeof(View) <= max_view_size, "a view is a small value: point to long-lived tables");
-    std::memcpy(view_, &view, sizeof view);  // as detail/callable.hpp
+    std::memcpy(view_, &view, sizeof view);  // as policy/callable.hpp
     at_ = [](const void* v, std::size_t head, token_range tokens) { return as<View>(v).at(head, tokens); };
     check_ = [](const void* v, std::size_t tokens) { return as<View>(v).check(tokens); };
     if constexpr (has_row_scales<View>)

@@ -6,6 +6,8 @@
 #include <new>
 #include <type_traits>
 
+#include <lagkv/detail/config.hpp>
+
 namespace lagkv::inline LAGKV_ABI {
 
 /// A function, or a small struct of options with a call operator, held by value: no heap, no RTTI, trivially copyable.
