@@ -210,7 +210,8 @@ TEST(parse, recommended_is_the_policy_that_the_docs_say_it_is) {
   for (const char* more :
        {"keep=0.25", "keep=0.25,lag=0,smooth=2", "capacity=60,recent=8", "keep=0.2,recent_share=0.1", "lag=32"}) {
     const lagkv::policy p = *lagkv::parse(std::string("recommended:") + more);
-    const lagkv::policy q = *lagkv::parse(std::string("novelty:ridge=1,value_weight=1,") + more);
+    const char* own = std::string_view(more).find("recent_share") == std::string_view::npos ? "recent_share=0.25," : "";
+    const lagkv::policy q = *lagkv::parse(std::string("novelty:ridge=1,value_weight=1,") + own + more);
     EXPECT_EQ(p.budget.recent_share, q.budget.recent_share) << more;
     EXPECT_EQ(p.needs.values, q.needs.values);
     EXPECT_EQ(p.adjust.size(), q.adjust.size()) << more;
@@ -229,6 +230,24 @@ TEST(parse, recommended_is_the_policy_that_the_docs_say_it_is) {
     ASSERT_GT(a.kept.size(), 0U) << more;
     EXPECT_EQ(a.kept, b.kept) << more;
   }
+}
+
+TEST(parse, whole_and_odd_numbers_have_no_fraction) {
+  std::size_t tried = 0;
+  const auto refused = [&](const std::string& text, const lagkv::parameter& p) {
+    using kind = lagkv::accepted::kind;
+    if (p.accepts.type != kind::whole && p.accepts.type != kind::odd) return;
+    for (const char* value : {"3.5", "1.0001", "4.5", "3.9999999"}) {
+      ++tried;
+      const std::string message = lagkv::parse(text + std::string(p.key) + "=" + value, lagkv::methods_with_eigen()).message();
+      EXPECT_NE(message.find(std::string(p.key) + "=" + value + ": must be"), std::string::npos) << text << ": " << message;
+    }
+  };
+  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+    for (auto list : {m->own.parameters, m->whole.parameters})
+      for (const lagkv::parameter& p : list) refused(std::string(m->name) + ":", p);
+  for (const lagkv::parameter& p : lagkv::policy_parameters) refused("key_norm:", p);
+  EXPECT_GT(tried, 60U);
 }
 
 TEST(parse, methods_that_need_eigen_are_named_where_they_are_missing) {
@@ -509,6 +528,9 @@ TEST(check, strides_and_sizes_that_no_memory_has) {
     EXPECT_TRUE(beyond(lagkv::paged<float>(memory, {2, 4}, {4, 64, {16, stride, 1}}, table)));
     EXPECT_TRUE(beyond(lagkv::paged<float>(memory, {2, 4}, {4, 64, {16, 4, stride}}, table)));
   }
+  // Each dimension alone can be had, not together; of bytes, whose sum could wrap around.
+  for (const std::ptrdiff_t stride : {(std::ptrdiff_t{1} << 62) + 1, far - 1, -(far - 1)})
+    EXPECT_TRUE(beyond(lagkv::strided<std::int8_t>(reinterpret_cast<std::int8_t*>(memory), {2, 2}, {stride, 1L << 62, far}, 2)));
   const std::size_t huge = std::size_t{1} << 62;
   EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {huge, 4}, {8, 4, 1}, 2)));
   EXPECT_TRUE(beyond(lagkv::strided<float>(memory, {2, huge}, {400, 4, 1}, 100)));

@@ -1405,4 +1405,74 @@ TEST(methods, rows_that_are_not_finite_go_first) {
   }
 }
 
+// A channel that is nothing beside the others, though it varies: its inverse variance is beyond f32.
+TEST(novelty, a_channel_that_is_nothing_beside_the_others_spoils_no_score) {
+  constexpr std::size_t n = 400, channels = 16;
+  for (const float scale : {1e-12F, 1e-15F, 1e-18F, 3e-19F, 1e-19F, 1e-20F, 1e-21F, 1e-22F, 1e-25F, 1e-30F}) {
+    cube k = make_cube(3, 1, n, channels), narrow(1, n, channels - 1);
+    for (std::size_t i = 0; i < n; ++i) {
+      k.row(0, i)[channels - 1] *= scale;
+      std::copy_n(k.row(0, i), channels - 1, narrow.row(0, i));
+    }
+    const auto scores = [&](const cube& x, const char* text) {
+      cache c(layout::heads_first, dtype::f32, x, x);
+      lagkv::workspace ws;
+      const lagkv::policy p = named(text);
+      const auto s = lagkv::score(p, c.layer(n), p.budget.due({}, n), ws);
+      return std::vector<float>(s.begin(), s.end());
+    };
+    const std::vector<float> found = scores(k, "novelty:pre_rope=no,smooth=0"),
+                             without = scores(narrow, "novelty:pre_rope=no,smooth=0");
+    const std::vector<float> alike = scores(k, "distinct:pre_rope=no");
+    ASSERT_EQ(found.size(), without.size());
+    for (std::size_t i = 0; i < found.size(); ++i) ASSERT_TRUE(std::isfinite(found[i])) << scale << ", row " << i;
+    for (std::size_t i = 0; i < found.size() && scale < 1e-15F; ++i)  // then it does not count
+      ASSERT_NEAR(found[i], without[i], 1e-4) << scale << ", row " << i;
+    EXPECT_GT(*std::min_element(alike.begin(), alike.end()), -60) << scale << ": codes still tell keys apart";
+  }
+}
+
+// No row counts more than itself, and all together as many as there are directions, whatever the rounding.
+TEST(leverage, of_keys_that_depend_on_one_another_stays_within_its_bounds) {
+  constexpr std::size_t n = 300, channels = 32;
+  for (const float scale : {1e-3F, 1.0F, 300.0F, 1e6F})
+    for (const double ridge : {1e-300, 1e-9, 0.01}) {
+      cube k = make_cube(4, 1, n, channels);
+      for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t c = 0; c < channels; ++c) k.row(0, i)[c] *= scale;
+        k.row(0, i)[1] = k.row(0, i)[0];
+      }
+      for (const std::size_t rows : {n, std::size_t{20}}) {  // fewer than channels, too
+        cache c(layout::heads_first, dtype::f32, k, k);
+        lagkv::workspace ws;
+        std::vector<float> scores(rows);
+        lagkv::leverage_score{.ridge = ridge}(c.layer(rows), 0, {0, rows}, scores, ws);
+        double sum = 0;
+        for (const float s : scores) {
+          ASSERT_GE(s, 0) << scale << ", " << ridge;
+          ASSERT_LE(s, 1.001F) << scale << ", " << ridge;
+          sum += static_cast<double>(s);
+        }
+        const double directions = std::min<double>(channels - 1, static_cast<double>(rows - 1));
+        EXPECT_LE(sum, directions * 1.001) << scale << ", " << ridge << ", " << rows << " rows";
+        EXPECT_GE(sum, scale >= 1 ? directions * 0.9 : 0) << scale << ", " << ridge << ", " << rows << " rows";
+      }
+    }
+}
+
+TEST(cur, sums_of_large_squares_do_not_overflow) {
+  for (const float large : {1.0F, 1e9F, 5e18F}) {
+    cube k(1, 32, 2), v(1, 32, 2);
+    for (std::size_t i = 0; i < 32; ++i) k.row(0, i)[0] = large * static_cast<float>(1 + i % 2), v.row(0, i)[1] = large;
+    cache c(layout::heads_first, dtype::f32, k, v);
+    lagkv::workspace ws;
+    std::vector<float> scores(32);
+    lagkv::cur_score{.window = 16}(c.layer(32), 0, {0, 32}, scores, ws);
+    for (std::size_t i = 0; i < 32; ++i) {  // squares 1 and 4: 40 in a window; values are alike
+      const float wanted = (i % 2 == 0 ? 1.0F : 4.0F) / 40.0F / 16.0F;
+      ASSERT_NEAR(scores[i], wanted, 1e-6F) << large << ", row " << i;
+    }
+  }
+}
+
 }  // namespace

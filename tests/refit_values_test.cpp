@@ -295,6 +295,8 @@ TEST(refit_values, bad_input_is_refused_and_nothing_changed) {
   refused(l, wrong, 1, "plan: heads=1: must be the layer's 2");
   wrong = p, wrong.kept[0] = 100;
   refused(l, wrong, 1, "plan: keeps row 100: must be a candidate (3 to 100)");
+  wrong = p, wrong.candidates.end = 121;
+  refused(l, wrong, 1, "plan: candidates end at 121: must be at most the layer's 120 rows");
 
   std::vector<std::int8_t> bytes(2 * 120 * 8);
   other = l, other.values = lagkv::strided<std::int8_t>(bytes.data(), {2, 8}, {.head = 120 * 8, .token = 8}, 120);

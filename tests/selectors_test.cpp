@@ -78,6 +78,18 @@ TEST(chunks, a_bad_row_does_not_take_its_chunk_with_it) {
   }
 }
 
+TEST(chunks, infinities_are_the_largest_numbers) {
+  for (const double large : {std::numeric_limits<double>::infinity(), static_cast<double>(std::numeric_limits<float>::max())}) {
+    std::vector<std::vector<double>> s(3, std::vector<double>(40, 1.0));
+    for (auto& head : s)
+      for (std::size_t i = 0; i < 10; ++i) head[10 + i] = large, head[30 + i] = -large;
+    for (const auto& head : kept_by(lagkv::chunks{10}, s, 10)) EXPECT_EQ(head.front(), 10U);
+    for (const auto& head : kept_by(lagkv::chunks{10}, s, 30)) EXPECT_EQ(head.back(), 29U);
+    s[1][15] = std::nan("");
+    for (const auto& head : kept_by(lagkv::chunks{10}, s, 39)) EXPECT_FALSE(std::binary_search(head.begin(), head.end(), 15U));
+  }
+}
+
 // Rows that are protected in one head stay in all, beyond the budget; a chunk of which no row is finite comes last.
 TEST(chunks, more_rows_are_protected_than_stay) {
   std::vector<std::uint32_t> positions(2 * 40);
@@ -162,6 +174,64 @@ TEST(adaptive, a_threshold_takes_what_the_budget_has_room_for) {
     }
   }
   EXPECT_TRUE(kept_by(lagkv::adaptive{0, 9.0F}, {{1, 2, 3, 4}}, 3)[0].empty()) << "nothing reaches it";
+}
+
+// Where the budget has room, too: however the tokens come, what lies below the threshold goes.
+TEST(adaptive, a_threshold_counts_however_the_tokens_come) {
+  constexpr std::size_t n = 1024;
+  for (const char* budget : {"keep=0.9", "keep=1", "keep=0.3", "lag=32,keep=1", "lag=32,keep=0.9"})
+    for (const std::size_t piece : {1UL, 7UL, 512UL, n})
+      for (const float threshold : {-1e4F, 0.0F}) {  // key_norm: all scores lie between
+        lagkv::policy p = named("key_norm:sink=4,recent=32,select=adaptive,safeguard=0,threshold=0," + std::string(budget));
+        p.select = lagkv::adaptive{0, threshold};
+        cache c(layout::heads_first, lagkv::dtype::f32, make_cube(5, 1, n, 8), make_cube(6, 1, n, 8));
+        lagkv::policy without = p;
+        without.select = lagkv::adaptive{0}, without.budget.even_with_room = false;
+        cache d = c;
+        lagkv::workspace ws;
+        lagkv::cursor at, of_budget;
+        for (std::size_t seen = 0; seen < n; seen += piece) {
+          const std::size_t more = std::min(piece, n - seen);
+          ASSERT_TRUE(check(p, c.layer(at.tokens + more), true));
+          lagkv::compress(p, c.layer(at.tokens + more), at, ws);
+          lagkv::compress(without, d.layer(of_budget.tokens + more), of_budget, ws);
+        }
+        SCOPED_TRACE(std::string(budget) + ", pieces of " + std::to_string(piece));
+        if (threshold < 0)
+          EXPECT_EQ(at.tokens, of_budget.tokens) << "nothing is below it";
+        else
+          EXPECT_LT(at.tokens, 4U + 2 * 32 + 1) << "all are: sinks, window and what is not due yet";
+      }
+}
+
+TEST(adaptive, infinities_of_a_head_do_not_take_another_ones_safe_rows) {
+  std::vector<std::vector<double>> s(2, std::vector<double>(40, std::numeric_limits<double>::infinity()));
+  for (std::size_t i = 0; i < 40; ++i) s[1][i] = static_cast<double>(i);
+  const auto found = kept_by(lagkv::adaptive{0.5}, s, 16);
+  EXPECT_EQ(found[0].size(), 24U);
+  EXPECT_EQ(found[1], (std::vector<std::size_t>{32, 33, 34, 35, 36, 37, 38, 39}));
+}
+
+// Without sinks and window all rows are candidates.
+TEST(adaptive, a_head_of_which_nothing_else_is_left_keeps_its_best_row) {
+  for (const char* text : {"key_norm:sink=0,recent=0,capacity=8,select=adaptive,safeguard=0",
+                           "key_norm:sink=0,recent=0,keep=0.5,select=adaptive,safeguard=0,threshold=100"}) {
+    const lagkv::policy p = named(text);
+    cube k = make_cube(5, 3, 60, 8);
+    for (std::size_t i = 0; i < 60 * 8; ++i) k.x[i] *= 1e-3F, k.x[60 * 8 + i] *= 1e3F;  // head 0 is all good, head 1 all bad
+    cache c(layout::heads_first, lagkv::dtype::f32, k, k);
+    lagkv::workspace ws;
+    const lagkv::plan plan = plan_eviction(p, c.layer(60), {}, ws);
+    ASSERT_EQ(plan.heads(), 3U);
+    const auto squares = [&](std::size_t h, std::size_t row) {
+      double sum = 0;
+      for (std::size_t i = 0; i < 8; ++i) sum += static_cast<double>(k.row(h, row)[i]) * static_cast<double>(k.row(h, row)[i]);
+      return sum;
+    };
+    for (std::size_t h = 0; h < 3; ++h) ASSERT_GE(plan.tokens_after(h), 1U) << text << ", head " << h;
+    ASSERT_EQ(plan.of(1).size(), 1U) << text;
+    for (std::size_t row = 0; row < 60; ++row) EXPECT_LE(squares(1, plan.of(1)[0]), squares(1, row)) << text;
+  }
 }
 
 TEST(adaptive, in_each_partition) {

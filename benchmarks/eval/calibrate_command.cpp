@@ -39,6 +39,14 @@ void feed(host::session& s, std::span<const llama_token> tokens) {
   if (!s.feed(tokens)) throw std::runtime_error("the cache has no room for the text");
 }
 
+// What `counted` has seen of the tokens that were fed.
+template <class Calibration>
+void add(Calibration& counted, host::session& session) {
+  if (const lagkv::status found = lagkv::llama::find_recorded_cache(session.get(), session.probe()); !found)
+    throw std::runtime_error(found.message());
+  if (const lagkv::status added = counted.add(skipped); !added) throw std::runtime_error(added.message());
+}
+
 void say(const char* what, std::size_t done, std::size_t all) {
   std::cerr << fmt::format("{}: {} of {} tokens\n", what, done, all);
 }
@@ -49,7 +57,7 @@ std::vector<lagkv::query_statistics> count_queries(const calibrate_options& o, h
   for (std::size_t begin = 0; begin < tokens.size(); begin += o.length) {
     const auto part = tokens.subspan(begin, std::min(o.length, tokens.size() - begin));
     feed(session, part);
-    if (const lagkv::status added = counted.add(skipped); !added) throw std::runtime_error(added.message());
+    add(counted, session);
     say("queries", begin + part.size(), tokens.size());
   }
   return counted.statistics(o.rank);
@@ -69,7 +77,7 @@ std::vector<lagkv::importance_map> count_importance(const calibrate_options& o, 
     twice.insert(twice.end(), between.begin(), between.end());
     twice.insert(twice.end(), part.begin(), part.end());
     feed(session, twice);
-    if (const lagkv::status added = counted.add(skipped); !added) throw std::runtime_error(added.message());
+    add(counted, session);
     say("importance", begin + n, tokens.size());
   }
   return counted.maps();

@@ -213,6 +213,9 @@ void session::clear() { llama_memory_clear(llama_get_memory(get()), false); }
 saved_sequence session::save() {
   std::vector<std::uint8_t> state(llama_state_seq_get_size(get(), 0));
   state.resize(llama_state_seq_get_data(get(), state.data(), state.size(), 0));
+  if (probe_.what().any())
+    if (const lagkv::status found = lagkv::llama::find_recorded_cache(get(), probe_); !found)
+      throw std::runtime_error(found.message());
   return {std::move(state), probe_.recorded()};
 }
 

@@ -250,7 +250,9 @@ LAGKV_FN std::size_t partitions_together(const layer& l, const candidates& c) {
 }
 
 /// If nothing stays, or everything, no score is needed.
-inline bool needs_scores(const candidates& c) { return c.keep != 0 && c.keep != c.rows.size(); }
+inline bool needs_scores(const policy& p, const candidates& c) {
+  return c.keep != 0 && (c.keep != c.rows.size() || p.budget.even_with_room);
+}
 
 /// Whether each partition can be planned and moved by itself.
 inline bool by_partition(const policy& p, const candidates& c) {
@@ -355,7 +357,7 @@ LAGKV_FN void plan_whole(const policy& p, const layer& l, const candidates& c, p
 /// Fills in the plan of what is due.
 LAGKV_FN void plan_due(const policy& p, const layer& l, const candidates& c, plan& out, workspace& ws, each_head_of each_head) {
   out.reset(c.rows, l.tokens, l.keys.heads(), c.keep);
-  if (!needs_scores(c)) {
+  if (!needs_scores(p, c)) {
     for (std::size_t head = 0; head < out.heads(); ++head)
       for (std::size_t i = 0; i < c.keep; ++i) out.row(head)[i] = static_cast<std::uint32_t>(c.rows.begin + i);
   } else if (by_partition(p, c)) {
@@ -485,7 +487,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::
   const candidates c = candidates_of(p, l, due);
   if (c.empty()) return nothing();
   const workspace::frame scratch(ws);
-  if (by_partition(p, c) && needs_scores(c)) {
+  if (by_partition(p, c) && needs_scores(p, c)) {
     out.reset(c.rows, l.tokens, l.keys.heads(), c.keep);
     plan_and_move_all(p, l, c, out, workers, direction, each_head);
   } else {
@@ -510,7 +512,7 @@ LAGKV_FN bool alike(const tensor& a, const tensor& b) {
 /// Whether a layer's rows may move as soon as they are planned, since those of the layers after it take no more scratch.
 LAGKV_FN bool moves_at_once(const policy& p, const candidates& c) {
   const needs& n = p.needs;
-  return by_partition(p, c) && needs_scores(c) && n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.rope;
+  return by_partition(p, c) && needs_scores(p, c) && n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.rope;
 }
 
 /// What is due of all layers.

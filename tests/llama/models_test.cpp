@@ -409,7 +409,52 @@ TEST(Calibration, IsRefusedWhereWindowLayersCannotBeToldApart) {
   lagkv::llama::calibration queries(s.probe, 200);
   ASSERT_TRUE(s.feed(100));
   EXPECT_EQ(queries.add().message(),
-            "calibration: layers with a window have as many cells as the others: give the context more tokens");
+            "calibration: layers with a window have as many cells as the others: find_recorded_cache() tells them apart");
+  ASSERT_TRUE(lagkv::llama::find_recorded_cache(s.context.get(), s.probe));
+  EXPECT_TRUE(queries.add()) << queries.add().message();
+  ASSERT_EQ(queries.statistics(4).size(), 1U);
+  ASSERT_EQ(s.probe.layers().size(), 1U);
+  EXPECT_EQ(s.probe.layers()[0].id, 1) << "the one with full attention";
+}
+
+// As a host does that reads a prompt once, and compresses it by several policies in other contexts.
+TEST(Recorded, IsOfTheLayersWithFullAttentionBeforeThereIsACompressor) {
+  for (const char* name : {"gemma3", "olmo2"})
+    for (const bool whole : {true, false})
+      for (const bool flash : {true, false}) {
+        SCOPED_TRACE(std::string(name) + (whole ? ", windows as large as the rest" : ", small windows") +
+                     (flash ? ", flash" : ""));
+        const options how{.flash = flash, .whole_windows = whole};
+        llama_model* model = support::made_once({name});
+        const auto snapkv = lagkv::parse("snapkv:window=16,keep=0.5");
+        session read(model, how), other(model, how), direct(model, how);
+        read.probe.record({.queries = 16});
+        ASSERT_TRUE(read.feed(200) && other.feed(1));
+        ASSERT_TRUE(lagkv::llama::find_recorded_cache(read.context.get(), read.probe));
+        const lagkv::llama::recording recorded = read.probe.recorded();
+        const bytes state = read.state();
+        llama_memory_clear(llama_get_memory(other.context.get()), true);
+        ASSERT_EQ(llama_state_seq_set_data(other.context.get(), state.data(), state.size(), 0), state.size());
+        auto restored = lagkv::llama::compressor::make(other.context.get(), *snapkv, &other.probe);
+        ASSERT_TRUE(restored) << restored.message();
+        ASSERT_TRUE(restored->restore(0, state, {.recorded = recorded}));
+        const auto done = restored->compress(0);
+        ASSERT_TRUE(done) << done.message();
+
+        auto alone = lagkv::llama::compressor::make(direct.context.get(), *snapkv, &direct.probe);
+        ASSERT_TRUE(alone) << alone.message();
+        ASSERT_TRUE(direct.feed(200));
+        const auto same = alone->compress(0);
+        ASSERT_TRUE(same) << same.message();
+        EXPECT_EQ(done->tokens_after, same->tokens_after);
+        EXPECT_LT(done->tokens_after, 200U);
+        bytes a = other.state(), b = direct.state();
+        const auto x = parse(a), y = parse(b);
+        ASSERT_TRUE(x && y);
+        for (std::size_t l = 0; l < x->layers(); ++l)
+          for (std::size_t i = 0; i < x->tokens(); ++i)
+            ASSERT_TRUE(same_row(x->keys(l), x->cells()[i], y->keys(l), y->cells()[i])) << "layer " << l << " row " << i;
+      }
 }
 
 }  // namespace

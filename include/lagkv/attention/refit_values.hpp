@@ -240,8 +240,10 @@ inline status refit_values(const layer& l, const plan& p, double ridge, workspac
   if (p.heads() != l.keys.heads()) return detail::refuse({"plan: heads=", p.heads(), ": must be the layer's ", l.keys.heads()});
   if (p.tokens_before != l.tokens)
     return detail::refuse({"plan: tokens=", p.tokens_before, ": must be the layer's ", l.tokens, " (before rows move)"});
+  if (p.candidates.end > l.tokens)
+    return detail::refuse({"plan: candidates end at ", p.candidates.end, ": must be at most the layer's ", l.tokens, " rows"});
   for (const std::uint32_t row : p.kept)
-    if (row < p.candidates.begin || row >= p.candidates.end || row >= l.tokens)
+    if (row < p.candidates.begin || row >= p.candidates.end)
       return detail::refuse(
           {"plan: keeps row ", row, ": must be a candidate (", p.candidates.begin, " to ", p.candidates.end, ")"});
   for (std::size_t head = 0; head < p.heads(); ++head) detail::value_refit(l, head, p, ws).solve(ridge);

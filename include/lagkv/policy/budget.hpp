@@ -74,13 +74,15 @@ struct everything {};
 }  // namespace keep
 
 /// What a policy keeps: the first `sink` tokens, the last ones (the window), and of those between what `keeps` says. At least one
-/// row always stays, the last.
+/// row always stays.
 struct budget {
   std::size_t sink = 16;
   std::size_t recent = 0;   ///< the window, if `keeps` does not say it
   double recent_share = 0;  ///< the window is at least this share of the budget
   std::variant<keep::partitions, keep::share, keep::capacity, keep::bytes, keep::window, keep::everything> keeps{};
   pyramid slope{};
+  /// With a share: candidates are due where it has room for all of them, too, for a selector that keeps fewer (a threshold).
+  bool even_with_room = false;
 
   /// What it keeps, if that is a Kind; else null.
   template <class Kind>
@@ -145,11 +147,12 @@ LAGKV_FN candidates budget::due_partitions(const keep::partitions& p, std::size_
 LAGKV_FN candidates budget::due_share(const keep::share& s, std::size_t begin, std::size_t tokens, std::size_t seen) const {
   std::size_t goal = sloped(share_of(s.of_all, seen), seen), last = recent_rows(goal);
   if (goal <= 1) goal = 1, last = last > 1 ? last : 1;  // the last row stays
-  if (tokens <= begin || tokens <= goal) return {};
+  if (tokens <= begin || (tokens <= goal && !even_with_room)) return {};
   const std::size_t unit = s.lag != 0 ? s.lag : last;
   if (tokens - begin < unit || tokens - begin - unit < unit) return {};  // so end is beyond begin
   const std::size_t end = s.lag != 0 ? begin + ((tokens - begin) / s.lag - 1) * s.lag : tokens - last;
-  return {.rows = {begin, end}, .keep = end - begin - least(tokens - goal, end - begin)};
+  const std::size_t beyond = tokens > goal ? tokens - goal : 0;
+  return {.rows = {begin, end}, .keep = end - begin - least(beyond, end - begin)};
 }
 
 LAGKV_FN candidates budget::due_capacity(const keep::capacity& c, std::size_t tokens, std::size_t seen) const {

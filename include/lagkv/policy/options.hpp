@@ -175,7 +175,7 @@ LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o) 
     return detail::refuse({"threshold=", *o.threshold, ": heads would keep different numbers of tokens: give select=adaptive"});
   if (o.select == selection::adaptive)
     p.select = adaptive{o.safeguard, o.threshold ? std::optional(static_cast<float>(*o.threshold)) : std::nullopt},
-    p.ragged = true;
+    p.ragged = true, p.budget.even_with_room = o.threshold.has_value();
   return p;
 }
 

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -235,7 +236,7 @@ LAGKV_EDGE bool fits(const accepted& a, double value) {
   using kind = accepted::kind;
   if (a.type == kind::word || a.type == kind::text) return true;
   if (!finite(value) || !(value >= a.least && value <= a.most) || (a.above && !(value > a.least))) return false;
-  if (a.type == kind::odd) return __builtin_fmod(value, 2) > 0;
+  if (a.type == kind::odd && !(__builtin_fmod(value, 2) > 0)) return false;
   return a.type == kind::number || !(__builtin_floor(value) < value);
 }
 
@@ -256,10 +257,15 @@ LAGKV_EDGE std::optional<double> number(std::string_view text) {
   const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (failure != std::errc{} || end != text.data() + text.size()) return {};
 #else
-  const std::string copy(text);
+  if (text.empty() || text.front() == '+' || text.find_first_not_of("0123456789.eE+-") != text.npos) return {};
+  char half[8] = {};  // "0.5", with the point of the host's locale
+  std::snprintf(half, sizeof half, "%.1f", 0.5);
+  std::string copy(text);
+  for (char& c : copy)
+    if (c == '.') c = half[1];
   char* end = nullptr;
   value = std::strtod(copy.c_str(), &end);
-  if (copy.empty() || end != copy.c_str() + copy.size()) return {};
+  if (end != copy.c_str() + copy.size()) return {};
 #endif
   return value;
 }

@@ -68,12 +68,12 @@ LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range toke
 }
 
 LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t channels, float* mean, float* inverse) {
-  constexpr double nothing = 1e-6;
+  constexpr double nothing = 1e-6, least = 1e-30;  // of a channel's own square; of rows of length 1, so that inverses fit f32
   const double count = sums[2 * channels], n = count > 0 ? count : 1.0;
   std::size_t varying = 0;
   for (std::size_t c = 0; c < channels; ++c) {
     const double m = sums[c] / n, square = sums[channels + c] / n, variance = square - m * m;
-    const bool varies = variance > nothing * square;
+    const bool varies = variance > nothing * square && variance > least;
     mean[c] = static_cast<float>(m), inverse[c] = varies ? static_cast<float>(1 / variance) : 0.0F;
     varying += varies ? 1U : 0U;
   }

@@ -20,9 +20,9 @@ struct cur_score {
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const;
 
  private:
-  static float share(float x, float total);
+  static float share(float x, double total);
 
-  static float sum(const float* x, std::size_t n);
+  static double sum(const float* x, std::size_t n);
 };
 
 inline method method_of(const cur_score& s) { return {.score = s, .needs = {.values = true}}; }
@@ -51,19 +51,19 @@ LAGKV_FN void cur_score::operator()(const layer& l, std::size_t head, token_rang
   for (std::size_t begin = 0; begin < out.size(); begin += part)
     for (std::size_t at = begin; at < begin + part; at += together) {
       const std::size_t n = begin + part - at < together ? begin + part - at : together;
-      const float keys = sum(out.data() + at, n), values = sum(other + at, n);
+      const double keys = sum(out.data() + at, n), values = sum(other + at, n);
       for (std::size_t i = at; i < at + n; ++i) out[i] = share(out[i], keys) * share(other[i], values);
     }
 }
 
-LAGKV_FN float cur_score::share(float x, float total) {
+LAGKV_FN float cur_score::share(float x, double total) {
   if (!detail::finite(x)) return detail::not_a_number();
-  return total > 0 ? x / total : 0.0F;
+  return total > 0 ? static_cast<float>(static_cast<double>(x) / total) : 0.0F;
 }
 
-LAGKV_FN float cur_score::sum(const float* x, std::size_t n) {
-  float total = 0;
-  for (std::size_t i = 0; i < n; ++i) total += detail::finite(x[i]) ? x[i] : 0.0F;
+LAGKV_FN double cur_score::sum(const float* x, std::size_t n) {
+  double total = 0;
+  for (std::size_t i = 0; i < n; ++i) total += detail::finite(x[i]) ? static_cast<double>(x[i]) : 0.0;
   return total;
 }
 

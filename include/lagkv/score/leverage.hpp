@@ -28,6 +28,7 @@ struct leverage_score {
 
   void operator()(const layer& l, std::size_t head, token_range candidates, std::span<float> out, workspace& ws) const {
     constexpr std::size_t together = detail::matrix_rows;
+    constexpr double least = 1e-12;
     const std::size_t channels = l.keys.channels();
     const bool exact = sketch == 0 || sketch >= channels;
     const std::size_t width = exact ? channels : sketch;
@@ -59,6 +60,8 @@ struct leverage_score {
           if (!counts(x, i)) x.row(i).setZero();
         gram.selfadjointView<Eigen::Lower>().rankUpdate(projected(x).transpose());
       });
+      if (const double own = least * gram.trace(); own > ridge)
+        gram.diagonal().array() += own;  // else rounding may exceed the ridge
       const Eigen::LLT<Eigen::Ref<Eigen::MatrixXd>> cholesky(gram);
       float* scores = out.data() + (part.begin - candidates.begin);
       detail::for_each_matrix(l.keys, head, part, mean, ws, rows, [&](Eigen::Map<detail::matrix>& x, std::size_t offset) {

@@ -6,13 +6,17 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// novelty:ridge=1,value_weight=1. docs/methods.md has the figures that speak for it. Another version may mean another method by
-/// it: to keep this one, write what it stands for.
+/// novelty:ridge=1,value_weight=1,recent_share=0.25. docs/methods.md has the figures that speak for it. Another version may mean
+/// another method by it: to keep this one, write what it stands for.
 struct recommended_score : novelty_score {
   constexpr recommended_score() : novelty_score{.ridge = 1, .value_weight = 1} {}
 };
 
-inline method method_of(const recommended_score& s) { return method_of(static_cast<const novelty_score&>(s)); }
+inline method method_of(const recommended_score& s) {
+  method m = method_of(static_cast<const novelty_score&>(s));
+  m.recent_share = 0.25;
+  return m;
+}
 
 inline constexpr method_entry recommended_entry = entry_of<recommended_score>(
     {.name = "recommended",

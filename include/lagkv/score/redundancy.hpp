@@ -16,8 +16,8 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// Minus the sum of the cosines of a key to all others, over the number of rows. A row's cosine to the last other row alike,
-/// above `similar`, does not count against that one: so of a text that repeats itself the latest copy scores highest. Where no
-/// rows are alike the order is that of `key_diff` (with lag 0).
+/// above `similar`, does not count against that one: so of three or more copies the latest scores highest (two score alike).
+/// Where no rows are alike the order is that of `key_diff` (with lag 0).
 ///
 /// The others are all rows in use, or those of the partition and of the next one. R-KV takes these scores off attention by recent
 /// queries; here that is a fusion, by ranks: fuse:snapkv+redundancy,weights=1+9. A key that is not finite takes no part and gets

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 
@@ -16,8 +17,9 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// Each head keeps its int(safeguard * keep) best; what is left of the budget of all heads goes to the best of the rest,
 /// whichever head they are of. Ties go to the earlier head, then token. With a `threshold` the budget is the most that stays: of
-/// that rest only rows that score as much or more. The plans are ragged: a policy with this selector sets policy.ragged.
-/// Source: the paper, algorithm 1; kvpress 0.5.5, AdaKVPress; thresholds: KVzap (arXiv 2601.07891).
+/// that rest only rows that score as much or more (set budget.even_with_room then). A head of which nothing else is left keeps
+/// its best row. The plans are ragged: a policy with this selector sets policy.ragged. Source: the paper, algorithm 1; kvpress
+/// 0.5.5, AdaKVPress; thresholds: KVzap (arXiv 2601.07891).
 struct adaptive {
   double safeguard = 0.2;
   std::optional<float> threshold{};
@@ -28,6 +30,9 @@ struct adaptive {
  private:
   bool reaches(float score) const { return !threshold || (!detail::is_nan(score) && score >= *threshold); }
 
+  /// Takes the best of n rows, if none is taken.
+  static void keep_one(const float* scores, float* taken, std::size_t n);
+
   /// The heads * keep best of [heads][n], as indices; the first safe ones of each head go before all others, by infinity.
   void choose(float* scores, std::size_t heads, std::size_t n, std::size_t keep, std::uint32_t* best, workspace& ws) const;
 };
@@ -36,6 +41,7 @@ struct adaptive {
 
 LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                    workspace& ws) const {
+  constexpr float largest = (std::numeric_limits<float>::max)();
   const std::size_t n = c.rows.size(), part = c.group();
   const workspace::frame scratch(ws);
   float* taken = ws.take<float>(heads * n + heads * part);
@@ -43,19 +49,37 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
   for (std::size_t i = 0; i < heads * n; ++i) taken[i] = 0;
   for (std::size_t at = 0; at < n; at += part) {
     for (std::size_t head = 0; head < heads; ++head)
-      for (std::size_t i = 0; i < part; ++i) pooled[head * part + i] = scores[head * n + at + i];
+      for (std::size_t i = 0; i < part; ++i) {
+        const float score = scores[head * n + at + i];  // infinity is for protected rows, and safe ones
+        const bool beyond = c.protect.empty() && !detail::finite(score) && !detail::is_nan(score) && score > 0;
+        pooled[head * part + i] = beyond ? largest : score;
+      }
     const std::size_t begin = c.rows.begin + at, keep = c.keep_of({begin, begin + part});
     choose(pooled, heads, part, keep, out.kept.data(), ws);
     for (std::size_t i = 0; i < heads * keep; ++i)
       if (reaches(pooled[out.kept[i]])) taken[out.kept[i] / part * n + at + out.kept[i] % part] = 1;
   }
+  for (std::size_t head = 0; head < heads && n == out.tokens_before; ++head)
+    keep_one(scores.data() + head * n, taken + head * n, n);
   std::size_t count = 0;
+  for (std::size_t i = 0; i < heads * n; ++i) count += taken[i] > 0 ? 1U : 0U;
+  if (count > out.kept.size()) out.kept.resize(count);
+  count = 0;
   for (std::size_t head = 0; head < heads; ++head) {
     out.first[head] = count;
     for (std::size_t i = 0; i < n; ++i)
       if (taken[head * n + i] > 0) out.kept[count++] = static_cast<std::uint32_t>(c.rows.begin + i);
   }
   out.first[heads] = count;
+}
+
+LAGKV_FN void adaptive::keep_one(const float* scores, float* taken, std::size_t n) {
+  std::size_t best = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (taken[i] > 0) return;
+    if (!detail::is_nan(scores[i]) && (detail::is_nan(scores[best]) || scores[i] > scores[best])) best = i;
+  }
+  taken[best] = 1;
 }
 
 LAGKV_FN void adaptive::choose(float* scores, std::size_t heads, std::size_t n, std::size_t keep, std::uint32_t* best,

@@ -17,10 +17,10 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// The chunks with the best mean score, summed over the heads of the layer, stay whole until the budget is used up; of the
 /// next one the best tokens stay. All heads keep the same tokens: a row that is protected in one head stays in all, beyond the
-/// budget where there are more such rows. A row that is not finite in one head goes before all others and has no part in the mean
-/// of its chunk. Chunks are counted from the first candidate (of each partition); the last may be shorter. Ties go to the
-/// earlier. Source: the paper; kvpress 0.5.5, ChunkKVPress (which keeps a number of whole chunks instead of an exact number of
-/// tokens).
+/// budget where there are more such rows. A row that is NaN in one head goes before all others and has no part in the mean of its
+/// chunk; infinities count as the largest numbers. Chunks are counted from the first candidate (of each partition); the last may
+/// be shorter. Ties go to the earlier. Source: the paper; kvpress 0.5.5, ChunkKVPress (which keeps a number of whole chunks
+/// instead of an exact number of tokens).
 struct chunks {
   std::size_t length = 20;  ///< tokens, 1 or more; kvpress's default
 
@@ -43,6 +43,7 @@ struct chunks {
 
 LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                  workspace& ws) const {
+  constexpr float largest = (std::numeric_limits<float>::max)();
   const std::size_t n = c.rows.size(), part = c.group();
   const workspace::frame scratch(ws);
   float* sum = ws.take<float>(2 * n);
@@ -50,6 +51,7 @@ LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t head
   for (std::size_t i = 0; i < n; ++i) {
     sum[i] = taken[i] = 0;
     for (std::size_t head = 0; head < heads; ++head) sum[i] += scores[head * n + i];
+    if (!detail::finite(sum[i]) && !detail::is_nan(sum[i])) sum[i] = sum[i] > 0 ? largest : -largest;
   }
   for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, part, c.rows.begin + at, c, ws);
   std::size_t keep = 0;

@@ -112,18 +112,18 @@ LAGKV_EDGE status lie_apart(std::span<dimension> dims, const void* first, std::s
   for (std::size_t i = 1; i < dims.size(); ++i)
     for (std::size_t j = i; j > 0 && magnitude(dims[j].stride) < magnitude(dims[j - 1].stride); --j)
       std::swap(dims[j], dims[j - 1]);
+  const std::size_t most = static_cast<std::size_t>((std::numeric_limits<std::ptrdiff_t>::max)()) / unit;
   std::size_t span = 0, below = 0;  // units
   for (const dimension& d : dims) {
     if (!addressable(d.size, d.stride, unit)) return refuse({"strides ", strides, ": exceed what memory can address", of});
     if (d.size <= 1) continue;
     if (magnitude(d.stride) <= span) return refuse({"strides ", strides, ": overlap", of});
     const std::size_t own = magnitude(d.stride) * (d.size - 1);
+    if (own > most - span) return refuse({"strides ", strides, ": exceed what memory can address", of});
     span += own, below += d.stride < 0 ? own : 0;
   }
   const auto address = reinterpret_cast<std::uintptr_t>(first);
-  if (addressable(2, static_cast<std::ptrdiff_t>(span), unit) && below <= address / unit &&
-      span - below < (~std::uintptr_t{0} - address) / unit)
-    return {};
+  if (below <= address / unit && span - below < (~std::uintptr_t{0} - address) / unit) return {};
   return refuse({"strides ", strides, ": exceed what memory can address", of});
 }
 

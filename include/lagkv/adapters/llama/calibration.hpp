@@ -27,7 +27,7 @@ inline status check_recorded(cache_probe& probe) {
   const recording& seen = probe.recorded();
   if (seen.rows().empty()) return error{"calibration: nothing has been decoded"};
   if (!probe.knows_recorded_cache())
-    return error{"calibration: layers with a window have as many cells as the others: give the context more tokens"};
+    return error{"calibration: layers with a window have as many cells as the others: find_recorded_cache() tells them apart"};
   return seen.check(seen.rows().back(), seen.rows().size(), probe.layers().size());
 }
 

@@ -58,6 +58,28 @@ class whereabouts {
   /// Whether graphs show where rows lie.
   bool sees() const { return has_probe() && probe_->obstacle().empty(); }
 
+  /// Which of the caches that have been seen is that of the layers with full attention: the one that comes first in a state.
+  status find_base(llama_seq_id sequence) {
+    const auto caches = probe_->caches();
+    if (caches.empty()) return error{"nothing has been decoded yet"};
+    if (knows_base()) return {};
+    if (!states_.have_other_memory()) {
+      if (caches.size() > 1) return error{"the model has several caches: not taken"};
+      base_ = 0;
+      return {};
+    }
+    const result<read_state> read = states_.read(sequence);
+    if (!read) return error{read.message()};
+    for (std::size_t i = 0; i < caches.size(); ++i)
+      for (const sighting& s : caches[i].table.sightings())
+        if (!cells_of(read->saved, caches[i], s).empty()) {
+          probe_->set_recorded_cache(i);
+          base_ = i;
+          return {};
+        }
+    return error{"the cache of the layers with full attention has not been seen"};
+  }
+
   /// The cache of the layers with full attention; null as long as it is not known.
   seen_cache* base() { return knows_base() ? &probe_->caches()[base_] : nullptr; }
 
@@ -208,28 +230,6 @@ class whereabouts {
   seen_cache* first_or_base() const {
     if (probe_ == nullptr || probe_->caches().empty()) return nullptr;
     return &probe_->caches()[knows_base() ? base_ : 0];
-  }
-
-  /// Which of the caches that have been seen is that of the layers with full attention: the one that comes first in a state.
-  status find_base(llama_seq_id sequence) {
-    const auto caches = probe_->caches();
-    if (caches.empty()) return error{"nothing has been decoded yet"};
-    if (knows_base()) return {};
-    if (!states_.have_other_memory()) {
-      if (caches.size() > 1) return error{"the model has several caches: not taken"};
-      base_ = 0;
-      return {};
-    }
-    const result<read_state> read = states_.read(sequence);
-    if (!read) return error{read.message()};
-    for (std::size_t i = 0; i < caches.size(); ++i)
-      for (const sighting& s : caches[i].table.sightings())
-        if (!cells_of(read->saved, caches[i], s).empty()) {
-          probe_->set_recorded_cache(i);
-          base_ = i;
-          return {};
-        }
-    return error{"the cache of the layers with full attention has not been seen"};
   }
 
   // ---- what llama.cpp says ----
@@ -439,5 +439,12 @@ class whereabouts {
   std::uint64_t copied_at_ = ~std::uint64_t{0};  // tokens that the cache had taken at the last copied()
   std::vector<std::optional<result<std::size_t>>> counts_;  // by sequence
 };
+
+/// Tells the probe which of its caches is that of the layers with full attention, by what a state of the sequence holds. Where
+/// layers with a window have as many cells (a small context), call it before cache_probe::recorded() is read or a calibration
+/// adds; a compressor does so by itself. Costs a state, at most once a context.
+inline status find_recorded_cache(llama_context* context, cache_probe& probe, llama_seq_id sequence = 0) {
+  return probe.knows_recorded_cache() ? status{} : whereabouts(context, &probe).find_base(sequence);
+}
 
 }  // namespace lagkv::inline LAGKV_ABI::llama
