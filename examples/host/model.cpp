@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include <lagkv/adapters/llama/whereabouts.hpp>
+
 namespace host {
 namespace {
 

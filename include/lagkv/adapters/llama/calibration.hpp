@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <lagkv/adapters/llama/probe.hpp>
+#include <lagkv/adapters/llama/whereabouts.hpp>  // find_recorded_cache()
 #include <lagkv/attention/estimate_queries.hpp>
 #include <lagkv/attention/fit_importance.hpp>
 #include <lagkv/result.hpp>

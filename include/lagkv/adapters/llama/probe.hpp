@@ -154,7 +154,9 @@ class cache_probe {
     if (node->op == GGML_OP_SET_ROWS) see_store(node);
     see_mask(node);
     if (multiplied_ != nullptr && node->op == GGML_OP_SOFT_MAX && node->src[0] == multiplied_) see_softmax(node);
-    mine_ = what_.any() && is_recorded(detail::attention_of(node).layer);
+    const int layer = detail::attention_of(node).layer;
+    mine_ = what_.any() && is_recorded(layer);
+    if (mine_ && layer == cache_of(layer)->layers.front().id && !detail::in_host_memory(positions_)) copy_positions();
     theirs_ = next_ != nullptr && next_(node, true, next_data_);
     return mine_ || theirs_;
   }
@@ -163,9 +165,17 @@ class cache_probe {
     const int layer = detail::cached_layer_of(detail::origin(node->src[0]), 'k');
     if (layer < 0) {
       positions_ = node->src[1];
+      if (detail::in_host_memory(positions_)) copy_positions();
     } else if (seen_cache* c = cache_of(layer); c != nullptr) {  // a context shift rotates the cache itself, renumbers its cells
       see_shift(*c, layer, node->src[1]);
     }
+  }
+
+  /// Before a node that reads them is computed: afterwards their memory may serve for something else.
+  void copy_positions() {
+    if (!what_.any()) return;
+    batch_.resize(positions_ != nullptr && positions_->type == GGML_TYPE_I32 ? static_cast<std::size_t>(positions_->ne[0]) : 0);
+    if (!batch_.empty()) ggml_backend_tensor_get(positions_, batch_.data(), 0, batch_.size() * sizeof(llama_pos));
   }
 
   /// Each layer's node reads the same numbers: they count once a graph, in which layers come in the order of their ids.
@@ -342,13 +352,11 @@ class cache_probe {
   }
 
   void begin_batch(seen_cache& c, std::int64_t tokens) {
-    if (positions_ == nullptr || positions_->type != GGML_TYPE_I32 || positions_->ne[0] < tokens)
+    if (static_cast<std::int64_t>(batch_.size()) < tokens)
       return c.attention.obstruct("the positions of new tokens cannot be seen");
     const bool known = !c.table.parts().empty();
     if (!known && sequences_ > 1) return c.attention.obstruct("several sequences, and the cells of new tokens cannot be seen");
-    batch_.resize(static_cast<std::size_t>(tokens));
-    ggml_backend_tensor_get(positions_, batch_.data(), 0, batch_.size() * sizeof(llama_pos));
-    c.attention.begin(c.table, known, batch_);
+    c.attention.begin(c.table, known, {batch_.begin(), batch_.begin() + tokens});
     if (sequences_ == 1) return;
     c.attention.retain([&](std::size_t track) {
       return c.table.has(track) ||

@@ -441,8 +441,8 @@ class whereabouts {
 };
 
 /// Tells the probe which of its caches is that of the layers with full attention, by what a state of the sequence holds. Where
-/// layers with a window have as many cells (a small context), call it before cache_probe::recorded() is read or a calibration
-/// adds; a compressor does so by itself. Costs a state, at most once a context.
+/// layers with a window have as many cells (swa_full, or a small context), call it before cache_probe::recorded() is read or a
+/// calibration adds; a compressor does so by itself. Costs a state, at most once a context.
 inline status find_recorded_cache(llama_context* context, cache_probe& probe, llama_seq_id sequence = 0) {
   return probe.knows_recorded_cache() ? status{} : whereabouts(context, &probe).find_base(sequence);
 }
