@@ -382,7 +382,6 @@ void register_all() {
                              "recommended:sink=16,keep=0.25",
                              "novelty:sink=16,keep=0.25",
                              "novelty:sink=16,keep=0.25,ridge=1,value_weight=1",
-                             "fuse:novelty+key_diff,by=best,sink=16,keep=0.25,ridge=1,value_weight=1,pre_rope=yes",
                              "kvzap:sink=16,keep=0.25",
                              "nested:sink=16,keep=0.25",
                              "redundancy:sink=16,keep=0.25",

@@ -147,7 +147,7 @@ class Job:
         if self.values.shape[:2] != (self.heads, self.tokens):
             raise Refused(f"keys {list(self.keys.shape)}, values {list(self.values.shape)}: must have the same heads and tokens")
         self.steps = parse_steps(o.steps, self.tokens) if o.steps else []
-        self.offers: Dict[str, Any] = {"positions": np.arange(self.tokens, dtype=np.int32)[None]}
+        self.offers: Dict[str, Any] = {"positions": np.tile(np.arange(self.tokens, dtype=np.int32), (self.heads, 1))}
         if o.protect:
             self.offers["protect"] = parse_positions(o.protect, self.tokens)
         every = f"[query_heads, {self.tokens}, {dim}], a query for each token"

@@ -160,3 +160,28 @@ def test_budgets_in_bytes():
     fitted = policy.fit(lagkv.Layer(keys, values), 2)
     tokens = lagkv.compress(pickle.loads(pickle.dumps(fitted)), keys, values, lagkv.Cursor())
     assert tokens == 20000 // (2 * 2 * 2 * 16 * 4)
+
+
+def test_positions_of_all_heads_are_for_policies_that_keep_the_same_tokens_in_each():
+    keys, values = random_cache((HEADS, TOKENS, DIM))
+    one = np.arange(TOKENS, dtype=np.int32)[None]
+    with pytest.raises(lagkv.Error, match=f"positions: head_stride=0: .* must be at least the {TOKENS} rows in use"):
+        lagkv.check("key_norm:keep=0.25", keys, values, positions=one)
+    lagkv.check("key_norm:keep=0.25,heads=shared", keys, values, positions=one)
+    lagkv.check("key_norm:keep=0.25", keys, values, positions=np.tile(one, (HEADS, 1)))
+
+
+def test_needs_say_where_positions_are_read():
+    for text, needed in {"h2o:form=mean,keep=0.5": True, "h2o:keep=0.5": False, "key_diff": False}.items():
+        assert lagkv.parse(text).needs["positions"] == needed
+
+
+def test_layers_differ_by_their_place_in_the_list():
+    """stripes keeps another sample in each layer."""
+    keys = np.empty((3, HEADS, TOKENS, DIM), np.float32)
+    keys[...] = np.arange(TOKENS, dtype=np.float32)[:, None]
+    layers = [lagkv.Layer(k) for k in keys]
+    rows = lagkv.compress_layers("stripes:keep=0.25", layers, [lagkv.Cursor() for _ in layers])
+    assert rows == [40, 40, 40]
+    first, second, third = keys[:, :, :40, 0]
+    assert not np.array_equal(first, second) and not np.array_equal(second, third)

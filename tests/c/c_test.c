@@ -77,7 +77,8 @@ static void test_refusals(void) {
   const struct {
     const char* text;
     uint32_t needs;
-  } known[] = {{"key_diff:keep=0.25", 0},
+  } known[] = {{"key_diff:lag=32,keep=0.25", 0},
+               {"key_diff:keep=0.25", LAGKV_READS_ALL_ROWS},
                {"full", 0},
                {"lagkv", LAGKV_NEEDS_VALUES},
                {"kvzap:keep=0.25", LAGKV_NEEDS_VALUES | LAGKV_NEEDS_ROPE | LAGKV_NEEDS_IMPORTANCE},

@@ -99,6 +99,13 @@ void compact(T* data, std::size_t head, const plan& p, toward direction = toward
 /// host's to do.
 LAGKV_FN void compact(const extras& e, const plan& p, toward direction = toward::front);
 
+namespace detail {
+
+/// Whether all heads keep the same rows.
+LAGKV_FN bool same_for_all_heads(const plan& p);
+
+}  // namespace detail
+
 #if LAGKV_BODIES
 
 namespace detail {
@@ -215,8 +222,7 @@ LAGKV_FN void compact(const layer& l, const plan& p, toward direction) {
 
 namespace detail {
 
-/// Whether all heads keep the same rows.
-inline bool same_for_all_heads(const plan& p) {
+LAGKV_FN bool same_for_all_heads(const plan& p) {
   bool same = true;
   for (std::size_t head = 1; head < p.heads() && same; ++head) {
     const auto first = p.of(0), other = p.of(head);
