@@ -36,11 +36,11 @@ struct policy {
   /// All heads of a layer keep the same rows: by shared scores, or a selector that looks at all heads. Where it is false they may
   /// differ (unless nothing is scored, or there is one head), and positions must be of each head: see check().
   bool same_rows = false;
+  lagkv::fusion by = lagkv::fusion::sum;  ///< how `score` and `fused` decide together
   /// Further scorers, fused with `score`.
   method fused[most_fused];
   std::size_t fused_count = 0;
   double weight = 1;  ///< of `score` in the fusion
-  lagkv::fusion by = lagkv::fusion::sum;
 };
 
 /// Whether `p` can work on this layer and finds what it needs. Call it when a cache is set up; afterwards compress() cannot
