@@ -198,7 +198,7 @@ status check_cursor(const lagkv::cursor& at, std::size_t tokens) {
 /// The scratch of several workspaces side by side, as long as this lives.
 struct lent_scratch {
   std::span<lagkv_workspace* const> owners;
-  mutable std::vector<lagkv::workspace> scratch{};
+  std::vector<lagkv::workspace> scratch{};
 
   explicit lent_scratch(std::span<lagkv_workspace* const> of) : owners(of) {
     scratch.reserve(of.size());  // from here on nothing fails
@@ -210,11 +210,6 @@ struct lent_scratch {
   lent_scratch(const lent_scratch&) = delete;
   lent_scratch& operator=(const lent_scratch&) = delete;
 };
-
-/// Whether check() asks for the positions of rows.
-bool reads_positions(const lagkv::policy& p) {
-  return (p.needs.positions && p.budget.again()) || (p.needs.rope && (p.budget.again() || p.needs.all_rows));
-}
 
 /// Whether a side array has the rows that a plan moves.
 template <class T>
@@ -311,7 +306,7 @@ uint32_t lagkv_policy_needs(const lagkv_policy* policy) {
          bit(n.accumulated_attention, LAGKV_NEEDS_ACCUMULATED_ATTENTION) | bit(n.query_statistics, LAGKV_NEEDS_QUERY_STATISTICS) |
          bit(n.rope, LAGKV_NEEDS_ROPE) | bit(n.key_statistics, LAGKV_READS_KEY_STATISTICS) |
          bit(n.importance, LAGKV_NEEDS_IMPORTANCE) | bit(n.calibrated, LAGKV_NEEDS_QUERY_MEAN) |
-         bit(reads_positions(policy->policy), LAGKV_NEEDS_POSITIONS) | bit(n.all_rows, LAGKV_READS_ALL_ROWS) |
+         bit(lagkv::detail::reads_positions(policy->policy), LAGKV_NEEDS_POSITIONS) | bit(n.all_rows, LAGKV_READS_ALL_ROWS) |
          bit(policy->policy.ragged, LAGKV_IS_RAGGED) | bit(policy->policy.budget.slope.sloped(), LAGKV_IS_SLOPED);
 }
 
@@ -452,7 +447,7 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
     }
     held_layer l;
     if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
-    const lent_scratch lent({workspaces, workers});
+    lent_scratch lent({workspaces, workers});
     const auto in_parallel = [&](std::size_t n, const auto& work) {
       struct call {
         std::remove_reference_t<decltype(work)>& task;

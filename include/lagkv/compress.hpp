@@ -4,7 +4,6 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -190,13 +189,11 @@ namespace detail {
 /// Whether all that a policy needs is there at this call.
 LAGKV_FN bool met(const policy& p, const layer& l) {
   const needs& n = p.needs;
-  const extras* e = l.extra;
-  if (e != nullptr && e->positions && e->positions.head_stride.value == 0 && !keeps_same_rows(p, l)) return false;
+  if (!positions_suit(p, l)) return false;
   if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope) return true;
-  if (e == nullptr || (n.positions && p.budget.again() && !e->positions)) return false;
-  if (n.rope &&
-      (e->rope == nullptr || e->rope->pairs == rope::pairing::unnamed || ((p.budget.again() || n.all_rows) && !e->positions)))
-    return false;
+  const extras* e = l.extra;
+  if (e == nullptr || (reads_positions(p) && !e->positions)) return false;
+  if (n.rope && (e->rope == nullptr || e->rope->pairs == rope::pairing::unnamed)) return false;
   const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
   return (n.queries == 0 || offered > 0) && (!n.accumulated_attention || e->accumulated_attention || offered >= l.tokens) &&
          (!n.query_statistics || e->query_mean || e->offered(e->queries) > 0) && (!n.calibrated || e->query_mean) &&
@@ -233,10 +230,7 @@ LAGKV_FN void put_protected_first(std::span<float> scores, std::size_t heads, co
   for (std::size_t head = 0; head < heads; ++head)
     for (std::size_t i = 0; i < n; ++i) {
       float& score = scores[head * n + i];
-      if (c.is_protected(head, c.rows.begin + i))
-        score = infinity();
-      else if (!finite(score) && !is_nan(score) && score > 0)
-        score = (std::numeric_limits<float>::max)();
+      score = c.is_protected(head, c.rows.begin + i) ? infinity() : capped(score);
     }
 }
 
@@ -535,7 +529,7 @@ class own_policy {
     if (p.budget.slope.sloped()) own_.emplace(for_layer(p, i, n));
   }
 
-  operator const policy&() const { return own_ ? *own_ : all_; }
+  const policy& operator*() const { return own_ ? *own_ : all_; }
 
  private:
   const policy& all_;
@@ -569,8 +563,7 @@ struct sequence_layers {
 LAGKV_FN status sequence_layers::met() const {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const own_policy mine = own(i);
-    const policy& its = mine;
-    if (!detail::met(its, layers[i]) && !its.budget.due(cursors[i], layers[i].tokens).empty())
+    if (!detail::met(*mine, layers[i]) && !(*mine).budget.due(cursors[i], layers[i].tokens).empty())
       return refuse({"layer ", i, ": something that the policy reads is missing (check() says what): nothing moved"});
   }
   return {};
@@ -581,9 +574,8 @@ LAGKV_FN due_layers sequence_layers::due() const {
   candidates first{};
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const own_policy mine = own(i);
-    const policy& its = mine;
     const layer& l = layers[i];
-    const candidates c = candidates_of(its, l, its.budget.due(cursors[i], l.tokens));
+    const candidates c = candidates_of(*mine, l, (*mine).budget.due(cursors[i], l.tokens));
     if (i == 0) first = c;
     const bool same = c.rows == first.rows && c.keep == first.keep && l.tokens == layers[0].tokens;
     const std::size_t rows = l.tokens - (c.rows.size() - c.keep);
@@ -591,7 +583,7 @@ LAGKV_FN due_layers sequence_layers::due() const {
     if (!same && found.differs > i) found.differs = i, found.rows_there = rows;
     found.any = found.any || !c.empty();
     found.at_once =
-        found.at_once && same && moves_at_once(its, c) && alike(l.keys, layers[0].keys) && alike(l.values, layers[0].values);
+        found.at_once && same && moves_at_once(*mine, c) && alike(l.keys, layers[0].keys) && alike(l.values, layers[0].values);
   }
   return found;
 }
@@ -634,7 +626,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
     if (status s = all.check_equal(due); !s) return s;
   if (!due.any || (due.at_once && !o.planned && workers.size() == 1)) {
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      lagkv::compress(all.own(i), all.at(i), cursors[i], workers[0], o.direction);
+      lagkv::compress(*all.own(i), all.at(i), cursors[i], workers[0], o.direction);
       if (o.moved) o.moved(i, last_plan(workers[0]));
     }
     return {};
@@ -642,7 +634,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   std::vector<plan>& plans = workers[0].kept<layer_plans>().of;
   if (plans.size() < layers.size()) plans.resize(layers.size());
   each_layer(layers.size(),
-             [&](std::size_t i, workspace& ws) { plans[i] = plan_eviction(all.own(i), all.at(i), cursors[i], ws); });
+             [&](std::size_t i, workspace& ws) { plans[i] = plan_eviction(*all.own(i), all.at(i), cursors[i], ws); });
   if (o.equal_counts)
     if (status s = check_equal(std::span(plans).first(layers.size())); !s) return s;
   for (std::size_t i = 0; i < layers.size() && o.planned; ++i) o.planned(i, plans[i]);

@@ -82,6 +82,7 @@ LAGKV_FN std::span<const method_entry* const> methods() { return detail::all_ent
 
 LAGKV_EDGE result<policy> parse(std::string_view text) {
   result<policy> made = parse(text, methods());
+  if (made) return made;
   for (const std::string_view name : detail::needing_eigen)
     if (made.message().find(detail::joined({"'", name, "': must be one of"})) != std::string::npos)
       return detail::refuse({name, " needs Eigen: include lagkv/methods_with_eigen.hpp, parse(text, methods_with_eigen())"});

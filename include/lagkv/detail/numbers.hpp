@@ -17,6 +17,9 @@ inline bool is_nan(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7
 inline float infinity() { return __builtin_bit_cast(float, 0x7f800000U); }
 inline float not_a_number() { return __builtin_bit_cast(float, 0x7fc00000U); }
 
+/// Infinity as the largest number; others, NaN too, as they are.
+inline float capped(float x) { return finite(x) || is_nan(x) || x < 0 ? x : __builtin_bit_cast(float, 0x7f7fffffU); }
+
 /// The norm from its square; NaN, which goes first, where that is not finite.
 inline float norm(float square) { return finite(square) ? __builtin_sqrtf(square) : not_a_number(); }
 

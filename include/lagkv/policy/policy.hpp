@@ -69,6 +69,9 @@ namespace detail {
 /// Refuses a budget that no cache can keep.
 LAGKV_EDGE status check_budget(const budget& b);
 
+/// Whether the policy reads the positions of rows that have been candidates before.
+LAGKV_FN bool reads_positions(const policy& p);
+
 /// Refuses keys before RoPE for a scorer that reads attention.
 LAGKV_EDGE status check_pre_rope(const needs& n);
 
@@ -159,27 +162,34 @@ LAGKV_FN bool keeps_same_rows(const policy& p, const layer& l) {
          p.budget.as<keep::everything>() != nullptr;
 }
 
-/// Whether the layer has positions where the policy reads them, and each head its own if heads keep different rows.
-LAGKV_EDGE status check_positions(const policy& p, const layer& l) {
-  const extras* e = l.extra;
-  const bool known = e != nullptr && e->positions;
-  if (known && e->positions.head_stride.value == 0 && !keeps_same_rows(p, l))
-    return refuse({"positions: head_stride=0: the policy keeps different tokens in each head: must be at least the ", l.tokens,
-                   " rows in use"});
-  if (p.needs.positions && p.budget.again() && !known)
-    return error{"positions: the policy reads those of survivors that are candidates again; the layer has none (layer.extra)"};
-  return {};
+LAGKV_FN bool reads_positions(const policy& p) {
+  return (p.needs.rope && (p.budget.again() || p.needs.all_rows)) || (p.needs.positions && p.budget.again());
 }
 
-/// Whether the layer says which embedding its keys carry, and at which positions, if the policy reads it.
+/// Whether positions, where there are any, are of each head if heads keep different rows.
+LAGKV_FN bool positions_suit(const policy& p, const layer& l) {
+  const extras* e = l.extra;
+  return e == nullptr || !e->positions || e->positions.head_stride.value != 0 || keeps_same_rows(p, l);
+}
+
+/// Whether the layer has positions where the policy reads them, and such as suit it.
+LAGKV_EDGE status check_positions(const policy& p, const layer& l) {
+  if (!positions_suit(p, l))
+    return refuse({"positions: head_stride=0: the policy keeps different tokens in each head: must be at least the ", l.tokens,
+                   " rows in use"});
+  if (!reads_positions(p) || (l.extra != nullptr && l.extra->positions)) return {};
+  if (p.needs.rope)
+    return error{"rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it"};
+  return error{"positions: the policy reads those of survivors that are candidates again; the layer has none (layer.extra)"};
+}
+
+/// Whether the layer says which embedding its keys carry, if the policy reads it.
 LAGKV_EDGE status check_rope(const policy& p, const layer& l) {
   if (!p.needs.rope) return {};
   const extras* e = l.extra;
   if (e == nullptr || e->rope == nullptr)
     return error{"rope: the policy reads keys as they were before RoPE; the layer does not say which they carry (layer.extra)"};
   if (status s = check(*e->rope, l.keys.channels()); !s) return refuse({"rope: ", s.message()});
-  if ((p.budget.again() || p.needs.all_rows) && !e->positions)
-    return error{"rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it"};
   return {};
 }
 

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <span>
 
@@ -30,8 +29,8 @@ struct adaptive {
  private:
   bool reaches(float score) const { return !threshold || (!detail::is_nan(score) && score >= *threshold); }
 
-  /// Takes the best of n rows, if none is taken.
-  static void keep_one(const float* scores, float* taken, std::size_t n);
+  /// Takes the best of n rows, if none is taken; says whether it has.
+  static bool keep_one(const float* scores, float* taken, std::size_t n);
 
   /// The heads * keep best of [heads][n], as indices; the first safe ones of each head go before all others, by infinity.
   void choose(float* scores, std::size_t heads, std::size_t n, std::size_t keep, std::uint32_t* best, workspace& ws) const;
@@ -41,7 +40,6 @@ struct adaptive {
 
 LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                    workspace& ws) const {
-  constexpr float largest = (std::numeric_limits<float>::max)();
   const std::size_t n = c.rows.size(), part = c.group();
   const workspace::frame scratch(ws);
   float* taken = ws.take<float>(heads * n + heads * part);
@@ -51,20 +49,18 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
     for (std::size_t head = 0; head < heads; ++head)
       for (std::size_t i = 0; i < part; ++i) {
         const float score = scores[head * n + at + i];  // infinity is for protected rows, and safe ones
-        const bool beyond = c.protect.empty() && !detail::finite(score) && !detail::is_nan(score) && score > 0;
-        pooled[head * part + i] = beyond ? largest : score;
+        pooled[head * part + i] = c.protect.empty() ? detail::capped(score) : score;
       }
     const std::size_t begin = c.rows.begin + at, keep = c.keep_of({begin, begin + part});
     choose(pooled, heads, part, keep, out.kept.data(), ws);
     for (std::size_t i = 0; i < heads * keep; ++i)
       if (reaches(pooled[out.kept[i]])) taken[out.kept[i] / part * n + at + out.kept[i] % part] = 1;
   }
+  std::size_t more = 0;
   for (std::size_t head = 0; head < heads && n == out.tokens_before; ++head)
-    keep_one(scores.data() + head * n, taken + head * n, n);
+    more += keep_one(scores.data() + head * n, taken + head * n, n) ? 1U : 0U;
+  if (more > 0) out.kept.resize(out.kept.size() + more);
   std::size_t count = 0;
-  for (std::size_t i = 0; i < heads * n; ++i) count += taken[i] > 0 ? 1U : 0U;
-  if (count > out.kept.size()) out.kept.resize(count);
-  count = 0;
   for (std::size_t head = 0; head < heads; ++head) {
     out.first[head] = count;
     for (std::size_t i = 0; i < n; ++i)
@@ -73,13 +69,14 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
   out.first[heads] = count;
 }
 
-LAGKV_FN void adaptive::keep_one(const float* scores, float* taken, std::size_t n) {
+LAGKV_FN bool adaptive::keep_one(const float* scores, float* taken, std::size_t n) {
   std::size_t best = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    if (taken[i] > 0) return;
+    if (taken[i] > 0) return false;
     if (!detail::is_nan(scores[i]) && (detail::is_nan(scores[best]) || scores[i] > scores[best])) best = i;
   }
   taken[best] = 1;
+  return true;
 }
 
 LAGKV_FN void adaptive::choose(float* scores, std::size_t heads, std::size_t n, std::size_t keep, std::uint32_t* best,

@@ -43,7 +43,6 @@ struct chunks {
 
 LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                  workspace& ws) const {
-  constexpr float largest = (std::numeric_limits<float>::max)();
   const std::size_t n = c.rows.size(), part = c.group();
   const workspace::frame scratch(ws);
   float* sum = ws.take<float>(2 * n);
@@ -51,7 +50,7 @@ LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t head
   for (std::size_t i = 0; i < n; ++i) {
     sum[i] = taken[i] = 0;
     for (std::size_t head = 0; head < heads; ++head) sum[i] += scores[head * n + i];
-    if (!detail::finite(sum[i]) && !detail::is_nan(sum[i])) sum[i] = sum[i] > 0 ? largest : -largest;
+    sum[i] = -detail::capped(-detail::capped(sum[i]));
   }
   for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, part, c.rows.begin + at, c, ws);
   std::size_t keep = 0;
