@@ -3,15 +3,16 @@
 #include <lagkv.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -222,6 +223,9 @@ status check_side(const char* name, const lagkv::side_array<T>& side, const lagk
                  may_be_shared ? ", or 0 if all heads keep the same tokens" : ""});
 }
 
+/// Takes back the last plan of a workspace, so that a call that is refused or fails leaves an empty one.
+void forget_plan(lagkv_workspace* w) { w->scratch.kept<lagkv::plan>().clear(0); }
+
 /// Sets the layer, and checks it if the policy has something to do.
 status prepare(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor& at, held_layer& out, bool any_length) {
   if (status s = check_cursor(at, l->tokens); !s) return s;
@@ -230,10 +234,45 @@ status prepare(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor&
 }
 
 /// Nothing is due: a few comparisons, and the plan is empty.
-bool nothing_due(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor& at) {
-  return at.tokens <= l->tokens && p->policy.budget.as<lagkv::keep::bytes>() == nullptr &&
-         p->policy.budget.due(at, l->tokens).empty();
+bool nothing_due(const lagkv::policy& p, const lagkv_layer& l, const lagkv::cursor& at) {
+  return at.tokens <= l.tokens && p.budget.as<lagkv::keep::bytes>() == nullptr && p.budget.due(at, l.tokens).empty();
 }
+
+/// A layer whose rows are only counted.
+lagkv::layer counted(const lagkv_layer& l) { return {{}, {}, l.tokens, nullptr}; }
+
+/// The tasks of one call of the caller's threads. A task's exception must not pass through the caller's frames.
+class tasks {
+ public:
+  tasks(std::size_t n, std::size_t workers, lagkv::detail::function_ref<void(std::size_t, std::size_t)> work)
+      : work_(work), n_(n), failed_(workers), taken_(std::make_unique<std::atomic<bool>[]>(n)) {}
+
+  /// Each of them once, whatever the caller's `run` calls: what it leaves out is done by this thread.
+  void run(lagkv_run with, void* context) {
+    const lagkv_work one = [](void* self, std::size_t task, std::size_t worker) {
+      static_cast<tasks*>(self)->take(task, worker);
+    };
+    with(context, n_, one, this);
+    for (std::size_t task = 0; task < n_; ++task) take(task, 0);
+    for (const std::exception_ptr& f : failed_)
+      if (f) std::rethrow_exception(f);  // before the first row moves
+  }
+
+ private:
+  void take(std::size_t task, std::size_t worker) {
+    if (task >= n_ || worker >= failed_.size() || taken_[task].exchange(true)) return;
+    try {
+      work_(task, worker);
+    } catch (...) {
+      failed_[worker] = std::current_exception();
+    }
+  }
+
+  lagkv::detail::function_ref<void(std::size_t, std::size_t)> work_;
+  std::size_t n_;
+  std::vector<std::exception_ptr> failed_;
+  std::unique_ptr<std::atomic<bool>[]> taken_;
+};
 
 const lagkv_plan* as_c(const lagkv::plan& p) { return reinterpret_cast<const lagkv_plan*>(&p); }
 const lagkv::plan& as_cpp(const lagkv_plan* p) { return *reinterpret_cast<const lagkv::plan*>(p); }
@@ -393,10 +432,10 @@ int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* layer, lag
     if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspace", workspace}}); !s) return s;
     const lagkv::result<lagkv::toward> direction = toward_of(toward);
     if (!direction) return lagkv::error{direction.message()};
+    forget_plan(workspace);
     held_layer l;
-    if (nothing_due(policy, layer, cursor->at)) {
-      const lagkv::layer untouched{{}, {}, layer->tokens, nullptr};
-      out_of(tokens, lagkv::compress(policy->policy, untouched, cursor->at, workspace->scratch));
+    if (nothing_due(policy->policy, *layer, cursor->at)) {
+      out_of(tokens, lagkv::compress(policy->policy, counted(*layer), cursor->at, workspace->scratch));
       return {};
     }
     if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
@@ -412,16 +451,22 @@ int32_t lagkv_compress_layers(const lagkv_policy* policy, const lagkv_layer* lay
     if (status s = given({{"policy", policy}, {"layers", layers}, {"cursors", cursors}, {"workspace", workspace}}); !s) return s;
     const lagkv::result<lagkv::toward> direction = toward_of(toward);
     if (!direction) return lagkv::error{direction.message()};
-    std::vector<held_layer> held(count);
+    forget_plan(workspace);
     std::vector<lagkv::layer> all;
     std::vector<lagkv::cursor> at;
+    bool due = false;
     for (std::size_t i = 0; i < count; ++i) {
       if (cursors[i] == nullptr) return refuse({"cursors[", i, "]: is NULL"});
       for (std::size_t j = 0; j < i; ++j)
         if (cursors[j] == cursors[i]) return refuse({"cursors[", i, "]: is that of layer ", j, " too"});
-      if (status s = prepare(policy, &layers[i], cursors[i]->at, held[i], false); !s)
-        return refuse({"layer ", i, ": ", s.message()});
-      all.push_back(held[i].get()), at.push_back(cursors[i]->at);
+      all.push_back(counted(layers[i])), at.push_back(cursors[i]->at);
+      const bool sloped = policy->policy.budget.slope.sloped();
+      due = due || !nothing_due(sloped ? lagkv::for_layer(policy->policy, i, count) : policy->policy, layers[i], at[i]);
+    }
+    std::vector<held_layer> held(due ? count : 0);  // most calls find nothing due: views are made and checked where they are read
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      if (status s = prepare(policy, &layers[i], at[i], held[i], false); !s) return refuse({"layer ", i, ": ", s.message()});
+      all[i] = held[i].get();
     }
     const lagkv::compress_options options{.direction = *direction, .equal_counts = equal_counts != 0};
     if (status s = lagkv::compress(policy->policy, all, at, workspace->scratch, options); !s) return s;
@@ -445,28 +490,15 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
         if (workspaces[i] == workspaces[j])
           return refuse({"workspaces[", i, "]: is workspaces[", j, "]: each worker needs its own"});
     }
+    forget_plan(workspaces[0]);
     held_layer l;
+    if (nothing_due(policy->policy, *layer, cursor->at)) {
+      out_of(tokens, lagkv::compress(policy->policy, counted(*layer), cursor->at, workspaces[0]->scratch));
+      return {};
+    }
     if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
     lent_scratch lent({workspaces, workers});
-    const auto in_parallel = [&](std::size_t n, const auto& work) {
-      struct call {
-        std::remove_reference_t<decltype(work)>& task;
-        std::vector<std::exception_ptr> failed;  // a task's exception must not pass through the caller's frames
-      } c{work, std::vector<std::exception_ptr>(workers)};
-      run(
-          context, n,
-          [](void* argument, size_t task, size_t worker) {
-            auto& mine = *static_cast<call*>(argument);
-            try {
-              mine.task(task, worker);
-            } catch (...) {
-              mine.failed[worker] = std::current_exception();
-            }
-          },
-          &c);
-      for (const std::exception_ptr& f : c.failed)
-        if (f) std::rethrow_exception(f);  // before the first row moves
-    };
+    const auto in_parallel = [&](std::size_t n, const auto& work) { tasks(n, workers, work).run(run, context); };
     out_of(tokens, lagkv::compress(policy->policy, l.get(), cursor->at, lent.scratch, in_parallel, *direction));
     return {};
   });
@@ -479,7 +511,9 @@ int32_t lagkv_accumulate(const lagkv_policy* policy, const lagkv_layer* layer, c
     if (n > layer->tokens) return refuse({"n=", n, ": must be at most the ", layer->tokens, " rows in use"});
     held_layer l;
     if (status s = l.set(*layer); !s) return s;
-    if (status s = policy->policy.needs.rope ? check(policy->policy, l.get(), true) : check(l.get()); !s) return s;
+    const lagkv::needs& reads = policy->policy.needs;
+    const bool before_rope = reads.rope && reads.key_statistics && l.extras().key_statistics;
+    if (status s = before_rope ? check(policy->policy, l.get(), true) : check(l.get()); !s) return s;
     lagkv::accumulate(policy->policy, l.get(), cursor->at, n, workspace->scratch);
     return {};
   });
@@ -494,6 +528,7 @@ int32_t lagkv_plan_eviction(const lagkv_policy* policy, const lagkv_layer* layer
         !s)
       return s;
     *plan = nullptr;
+    forget_plan(workspace);
     held_layer l;
     if (status s = prepare(policy, layer, cursor->at, l, true); !s) return s;
     *plan = as_c(lagkv::plan_eviction(policy->policy, l.get(), cursor->at, workspace->scratch));
@@ -560,6 +595,9 @@ int32_t lagkv_advance(lagkv_cursor* cursor, const lagkv_plan* plan, size_t head,
     if (status s = given({{"cursor", cursor}, {"plan", plan}}); !s) return s;
     const lagkv::plan& p = as_cpp(plan);
     if (p.heads() != 0 && head >= p.heads()) return refuse({"head=", head, ": the plan has ", p.heads()});
+    if (p.tokens_before < cursor->at.tokens)
+      return refuse(
+          {"plan: is of ", p.tokens_before, " rows: must be at least the ", cursor->at.tokens, " that the cursor counts"});
     lagkv::advance(cursor->at, p, head);
     return {};
   });
@@ -568,7 +606,7 @@ int32_t lagkv_advance(lagkv_cursor* cursor, const lagkv_plan* plan, size_t head,
 lagkv_candidates lagkv_due(const lagkv_policy* policy, const lagkv_cursor* cursor, size_t tokens) {
   if (policy == nullptr || cursor == nullptr) return {};
   const lagkv::candidates c = policy->policy.budget.due(cursor->at, tokens);
-  return {c.rows.begin, c.rows.end, c.keep, c.partition, c.keep_each};
+  return {c.rows.begin, c.rows.end, c.keep, c.partition, c.keep_each, c.positions.dropped};
 }
 
 int32_t lagkv_score(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_candidates* candidates,
@@ -593,7 +631,11 @@ int32_t lagkv_score(const lagkv_policy* policy, const lagkv_layer* layer, const 
       return refuse({"count=", count, ": must be ", all, " or more"});
     if (c.begin == c.end) return {};
     std::ranges::copy(lagkv::score(policy->policy, l.get(),
-                                   {.rows = {c.begin, c.end}, .keep = c.keep, .partition = c.partition, .keep_each = c.keep_each},
+                                   {.rows = {c.begin, c.end},
+                                    .keep = c.keep,
+                                    .partition = c.partition,
+                                    .keep_each = c.keep_each,
+                                    .positions = {{}, c.dropped}},
                                    workspace->scratch),
                       scores);
     return {};

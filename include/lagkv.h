@@ -230,14 +230,16 @@ LAGKV_API int32_t lagkv_check(const lagkv_policy* policy, const lagkv_layer* lay
 LAGKV_API int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* layer, lagkv_cursor* cursor,
                                  lagkv_workspace* workspace, int32_t toward, size_t* tokens, lagkv_error* error);
 
-/* The same for all layers of a sequence, all or nothing: layers[i] with cursors[i]. equal_counts: not 0 to refuse what would
+/* The same for all layers of a sequence, all or nothing: layers[i] with cursors[i]. Layers are checked where something is due in
+ * one of them. equal_counts: not 0 to refuse what would
  * leave layers with different numbers of rows. lagkv_cursor_tokens(cursors[i]) are then in use. */
 LAGKV_API int32_t lagkv_compress_layers(const lagkv_policy* policy, const lagkv_layer* layers, lagkv_cursor* const* cursors,
                                         size_t count, lagkv_workspace* workspace, int32_t toward, int32_t equal_counts,
                                         lagkv_error* error);
 
 /* The caller's threads. `run` calls work(argument, task, worker) once for each task below n, with a worker below the number of
- * workspaces, never the same worker twice at one time, and returns when all are done. */
+ * workspaces, never the same worker twice at one time, and returns when all are done. Tasks that it leaves out are done by the
+ * calling thread, so a pool that shuts down may return early; calls with another task or worker do nothing. */
 typedef void (*lagkv_work)(void* argument, size_t task, size_t worker);
 typedef void (*lagkv_run)(void* context, size_t n, lagkv_work work, void* argument);
 
@@ -247,7 +249,7 @@ LAGKV_API int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagk
                                           int32_t toward, size_t* tokens, lagkv_error* error);
 
 /* Adds the last n tokens to accumulated_attention and key_statistics, where the policy reads them and they are offered: call it
- * before lagkv_compress(). */
+ * before lagkv_compress(). Attention is added of as many of them as queries or weights are offered for. */
 LAGKV_API int32_t lagkv_accumulate(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_cursor* cursor, size_t n,
                                    lagkv_workspace* workspace, lagkv_error* error);
 
@@ -257,7 +259,9 @@ LAGKV_API int32_t lagkv_accumulate(const lagkv_policy* policy, const lagkv_layer
 LAGKV_API int32_t lagkv_plan_eviction(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_cursor* cursor,
                                       lagkv_workspace* workspace, const lagkv_plan** plan, lagkv_error* error);
 
-/* The plan of the last lagkv_compress() with this workspace. */
+/* The plan of the last call with this workspace: lagkv_compress(), lagkv_compress_layers() (of the last layer),
+ * lagkv_compress_parallel() (the first of its workspaces) or lagkv_plan_eviction(). Empty if nothing was dropped, or the call was
+ * refused or failed. */
 LAGKV_API const lagkv_plan* lagkv_last_plan(lagkv_workspace* workspace);
 
 LAGKV_API int32_t lagkv_plan_empty(const lagkv_plan* plan); /* not 0: nothing is dropped */
@@ -281,6 +285,7 @@ typedef struct lagkv_candidates {
   size_t keep;      /* rows of them that each head keeps */
   size_t partition; /* not 0: keep_each of each partition of so many rows */
   size_t keep_each;
+  size_t dropped; /* rows dropped so far: row r holds position r + dropped, where the extras have no positions */
 } lagkv_candidates;
 
 LAGKV_API lagkv_candidates lagkv_due(const lagkv_policy* policy, const lagkv_cursor* cursor, size_t tokens);

@@ -253,7 +253,7 @@ static void test_layers_and_scores(void) {
     EXPECT(fabs(scores[i] + sqrt(sum)) < 1e-4);
   }
   REFUSED(lagkv_score(p, &l[0], &due, w, scores, 5, &error), "count=5: must be");
-  const lagkv_candidates outside = {0, tokens + 1, 0, 0, 0};
+  const lagkv_candidates outside = {0, tokens + 1, 0, 0, 0, 0};
   REFUSED(lagkv_score(p, &l[0], &outside, w, scores, heads * n, &error), "must lie within the 300 rows in use");
 
   l[1].tokens = 200;
@@ -328,6 +328,147 @@ static void test_layers_and_scores(void) {
   free(k), free(v), free(k2), free(v2), free(before), free(scores), free(k3), free(v3), free(queries), free(attention);
 }
 
+/* Nothing due: views are neither made nor checked. */
+static void test_nothing_due(void) {
+  lagkv_policy* p = policy_of("key_diff:sink=2,recent=4,capacity=200");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c[] = {lagkv_cursor_new(), lagkv_cursor_new()};
+  float *k = numbers(1), *v = numbers(2);
+  lagkv_layer l[] = {layer_of(k, v), layer_of(k, v)};
+  int runs = 0;
+  size_t left = 0;
+  l[0].keys.data = l[1].keys.data = NULL;
+  l[0].tokens = l[1].tokens = 150;
+  OK(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error));
+  EXPECT(lagkv_cursor_tokens(c[0]) == 150 && lagkv_cursor_tokens(c[1]) == 150);
+  OK(lagkv_compress_parallel(p, &l[0], c[0], &w, 1, one_after_the_other, &runs, LAGKV_FRONT, &left, &error));
+  EXPECT(left == 150 && runs == 0);
+  l[1].tokens = 151;
+  REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error), "layer 1: has 151 rows, layer 0 150");
+  l[1].tokens = tokens;
+  REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 0, &error), "layer 0: keys: data is NULL");
+  l[0].keys.data = l[1].keys.data = k, l[1].tokens = 149;
+  REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error), "layer 1: tokens=149: the cursor counts 150");
+  lagkv_policy_free(p), lagkv_workspace_free(w), lagkv_cursor_free(c[0]), lagkv_cursor_free(c[1]);
+  free(k), free(v);
+}
+
+/* A pool that shuts down, one that calls twice, one that invents tasks and workers. */
+static void does_nothing(void* context, size_t n, lagkv_work work, void* argument) {
+  (void)context, (void)n, (void)work, (void)argument;
+}
+static void does_the_first(void* context, size_t n, lagkv_work work, void* argument) {
+  (void)context, (void)n;
+  work(argument, 0, 1);
+}
+static void does_all_twice(void* context, size_t n, lagkv_work work, void* argument) {
+  (void)context;
+  for (size_t i = 0; i < 2 * n; ++i) work(argument, i / 2, i % 2);
+}
+static void does_what_is_not_there(void* context, size_t n, lagkv_work work, void* argument) {
+  (void)context;
+  work(argument, n, 0), work(argument, 0, 2), work(argument, (size_t)-1, (size_t)-1);
+}
+
+static void test_careless_runs(void) {
+  const lagkv_run runs[] = {does_nothing, does_the_first, does_all_twice, does_what_is_not_there};
+  for (int i = 0; i < 8; ++i) {
+    lagkv_policy* p = policy_of(i < 4 ? "lagkv:sink=4,lag=32,ratio=0.25" : "key_diff:keep=0.25");
+    lagkv_workspace* w[] = {new_workspace(), new_workspace()};
+    lagkv_cursor *c = lagkv_cursor_new(), *d = lagkv_cursor_new();
+    float *k = numbers(1), *v = numbers(2), *k2 = numbers(1), *v2 = numbers(2);
+    lagkv_layer l = layer_of(k, v), l2 = layer_of(k2, v2);
+    size_t left = 0, same = 0;
+    OK(lagkv_compress(p, &l, c, w[0], LAGKV_FRONT, &left, &error));
+    OK(lagkv_compress_parallel(p, &l2, d, w, 2, runs[i % 4], NULL, LAGKV_FRONT, &same, &error));
+    EXPECT(left < tokens && left == same);
+    for (int h = 0; h < heads; ++h) {
+      EXPECT(memcmp(k + h * tokens * channels, k2 + h * tokens * channels, left * channels * sizeof *k) == 0);
+      EXPECT(memcmp(v + h * tokens * channels, v2 + h * tokens * channels, left * channels * sizeof *v) == 0);
+    }
+    lagkv_policy_free(p), lagkv_workspace_free(w[0]), lagkv_workspace_free(w[1]), lagkv_cursor_free(c), lagkv_cursor_free(d);
+    free(k), free(v), free(k2), free(v2);
+  }
+}
+
+/* A refused call leaves no plan of the call before; a plan of fewer rows than a cursor counts is not its own. */
+static void test_plans_of_refused_calls(void) {
+  lagkv_policy *p = policy_of("key_diff:keep=0.25"), *reads_queries = policy_of("snapkv:keep=0.25");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2);
+  lagkv_layer l = layer_of(k, v);
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_plan_eviction(p, &l, c, w, &plan, &error));
+  EXPECT(!lagkv_plan_empty(plan) && plan == lagkv_last_plan(w));
+  REFUSED(lagkv_compress(reads_queries, &l, c, w, LAGKV_FRONT, NULL, &error), "queries: the policy reads");
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)));
+  OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, NULL, &error));
+  EXPECT(!lagkv_plan_empty(lagkv_last_plan(w)));
+  l.tokens = tokens;
+  REFUSED(lagkv_compress_layers(reads_queries, &l, &c, 1, w, LAGKV_FRONT, 1, &error), "queries: the policy reads");
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)));
+  REFUSED(lagkv_advance(c, lagkv_last_plan(w), 0, &error), "plan: is of 0 rows: must be at least the");
+  EXPECT(lagkv_cursor_tokens(c) == tokens / 4);
+  lagkv_policy_free(p), lagkv_policy_free(reads_queries), lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v);
+}
+
+/* After a compression rows hold later positions: scores are of them, as the plan is. */
+static void test_scores_later_on(void) {
+  lagkv_policy* p = policy_of("novelty:keep=0.5,heads=own,smooth=0");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2);
+  lagkv_rope rope = {10000.0, LAGKV_HALVES, 1.0F, 0, NULL, 0};
+  lagkv_extras e = lagkv_no_extras();
+  lagkv_layer l = layer_of(k, v);
+  e.rope = &rope, l.extras = &e, l.tokens = 200;
+  OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, NULL, &error));
+  l.tokens = tokens;
+  const lagkv_candidates due = lagkv_due(p, c, tokens);
+  EXPECT(due.dropped == 100 && due.end > due.begin);
+  const size_t n = due.end - due.begin;
+  float* scores = malloc(heads * n * sizeof *scores);
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_score(p, &l, &due, w, scores, heads * n, &error));
+  OK(lagkv_plan_eviction(p, &l, c, w, &plan, &error));
+  for (size_t h = 0; h < heads; ++h) {
+    size_t count = 0, above = 0;
+    const uint32_t* kept = lagkv_plan_kept(plan, h, &count);
+    float least = INFINITY;
+    for (size_t i = 0; i < count; ++i) least = fminf(least, scores[h * n + kept[i] - due.begin]);
+    for (size_t i = 0; i < n; ++i) above += scores[h * n + i] > least;
+    EXPECT(count > 0 && above == count - 1);
+  }
+  lagkv_policy_free(p), lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v), free(scores);
+}
+
+/* Of what a policy reads, only what is added to must be there. */
+static void test_accumulate_for_every_policy(void) {
+  const char* all[] = {"kvzap:keep=0.5", "novelty:keep=0.5", "recommended:capacity=100", "snapkv:keep=0.5", "lagkv:lag=32"};
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2);
+  double statistics[heads * (2 * channels + 1)] = {0};
+  for (size_t i = 0; i < sizeof all / sizeof *all; ++i) {
+    lagkv_policy* p = policy_of(all[i]);
+    lagkv_layer l = layer_of(k, v);
+    OK(lagkv_accumulate(p, &l, c, tokens, w, &error));
+    lagkv_policy_free(p);
+  }
+  lagkv_policy* novelty = policy_of(all[1]);
+  lagkv_extras e = lagkv_no_extras();
+  lagkv_layer l = layer_of(k, v);
+  e.key_statistics = statistics, l.extras = &e;
+  REFUSED(lagkv_accumulate(novelty, &l, c, tokens, w, &error), "rope: the policy reads keys as they were before RoPE");
+  EXPECT(statistics[2 * channels] == 0);
+  EXPECT(lagkv_peak_rows(novelty, SIZE_MAX, 32768) == 32768);
+  lagkv_policy_free(novelty), lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v);
+}
+
 int main(void) {
   EXPECT(lagkv_version() >= 200);
   test_refusals();
@@ -336,6 +477,11 @@ int main(void) {
   test_compress("value_norm:sink=0,recent=8,capacity=100");
   test_block_table();
   test_layers_and_scores();
+  test_nothing_due();
+  test_careless_runs();
+  test_plans_of_refused_calls();
+  test_scores_later_on();
+  test_accumulate_for_every_policy();
   if (faults == 0) puts("the C interface holds");
   return faults != 0;
 }
