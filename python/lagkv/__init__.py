@@ -79,7 +79,7 @@ def parse(text: str) -> Policy:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):  # numpy's too
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
@@ -145,9 +145,10 @@ def compress(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Arr
 
     keys, values: [heads, tokens, dim], or [batch, heads, tokens, dim]: all entries have the same rows in use, one cursor, and
     keep the same number of rows. Or keys is a Layer, whose `tokens` are then set. tokens: rows in use, the first ones; default:
-    all. direction: "front", the rows in use are the first ones again; "window", the window stays where it is and the freed rows
-    lie before it. threads: that share the heads, or the entries of the batch (default 1). workspace: scratch to be used again,
-    with its own threads. offers: see Layer; positions and accumulated_attention move with the rows.
+    all. direction: "front", the rows in use are the first ones again; "window", the window stays where it is, survivors lie right
+    before it, and the freed rows before them, after the sinks: for callers who take them out of a list of slots. threads: that
+    share the heads, or the entries of the batch (default 1). workspace: scratch to be used again, with its own threads. offers:
+    see Layer; positions and accumulated_attention move with the rows.
 
     Raises Error for what check() refuses, for read-only arrays, and if entries of the batch would keep different numbers of rows;
     cache and cursor are then as they were.
@@ -201,8 +202,8 @@ def accumulate(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[A
                **offers: Unpack[Offers]) -> None:
     """Adds the last n tokens to accumulated_attention and key_statistics, in place, where the policy reads them.
 
-    Call it before compress(), with the tokens appended since the last time; for attention, with their queries or weights. Nothing
-    happens for what is not offered.
+    Call it before compress(), with the tokens appended since the last time; for attention, with their queries or weights: as many
+    are counted as are offered. Nothing happens for what is not offered. cursor: that of compress(); default: of a new sequence.
     """
     layer = _layer(keys, values, tokens, offers)
     at = Cursor() if cursor is None else cursor

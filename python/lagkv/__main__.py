@@ -377,7 +377,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         else:
             run(o)
         return 0
-    except (Refused, lagkv.Error, MemoryError) as e:
+    except (Refused, lagkv.Error, MemoryError, UnicodeEncodeError) as e:
         print(f"lagkv: {e or 'out of memory'}", file=sys.stderr)
         return BAD_INPUT
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 namespace python {
 
@@ -55,12 +56,17 @@ lagkv::tensor view_of(std::byte* data, const std::size_t* size, const std::ptrdi
 
 array::array(const char* name, nb::handle x, int least, int most, unsigned types) : name_(name) {
   can_write_ = nb::try_cast(x, writable_, false);
-  if (!can_write_ && !nb::try_cast(x, read_only_, false))
-    throw nb::type_error(lagkv::detail::joined({name,
-                                                ": must be an array that speaks DLPack or the buffer protocol and has a type "
-                                                "that DLPack knows, not ",
-                                                nb::inst_name(x).c_str()})
-                             .c_str());
+  if (!can_write_ && !nb::try_cast(x, read_only_, false)) {
+    const std::string message = lagkv::detail::joined(
+        {name, ": must be an array that speaks DLPack or the buffer protocol and has a type that DLPack knows, not ",
+         nb::inst_name(x).c_str()});
+    try {
+      if (nb::hasattr(x, "__dlpack__")) x.attr("__dlpack__")();
+    } catch (nb::python_error& e) {  // its own reason: it requires gradients, say
+      nb::raise_from(e, PyExc_TypeError, "%s", message.c_str());
+    }
+    throw nb::type_error(message.c_str());
+  }
   const auto read = [&](const auto& a) {
     const auto rank = static_cast<int>(a.ndim());
     if (rank < least || rank > most) {
@@ -96,8 +102,20 @@ array array::entry(std::size_t i) const {
   return out;
 }
 
-void array::expect_writable() const {
-  if (rank_ != 0 && !can_write_) refuse({name_, ": the array is read-only, and its rows would be moved"});
+void array::expect_writable(bool batched) const {
+  if (rank_ == 0) return;
+  if (!can_write_) refuse({name_, ": the array is read-only, and its rows would be moved"});
+  if (!batched) return;
+  std::vector<lagkv::detail::dimension> dims;
+  std::string strides;
+  for (int d = 0; d < rank_; ++d) {
+    const bool shared = d > 0 && stride_[d] == 0;  // positions of all heads: what may be shared within an entry is checked there
+    dims.push_back({shared ? 1 : size_[d], stride_[d]});
+    strides += (d == 0 ? "(" : ", ") + std::to_string(stride_[d]);
+  }
+  const std::size_t bytes = writable_.itemsize();
+  if (const lagkv::status s = lagkv::detail::lie_apart(dims, data_, bytes, strides + ")", " in the entries of the batch"); !s)
+    refuse({name_, ": ", s.message()});
 }
 
 void array::expect_dense_rows() const {

@@ -55,8 +55,8 @@ class array {
   /// The array of one index of the first dimension.
   array entry(std::size_t i) const;
 
-  /// Refuses read-only memory.
-  void expect_writable() const;
+  /// Refuses read-only memory; and entries of the first dimension, where that is one of a batch, that share memory.
+  void expect_writable(bool batched = false) const;
 
   /// Of three dimensions [heads, tokens, channels], as a view.
   lagkv::tensor view() const;

@@ -19,12 +19,12 @@ layer_object::layer_object(nb::handle keys, nb::handle values, std::size_t token
   }
   const std::size_t n = rank == 4 ? keys_.size(0) : 1;
   if (n == 0) refuse({"keys: batch=0: must be 1 or more"});
-  extras_.resize(n);
+  offers_.of.resize(n);
   layers_.resize(n);
   for (std::size_t i = 0; i < n; ++i) {
     layers_[i].keys = (rank == 4 ? keys_.entry(i) : keys_).view();
     if (values_) layers_[i].values = (rank == 4 ? values_.entry(i) : values_).view();
-    layers_[i].extra = &extras_[i];
+    layers_[i].extra = &offers_.of[i];
   }
   set_tokens(all_tokens ? capacity() : tokens);
 }
@@ -46,11 +46,6 @@ array layer_object::offered(const char* name, nb::handle x, int rank, unsigned t
   array a(name, x, with_batch, with_batch, types);
   if (batched() && a.size(0) != batch()) refuse({name, ": batch=", a.size(0), ": must be the ", batch(), " of the keys"});
   return a;
-}
-
-template <class Set>
-void layer_object::for_each_entry(const array& x, const Set& set) {
-  for (std::size_t i = 0; i < batch(); ++i) set(extras_[i], batched() && x ? x.entry(i) : x);
 }
 
 namespace {
@@ -82,87 +77,101 @@ void expect_tokens(const array& x, std::size_t tokens) {
     refuse({x.name(), ": tokens=", x.size(x.rank() - 1), ": must be at least the ", tokens, " rows in use"});
 }
 
+/// A number, or numbers, of Python's; None is `none`.
+template <class T>
+T number(const char* name, nb::handle x, const char* must, T none = {}) {
+  if (x.is_none()) return none;
+  T out{};
+  if (!nb::try_cast(x, out))
+    throw nb::type_error(lagkv::detail::joined({name, "=", nb::repr(x).c_str(), ": must be ", must}).c_str());
+  return out;
+}
+
 }  // namespace
 
 void layer_object::offer(nb::dict offers) {
   const use mine(busy, "layer");
-  const auto view = [](const array& x) { return x ? x.view() : lagkv::tensor{}; };
-  for (auto [key, x] : offers) {
-    const std::string name = nb::cast<std::string>(key);
-    // What is refused leaves the offer before it in place: a slot changes after all checks.
-    if (name == "queries") {
-      queries_ = offered("queries", x, 3, halves_and_floats);
-      for_each_entry(queries_, [&](lagkv::extras& e, const array& a) { e.queries = view(a); });
-    } else if (name == "weights") {
-      weights_ = offered("weights", x, 3, halves_and_floats);
-      for_each_entry(weights_, [&](lagkv::extras& e, const array& a) { e.weights = view(a); });
-    } else if (name == "query_count") {
-      const auto n = x.is_none() ? 0 : nb::cast<std::size_t>(x);
-      for (lagkv::extras& e : extras_) e.query_count = n;
-    } else if (name == "accumulated_attention") {
-      const array a = offered("accumulated_attention", x, 2, float32);
-      a.expect_dense_rows();
-      expect_heads(a, layers_[0]);
-      accumulated_attention_ = a;
-      for_each_entry(a, [](lagkv::extras& e, const array& one) { e.accumulated_attention = one.side<float>(); });
-    } else if (name == "positions") {
-      const array a = offered("positions", x, 2, int32);
-      a.expect_dense_rows();
-      expect_heads(a, layers_[0], true);
-      positions_ = a;
-      for_each_entry(a, [](lagkv::extras& e, const array& one) { e.positions = one.side<std::uint32_t>(); });
-    } else if (name == "key_statistics") {
-      const array a = offered("key_statistics", x, 2, float64);
-      a.expect_dense_rows();
-      expect_heads(a, layers_[0]);
-      expect_statistics(a, layers_[0]);
-      key_statistics_ = a;
-      for_each_entry(a, [](lagkv::extras& e, const array& one) { e.key_statistics = {reinterpret_cast<double*>(one.data())}; });
-    } else if (name == "query_mean") {
-      query_mean_ = offered("query_mean", x, 2, float32);
-      for_each_entry(query_mean_, [&](lagkv::extras& e, const array& a) { e.query_mean = a ? one_row(a) : lagkv::tensor{}; });
-    } else if (name == "query_covariance") {
-      query_covariance_ = offered("query_covariance", x, 3, float32);
-      for_each_entry(query_covariance_, [&](lagkv::extras& e, const array& a) { e.query_covariance = view(a); });
-    } else if (name == "query_factors") {
-      query_factors_ = offered("query_factors", x, 3, float32);
-      for_each_entry(query_factors_, [&](lagkv::extras& e, const array& a) { e.query_factors = view(a); });
-    } else if (name == "importance") {
-      importance_ = offered("importance", x, 2, float32);
-      for_each_entry(importance_, [&](lagkv::extras& e, const array& a) { e.importance = a ? one_row(a) : lagkv::tensor{}; });
-    } else if (name == "rope") {
-      if (x.is_none())
-        rope_.reset();
-      else
-        rope_ = std::make_unique<rope_object>(nb::cast<const rope_object&>(x));
-      for (lagkv::extras& e : extras_) e.rope = rope_ ? rope_->get() : nullptr;
-    } else if (name == "protect") {
-      protect_ = x.is_none() ? std::vector<std::uint32_t>{} : nb::cast<std::vector<std::uint32_t>>(x);
-      for (lagkv::extras& e : extras_) e.protect = protect_;
-    } else if (name == "scale") {
-      const auto scale = x.is_none() ? 0.0F : nb::cast<float>(x);
-      for (lagkv::extras& e : extras_) e.scale = scale;
-    } else {
-      throw nb::type_error(
-          lagkv::detail::joined({"unknown offer '", name,
-                                 "': must be one of queries, weights, query_count, accumulated_attention, "
-                                 "key_statistics, query_mean, query_covariance, query_factors, importance, positions, "
-                                 "rope, protect, scale"})
-              .c_str());
-    }
+  offered_set all = offers_;
+  for (auto [key, x] : offers) add(all, nb::cast<std::string>(key), x);
+  for (std::size_t i = 0; i < batch(); ++i) {
+    all.of[i].protect = all.protect;
+    all.of[i].rope = all.rope ? all.rope->get() : nullptr;
+  }
+  offers_ = std::move(all);  // its elements stay where they are
+  for (std::size_t i = 0; i < batch(); ++i) layers_[i].extra = &offers_.of[i];
+}
+
+void layer_object::add(offered_set& to, const std::string& name, nb::handle x) const {
+  const auto for_each_entry = [&](const array& a, const auto& set) {
+    for (std::size_t i = 0; i < batch(); ++i) set(to.of[i], batched() && a ? a.entry(i) : a);
+  };
+  const auto view = [](const array& a) { return a ? a.view() : lagkv::tensor{}; };
+  const auto take_rows = [&](array& slot, lagkv::tensor lagkv::extras::*at, const char* what, int rank, unsigned types) {
+    slot = offered(what, x, rank, types);
+    for_each_entry(slot, [&](lagkv::extras& e, const array& a) {
+      e.*at = rank == 3 ? view(a) : a ? one_row(a) : lagkv::tensor{};
+    });
+  };
+  if (name == "queries") {
+    take_rows(to.queries, &lagkv::extras::queries, "queries", 3, halves_and_floats);
+  } else if (name == "weights") {
+    take_rows(to.weights, &lagkv::extras::weights, "weights", 3, halves_and_floats);
+  } else if (name == "query_mean") {
+    take_rows(to.query_mean, &lagkv::extras::query_mean, "query_mean", 2, float32);
+  } else if (name == "query_covariance") {
+    take_rows(to.query_covariance, &lagkv::extras::query_covariance, "query_covariance", 3, float32);
+  } else if (name == "query_factors") {
+    take_rows(to.query_factors, &lagkv::extras::query_factors, "query_factors", 3, float32);
+  } else if (name == "importance") {
+    take_rows(to.importance, &lagkv::extras::importance, "importance", 2, float32);
+  } else if (name == "query_count") {
+    const auto n = number<std::size_t>("query_count", x, "a whole number, 0 or more");
+    for (lagkv::extras& e : to.of) e.query_count = n;
+  } else if (name == "accumulated_attention") {
+    to.accumulated_attention = offered("accumulated_attention", x, 2, float32);
+    to.accumulated_attention.expect_dense_rows();
+    expect_heads(to.accumulated_attention, layers_[0]);
+    for_each_entry(to.accumulated_attention, [](lagkv::extras& e, const array& a) { e.accumulated_attention = a.side<float>(); });
+  } else if (name == "positions") {
+    to.positions = offered("positions", x, 2, int32);
+    to.positions.expect_dense_rows();
+    expect_heads(to.positions, layers_[0], true);
+    for_each_entry(to.positions, [](lagkv::extras& e, const array& a) { e.positions = a.side<std::uint32_t>(); });
+  } else if (name == "key_statistics") {
+    to.key_statistics = offered("key_statistics", x, 2, float64);
+    to.key_statistics.expect_dense_rows();
+    expect_heads(to.key_statistics, layers_[0]);
+    expect_statistics(to.key_statistics, layers_[0]);
+    for_each_entry(to.key_statistics,
+                   [](lagkv::extras& e, const array& a) { e.key_statistics = {reinterpret_cast<double*>(a.data())}; });
+  } else if (name == "rope") {
+    if (!x.is_none() && !nb::isinstance<rope_object>(x))
+      throw nb::type_error(lagkv::detail::joined({"rope=", nb::repr(x).c_str(), ": must be a lagkv.Rope"}).c_str());
+    to.rope = x.is_none() ? nullptr : std::make_shared<rope_object>(nb::cast<const rope_object&>(x));
+  } else if (name == "protect") {
+    to.protect = number<std::vector<std::uint32_t>>("protect", x, "positions, whole numbers from 0 to 4294967295");
+  } else if (name == "scale") {
+    const auto scale = number<float>("scale", x, "a number");
+    for (lagkv::extras& e : to.of) e.scale = scale;
+  } else {
+    throw nb::type_error(
+        lagkv::detail::joined({"unknown offer '", name,
+                               "': must be one of queries, weights, query_count, accumulated_attention, key_statistics, "
+                               "query_mean, query_covariance, query_factors, importance, positions, rope, protect, scale"})
+            .c_str());
   }
 }
 
 void layer_object::expect_rows() const {
-  for (const array* x : {&accumulated_attention_, &positions_}) expect_tokens(*x, tokens_);
+  for (const array* x : {&offers_.accumulated_attention, &offers_.positions}) expect_tokens(*x, tokens_);
 }
 
 void layer_object::expect_writable() const {
-  for (const array* x : {&keys_, &values_, &accumulated_attention_, &positions_}) x->expect_writable();
+  for (const array* x : {&keys_, &values_, &offers_.accumulated_attention, &offers_.positions}) x->expect_writable(batched());
 }
 
 void layer_object::expect_sums_writable() const {
-  for (const array* x : {&accumulated_attention_, &key_statistics_}) x->expect_writable();
+  for (const array* x : {&offers_.accumulated_attention, &offers_.key_statistics}) x->expect_writable(batched());
 }
 
 }  // namespace python

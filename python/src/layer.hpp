@@ -44,7 +44,7 @@ class layer_object {
   layer_object(const layer_object&) = delete;
   layer_object& operator=(const layer_object&) = delete;
 
-  /// Takes what the dictionary names; None takes an offer back. Refuses a name that is none.
+  /// Takes what the dictionary names, all of it or nothing; None takes an offer back. Refuses a name that is none.
   void offer(nb::dict offers);
 
   std::size_t batch() const { return layers_.size(); }
@@ -56,12 +56,11 @@ class layer_object {
   std::size_t capacity() const;
 
   const lagkv::layer& at(std::size_t entry) const { return layers_[entry]; }
-  lagkv::extras& offers(std::size_t entry) { return extras_[entry]; }
-  bool protects() const { return !protect_.empty(); }
+  lagkv::extras& offers(std::size_t entry) { return offers_.of[entry]; }
 
   /// Refuses arrays of fewer entries than rows in use.
   void expect_rows() const;
-  /// Refuses read-only arrays that compress() would write.
+  /// Refuses arrays that compress() would write and cannot: read-only ones, and those whose entries share memory.
   void expect_writable() const;
   /// The same of what accumulate() would write.
   void expect_sums_writable() const;
@@ -70,16 +69,22 @@ class layer_object {
 
  private:
   array offered(const char* name, nb::handle x, int rank, unsigned types) const;
-  template <class Set>
-  void for_each_entry(const array& x, const Set& set);
+  /// What is offered, and the arrays that it points into.
+  struct offered_set {
+    array queries, weights, accumulated_attention, key_statistics, query_mean, query_covariance, query_factors, importance,
+        positions;
+    std::vector<std::uint32_t> protect{};
+    std::shared_ptr<rope_object> rope{};
+    std::vector<lagkv::extras> of;  ///< an entry of the batch each
+  };
 
-  array keys_, values_, queries_, weights_, accumulated_attention_, key_statistics_, query_mean_, query_covariance_,
-      query_factors_, importance_, positions_;
-  std::vector<std::uint32_t> protect_{};
-  std::unique_ptr<rope_object> rope_{};
+  /// Adds an offer to a set. Refuses a name that is none.
+  void add(offered_set& to, const std::string& name, nb::handle x) const;
+
+  array keys_, values_;
+  offered_set offers_{};
   std::size_t tokens_ = 0;
-  std::vector<lagkv::extras> extras_;
-  std::vector<lagkv::layer> layers_;  // point into extras_
+  std::vector<lagkv::layer> layers_;  // point into offers_
 };
 
 }  // namespace python

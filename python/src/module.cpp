@@ -48,8 +48,8 @@ nb::object numpy(std::vector<T> numbers, const std::size_t (&shape)[Rank]) {
 
 // ---- threads ----------------------------------------------------------------------------------------------------------
 
-/// A parallel_for that starts threads for each call, so that none is there to be lost in a fork; nothing is started where nothing
-/// is due.
+/// A parallel_for that starts threads for each call, so that none is there to be lost in a fork. Where no more can be started,
+/// those that there are do the work.
 struct started_threads {
   std::size_t workers;
 
@@ -74,7 +74,11 @@ struct started_threads {
     };
     {
       all started;
-      for (std::size_t w = 1; w < std::min(workers, n); ++w) started.threads.emplace_back(take, w);
+      try {
+        started.threads.reserve(std::min(workers, n));
+        for (std::size_t w = 1; w < std::min(workers, n); ++w) started.threads.emplace_back(take, w);
+      } catch (const std::exception&) {  // neither memory nor threads left: rows may have moved, so that giving up is too late
+      }
       take(0);
     }
     if (failed) std::rethrow_exception(failed);
@@ -92,6 +96,9 @@ struct workspace_object {
   }
   workspace_object(const workspace_object&) = delete;
   workspace_object& operator=(const workspace_object&) = delete;
+
+  /// So that a call that is refused or fails leaves no plan of the one before.
+  void forget_plan() { workers[0].kept<lagkv::plan>().clear(0); }
 
   static lagkv::simd::target named(const std::string& name) {
     std::string runs;
@@ -111,7 +118,14 @@ struct policy_object {
   lagkv::policy policy;
   std::size_t rows = 0;  ///< of a budget in bytes, once it has been made one of rows
 
-  explicit policy_object(std::string t) : text(std::move(t)), policy(expect(lagkv::parse(text, all_methods()))) {}
+  explicit policy_object(std::string t) : text(std::move(t)), policy(expect(parsed(text))) {}
+
+  /// A message ends at the first NUL.
+  static lagkv::result<lagkv::policy> parsed(const std::string& text) {
+    if (const std::size_t at = text.find('\0'); at != std::string::npos)
+      return lagkv::detail::refuse({"policy: character ", at, " is NUL: must be text"});
+    return lagkv::parse(text, all_methods());
+  }
 
   policy_object for_layer(std::size_t layer, std::size_t layers) const {
     if (layer >= layers) refuse({"layer=", layer, ": must be below the ", layers, " layers"});
@@ -274,9 +288,11 @@ bool equal_heads(const lagkv::plan& p) {
 
 /// What all entries drop is decided before the first row moves.
 void compress_together(std::vector<entry>& entries, std::span<lagkv::workspace> workers, lagkv::toward direction,
-                       bool equal_counts, std::vector<lagkv::plan>& plans) {
-  const started_threads run{workers.size()};
-  plans.resize(entries.size());
+                       bool equal_counts) {
+  const bool due =
+      std::ranges::any_of(entries, [](const entry& e) { return !e.policy.budget.due(e.at, e.layer.tokens).empty(); });
+  const started_threads run{due ? workers.size() : 1};
+  std::vector<lagkv::plan> plans(entries.size());
   run(entries.size(), [&](std::size_t i, std::size_t w) {
     plans[i] = lagkv::plan_eviction(entries[i].policy, entries[i].layer, entries[i].at, workers[w]);
   });
@@ -293,22 +309,15 @@ void compress_together(std::vector<entry>& entries, std::span<lagkv::workspace> 
   });
 }
 
-void compress_apart(std::vector<entry>& entries, std::span<lagkv::workspace> workers, lagkv::toward direction) {
-  const started_threads run{workers.size()};
-  if (workers.size() > 1 && entries.size() < workers.size()) {  // heads are shared among the threads
-    for (entry& e : entries) lagkv::compress(e.policy, e.layer, e.at, workers, run, direction);
-    return;
+/// Refuses None, and what stands twice in a list.
+template <class T>
+void expect_different(const char* list, const char* type, const std::vector<T*>& of) {
+  for (std::size_t i = 0; i < of.size(); ++i) {
+    if (of[i] == nullptr)
+      throw nb::type_error(lagkv::detail::joined({list, "[", i, "]: is None: must be a lagkv.", type}).c_str());
+    for (std::size_t j = 0; j < i; ++j)
+      if (of[j] == of[i]) refuse({list, "[", i, "]: is ", list, "[", j, "] too: each needs its own"});
   }
-  std::vector<std::size_t> due;
-  for (std::size_t i = 0; i < entries.size(); ++i)
-    if (!entries[i].policy.budget.due(entries[i].at, entries[i].layer.tokens).empty())
-      due.push_back(i);
-    else
-      lagkv::compress(entries[i].policy, entries[i].layer, entries[i].at, workers[0], direction);
-  run(due.size(), [&](std::size_t i, std::size_t w) {
-    entry& e = entries[due[i]];
-    lagkv::compress(e.policy, e.layer, e.at, workers[w], direction);
-  });
 }
 
 std::vector<std::size_t> compress_layers(const policy_object& p, const std::vector<layer_object*>& layers,
@@ -316,19 +325,18 @@ std::vector<std::size_t> compress_layers(const policy_object& p, const std::vect
                                          lagkv::toward direction, bool equal_counts) {
   if (layers.size() != cursors.size()) refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
   if (layers.empty()) return {};
+  expect_different("layers", "Layer", layers);
+  expect_different("cursors", "Cursor", cursors);
   const use mine(ws.busy, "workspace");
+  ws.forget_plan();
   std::vector<std::unique_ptr<use>> theirs;
   std::vector<entry> entries;
-  bool together = layers.size() > 1;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     layer_object& l = *layers[i];
-    theirs.push_back(std::make_unique<use>(l.busy, "layer"));  // the same layer twice is refused too
-    if (std::count(cursors.begin(), cursors.end(), cursors[i]) != 1)
-      refuse({"cursor of layer ", i, ": stands twice in the list"});
+    theirs.push_back(std::make_unique<use>(l.busy, "layer"));
     l.expect_writable();
     check_layer(p, l, false);
     check_cursor(*cursors[i], l);
-    together = together || (l.batch() > 1 && (p.policy.select || l.protects()));
     for (std::size_t b = 0; b < l.batch(); ++b) {
       entries.push_back({l.at(b), *cursors[i], layers.size() > 1 ? lagkv::for_layer(p.policy, i, layers.size()) : p.policy, i});
       entries.back().layer.index = i;
@@ -336,11 +344,10 @@ std::vector<std::size_t> compress_layers(const policy_object& p, const std::vect
   }
   {
     const nb::gil_scoped_release free;
-    std::vector<lagkv::plan> plans;
-    if (together)
-      compress_together(entries, ws.workers, direction, equal_counts, plans);
+    if (entry& e = entries[0]; entries.size() == 1)  // heads are shared among the threads
+      lagkv::compress(e.policy, e.layer, e.at, ws.workers, started_threads{ws.workers.size()}, direction);
     else
-      compress_apart(entries, ws.workers, direction);
+      compress_together(entries, ws.workers, direction, equal_counts);
   }
   std::vector<std::size_t> rows;
   for (std::size_t e = 0; e < entries.size(); ++e) {
@@ -458,6 +465,7 @@ nb::bytes save(const lagkv::cursor& c) {
 }
 
 lagkv::cursor cursor_of(std::size_t tokens, std::size_t dropped, std::size_t compressed) {
+  if (compressed > tokens) refuse({"compressed=", compressed, ": must be at most tokens=", tokens});
   return expect(lagkv::load_cursor(lagkv::save({tokens, dropped, compressed})));
 }
 
@@ -713,6 +721,8 @@ NB_MODULE(_core, m) {
       "advance",
       [](lagkv::cursor& at, const lagkv::plan& p, std::optional<std::size_t> head) {
         if (head && !p.empty()) expect_head(p, *head);
+        if (p.tokens_before < at.tokens)
+          refuse({"plan: is of ", p.tokens_before, " rows: must be at least the ", at.tokens, " that the cursor counts"});
         if (head)
           lagkv::advance(at, p, *head);
         else

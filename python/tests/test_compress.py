@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -215,6 +217,30 @@ def test_the_gil_is_released_and_one_workspace_serves_one_call():
     assert "workspace: is in use by another thread" in refusals
 
 
+NO_ROOM_FOR_THREADS = """
+import resource
+import numpy as np
+import lagkv
+random = np.random.default_rng(1)
+keys, values = (random.normal(size=(6, 2, 400, 16)).astype(np.float32) for _ in range(2))
+right_keys, right_values = keys.copy(), values.copy()
+tokens = lagkv.compress("key_diff:keep=0.25", right_keys, right_values, lagkv.Cursor())
+cursor, workspace = lagkv.Cursor(), lagkv.Workspace(64)
+lagkv.compress("key_diff:keep=0.25", keys.copy(), values.copy(), lagkv.Cursor(), workspace=lagkv.Workspace(1))
+pages = int(open("/proc/self/statm").read().split()[0]) + 20 * 256  # 20 MiB more: two stacks
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096, pages * 4096))
+assert lagkv.compress("key_diff:keep=0.25", keys, values, cursor, workspace=workspace) == tokens == cursor.tokens
+assert (keys[:, :, :tokens] == right_keys[:, :, :tokens]).all() and (values[:, :, :tokens] == right_values[:, :, :tokens]).all()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_threads_that_cannot_be_started_are_not_missed():
+    done = subprocess.run([sys.executable, "-c", NO_ROOM_FOR_THREADS], capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_all_layers_or_none():
     caches = [random_cache((2, 300, 8), seed=i) for i in range(3)]
     layers = [lagkv.Layer(k, v) for k, v in caches]
@@ -231,9 +257,9 @@ def test_all_layers_or_none():
     assert cursors == [lagkv.Cursor(), lagkv.Cursor()]
     with pytest.raises(lagkv.Error, match="cursors=1: must be 2, one a layer"):
         lagkv.compress_layers(POLICY, layers, cursors[:1])
-    with pytest.raises(lagkv.Error, match="stands twice"):
+    with pytest.raises(lagkv.Error, match="is cursors.0. too"):
         lagkv.compress_layers(POLICY, layers, [cursors[0]] * 2)
-    with pytest.raises(lagkv.Error, match="layer: is in use"):
+    with pytest.raises(lagkv.Error, match="layers.1.: is layers.0. too"):
         lagkv.compress_layers(POLICY, [layers[0]] * 2, cursors)
 
     sloped = lagkv.parse("key_diff:keep=0.25,pyramid=20")

@@ -47,6 +47,15 @@ REFUSED = {
     "query_covariance: rows=7: must be 8":
         dict(query_mean=np.zeros((2, 8), np.float32), query_covariance=np.zeros((2, 7, 8), np.float32)),
     "scale=-1: must be 0 or more": dict(scale=-1.0),
+    "keys: strides (0, 800, 8, 1): overlap in the entries of the batch":
+        dict(keys=np.lib.stride_tricks.as_strided(K, (2, *K.shape), (0, *K.strides), writeable=True), values=np.stack([V, V])),
+    "values: strides (800, 800, 8, 1): overlap in the entries of the batch":  # each half another's
+        dict(keys=np.stack([K, K]), values=np.lib.stride_tricks.as_strided(np.concatenate([V, V]), (2, *V.shape),
+                                                                           (V.strides[0], *V.strides), writeable=True)),
+    "positions: strides (0, 0, 1): overlap in the entries of the batch":
+        dict(keys=np.stack([K, K]), values=np.stack([V, V]),
+             positions=np.lib.stride_tricks.as_strided(np.arange(100, dtype=np.int32), (2, 1, 100), (0, 0, 4), writeable=True)),
+    "policy: character 12 is NUL": dict(policy="lagkv:lag=64\0x"),
     "unknown policy 'lag'": dict(policy="lag"),
     "keep=2: must be above 0 and at most 1": dict(policy="key_diff:keep=2"),
     "queries: the policy reads those of the last 64 tokens": dict(policy="snapkv"),
@@ -80,6 +89,12 @@ def test_of_no_known_kind():
         (dict(cursor=None), "cursor: is missing"),
         (dict(workspace=lagkv.Workspace(), threads=2), "threads: must not be given beside a workspace"),
         (dict(keys=lagkv.Layer(K, V)), "must not be given beside a lagkv.Layer"),
+        (dict(query_count=-1), "query_count=-1: must be a whole number, 0 or more"),
+        (dict(rope=10000), "rope=10000: must be a lagkv.Rope"),
+        (dict(protect=[-1]), "protect=[-1]: must be positions, whole numbers from 0 to 4294967295"),
+        (dict(protect=[2**40]), "protect=[1099511627776]: must be positions"),
+        (dict(protect="12"), "protect='12': must be positions"),
+        (dict(scale="a"), "scale='a': must be a number"),
     ):
         with pytest.raises(TypeError) as refusal:
             lagkv.compress(**{"policy": POLICY, "keys": K, "values": V, "cursor": lagkv.Cursor(), **call})
@@ -104,7 +119,57 @@ def test_a_refused_offer_leaves_the_one_before():
     assert (plan.of(1) == again.of(1)).all()
 
 
+def test_offers_are_taken_together_or_not_at_all():
+    layer = lagkv.Layer(K.copy(), V.copy(), protect=[7])
+    with pytest.raises(lagkv.Error, match="queries: heads=3|queries: ndim"):
+        layer.offer(protect=[1, 2], scale=0.5, queries=np.zeros((1, 1, 3, 8), np.float32))
+    assert 7 in lagkv.plan_eviction("key_diff:sink=0,recent=0,keep=0.02", layer).rows(0)
+
+
+def test_lists_of_layers():
+    layer, cursor = lagkv.Layer(K.copy(), V.copy()), lagkv.Cursor()
+    for layers, cursors, error, words in (
+        ([None], [cursor], TypeError, "layers[0]: is None: must be a lagkv.Layer"),
+        ([layer], [None], TypeError, "cursors[0]: is None: must be a lagkv.Cursor"),
+        ([layer, layer], [cursor, lagkv.Cursor()], lagkv.Error, "layers[1]: is layers[0] too"),
+        ([layer, lagkv.Layer(K.copy(), V.copy())], [cursor, cursor], lagkv.Error, "cursors[1]: is cursors[0] too"),
+    ):
+        with pytest.raises(error) as refusal:
+            lagkv.compress_layers(POLICY, layers, cursors)
+        assert words in str(refusal.value)
+    with pytest.raises(lagkv.Error, match="compressed=2: must be at most tokens=1"):
+        lagkv.Cursor(tokens=1, compressed=2)
+
+
+def test_arrays_without_a_row_are_no_arrays_that_overlap():
+    empty = np.zeros((2, 0, 8), np.float32)
+    assert lagkv.compress(POLICY, empty, empty.copy(), lagkv.Cursor()) == 0
+
+
+def test_what_dlpack_itself_says_is_the_cause():
+    class Stubborn:
+        def __dlpack__(self, **_):
+            raise RuntimeError("requires grad")
+
+    with pytest.raises(TypeError, match="keys: must be an array") as refusal:
+        lagkv.check(POLICY, Stubborn(), V)
+    assert "requires grad" in str(refusal.value.__cause__)
+
+
+def test_a_refused_call_leaves_no_plan_of_the_one_before():
+    workspace, keys = lagkv.Workspace(), K.copy()
+    cursor = lagkv.Cursor()
+    lagkv.compress(POLICY, keys, V.copy(), cursor, workspace=workspace)
+    assert workspace.last_plan()
+    with pytest.raises(lagkv.Error):
+        lagkv.compress("snapkv", keys, V.copy(), lagkv.Cursor(), workspace=workspace)
+    assert not workspace.last_plan()
+    with pytest.raises(lagkv.Error, match="plan: is of 0 rows: must be at least the 36"):
+        lagkv.advance(cursor, workspace.last_plan())
+
+
 def test_policies_by_keyword():
+    assert lagkv.make_policy("novelty", pre_rope=np.bool_(False)).text == "novelty:pre_rope=no"
     assert lagkv.make_policy("lagkv", lag=128, ratio=0.25).text == "lagkv:lag=128,ratio=0.25"
     assert lagkv.make_policy("key_diff", pre_rope=True, keep=None).text == "key_diff:pre_rope=yes"
     fused = lagkv.make_policy("fuse", of=["novelty", "cur"], weights=[1, 0.5], keep=0.25)
