@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <random>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -393,6 +395,37 @@ TEST(check, strides_that_overlap) {
   EXPECT_EQ(refusal(lagkv::strided<float>(memory, {1, 4}, {0, 4, 1}), 10), "") << "a single head needs no stride";
 }
 
+TEST(check, an_array_of_nothing_overlaps_nowhere) {
+  for (const lagkv::strides& s : {lagkv::strides{0, 0, 0}, {0, 4, 1}, {40, 0, 0}})
+    EXPECT_EQ(refusal(lagkv::strided<float>(memory, {2, 4}, s, 0), 0), "") << "as numpy has them";
+}
+
+// Against a set, for tables as pools that have long been in use leave them.
+TEST(check, scattered_block_tables_are_refused_if_a_block_stands_twice) {
+  std::mt19937 random{5};
+  const auto said = [&](const std::vector<std::int64_t>& table) {
+    const lagkv::block_layout layout{.tokens = 1, .block = 8, .within = {4, 8, 1}};
+    return refusal(lagkv::paged<lagkv::f16, std::int64_t>(halves, {2, 4}, layout, table), table.size());
+  };
+  for (const std::size_t n : {2U, 3U, 255U, 256U, 257U, 1000U, 5000U})
+    for (const std::int64_t pool : {std::int64_t{1} << 8, std::int64_t{1} << 16, std::int64_t{1} << 40}) {
+      std::vector<std::int64_t> table;
+      std::set<std::int64_t> once;
+      while (table.size() < n && table.size() < static_cast<std::size_t>(pool)) {
+        const std::int64_t first = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(pool));
+        for (std::int64_t b = first; b < first + 1 + static_cast<std::int64_t>(random() % 4) && b < pool; ++b)
+          if (once.insert(b).second) table.push_back(b);
+      }
+      ASSERT_EQ(said(table), "") << n << " of " << pool;
+      for (int i = 0; i < 20; ++i) {
+        std::vector<std::int64_t> twice = table;
+        const std::size_t from = random() % table.size(), to = random() % table.size();
+        twice[to] = table[from];
+        ASSERT_EQ(said(twice), from == to ? "" : "block " + std::to_string(table[from]) + ": stands twice in the table");
+      }
+    }
+}
+
 TEST(check, capacity_and_emptiness) {
   EXPECT_EQ(refusal(lagkv::strided<float>(memory, {2, 4}, {40, 4, 1}, 10), 11), "tokens=11: the view addresses at most 10");
   EXPECT_EQ(refusal(lagkv::strided<float>(memory, {2, 4}, {36, 4, 1}, 10), 5),
@@ -502,6 +535,13 @@ TEST(budgets, that_are_refused_stay_within_the_rows) {
             EXPECT_LE(c.rows.end, tokens);
             EXPECT_LT(c.keep, c.rows.size());
           }
+}
+
+TEST(peak_rows, of_a_chunk_of_any_size_is_at_most_all_tokens) {
+  for (const char* text :
+       {"lagkv:lag=64", "key_diff:capacity=256,every=32", "key_norm:keep=0.5", "streaming_llm:capacity=100", "full"})
+    for (const std::size_t chunk : {std::size_t{32768}, ~std::size_t{0} - 300, ~std::size_t{0}})
+      EXPECT_EQ(lagkv::peak_rows(named(text), chunk, 32768), 32768U) << text << ", " << chunk;
 }
 
 TEST(peak_rows, of_fewer_tokens_than_sinks_is_all_of_them) {
@@ -694,6 +734,12 @@ TEST(fit, refuses_bytes_that_are_no_number_of_rows) {
   p.budget.recent_share = 0;
   EXPECT_EQ(lagkv::fit(named("key_norm:capacity=50"), {two, two, 100}, 0).message(), "") << "there is nothing to fit";
   lagkv::policy sums = named("key_norm:sink=2,recent=3,budget_mb=1");
+  const lagkv::tensor scaled =
+      lagkv::scaled(lagkv::strided<std::int8_t>(reinterpret_cast<std::int8_t*>(memory), {3, 4}, {400, 4, 1}, 100),
+                    lagkv::strided<float>(memory + 1000, {3, 1}, {100, 1, 1}, 100));
+  const auto with_scales = lagkv::fit(sums, {scaled, {}, 100}, 2);
+  ASSERT_TRUE(with_scales) << with_scales.message();
+  EXPECT_EQ(with_scales->budget.as<lagkv::keep::capacity>()->rows, 1'000'000U / (2 * 3 * (4 + sizeof(float))));
   const auto by_keys = lagkv::fit(sums, {two, {}, 100}, 2), by_both = lagkv::fit(sums, {two, two, 100}, 2);
   ASSERT_TRUE(by_keys && by_both);
   EXPECT_EQ(by_keys->budget.as<lagkv::keep::capacity>()->rows / 2, by_both->budget.as<lagkv::keep::capacity>()->rows);
@@ -850,7 +896,7 @@ TEST(check, the_mean_of_h2o_needs_positions_where_survivors_are_candidates_again
   };
   for (const char* text : {"h2o:form=mean,capacity=50", "fuse:key_norm+h2o,form=mean,capacity=50"}) {
     EXPECT_EQ(check(named(text), l).message(),
-              "positions: the policy reads those of survivors that are candidates again; the layer has none (layer.extra)");
+              "positions: the policy reads those of survivors that are candidates again; the layer offers none");
     EXPECT_EQ(kept(text), n);
   }
   EXPECT_EQ(check(named("h2o:capacity=50"), l).message(), "");

@@ -4,7 +4,6 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <span>
 #include <utility>
 
@@ -23,6 +22,18 @@ struct block_layout {
   strides within{};        ///< inside a block
   extent pool_blocks = 0;  ///< blocks in the pool, where known (0: not checked)
 };
+
+namespace detail {
+
+/// Blocks [first, last] that follow each other in the pool.
+struct block_run {
+  std::size_t first, last;
+};
+
+/// Refuses runs that share a block; all blocks are below `spanned`. Sorts them.
+LAGKV_EDGE status check_disjoint(vector<block_run>& runs, std::size_t spanned);
+
+}  // namespace detail
 
 /// Token t of the sequence is token t % layout.tokens of block table[t / layout.tokens].
 /// `table` is the host's and must outlive the view.
@@ -65,17 +76,8 @@ class paged {
     const std::size_t blocks = tokens / layout_.tokens + (tokens % layout_.tokens != 0 ? 1 : 0);
     if (blocks > table_.size())
       return detail::refuse({"block table of ", table_.size(), ": must be ", blocks, " or more for ", tokens, " tokens"});
-    const detail::vector<neighbours> used = runs(blocks);
-    for (std::size_t i = 0; i < used.size(); ++i) {
-      if (std::cmp_less(used[i].first, 0)) return detail::refuse({"block ", used[i].first, ": must be 0 or more"});
-      if (layout_.pool_blocks != 0 && std::cmp_greater_equal(used[i].last, layout_.pool_blocks.value))
-        return detail::refuse({"block ", used[i].last, ": the pool has ", layout_.pool_blocks.value, " blocks"});
-      if (i > 0 && used[i].first <= used[i - 1].last)
-        return detail::refuse({"block ", used[i].first, ": stands twice in the table"});
-    }
-    if (blocks != 0 && std::cmp_greater_equal(used.back().last, ~std::size_t{0} / 2))
-      return detail::refuse({"block ", used.back().last, ": exceeds what memory can address"});
-    const std::size_t spanned = blocks == 0 ? 0 : static_cast<std::size_t>(used.back().last) + 1;
+    std::size_t spanned = 0;
+    if (status s = check_table(blocks, spanned); !s) return s;
     detail::dimension dims[] = {{spanned, layout_.block},
                                 {extent_.heads, layout_.within.head},
                                 {layout_.tokens, layout_.within.token},
@@ -85,29 +87,25 @@ class paged {
   }
 
  private:
-  /// Blocks that follow each other in the pool.
-  struct neighbours {
-    Index first, last;
-  };
-
-  /// The first `blocks` entries as runs in the order of the pool. Most tables are a few runs: so this costs a comparison an
-  /// entry.
-  detail::vector<neighbours> runs(std::size_t blocks) const {
-    detail::vector<neighbours> all;
+  /// Whether the first `blocks` entries are blocks of the pool, each once; the highest of them is `spanned` - 1. Most tables are
+  /// a few runs of neighbours, so this costs a comparison an entry.
+  status check_table(std::size_t blocks, std::size_t& spanned) const {
+    detail::vector<detail::block_run> runs;
     for (std::size_t i = 0; i < blocks; ++i) {
       const Index block = table_[i];
-      if (i > 0 && block > table_[i - 1] && static_cast<Index>(block - 1) == table_[i - 1])
-        all.back().last = block;
+      if (std::cmp_less(block, 0)) return detail::refuse({"block ", block, ": must be 0 or more"});
+      if (layout_.pool_blocks != 0 && std::cmp_greater_equal(block, layout_.pool_blocks.value))
+        return detail::refuse({"block ", block, ": the pool has ", layout_.pool_blocks.value, " blocks"});
+      if (std::cmp_greater_equal(block, ~std::size_t{0} / 2))
+        return detail::refuse({"block ", block, ": exceeds what memory can address"});
+      const std::size_t n = number(i);
+      spanned = n < spanned ? spanned : n + 1;
+      if (i > 0 && n == runs.back().last + 1)
+        runs.back().last = n;
       else
-        all.push_back({block, block});
+        runs.push_back({n, n});
     }
-    // Not std::sort: <algorithm> would cost every file that includes lagkv.
-    if (all.size() > 1)
-      std::qsort(all.data(), all.size(), sizeof(neighbours), [](const void* a, const void* b) {
-        const Index x = static_cast<const neighbours*>(a)->first, y = static_cast<const neighbours*>(b)->first;
-        return static_cast<int>(x > y) - static_cast<int>(x < y);
-      });
-    return all;
+    return detail::check_disjoint(runs, spanned);
   }
 
   std::size_t number(std::size_t entry) const { return static_cast<std::size_t>(table_[entry]); }
@@ -117,5 +115,37 @@ class paged {
   block_layout layout_{};
   std::span<const Index> table_{};
 };
+
+#if LAGKV_BODIES
+
+namespace detail {
+
+/// By the first block, a byte of it at a time: in scattered tables a sort that compares takes ten times as long.
+LAGKV_FN void sort_runs(vector<block_run>& runs, std::size_t spanned) {
+  vector<block_run> sorted;
+  sorted.resize(runs.size());
+  for (std::size_t shift = 0; shift < sizeof(std::size_t) * 8 && spanned >> shift != 0; shift += 8) {
+    const auto digit = [&](const block_run& r) { return r.first >> shift & 255U; };
+    std::size_t place[257] = {};
+    for (const block_run& r : runs) ++place[digit(r) + 1];
+    for (std::size_t d = 0; d < 256; ++d) place[d + 1] += place[d];
+    for (const block_run& r : runs) sorted[place[digit(r)]++] = r;
+    std::swap(runs, sorted);
+  }
+}
+
+LAGKV_EDGE status check_disjoint(vector<block_run>& runs, std::size_t spanned) {
+  bool ascending = true;
+  for (std::size_t i = 1; i < runs.size(); ++i) ascending = ascending && runs[i].first > runs[i - 1].last;
+  if (ascending) return {};
+  sort_runs(runs, spanned);
+  for (std::size_t i = 1; i < runs.size(); ++i)
+    if (runs[i].first <= runs[i - 1].last) return refuse({"block ", runs[i].first, ": stands twice in the table"});
+  return {};
+}
+
+}  // namespace detail
+
+#endif
 
 }  // namespace lagkv::inline LAGKV_ABI

@@ -114,6 +114,8 @@ LAGKV_EDGE status lie_apart(std::span<dimension> dims, const void* first, std::s
       std::swap(dims[j], dims[j - 1]);
   const std::size_t most = static_cast<std::size_t>((std::numeric_limits<std::ptrdiff_t>::max)()) / unit;
   std::size_t span = 0, below = 0;  // units
+  for (const dimension& d : dims)
+    if (d.size == 0) return {};
   for (const dimension& d : dims) {
     if (!addressable(d.size, d.stride, unit)) return refuse({"strides ", strides, ": exceed what memory can address", of});
     if (d.size <= 1) continue;
