@@ -145,6 +145,7 @@ void expect_all_or_nothing(const sequence_of_layers& before, std::size_t workers
     if (o == outcome::failed) {
       ++failures;
       ASSERT_TRUE(now.as(before)) << what << ": allocation " << n;
+      ASSERT_TRUE(lagkv::last_plan(ws[0]).empty()) << what << ": allocation " << n;
       call(now, std::span(ws));
     }
     ASSERT_TRUE(now.as(done)) << what << ": again after allocation " << n;

@@ -160,8 +160,7 @@ TEST(kvzap, reads_a_map_that_fits_the_layer) {
   const lagkv::policy p = named_any("kvzap:keep=0.5");
   EXPECT_TRUE(check(p, l)) << check(p, l).message();
   c.extras.importance = {};
-  EXPECT_EQ(check(p, l).message(),
-            "importance: the policy reads the map that was fitted to the model; the layer has none (layer.extra)");
+  EXPECT_EQ(check(p, l).message(), "importance: the policy reads the map that was fitted to the model; the layer offers none");
   lagkv::cursor at;
   lagkv::workspace ws;
   EXPECT_EQ(compress(p, l, at, ws), 100U) << "nothing is dropped without what the policy reads";

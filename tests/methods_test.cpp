@@ -566,23 +566,67 @@ TEST(attention, what_is_not_finite_gets_and_gives_nothing) {
 // ---- the rest -------------------------------------------------------------------------------------------------------
 
 TEST(novelty, of_many_rows_takes_its_statistics_from_some_evenly_spread) {
-  const std::size_t tokens = 5 * lagkv::detail::usual_rows + 100, every = 5, together = 64;
-  const cube k = make_cube(52, 1, tokens, 24);
-  cube some(1, 0, 24);
-  for (std::size_t begin = 5; begin < tokens; begin += every * together) {
-    const std::size_t end = std::min(begin + together, tokens);
-    some.x.insert(some.x.end(), k.row(0, begin), k.row(0, end));
-    some.tokens += end - begin;
+  constexpr std::size_t usual = lagkv::detail::usual_rows, together = 64;
+  struct {
+    std::size_t tokens, every;
+  } const sizes[] = {{usual, 1}, {usual + usual / 2 - 1, 1}, {usual + usual / 2 + 10, 2}, {5 * usual + 100, 5}};
+  for (const auto& [tokens, every] : sizes) {
+    const cube k = make_cube(52, 1, tokens, 24);
+    cube some(1, 0, 24);
+    for (std::size_t begin = 5; begin < tokens; begin += every * together) {
+      const std::size_t end = std::min(begin + together, tokens);
+      some.x.insert(some.x.end(), k.row(0, begin), k.row(0, end));
+      some.tokens += end - begin;
+    }
+    some.x.insert(some.x.end(), k.row(0, 5), k.row(0, tokens));  // the candidates, behind those to compare with
+    const std::size_t reference = some.tokens, n = tokens - 100;
+    some.tokens += tokens - 5;
+    const auto exact = novelty_scores(some, 0, {reference, reference + n}, {0, reference});
+    cache c(layout::heads_first, dtype::f32, k, k);
+    lagkv::workspace ws;
+    const auto scores =
+        lagkv::score(named_any("novelty:pre_rope=no,heads=own,smooth=0"), c.layer(tokens), {.rows = {5, 5 + n}, .keep = 1}, ws);
+    for (std::size_t i = 0; i < n; ++i) ASSERT_LE(relative(scores[i], exact[i]), 1e-5) << tokens << ", " << i;
   }
-  some.x.insert(some.x.end(), k.row(0, 5), k.row(0, tokens));  // the candidates, behind those to compare with
-  const std::size_t reference = some.tokens;
-  some.tokens += tokens - 5;
-  const auto exact = novelty_scores(some, 0, {reference, reference + 5000}, {0, reference});
-  cache c(layout::heads_first, dtype::f32, k, k);
+}
+
+// A host that forgets accumulate() loses no more than the statistics.
+TEST(novelty, takes_statistics_that_count_no_key_from_the_rows) {
+  const cube k = make_cube(53, 2, 200, 16);
+  asked_cache c(layout::heads_first, dtype::f32, k, k, k);
   lagkv::workspace ws;
-  const auto scores =
-      lagkv::score(named_any("novelty:pre_rope=no,heads=own,smooth=0"), c.layer(tokens), {.rows = {5, 5005}, .keep = 1}, ws);
-  for (std::size_t i = 0; i < 5000; ++i) ASSERT_LE(relative(scores[i], exact[i]), 1e-5) << i;
+  const lagkv::policy p = named_any("novelty:pre_rope=no");
+  const auto rows = lagkv::score(p, c.layer(200), {.rows = {4, 180}, .keep = 1}, ws);
+  const std::vector<float> expected(rows.begin(), rows.end());
+  std::vector<double> statistics(2 * lagkv::key_statistics::size(16));
+  c.extras.key_statistics = {statistics.data()};
+  const auto found = lagkv::score(p, c.layer(200), {.rows = {4, 180}, .keep = 1}, ws);
+  EXPECT_EQ(std::vector<float>(found.begin(), found.end()), expected);
+}
+
+// What plan_eviction() decides by are these scores: of keys before RoPE at the positions that the layer offers.
+TEST(score, is_of_the_positions_that_are_offered) {
+  const cube k = make_cube(54, 2, 300, 32), v = make_cube(55, 2, 300, 32);
+  for (const char* text : {"novelty:capacity=100,heads=own", "key_diff:capacity=100,pre_rope=yes", "recommended:capacity=100"}) {
+    asked_cache c(layout::heads_first, dtype::f32, k, v, k);
+    std::vector<std::uint32_t> positions(2 * 300);
+    for (std::size_t h = 0, p = 0; h < 2; ++h, p = 0)
+      for (std::size_t t = 0; t < 300; ++t) positions[h * 300 + t] = static_cast<std::uint32_t>(p += 1 + (t * 7 + h) % 50);
+    c.extras.positions = {positions.data(), 300};
+    lagkv::workspace ws;
+    const lagkv::policy p = named_any(text);
+    const lagkv::candidates due = p.budget.due({}, 300);
+    const lagkv::plan plan = lagkv::plan_eviction(p, c.layer(300), {}, ws);
+    const auto scores = lagkv::score(p, c.layer(300), due, ws);
+    for (std::size_t h = 0; h < 2; ++h) {
+      std::vector<float> own(scores.begin() + static_cast<std::ptrdiff_t>(h * due.rows.size()),
+                             scores.begin() + static_cast<std::ptrdiff_t>((h + 1) * due.rows.size()));
+      float least = own[plan.of(h)[0] - due.rows.begin];
+      for (const std::uint32_t row : plan.of(h)) least = std::min(least, own[row - due.rows.begin]);
+      const auto above = static_cast<std::size_t>(std::count_if(own.begin(), own.end(), [&](float s) { return s > least; }));
+      EXPECT_EQ(above, plan.of(h).size() - 1) << text << ", head " << h;
+    }
+  }
 }
 
 // With a large ridge a channel counts by its variance: what key_diff orders rows by.

@@ -401,8 +401,7 @@ TEST(pre_rope, what_is_missing_is_named) {
   host keys(layout::heads_first, dtype::f16, 1, 9, 16);
   lagkv::extras e;
   lagkv::layer l{keys.view(), {}, 9};
-  const std::string none =
-      "rope: the policy reads keys as they were before RoPE; the layer does not say which they carry (layer.extra)";
+  const std::string none = "rope: the policy reads keys as they were before RoPE; the layer does not say which they carry";
   EXPECT_EQ(check(named("novelty"), l).message(), none);
   l.extra = &e;
   EXPECT_EQ(check(named("novelty"), l).message(), none);
@@ -411,7 +410,7 @@ TEST(pre_rope, what_is_missing_is_named) {
   e.rope = &good;
   EXPECT_EQ(check(named("novelty"), l).message(), "");
   EXPECT_EQ(check(named("novelty:capacity=64"), l).message(),
-            "rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it");
+            "rope: the policy reads rows that have been candidates before, so it needs positions to undo it");
   EXPECT_NE(check(named("key_diff:pre_rope=yes"), l).message(), "");
   std::vector<std::uint32_t> positions(9);
   e.positions = {positions.data(), 9};

@@ -281,7 +281,7 @@ TEST(refit_values, bad_input_is_refused_and_nothing_changed) {
   lagkv::extras none = *l.extra;
   none.queries = {};
   other = l, other.extra = &none;
-  const char* no_queries = "queries: values are refitted to those of the last tokens; the layer has none (layer.extra)";
+  const char* no_queries = "queries: values are refitted to those of the last tokens; the layer offers none";
   refused(other, p, 1, no_queries);
   other.extra = nullptr;
   refused(other, p, 1, no_queries);

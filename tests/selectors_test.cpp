@@ -676,7 +676,7 @@ TEST(protect, is_refused_where_positions_are_not_known) {
   lagkv::layer l = c.layer(60);
   l.extra = &e;
   EXPECT_EQ(check(named_any("key_norm:capacity=50"), l).message(),
-            "protect: survivors are candidates again, so the policy needs extras.positions to know protected ones");
+            "protect: survivors are candidates again, so the policy needs positions to know protected ones");
   EXPECT_EQ(check(named_any("key_norm"), l).message(), "");
   e.protect = descending;
   EXPECT_EQ(check(named_any("key_norm"), l).message(), "protect: position 5 after 7: must be ascending");
@@ -692,17 +692,16 @@ TEST(needs, are_data_and_unmet_ones_are_errors) {
   EXPECT_TRUE(named_any("h2o").needs.accumulated_attention);
   EXPECT_TRUE(named_any("expected_attention").needs.query_statistics);
   EXPECT_FALSE(named_any("key_diff").needs.values);
-  EXPECT_EQ(
-      check(named_any("snapkv:window=32"), bare).message(),
-      "queries: the policy reads those of the last 32 tokens, or their attention weights; the layer has none (layer.extra)");
+  EXPECT_EQ(check(named_any("snapkv:window=32"), bare).message(),
+            "queries: the policy reads those of the last 32 tokens, or their attention weights; the layer offers none");
   EXPECT_EQ(
       check(named_any("h2o"), bare).message(),
-      "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
-      "(layer.extra)");
+      "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer offers "
+      "none");
   EXPECT_EQ(check(named_any("expected_attention"), bare).message(),
-            "query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)");
+            "query_mean: the policy reads statistics of queries, or queries; the layer offers none");
   EXPECT_EQ(check(named_any("expected_attention:calibrated=yes"), asked).message(),
-            "query_mean: the policy reads statistics of the model's queries; the layer has none (layer.extra)");
+            "query_mean: the policy reads statistics of the model's queries; the layer offers none");
   for (const char* text : {"snapkv", "h2o", "tova", "expected_attention", "fuse:snapkv+cur"})
     EXPECT_EQ(check(named_any(text), asked).message(), "") << text;
 

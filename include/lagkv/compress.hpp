@@ -36,7 +36,7 @@ namespace lagkv::inline LAGKV_ABI {
 std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front);
 
 /// The plan of the last call of compress(), or plan_eviction(), with this workspace; of all layers at once the last layer's.
-/// Empty if nothing was dropped, or the call was refused.
+/// Empty if nothing was dropped, or the call was refused or failed.
 inline const plan& last_plan(workspace& ws) { return ws.kept<plan>(); }
 
 /// Plans without touching the cache: for hosts that move memory themselves, and then call advance(). The plan is the workspace's
@@ -51,7 +51,7 @@ LAGKV_FN void advance(cursor& at, const plan& applied);
 
 /// The scores [heads][candidates] as the selector gets them: transformed, and fused if there are several scorers. They are the
 /// workspace's and hold until its next use. Does not look at protected rows, nor whether scores are needed. A policy without a
-/// scorer gives zeros.
+/// scorer gives zeros. Positions: those of `c`, else those that the layer offers, else row + c.positions.dropped.
 [[nodiscard]] LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidates& c, workspace& ws);
 
 // ---- all layers -------------------------------------------------------------------------------------------------------
@@ -64,7 +64,8 @@ struct compress_options {
   /// The host holds all heads of all layers in the same number of rows: whatever would leave different numbers is refused.
   bool equal_counts = true;
   /// Called for each layer before the first row of any moves, if something is due: it may change rows that stay
-  /// (attention/refit_values.hpp).
+  /// (attention/refit_values.hpp), and copy rows that are shared. Like `moved` it is a reference: what is called must outlive the
+  /// call of compress().
   each_plan planned{};
   each_plan moved{};  ///< called for each layer after its rows have moved
 };
@@ -435,6 +436,7 @@ LAGKV_FN void plan_and_move_all(const policy& p, const layer& l, const candidate
 }
 
 #if defined(NDEBUG)
+inline void expect_room_beside(const layer&) {}
 inline void expect_same_sequence(const layer&, const cursor&) {}
 inline void remember_sequence(const layer&, cursor&, const plan&, toward) {}
 #else
@@ -448,6 +450,14 @@ inline std::uint32_t mark_of(const layer& l, std::size_t row) {
     for (std::size_t i = 0; i < unit; ++i) hash = (hash ^ static_cast<std::uint32_t>(at[i])) * 16777619U;
   }
   return hash | 1U;
+}
+
+inline void expect_room_beside(const layer& l) {
+  const auto suits = [&](std::ptrdiff_t stride) { return l.keys.heads() == 1 || stride == 0 || magnitude(stride) >= l.tokens; };
+  assert((l.extra == nullptr || suits(l.extra->positions.head_stride.value)) &&
+         "lagkv: positions: head_stride is less than the rows in use: check() with the most rows that the layer will have");
+  assert((l.extra == nullptr || suits(l.extra->accumulated_attention.head_stride.value)) &&
+         "lagkv: accumulated_attention: head_stride is less than the rows in use: check() with the most rows");
 }
 
 inline void expect_same_sequence(const layer& l, const cursor& at) {
@@ -466,10 +476,30 @@ inline void remember_sequence(const layer& l, cursor& at, const plan& applied, t
 }
 #endif
 
+/// The last plan of a workspace while it is made: an exception leaves an empty one.
+class unfinished_plan {
+ public:
+  unfinished_plan(workspace& ws, std::size_t tokens) : plan_(ws.kept<plan>()), tokens_(tokens) {}
+  ~unfinished_plan() {
+    if (!finished) plan_.clear(tokens_);
+  }
+  unfinished_plan(const unfinished_plan&) = delete;
+  unfinished_plan& operator=(const unfinished_plan&) = delete;
+
+  plan& operator*() { return plan_; }
+
+  bool finished = false;
+
+ private:
+  plan& plan_;
+  std::size_t tokens_;
+};
+
 LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head) {
   workspace& ws = workers[0];
-  plan& out = ws.kept<plan>();
+  unfinished_plan made(ws, l.tokens);
+  plan& out = *made;
   const auto nothing = [&] {
     out.clear(l.tokens);
     advance(at, out, 0);
@@ -480,6 +510,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::
   if (due.empty()) return nothing();  // most calls end here
   const candidates c = candidates_of(p, l, due);
   if (c.empty()) return nothing();
+  expect_room_beside(l);
   const workspace::frame scratch(ws);
   if (by_partition(p, c) && needs_scores(p, c)) {
     out.reset(c.rows, l.tokens, l.keys.heads(), c.keep);
@@ -494,6 +525,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::
   if (l.extra != nullptr) compact(*l.extra, out, direction);
   advance(at, out);
   remember_sequence(l, at, out, direction);
+  made.finished = true;
   return at.tokens;
 }
 
@@ -650,6 +682,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
 
 LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std::span<cursor> cursors,
                              std::span<workspace> workers, const compress_options& o, each_layer_of each_layer) {
+  unfinished_plan made(workers[0], 0);
   status done;
   if (layers.size() != cursors.size())
     done = refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
@@ -657,7 +690,7 @@ LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std
     done = is_in_bytes();
   else
     done = compress_checked({p, layers, cursors}, cursors, workers, o, each_layer);
-  if (!done) workers[0].kept<plan>().clear(0);
+  made.finished = static_cast<bool>(done);
   return done;
 }
 
@@ -665,15 +698,13 @@ LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std
 
 // The layer is taken by value: g++ 13 warns of a dangling reference otherwise.
 LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws) {
-  plan& out = ws.kept<plan>();
+  detail::unfinished_plan out(ws, l.tokens);
   const candidates c = detail::candidates_of(p, l, p.budget.due(at, l.tokens));
-  if (c.empty()) {
-    out.clear(l.tokens);
-    return out;
-  }
+  if (c.empty()) return (*out).clear(l.tokens), *out;
   const workspace::frame scratch(ws);
-  detail::plan_due(p, l, c, out, ws, detail::one_by_one{ws});
-  return out;
+  detail::plan_due(p, l, c, *out, ws, detail::one_by_one{ws});
+  out.finished = true;
+  return *out;
 }
 
 LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head) {
@@ -696,8 +727,10 @@ LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidate
   };
   detail::vector<float>& scores = ws.kept<buffer>().scores;
   scores.resize(l.keys.heads() * c.rows.size());
+  candidates placed = c;
+  if (l.extra != nullptr && !c.positions.known) placed.positions.known = l.extra->positions;
   const workspace::frame scratch(ws);
-  detail::score(p, l, c, scores, ws, detail::one_by_one{ws});
+  detail::score(p, l, placed, scores, ws, detail::one_by_one{ws});
   return scores;
 }
 

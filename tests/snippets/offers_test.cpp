@@ -40,7 +40,7 @@ void refused(const lagkv::result<lagkv::policy>& policy, const std::string& mess
 
 TEST(offers, what_is_missing_is_named) {
   refused(lagkv::parse("snapkv"),
-          "queries: the policy reads those of the last 64 tokens, or their attention weights; the layer has none (layer.extra)");
+          "queries: the policy reads those of the last 64 tokens, or their attention weights; the layer offers none");
 }
 
 struct host {

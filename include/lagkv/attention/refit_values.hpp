@@ -42,7 +42,7 @@ inline status check_refit(const layer& l, double ridge) {
   if (!detail::stored_plain(l.values) || l.values.reader() != nullptr)
     return error{"values: are stored with a scale or under a Hadamard matrix: cannot be written"};
   if (l.extra == nullptr || l.extra->offered(l.extra->queries) == 0)
-    return error{"queries: values are refitted to those of the last tokens; the layer has none (layer.extra)"};
+    return error{"queries: values are refitted to those of the last tokens; the layer offers none"};
   return {};
 }
 

@@ -36,6 +36,13 @@
 // Functions at the edge: parsing, checking, messages. They are compiled for size, which takes less time, too.
 #define LAGKV_EDGE [[gnu::cold]] LAGKV_FN
 
+// A parameter that must live as long as what is made of it: Clang warns where it does not.
+#if defined(__clang__)
+#define LAGKV_OUTLIVES [[clang::lifetimebound]]
+#else
+#define LAGKV_OUTLIVES
+#endif
+
 // All is declared in an inline namespace named after the version and the mode, so that two minor versions, or two modes, in one
 // program are a link error where they meet, and apart where they do not.
 //

@@ -16,7 +16,7 @@ class function_ref<Result(Args...)> {
   function_ref() = default;  // of nothing: not to be called
 
   template <class F>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, function_ref>) function_ref(const F& f)
+  requires(!std::is_same_v<std::remove_cvref_t<F>, function_ref>) function_ref(const F& f LAGKV_OUTLIVES)
       : object_(__builtin_addressof(f)), call_([](const void* object, Args... args) -> Result {
           return (*static_cast<const F*>(object))(static_cast<Args>(args)...);
         }) {}

@@ -43,9 +43,10 @@ struct policy {
   double weight = 1;  ///< of `score` in the fusion
 };
 
-/// Whether `p` can work on this layer and finds what it needs. Call it when a cache is set up; afterwards compress() cannot
-/// fail. It refuses budgets that make no sense, too: a share that is not above 0 and at most 1, every=0. Hosts that hold heads of
-/// different lengths say so by `any_length`; for others policies that need it are refused.
+/// Whether `p` can work on this layer and finds what it needs. Call it when a cache is set up, with the most rows that the layer
+/// will have, and with all that will be offered; afterwards compress() cannot fail. With fewer rows it cannot see that arrays are
+/// too small for more. It refuses budgets that make no sense, too: a share that is not above 0 and at most 1, every=0. Hosts that
+/// hold heads of different lengths say so by `any_length`; for others policies that need it are refused.
 LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false);
 
 /// The most rows that a layer has in use at once, if a sequence of at most `tokens` tokens comes in pieces of at most `chunk`
@@ -57,7 +58,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 /// numbers of tokens refuse policies whose budget.slope.sloped().
 [[nodiscard]] LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
 
-/// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are.
+/// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are. A row's scales count.
 LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
 
 /// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope. Refused for scorers that read attention: queries
@@ -179,8 +180,8 @@ LAGKV_EDGE status check_positions(const policy& p, const layer& l) {
                    " rows in use"});
   if (!reads_positions(p) || (l.extra != nullptr && l.extra->positions)) return {};
   if (p.needs.rope)
-    return error{"rope: the policy reads rows that have been candidates before, so it needs extras.positions to undo it"};
-  return error{"positions: the policy reads those of survivors that are candidates again; the layer has none (layer.extra)"};
+    return error{"rope: the policy reads rows that have been candidates before, so it needs positions to undo it"};
+  return error{"positions: the policy reads those of survivors that are candidates again; the layer offers none"};
 }
 
 /// Whether the layer says which embedding its keys carry, if the policy reads it.
@@ -188,7 +189,7 @@ LAGKV_EDGE status check_rope(const policy& p, const layer& l) {
   if (!p.needs.rope) return {};
   const extras* e = l.extra;
   if (e == nullptr || e->rope == nullptr)
-    return error{"rope: the policy reads keys as they were before RoPE; the layer does not say which they carry (layer.extra)"};
+    return error{"rope: the policy reads keys as they were before RoPE; the layer does not say which they carry"};
   if (status s = check(*e->rope, l.keys.channels()); !s) return refuse({"rope: ", s.message()});
   return {};
 }
@@ -206,24 +207,24 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
   if (p.needs.queries > 0 && !(e != nullptr && (e->queries || e->weights)))
     return detail::refuse({"queries: the policy reads those of the last ", p.needs.queries,
-                           " tokens, or their attention weights; the layer has none (layer.extra)"});
+                           " tokens, or their attention weights; the layer offers none"});
   if (p.needs.accumulated_attention && !(e != nullptr && (e->accumulated_attention || e->queries || e->weights)))
     return error{
-        "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer has none "
-        "(layer.extra)"};
+        "accumulated_attention: the policy reads the attention of all tokens (or their queries, or weights); the layer offers "
+        "none"};
   if (p.needs.accumulated_attention && !e->accumulated_attention && e->offered() < l.tokens)
     return detail::refuse({e->weights ? "weights=" : "queries=", e->offered(), ": the policy reads those of all ", l.tokens,
                            " tokens, or the attention that each row has received (accumulated_attention)"});
   if (p.needs.query_statistics && !(e != nullptr && (e->query_mean || e->offered(e->queries) > 0)))
-    return error{"query_mean: the policy reads statistics of queries, or queries; the layer has none (layer.extra)"};
+    return error{"query_mean: the policy reads statistics of queries, or queries; the layer offers none"};
   if (p.needs.calibrated && !(e != nullptr && e->query_mean))
-    return error{"query_mean: the policy reads statistics of the model's queries; the layer has none (layer.extra)"};
+    return error{"query_mean: the policy reads statistics of the model's queries; the layer offers none"};
   if (p.needs.importance && !(e != nullptr && e->importance))
-    return error{"importance: the policy reads the map that was fitted to the model; the layer has none (layer.extra)"};
+    return error{"importance: the policy reads the map that was fitted to the model; the layer offers none"};
   if (status s = detail::check_rope(p, l); !s) return s;
   if (status s = detail::check_positions(p, l); !s) return s;
   if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
-    return error{"protect: survivors are candidates again, so the policy needs extras.positions to know protected ones"};
+    return error{"protect: survivors are candidates again, so the policy needs positions to know protected ones"};
   if (status s = detail::check_count("tokens", l.tokens); !s) return s;
   if (p.ragged && l.tokens > (std::numeric_limits<std::uint32_t>::max)() / l.keys.heads())
     return detail::refuse({"tokens=", l.tokens, ": heads of different lengths must have at most 4294967295 rows together, not ",
@@ -250,8 +251,7 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
     const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);
     rest = larger(goal, b.sink + 1) + window->every - 1;
   }
-  const std::size_t most = rest + chunk;
-  return most < tokens ? most : tokens;
+  return chunk >= tokens || rest >= tokens - chunk ? tokens : rest + chunk;
 }
 
 LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {
@@ -266,7 +266,11 @@ LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers) {
   if (status s = detail::check_count("layers", layers, 1); !s) return error{s.message()};
   if (!detail::finite(bytes->amount) || !(bytes->amount > 0))
     return detail::refuse({"bytes=", bytes->amount, ": must be above 0"});
-  const std::size_t token = layers * l.keys.heads() * (l.keys.row_bytes() + (l.values ? l.values.row_bytes() : 0));
+  const auto row = [](const tensor& x) {
+    const tensor scales = x ? x.scales() : tensor{};
+    return (x ? x.row_bytes() : 0) + (scales ? scales.row_bytes() : 0);
+  };
+  const std::size_t token = layers * l.keys.heads() * (row(l.keys) + row(l.values));
   const double fit = token == 0 ? 0 : bytes->amount / static_cast<double>(token), most = 4294967295.0;
   const auto rows = static_cast<std::size_t>(fit < most ? fit : most);
   const std::size_t least = p.budget.sink + p.budget.recent + 1;

@@ -24,14 +24,15 @@ LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t c
 /// inverses. Returns the sum of variance * inverse: what (x - mean)^2 * inverse adds up to in a usual row.
 LAGKV_FN float add_ridge(float ridge, std::size_t varying, std::size_t channels, float* inverse);
 
-/// So many rows, or a few more, tell what is usual, where there are four times as many.
+/// About so many rows tell what is usual, where there are more.
 inline constexpr std::size_t usual_rows = 2048;
 
 /// What rows usually are: of u = x / |x| the mean of each channel and the inverse of its variance, over the rows of `reference`,
-/// about 2,048 evenly spread ones where they are 8,192 or more. Returns how many channels vary.
+/// from 3,072 of them on over 1,536 to 2,560 evenly spread ones. Returns how many channels vary.
 LAGKV_FN std::size_t usual(const tensor& x, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws);
 
-/// The same of the keys of a layer; with extras.key_statistics over all keys that the sequence has had.
+/// The same of the keys of a layer; with extras.key_statistics, unless they count no key yet, over all keys that the sequence has
+/// had.
 LAGKV_FN std::size_t usual_keys(const layer& l, std::size_t head, token_range reference, float* mean, float* inverse,
                                 workspace& ws);
 
@@ -98,7 +99,8 @@ LAGKV_FN std::size_t usual(const tensor& x, std::size_t head, token_range refere
   const workspace::frame scratch(ws);
   double* sums = ws.take<double>(key_statistics::size(channels));
   for (std::size_t i = 0; i < key_statistics::size(channels); ++i) sums[i] = 0;
-  add_statistics(x, head, reference, n >= 4 * usual_rows ? n / usual_rows : 1, sums, ws);
+  const std::size_t every = (n + usual_rows / 2) / usual_rows;
+  add_statistics(x, head, reference, every != 0 ? every : 1, sums, ws);
   return mean_and_inverse_variance(sums, channels, mean, inverse);
 }
 
@@ -106,7 +108,8 @@ LAGKV_FN std::size_t usual_keys(const layer& l, std::size_t head, token_range re
                                 workspace& ws) {
   const std::size_t channels = l.keys.channels();
   if (l.extra != nullptr && l.extra->key_statistics)
-    return mean_and_inverse_variance(l.extra->key_statistics.of(head, channels), channels, mean, inverse);
+    if (const double* sums = l.extra->key_statistics.of(head, channels); sums[2 * channels] > 0)
+      return mean_and_inverse_variance(sums, channels, mean, inverse);
   return usual(l.keys, head, reference, mean, inverse, ws);
 }
 
