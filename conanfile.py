@@ -1,4 +1,4 @@
-"""Conan recipe: conan create . [-o lagkv/*:shared=True]
+"""Conan recipe: conan create . -s compiler.cppstd=20 [-o lagkv/*:shared=True]
 
 Components: lagkv::lagkv, the headers; lagkv::kernels, all that is no template compiled once; with shared=True lagkv::c, liblagkv.
 """

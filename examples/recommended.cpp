@@ -61,7 +61,7 @@ int main() {
   if (!policy) return std::fprintf(stderr, "%s\n", policy.message().c_str()), 1;
   const std::size_t capacity = lagkv::peak_rows(*policy, chunk, prompt + answer);
   std::vector<memory> model(layers, memory(capacity));
-  const lagkv::status usable = check(*policy, model[0].view(1));
+  const lagkv::status usable = check(*policy, model[0].view(capacity));
   if (!usable) return std::fprintf(stderr, "%s\n", usable.message().c_str()), 1;
 
   std::vector<lagkv::cursor> cursors(layers);
