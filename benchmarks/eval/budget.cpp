@@ -19,24 +19,15 @@ lagkv::result<lagkv::policy> parse(const std::string& policy) {
   return lagkv::parse(split_refit(policy).policy, lagkv::methods_with_eigen());
 }
 
-// lagkv calls its share ratio, all others call it keep.
-std::string with_share(const std::string& policy, double share) {
-  const std::string name = policy.substr(0, policy.find(':'));
-  return fmt::format("{}{}{}={:.6f}", policy, name == policy ? ":" : ",", name == "lagkv" ? "ratio" : "keep", share);
-}
+std::string with_share(const std::string& policy, double share) { return eval::with_share(policy, fmt::format("{:.6f}", share)); }
 
-bool has_budget(const std::string& policy) {
-  for (const char* key : {"keep=", "ratio=", "capacity=", "budget_mb="})
-    for (const char before : {':', ','})
-      if (policy.find(before + std::string(key)) != std::string::npos) return true;
-  return false;
-}
-
-lagkv::budget budget_of(const std::string& policy) {
-  const auto made = parse(policy);
+lagkv::policy parsed(const std::string& policy) {
+  auto made = parse(policy);
   if (!made) throw std::invalid_argument(made.message());
-  return made->budget;
+  return *made;
 }
+
+lagkv::budget budget_of(const std::string& policy) { return parsed(policy).budget; }
 
 std::size_t kept_by(const lagkv::budget& b, std::size_t tokens) {
   const lagkv::candidates due = b.due({}, tokens);
@@ -83,6 +74,20 @@ budgeted share_of_all(const std::string& policy, std::size_t goal, std::size_t t
 }
 
 }  // namespace
+
+bool has_budget(const std::string& policy) {
+  for (const char* key : {"keep=", "ratio=", "capacity=", "budget_mb="})
+    for (const char before : {':', ','})
+      if (policy.find(before + std::string(key)) != std::string::npos) return true;
+  return false;
+}
+
+std::string with_share(const std::string& policy, std::string_view share) {
+  const std::string name = policy.substr(0, policy.find(':'));
+  return fmt::format("{}{}{}={}", policy, name == policy ? ":" : ",", name == "lagkv" ? "ratio" : "keep", share);
+}
+
+lagkv::needs needs_of(const std::string& policy) { return parsed(has_budget(policy) ? policy : with_share(policy, 0.5)).needs; }
 
 std::vector<setting> settings_of(const std::vector<std::string>& policies, const std::vector<double>& removed) {
   for (const double share : removed)

@@ -1,9 +1,12 @@
 // Equal budgets: from a share that is to go, the parameters with which every policy keeps the same number of tokens.
 #pragma once
 
+#include <lagkv/policy/policy.hpp>
+
 #include <cstddef>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace eval {
@@ -23,6 +26,16 @@ inline constexpr double of_its_own = -1;
 /// added where it is missing. A policy that names its own budget comes once. Throws std::invalid_argument for strings that are
 /// no policy, and for shares that are not above 0 and below 1.
 [[nodiscard]] std::vector<setting> settings_of(const std::vector<std::string>& policies, const std::vector<double>& removed);
+
+/// Whether a policy string names a budget: keep=, ratio=, capacity= or budget_mb=.
+[[nodiscard]] bool has_budget(const std::string& policy);
+
+/// The policy string with a share to keep, as `share` is written. lagkv calls its share ratio, all others call it keep.
+[[nodiscard]] std::string with_share(const std::string& policy, std::string_view share);
+
+/// What a policy reads besides keys and values, whether its string names a budget or not. Throws std::invalid_argument for a
+/// string that is no policy.
+[[nodiscard]] lagkv::needs needs_of(const std::string& policy);
 
 /// A policy with a budget, for a cache of a given number of tokens.
 struct budgeted {

@@ -3,37 +3,34 @@
 
     equal_bytes.py f16.jsonl q8_0.jsonl q4_0.jsonl --svg equal_bytes.svg
 
-Each file is one of lagkv-eval run (or .gz), of one model and one --cache-type. Only prompts that all files have count. An
-accuracy is the mean of the tasks' means, of 100; its interval is the percentile bootstrap's over prompts (2,000 resamples,
-95 %).
+Each file is one of lagkv-eval run (or .gz), of one --cache-type and alike in all else: model, seed, chunk. Only prompts that all
+files have count. An accuracy is the mean of the tasks' means, of 100; its interval is the percentile bootstrap's over prompts
+(2,000 resamples, 95 %).
 """
 import argparse
-import gzip
-import json
 import random
-import sys
 from collections import defaultdict
 
+import lines as results
 import svg
+from lines import refuse
 from means import interval, mean
 
 
-def read(path):
+def read(path, alike):
     """The cache type, and {(policy, removed): {(task, length, sample): (score, MB)}}."""
-    opened = gzip.open(path, "rt") if path.endswith(".gz") else open(path)
-    cache, rows, model = None, defaultdict(dict), None
-    with opened as file:
-        for line in file:
-            entry = json.loads(line)
-            if entry["type"] == "run":
-                cache, model = entry.get("cache_type", "f16"), entry["model_sha256"]
-            elif entry["type"] == "sample" and "score" in entry.get("scores", {}):
-                key = (entry["policy"], entry.get("removed", 0))
-                score = entry["scores"].get("partial", entry["scores"]["score"])
-                rows[key][entry["task"], entry["length"], entry["sample"]] = (score, entry["kept_mb"])
-    if cache is None:
-        sys.exit(f"equal_bytes.py: {path}: holds no run of lagkv-eval")
-    return model, cache, rows
+    runs, samples = results.read(path)
+    results.Conditions(only=("cache_type",)).check(path, runs)
+    alike.check(path, runs)
+    rows = defaultdict(dict)
+    for entry in samples:
+        scores = entry.get("scores", {})
+        if scores.get("score") is not None:
+            rows[entry["policy"], entry.get("removed", 0)][entry["task"], entry["length"], entry["sample"]] = (
+                scores.get("partial", scores["score"]), entry.get("kept_mb", 0))
+    if ("full", 0) not in rows:
+        refuse(f"{path}: has no full cache")
+    return runs[0].get("cache_type", "f16"), rows
 
 
 def accuracy(scores):
@@ -53,16 +50,15 @@ def within_reach(rows, common, least):
 
 
 def figures(files, policies, reach):
-    runs = [read(f) for f in files]
-    if len({model for model, _, _ in runs}) != 1:
-        sys.exit("equal_bytes.py: the files are of different models")
-    wanted = [key for _, _, rows in runs for key in rows if key[0] in policies]
-    common = set.intersection(*(set(rows[key]) for _, _, rows in runs for key in rows if key in wanted))
-    common = within_reach(runs[0][2], common, reach / 100)
+    alike = results.Conditions(without=("cache_type",))
+    runs = [read(f, alike) for f in files]
+    wanted = [key for _, rows in runs for key in rows if key[0] in policies]
+    common = set.intersection(*(set(rows[key]) for _, rows in runs for key in rows if key in wanted))
+    common = within_reach(runs[0][1], common, reach / 100)
     if not common:
-        sys.exit("equal_bytes.py: the files have no prompt in common that counts")
+        refuse("the files have no prompt in common that counts")
     draw, made = random.Random(42), []
-    for _, cache, rows in runs:
+    for cache, rows in runs:
         for (policy, removed), scores in rows.items():
             if policy not in policies:
                 continue

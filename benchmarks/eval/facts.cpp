@@ -37,22 +37,39 @@ std::string name_of(const llama_model* m) {
   return text.data();
 }
 
+using hash = std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)>;
+
+hash begin_hash() {
+  hash made(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  EVP_DigestInit_ex(made.get(), EVP_sha256(), nullptr);
+  return made;
+}
+
+std::string end_hash(const hash& h) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned int size = 0;
+  EVP_DigestFinal_ex(h.get(), digest.data(), &size);
+  std::string text;
+  for (unsigned int i = 0; i < size; ++i) text += fmt::format("{:02x}", digest[i]);
+  return text;
+}
+
 }  // namespace
 
 std::string sha256(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr);
+  const hash context = begin_hash();
   std::vector<char> block(1 << 20);
   while (file.read(block.data(), static_cast<std::streamsize>(block.size())), file.gcount() > 0)
     EVP_DigestUpdate(context.get(), block.data(), static_cast<std::size_t>(file.gcount()));
   if (!file.eof()) throw std::runtime_error(path + ": cannot be read");
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-  unsigned int size = 0;
-  EVP_DigestFinal_ex(context.get(), digest.data(), &size);
-  std::string text;
-  for (unsigned int i = 0; i < size; ++i) text += fmt::format("{:02x}", digest[i]);
-  return text;
+  return end_hash(context);
+}
+
+std::string sha256_of_text(std::string_view text) {
+  const hash context = begin_hash();
+  EVP_DigestUpdate(context.get(), text.data(), text.size());
+  return end_hash(context);
 }
 
 run_info facts(const host::model& m, const std::string& path) {

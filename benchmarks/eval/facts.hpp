@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "host/model.hpp"
 #include "results.hpp"
@@ -10,6 +11,9 @@ namespace eval {
 
 /// SHA-256 of a file, hexadecimal. Throws std::runtime_error where it cannot be read.
 [[nodiscard]] std::string sha256(const std::string& path);
+
+/// The same of a text.
+[[nodiscard]] std::string sha256_of_text(std::string_view text);
 
 /// Date, model, versions and machine of a run that begins now; the settings are the caller's to fill in.
 [[nodiscard]] run_info facts(const host::model& m, const std::string& path);

@@ -150,10 +150,13 @@ int main(int argc, char** argv) {
     return host::bad_input;
   }
   std::erase_if(run_options.files, [](const auto& file) { return file.second.empty(); });
-  return host::run("lagkv-eval", [&] {
+  int code = 0;
+  const auto call = [&] {
     if (tune.parsed()) return eval::tune_command(tune_options);
     if (speed.parsed()) return eval::speed_command(speed_options);
     if (calibrate.parsed()) return eval::calibrate_command(calibrate_options);
     return run.parsed() ? eval::run_command(run_options) : eval::report_command(report_options);
-  });
+  };
+  const int failed = host::run("lagkv-eval", [&] { code = call(); });
+  return failed != 0 ? failed : code;
 }

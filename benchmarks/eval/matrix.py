@@ -3,24 +3,24 @@
 
     matrix.py smollm2-135m=a.jsonl.gz,b.jsonl gemma3-270m.jsonl.gz --removed 0.75 --svg models.svg --html models.html
 
-Each model is NAME=FILE[,FILE...], or FILE alone for the file's own name; its files share model and seed. A prompt counts where
-the full cache and every policy that the model can do have it. A task counts where the full cache has 30 of 100 or more; the
-others are named, and so are those with one prompt. The mean is that of the tasks' means; its 95 % interval is the percentile
-bootstrap's over prompts, within each task (2,000 resamples). Ranks are by the mean, 1 is best, ties share; the mean rank is over
-the models, of policies that all models can do.
+Each model is NAME=FILE[,FILE...], or FILE alone for the file's own name; its files share model, seed, and all else that
+lagkv-eval run asks of a file that it goes on with. All models share cache type, chunk, and whether the question was seen. A
+prompt counts where the full cache and every policy that the model can do have it. A task counts where the full cache has 30 of
+100 or more; the others are named, and so are those with one prompt. The mean is that of the tasks' means; its 95 % interval is
+the percentile bootstrap's over prompts, within each task (2,000 resamples). Ranks are by the mean, 1 is best, ties share; the
+mean rank is over the models, of policies that all models can do.
 """
 import argparse
-import gzip
-import json
 import pathlib
 import random
-import sys
 from collections import defaultdict
 from html import escape
 
+import lines as results
 import marked
 import means
 import svg
+from lines import refuse
 from means import mean
 
 GROUPS = {
@@ -34,32 +34,21 @@ TEXTS = {"KL, prose": "perplexity", "KL, code": "perplexity_code"}
 LEAST = 0.3  # of the full cache, for a task to count
 
 
-def samples_of(path):
-    with gzip.open(path, "rt") if path.endswith(".gz") else open(path) as file:
-        for line in file:
-            entry = json.loads(line)
-            if entry["type"] == "run":
-                yield entry["model_sha256"], entry["seed"], None
-            elif entry["type"] == "sample":
-                yield None, None, entry
-
-
-def read(name, paths, length, removed):
+def read(name, paths, everywhere, length, removed):
     """{policy: {task: {sample: score or KL}}} at one length and share removed."""
-    made, same = defaultdict(lambda: defaultdict(dict)), set()
+    made, here = defaultdict(lambda: defaultdict(dict)), results.Conditions()
     for path in paths:
-        for model, seed, entry in samples_of(path):
-            if entry is None:
-                same.add((model, seed))
-            elif entry["length"] == length and (entry["policy"] == "full" or entry.get("removed", 0) == removed):
+        runs, samples = results.read(path)
+        here.check(path, runs)
+        everywhere.check(path, runs)
+        for entry in samples:
+            if entry["length"] == length and (entry["policy"] == "full" or entry.get("removed", 0) == removed):
                 scores = entry.get("scores", {})
                 value = scores.get("score", scores.get("kl"))
                 if value is not None and not entry.get("failure"):
                     made[entry["policy"]][entry["task"]][entry["sample"]] = value
-    if len(same) != 1:
-        sys.exit(f"matrix.py: {name}: its files are of {len(same)} models or seeds, not of 1")
     if "full" not in made:
-        sys.exit(f"matrix.py: {name}: has no full cache at {length} tokens")
+        refuse(f"{name}: has no full cache at {length} tokens")
     return made
 
 
@@ -71,8 +60,8 @@ def interval(tasks):
 class Model:
     """What a model's files say of the policies asked for."""
 
-    def __init__(self, name, paths, o):
-        rows = read(name, paths, o.length, o.removed)
+    def __init__(self, name, paths, everywhere, o):
+        rows = read(name, paths, everywhere, o.length, o.removed)
         self.name = name
         self.policies = [p for p in (o.policies or sorted(rows.keys() - {"full"})) if rows.get(p)]
         taking_part = [rows[p] for p in ("full", *self.policies)]
@@ -82,7 +71,7 @@ class Model:
             if common:
                 self.prompts[task] = sorted(common)
         if not self.prompts:
-            sys.exit(f"matrix.py: {name}: no prompt has the full cache and all of {', '.join(self.policies)}")
+            refuse(f"{name}: no prompt has the full cache and all of {', '.join(self.policies)}")
         self.values = {p: {t: [rows[p][t][s] for s in common] for t, common in self.prompts.items()}
                        for p in ("full", *self.policies)}
         scored = [t for t in self.prompts if t not in TEXTS.values() and t != "generation"]
@@ -91,7 +80,7 @@ class Model:
         self.tasks = [t for t in scored if mean(self.values["full"][t]) >= LEAST]
         self.beyond = {t: mean(self.values["full"][t]) for t in scored if t not in self.tasks}
         if not self.tasks:
-            sys.exit(f"matrix.py: {name}: the full cache has no task with {100 * LEAST:g} of 100 in {o.prompts} prompts or more")
+            refuse(f"{name}: the full cache has no task with {100 * LEAST:g} of 100 in {o.prompts} prompts or more")
 
     def mean(self, policy, tasks=None):
         return mean(mean(self.values[policy][t]) for t in tasks or self.tasks)
@@ -250,10 +239,11 @@ def main():
     parser.add_argument("--html", type=pathlib.Path, help="write the page to this file")
     o = parser.parse_args()
     o.policies = o.policies.split(";") if o.policies else None
-    models = []
+    models, everywhere = [], results.Conditions(only=("cache_type", "chunk", "question_seen"))
     for asked in o.models:
         name, equals, files = asked.partition("=")
-        models.append(Model(name if equals else pathlib.Path(name).name.split(".jsonl")[0], (files or name).split(","), o))
+        own_name = name if equals else pathlib.Path(name).name.split(".jsonl")[0]
+        models.append(Model(own_name, (files or name).split(","), everywhere, o))
     lines = matrix(models)
     for m in models:
         lines += ["", f"### {m.name}", "", about(m), "", *table_of(m)]

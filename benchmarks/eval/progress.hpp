@@ -19,6 +19,9 @@ class progress {
   /// One step is done; `what` is being done.
   void step(const std::string& what);
 
+  /// So many of the steps ahead will not be done.
+  void leave_out(std::size_t steps) { total_ -= steps; }
+
  private:
   void draw(const std::string& what);
 

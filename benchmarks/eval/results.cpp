@@ -40,6 +40,9 @@ void run_fields(Run& r, Visit visit) {
   visit("cache_type", r.cache_type);
   visit("transposed", r.transposed);
   visit("calibration_sha256", r.calibration_sha256);
+  visit("repack", r.repack);
+  visit("depths", r.depths);
+  visit("data_sets", r.data_sets);
 }
 
 template <class Key, class Visit>
@@ -79,6 +82,9 @@ struct writer {
   void operator()(const char* name, const T& value, const T& absent = {}) const {
     if (value != absent) line[name] = value;
   }
+  void operator()(const char* name, const std::optional<bool>& value) const {
+    if (value) line[name] = *value;
+  }
 };
 
 void get(const json& field, std::string& value) {
@@ -90,6 +96,8 @@ void get(const json& field, bool& value) {
   if (!field.is_boolean()) throw std::invalid_argument("must be true or false");
   value = field.get<bool>();
 }
+
+void get(const json& field, std::optional<bool>& value) { get(field, value.emplace()); }
 
 // JSON has no word for what is not a number: null is written, and read as that.
 void get(const json& field, double& value) {
@@ -104,14 +112,16 @@ void get(const json& field, T& value) {
   value = field.get<T>();
 }
 
-void get(const json& field, std::map<std::string, double>& value) {
+template <class T>
+void get(const json& field, std::map<std::string, T>& value) {
   if (!field.is_object()) throw std::invalid_argument("must be an object");
-  for (const auto& [name, number] : field.items()) get(number, value[name]);
+  for (const auto& [name, each] : field.items()) get(each, value[name]);
 }
 
-void get(const json& field, std::vector<std::string>& value) {
+template <class T>
+void get(const json& field, std::vector<T>& value) {
   if (!field.is_array()) throw std::invalid_argument("must be a list");
-  for (const json& text : field) get(text, value.emplace_back());
+  for (const json& each : field) get(each, value.emplace_back());
 }
 
 struct reader {
@@ -197,6 +207,28 @@ results read_results(const std::string& path) {
     }
   }
   return all;
+}
+
+std::string conflict(const run_info& was, const run_info& now) {
+  std::string found;
+  const auto same = [&](std::string_view name, const auto& then, const auto& asked) {
+    if (found.empty() && then != asked) found = fmt::format("was made with {} {}, not {}", name, then, asked);
+  };
+  same("a model of SHA-256", was.model_sha256, now.model_sha256);
+  same("seed", was.seed, now.seed);
+  same("question seen", was.question_seen, now.question_seen);
+  same("chunk", was.chunk, now.chunk);
+  same("cache type", was.cache_type, now.cache_type);
+  same("transposed values", was.transposed, now.transposed);
+  if (!was.calibration_sha256.empty() && !now.calibration_sha256.empty())
+    same("a calibration of SHA-256", was.calibration_sha256, now.calibration_sha256);
+  if (was.repack && now.repack) same("repacked weights", *was.repack, *now.repack);
+  const auto listed = [](const std::vector<double>& depths) { return fmt::format("{}", fmt::join(depths, ",")); };
+  if (!was.depths.empty() && !now.depths.empty()) same("depths", listed(was.depths), listed(now.depths));
+  for (const auto& [task, sha256] : now.data_sets)
+    if (const auto then = was.data_sets.find(task); then != was.data_sets.end())
+      same(fmt::format("a data set of {} of SHA-256", task), then->second, sha256);
+  return found;
 }
 
 results_file::results_file(const std::string& path) : lines_(path, line_begins) {}

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -12,7 +13,7 @@
 
 namespace eval {
 
-/// What was run where: a line at the start of every run, also of one that goes on.
+/// What was run where: a line before the first result of every run, also of one that goes on.
 struct run_info {
   std::string command;
   std::string date;                    ///< UTC, ISO 8601
@@ -28,7 +29,14 @@ struct run_info {
   std::string cache_type;          ///< f16, ...
   bool transposed = false;         ///< values, in llama.cpp without flash attention
   std::string calibration_sha256;  ///< of the calibration file; empty: there was none
+  std::optional<bool> repack;      ///< weights as llama.cpp likes them best; nothing: not known (the file is older)
+  std::vector<double> depths;      ///< of the pass key, in turn; empty: it was not asked for, or not known
+  std::map<std::string, std::string> data_sets;  ///< SHA-256 by task; a task that is not there: not asked for, or not known
 };
+
+/// Why results of `now` cannot be added to those of `was`: the first condition that differs, "was made with X, not Y". Empty
+/// where they can. What one of the two does not know is no difference.
+[[nodiscard]] std::string conflict(const run_info& was, const run_info& now);
 
 /// Which sample under which policy: unique in a file.
 struct sample_key {

@@ -26,6 +26,7 @@
 #include "host/calibration_file.hpp"
 #include "host/compressor.hpp"
 #include "host/model.hpp"
+#include "host/run.hpp"
 #include "host/stopwatch.hpp"
 #include "progress.hpp"
 #include "refit.hpp"
@@ -56,6 +57,11 @@ std::map<std::string, std::string> contents(const std::map<std::string, std::str
   return made;
 }
 
+results results_at(const std::string& path) {
+  check_regular(path);  // a pipe would be waited for, a device may have no end
+  return std::filesystem::exists(path) ? read_results(path) : results{};
+}
+
 // One prompt, and the settings that have no result of it yet.
 struct assignment {
   const task* what = nullptr;
@@ -69,7 +75,7 @@ struct assignment {
 class runner {
  public:
   explicit runner(const run_options& o);
-  void run_all();
+  int run_all();
 
  private:
   struct job {
@@ -82,6 +88,8 @@ class runner {
   void check_settings() const;
   void make_sessions();
   std::vector<assignment> assignments() const;
+  prompt make_prompt(const assignment& a);
+  void leave_out(const assignment& a);
   void run_one(const assignment& a);
   std::string refusal(const host::named_policy& policy);
   void find_refusals(const std::map<setting, budgeted>& with);
@@ -102,7 +110,9 @@ class runner {
   std::vector<std::unique_ptr<host::session>> workers_;
   std::vector<const task*> tasks_;
   std::map<setting, std::string> refusals_;  ///< why, by what was asked; empty where the model can have it
+  std::map<std::pair<const task*, std::size_t>, std::string> left_out_;  ///< why, by task and length
   std::unique_ptr<results_file> file_;
+  bool run_written_ = false;  ///< the line of this run is in the file
   std::unique_ptr<progress> bar_;
   std::mutex writing_;
 };
@@ -111,7 +121,7 @@ runner::runner(const run_options& o)
     : options_(o),
       request_{.files = contents(o.files)},
       settings_(settings_of(o.policies, o.removed)),
-      before_(std::filesystem::exists(o.out) ? read_results(o.out) : results{}),
+      before_(results_at(o.out)),
       model_(o.model, {.repack = o.repack}),
       template_tokens_(eval::template_tokens(model_)),
       info_(facts(model_, o.model)),
@@ -126,27 +136,20 @@ runner::runner(const run_options& o)
   info_.cache_type = o.cache_type;
   info_.transposed = o.transposed;
   if (!o.calibration.empty()) info_.calibration_sha256 = sha256(o.calibration);
+  info_.repack = o.repack;
+  for (const task* t : tasks_) {
+    if (t->name == "passkey64") info_.depths = o.depths;
+    if (!t->file.empty()) info_.data_sets[std::string(t->name)] = sha256_of_text(request_.files.at(std::string(t->name)));
+  }
   check_settings();
   make_sessions();
 }
 
 // A file holds one model under one set of conditions.
 void runner::check_settings() const {
-  for (const run_info& was : before_.runs) {
-    const auto same = [&](const char* name, const auto& then, const auto& now) {
-      if (then != now)
-        throw std::invalid_argument(
-            fmt::format("{}: was made with {} {}, not {}: name another file with --out", options_.out, name, then, now));
-    };
-    same("a model of SHA-256", was.model_sha256, info_.model_sha256);
-    same("seed", was.seed, info_.seed);
-    same("question seen", was.question_seen, info_.question_seen);
-    same("chunk", was.chunk, info_.chunk);
-    same("cache type", was.cache_type, info_.cache_type);
-    same("transposed values", was.transposed, info_.transposed);
-    if (!was.calibration_sha256.empty() && !info_.calibration_sha256.empty())
-      same("a calibration of SHA-256", was.calibration_sha256, info_.calibration_sha256);
-  }
+  for (const run_info& was : before_.runs)
+    if (const std::string why = conflict(was, info_); !why.empty())
+      throw std::invalid_argument(fmt::format("{}: {}: name another file with --out", options_.out, why));
 }
 
 void runner::make_sessions() {
@@ -188,21 +191,51 @@ std::vector<assignment> runner::assignments() const {
   return made;
 }
 
-void runner::run_all() {
+prompt runner::make_prompt(const assignment& a) {
+  set_length(request_, *a.what, a.length, template_tokens_);
+  request_.sample = a.sample;
+  request_.depth = options_.depths[a.sample % options_.depths.size()];
+  return a.what->make(request_);
+}
+
+// Says so once for a task and length, with the least length that has room for all its samples.
+void runner::leave_out(const assignment& a) {
+  bar_->leave_out(a.missing.size());
+  std::string& why = left_out_[{a.what, a.length}];
+  if (!why.empty()) return;
+  std::size_t least = a.length;
+  for (std::size_t sample = 0; sample < options_.samples;) try {
+      static_cast<void>(make_prompt({a.what, least, sample, {}}));
+      ++sample;
+    } catch (const too_short& longer) {
+      least = longer.least;
+    }
+  why = too_short(a.what->name, a.length, least).what();
+  std::cerr << why << ": left out\n";
+}
+
+int runner::run_all() {
   const std::vector<assignment> todo = assignments();
   std::size_t steps = 0;
   for (const assignment& a : todo) steps += a.missing.size();
   std::cerr << fmt::format("{}: {} results are there, {} are missing\n", options_.out, before_.samples.size(), steps);
-  if (steps == 0) return;
+  if (steps == 0) return 0;
   file_ = std::make_unique<results_file>(options_.out);
   if (file_->bytes_found() != before_.bytes)
     throw std::runtime_error(options_.out + ": another run has written to it since this one began: start again");
-  file_->add(info_);
   bar_ = std::make_unique<progress>(steps);
   for (const assignment& a : todo) {
     if (a.sample > 0 && std::chrono::steady_clock::now() >= options_.until) break;
-    run_one(a);
+    try {
+      run_one(a);
+    } catch (const too_short&) {
+      leave_out(a);
+    }
   }
+  if (left_out_.empty()) return 0;
+  if (!run_written_ && before_.samples.empty()) throw std::invalid_argument("--length: has room for none of the tasks");
+  for (const auto& [what, why] : left_out_) std::cerr << why << ": was left out\n";
+  return host::bad_input;
 }
 
 // A middle sample of the pass key, or of the first task that hides something.
@@ -273,10 +306,7 @@ void runner::find_refusals(const std::map<setting, budgeted>& with) {
 }
 
 void runner::run_one(const assignment& a) {
-  request_.length = a.length - (a.what->how == kind::answer ? template_tokens_ : 0) - spare_tokens;
-  request_.sample = a.sample;
-  request_.depth = options_.depths[a.sample % options_.depths.size()];
-  const prompt asked = a.what->make(request_);
+  const prompt asked = make_prompt(a);
   const tokenized tokens = tokenize(model_, *a.what, asked, options_.question_seen);
 
   const std::map<setting, budgeted> with = budgets(a, tokens);
@@ -350,6 +380,7 @@ void runner::write(sample_result r, const assignment& a, const job& j) {
   r.key = a.key(j.asked);
   r.parsed = j.with.policy;
   const std::lock_guard lock(writing_);
+  if (!std::exchange(run_written_, true)) file_->add(info_);  // a call that is refused binds the file to nothing
   file_->add(r);
   bar_->step(fmt::format("{} at {} tokens, sample {} of {}", a.what->name, a.length, a.sample + 1, options_.samples));
 }
@@ -360,8 +391,7 @@ int run_command(const run_options& options) {
   if (options.model.empty()) throw std::invalid_argument("--model: name a GGUF model");
   if (!std::ifstream(options.model)) throw std::invalid_argument(options.model + ": cannot be read");
   if (options.lengths.empty() || options.depths.empty()) throw std::invalid_argument("--length, --depths: name one at least");
-  runner(options).run_all();
-  return 0;
+  return runner(options).run_all();
 }
 
 }  // namespace eval

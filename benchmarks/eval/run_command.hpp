@@ -30,8 +30,9 @@ struct run_options : host_options {
   std::chrono::steady_clock::time_point until = std::chrono::steady_clock::time_point::max();
 };
 
-/// Samples that the file has already are not run again. Returns 0. Throws std::invalid_argument for what was asked wrongly,
-/// before anything is run; std::runtime_error where the model or the disk fails.
+/// Samples that the file has already are not run again. A task that is too long for a length is left out there; the others run.
+/// Returns 0, or 2 where one was left out. Throws std::invalid_argument for what was asked wrongly, before anything is run or
+/// written; std::runtime_error where the model or the disk fails.
 int run_command(const run_options& options);
 
 }  // namespace eval

@@ -7,14 +7,13 @@ The file is that of lagkv-eval speed --out. Each figure is the median over the r
 out. "x full", "x short" and "x same cells" are medians of the ratios in each round.
 """
 import argparse
-import json
 import pathlib
-import sys
 from collections import defaultdict
 from statistics import median
 
 import marked
 import svg
+from lines import entries, refuse
 
 PANELS = (("prompt_seconds", "seconds to read the prompt"), ("token_ms", "milliseconds to decode a token"))
 COLOURS = ("#222", "#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33")
@@ -22,18 +21,28 @@ SAME_CELLS = "short, same cells"
 WIDTH, HEIGHT, LEFT, GAP, RIGHT, TOP, BOTTOM = 860, 380, 50, 70, 150, 40, 60
 
 
+NEEDED = {"key": {"attention", "threads", "length", "policy", "round"},
+          "speed": {"prompt_seconds", "token_ms", "cache_mb", "peak_rss_mb"},
+          "run": {"model", "machine", "llama", "chunk", "removed", "cache_type", "date"}}
+
+
+def fault_of(entry):
+    for name, fields in NEEDED.items():
+        if not isinstance(entry.get(name), dict) or not fields <= entry[name].keys():
+            return f"{name}: is missing, or has not all of {', '.join(sorted(fields))}"
+    return None
+
+
 def read(path, attention, threads):
     """{(length, policy): {round: speed}}, in the file's order, and the runs' facts."""
     rows, run = defaultdict(dict), None
-    with open(path) as file:
-        for line in file:
-            entry = json.loads(line)
-            key = entry["key"]
-            if key["attention"] == attention and key["threads"] == threads:
-                rows[key["length"], key["policy"]][key["round"]] = entry["speed"]
-                run = entry["run"]
+    for entry in entries(path, '{"key":', fault_of):
+        key = entry["key"]
+        if key["attention"] == attention and key["threads"] == threads:
+            rows[key["length"], key["policy"]][key["round"]] = entry["speed"]
+            run = entry["run"]
     if run is None:
-        sys.exit(f"speed.py: {path}: has no run with {attention} attention and {threads} threads")
+        refuse(f"{path}: has no run with {attention} attention and {threads} threads")
     return rows, run
 
 

@@ -120,7 +120,7 @@ runner::runner(const speed_options& o) : options_(o), model_(o.model), passkey_(
 
 prompt_in_tokens runner::make_prompt(std::size_t length) const {
   request asked;
-  asked.length = length - template_tokens(model_) - spare_tokens;
+  set_length(asked, *passkey_, length, template_tokens(model_));
   asked.count = [this](std::string_view text) { return model_.tokenize(text).size(); };
   prompt_in_tokens made{passkey_->make(asked), {}};
   made.tokens = tokenize(model_, *passkey_, made.asked, false);

@@ -198,6 +198,11 @@ std::size_t template_tokens(const host::model& m) {
   return m.tokenize(opens).size() + m.tokenize(closes, false).size();
 }
 
+void set_length(request& asked, const task& t, std::size_t length, std::size_t template_tokens) {
+  asked.beside = (t.how == kind::answer ? template_tokens : 0) + spare_tokens;
+  asked.length = length - std::min(length, asked.beside);
+}
+
 tokenized tokenize(const host::model& m, const task& t, const prompt& p, bool question_seen) {
   tokenized made;
   if (t.how != kind::answer) {

@@ -28,6 +28,9 @@ inline constexpr std::size_t spare_tokens = 8;
 /// Tokens that the model's chat template puts around a message: a prompt must leave room for them.
 [[nodiscard]] std::size_t template_tokens(const host::model& m);
 
+/// Has a request ask for a prompt of `length` tokens in all: those to spare and, of a task that answers, the template's counted.
+void set_length(request& asked, const task& t, std::size_t length, std::size_t template_tokens);
+
 /// A question stands in the chat template; a text to go on with stands alone.
 [[nodiscard]] tokenized tokenize(const host::model& m, const task& t, const prompt& p, bool question_seen);
 

@@ -1,6 +1,7 @@
 #include "tune.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -69,6 +70,28 @@ std::vector<std::vector<double>> by_task(const std::set<prompt_key>& prompts, co
 }
 
 }  // namespace
+
+results results_of(const results& all, std::size_t length, std::span<const std::string> tasks,
+                   std::span<const setting> settings) {
+  results made{all.runs, {}};
+  std::ranges::copy_if(all.samples, std::back_inserter(made.samples), [&](const sample_result& s) {
+    return s.key.length == length && std::ranges::find(tasks, s.key.task) != tasks.end() &&
+           std::ranges::find(settings, setting{s.key.policy, s.key.removed}) != settings.end();
+  });
+  return made;
+}
+
+std::vector<failed_policy> failed_policies(const results& all) {
+  std::vector<failed_policy> made;
+  for (const sample_result& s : all.samples) {
+    auto found = std::ranges::find(made, s.key.policy, &failed_policy::policy);
+    if (found == made.end()) found = made.insert(made.end(), {s.key.policy, 0, 0, ""});
+    ++found->prompts;
+    if (!s.failure.empty() && found->failures++ == 0) found->why = s.failure;
+  }
+  std::erase_if(made, [](const failed_policy& p) { return p.failures == 0; });
+  return made;
+}
 
 std::vector<standing> standings(const results& all, double least) {
   std::vector<runs_of_policy> policies = policies_of(all, least);

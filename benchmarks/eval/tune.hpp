@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "budget.hpp"
 #include "report/statistics.hpp"
 #include "results.hpp"
 
@@ -19,7 +21,22 @@ struct standing {
   bool chance = false;  ///< 0 lies in the interval of `behind`, or there are fewer than 4 prompts of a task
 };
 
-/// The policies of a file that has one length and one share removed, the best first; full is not among them. What a sample is
+/// A policy that failed on some prompts.
+struct failed_policy {
+  std::string policy;
+  std::size_t failures = 0;
+  std::size_t prompts = 0;  ///< that it was run on
+  std::string why;          ///< the first failure
+};
+
+/// The results of one length, of these tasks and these settings: a file may hold those of other calls.
+[[nodiscard]] results results_of(const results& all, std::size_t length, std::span<const std::string> tasks,
+                                 std::span<const setting> settings);
+
+/// In the order of the file.
+[[nodiscard]] std::vector<failed_policy> failed_policies(const results& all);
+
+/// The policies of results that have one length and one share removed, the best first; full is not among them. What a sample is
 /// worth is its `score`, or, of a text that is read on, the share of tokens that are the full cache's likeliest (`same_token`).
 /// Each task counts once. Left out are tasks in which the full cache has less than `least` (0 to 1), prompts that one of the
 /// policies has not come to, and policies that have failed on every prompt. Ties go to the policy that comes first in the file.

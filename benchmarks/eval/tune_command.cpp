@@ -1,7 +1,5 @@
 #include "tune_command.hpp"
 
-#include <lagkv/methods_with_eigen.hpp>
-
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -11,18 +9,17 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "budget.hpp"
 #include "calibrate_command.hpp"
-#include "host/compressor.hpp"
 #include "report/text_table.hpp"
 #include "run_command.hpp"
+#include "tasks/task.hpp"
 #include "tune.hpp"
 
 namespace eval {
 namespace {
 
 using clock = std::chrono::steady_clock;
-
-lagkv::needs needs_of(const std::string& policy) { return host::parse(policy, lagkv::methods_with_eigen()).rules.needs; }
 
 bool reads_calibration(const std::string& policy) { return needs_of(policy).calibrated || needs_of(policy).importance; }
 
@@ -32,6 +29,13 @@ run_options run_of(const tune_options& o, const std::string& calibration) {
   r.tasks = o.tasks, r.removed = {o.removed}, r.lengths = {o.length}, r.samples = o.samples;
   r.calibration = calibration, r.command = o.command;
   return r;
+}
+
+// What the call's own prompts say: its files may hold the results of calls with other shares, lengths, tasks or policies.
+results own_results(const run_options& o) {
+  std::vector<std::string> tasks;
+  for (const task* t : tasks_of(o.tasks, {})) tasks.emplace_back(t->name);
+  return results_of(read_results(o.out), o.lengths.front(), tasks, settings_of(o.policies, o.removed));
 }
 
 void print(const std::vector<standing>& all, std::string_view title) {
@@ -51,6 +55,17 @@ void print(const std::vector<standing>& all, std::string_view title) {
   std::cout << '\n';
 }
 
+// Runs one half and prints what it says. `code`: run_command's, where that is not 0.
+std::vector<standing> run_half(const run_options& half, double reach, std::string_view title, int& code) {
+  code = std::max(code, run_command(half));
+  const results all = own_results(half);
+  for (const failed_policy& p : failed_policies(all))
+    std::cout << fmt::format("{}: failed on {} of {} prompts: {}\n", p.policy, p.failures, p.prompts, p.why);
+  std::vector<standing> made = standings(all, reach);
+  print(made, title);
+  return made;
+}
+
 // What the reporting half says of the one that was chosen.
 void conclude(const tune_options& o, const std::string& chosen, const std::vector<standing>& reported,
               const std::string& calibration) {
@@ -63,7 +78,8 @@ void conclude(const tune_options& o, const std::string& chosen, const std::vecto
   else
     std::cout << fmt::format("On other prompts it is first again; of {} others {} lie behind by more than chance.\n",
                              reported.size() - 1, beaten);
-  std::cout << fmt::format("Policy: {}{}keep={:.4g}\n", chosen, chosen.find(':') == std::string::npos ? ":" : ",", 1 - o.removed);
+  std::cout << fmt::format("Policy: {}\n",
+                           has_budget(chosen) ? chosen : with_share(chosen, fmt::format("{:.4g}", 1 - o.removed)));
   if (!calibration.empty() && reads_calibration(chosen)) std::cout << "It needs the file " << calibration << '\n';
   std::cout << std::flush;
 }
@@ -88,22 +104,22 @@ int tune_command(const tune_options& o) {
     if (!std::filesystem::exists(calibration)) calibrate_command(c);
   }
 
+  int code = 0;
   run_options choosing = run_of(o, calibration);
   choosing.policies = o.policies, choosing.seed = o.seed, choosing.out = o.out + "-choosing.jsonl", choosing.until = part(0.5);
-  run_command(choosing);
-  const std::vector<standing> first = standings(read_results(choosing.out), o.reach);
-  print(first, "Choosing");
+  const std::vector<standing> first = run_half(choosing, o.reach, "Choosing", code);
+  if (std::ranges::none_of(first, [&](const standing& s) { return std::ranges::find(o.policies, s.policy) != o.policies.end(); }))
+    throw std::runtime_error("no candidate has a result: must be one or more");
 
   run_options reporting = run_of(o, calibration);
+  reporting.policies.clear();  // random comes by itself
   for (const std::string& policy :
        {first[0].policy, first.size() > 1 ? first[1].policy : first[0].policy, std::string("recommended")})
     if (std::ranges::find(reporting.policies, policy) == reporting.policies.end()) reporting.policies.push_back(policy);
   reporting.seed = o.seed + 1, reporting.out = o.out + "-reporting.jsonl", reporting.until = part(1);
-  run_command(reporting);
-  std::vector<standing> second = standings(read_results(reporting.out), o.reach);
-  print(second, "Reporting, on other prompts");
+  const std::vector<standing> second = run_half(reporting, o.reach, "Reporting, on other prompts", code);
   conclude(o, first.front().policy, second, calibration);
-  return 0;
+  return code;
 }
 
 }  // namespace eval

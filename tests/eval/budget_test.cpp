@@ -159,4 +159,21 @@ TEST(Refit, KeepsAsManyTokens) {
   EXPECT_EQ(eval::settings_of({"snapkv:refit=1"}, {0.5}).at(1).policy, "snapkv:refit=1");
 }
 
+// With a budget or without: streaming_llm, for one, is no policy without.
+TEST(Budget, NeedsAreKnownWithAndWithoutABudget) {
+  EXPECT_TRUE(eval::needs_of("kvzap").importance);
+  EXPECT_TRUE(eval::needs_of("kvzap:keep=0.5").importance);
+  EXPECT_FALSE(eval::needs_of("streaming_llm").importance);
+  EXPECT_FALSE(eval::needs_of("streaming_llm:capacity=64").calibrated);
+  EXPECT_FALSE(eval::needs_of("lagkv:lag=128").calibrated);
+  EXPECT_TRUE(eval::needs_of("expected_attention:calibrated=yes").calibrated);
+  EXPECT_THROW(static_cast<void>(eval::needs_of("no_such_policy")), std::invalid_argument);
+}
+
+TEST(Budget, AShareIsWrittenAsThePolicyCallsIt) {
+  EXPECT_EQ(eval::with_share("novelty", "0.25"), "novelty:keep=0.25");
+  EXPECT_EQ(eval::with_share("novelty:ridge=1", "0.25"), "novelty:ridge=1,keep=0.25");
+  EXPECT_EQ(eval::with_share("lagkv:lag=128", "0.25"), "lagkv:lag=128,ratio=0.25");
+}
+
 }  // namespace

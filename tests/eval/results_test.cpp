@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -67,6 +68,9 @@ TEST_F(ResultsFile, RoundTrip) {
   run.chunk = 512;
   run.cache_type = "f16";
   run.transposed = true;
+  run.repack = false;
+  run.depths = {0.05, 0.5};
+  run.data_sets = {{"qa_1", "4567ef"}};
   eval::sample_result full;
   full.key = {"niah_single_1", 4096, 3, "full", 0};
   full.answer = "line\nline \"quoted\" \\ \t </script> \x01 \xE2\x82\xAC";
@@ -102,6 +106,7 @@ TEST_F(ResultsFile, RoundTrip) {
   EXPECT_EQ(
       std::tie(r.compiler, r.machine, r.seed, r.threads, r.question_seen, r.chunk, r.cache_type, r.transposed),
       std::tie(run.compiler, run.machine, run.seed, run.threads, run.question_seen, run.chunk, run.cache_type, run.transposed));
+  EXPECT_EQ(std::tie(r.repack, r.depths, r.data_sets), std::tie(run.repack, run.depths, run.data_sets));
   ASSERT_EQ(all.samples.size(), 2U);
   EXPECT_EQ(all.samples[0].key, full.key);
   EXPECT_EQ(all.samples[0].answer, full.answer);
@@ -281,6 +286,62 @@ TEST_F(ResultsFile, CannotBeReadOrWritten) {
   EXPECT_THROW((void)eval::read_results(path + ".none"), std::runtime_error);
   EXPECT_THROW((void)eval::read_results(testing::TempDir()), std::runtime_error);
   EXPECT_THROW(eval::results_file{path + ".none/results"}, std::runtime_error);
+}
+
+TEST_F(ResultsFile, IsNoPipeAndNoDevice) {
+  EXPECT_NO_THROW(eval::check_regular(path));  // free
+  write("");
+  EXPECT_NO_THROW(eval::check_regular(path));
+  std::filesystem::remove(path);
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  for (const std::string& other : {path, std::string("/dev/full"), testing::TempDir()}) {
+    EXPECT_THROW(eval::check_regular(other), std::runtime_error) << other;
+    EXPECT_THROW(eval::results_file{other}, std::runtime_error) << other;
+  }
+}
+
+// Conditions of a run, and what says that they differ.
+TEST(Conflict, NamesBothConditions) {
+  eval::run_info now;
+  now.model_sha256 = "ab", now.seed = 42, now.cache_type = "f16", now.repack = true, now.depths = {0.25, 0.5};
+  now.calibration_sha256 = "cd", now.data_sets = {{"qa_1", "12"}, {"qa_2", "34"}};
+  EXPECT_EQ(eval::conflict(now, now), "");
+  const auto with = [&](auto change) {
+    eval::run_info was = now;
+    change(was);
+    return eval::conflict(was, now);
+  };
+  using run = eval::run_info;
+  EXPECT_EQ(with([](run& r) { r.model_sha256 = "x"; }), "was made with a model of SHA-256 x, not ab");
+  EXPECT_EQ(with([](run& r) { r.seed = 7; }), "was made with seed 7, not 42");
+  EXPECT_EQ(with([](run& r) { r.question_seen = true; }), "was made with question seen true, not false");
+  EXPECT_EQ(with([](run& r) { r.chunk = 512; }), "was made with chunk 512, not 0");
+  EXPECT_EQ(with([](run& r) { r.cache_type = "q8_0"; }), "was made with cache type q8_0, not f16");
+  EXPECT_EQ(with([](run& r) { r.transposed = true; }), "was made with transposed values true, not false");
+  EXPECT_EQ(with([](run& r) { r.calibration_sha256 = "x"; }), "was made with a calibration of SHA-256 x, not cd");
+  EXPECT_EQ(with([](run& r) { r.repack = false; }), "was made with repacked weights false, not true");
+  EXPECT_EQ(with([](run& r) { r.depths = {0.25}; }), "was made with depths 0.25, not 0.25,0.5");
+  EXPECT_EQ(with([](run& r) { r.data_sets["qa_2"] = "x"; }), "was made with a data set of qa_2 of SHA-256 x, not 34");
+}
+
+// Files of older versions do not say all, and one to which a task is added says less.
+TEST(Conflict, IsNotWhatOneOfTheTwoDoesNotKnow) {
+  eval::run_info was, now;
+  now.calibration_sha256 = "cd", now.repack = true, now.depths = {0.5}, now.data_sets = {{"qa_1", "12"}};
+  EXPECT_EQ(eval::conflict(was, now), "");
+  EXPECT_EQ(eval::conflict(now, was), "");
+  was.data_sets = {{"qa_2", "34"}};
+  EXPECT_EQ(eval::conflict(was, now), "");
+}
+
+TEST_F(ResultsFile, OfAnOlderVersionIsRead) {
+  write(R"({"type":"run","command":"lagkv-eval run","model_sha256":"ab","seed":42,"threads":1,"cache_type":"f16"})"
+        "\n");
+  const eval::results all = eval::read_results(path);
+  ASSERT_EQ(all.runs.size(), 1U);
+  EXPECT_FALSE(all.runs[0].repack.has_value());
+  EXPECT_TRUE(all.runs[0].depths.empty());
+  EXPECT_TRUE(all.runs[0].data_sets.empty());
 }
 
 // lagkv-eval speed writes other lines into a file of the same kind.

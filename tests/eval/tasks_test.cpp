@@ -121,6 +121,23 @@ TEST_P(every_task, names_the_length_and_the_least_that_works) {
   EXPECT_THROW((void)t.make(with_files(least - 1)), std::invalid_argument);
 }
 
+// What the host needs beside the prompt is in both lengths: a user asks for the sum.
+TEST_P(every_task, names_lengths_with_what_the_host_needs_beside) {
+  const auto least_of = [&](std::size_t beside) {
+    request asked = with_files(30);
+    asked.beside = beside;
+    try {
+      (void)t.make(asked);
+    } catch (const eval::too_short& thrown) {
+      EXPECT_TRUE(std::string(thrown.what()).starts_with(std::string(t.name) + ": length " + std::to_string(30 + beside)));
+      EXPECT_NE(std::string(thrown.what()).find(" is " + std::to_string(thrown.least) + " tokens"), std::string::npos);
+      return thrown.least;
+    }
+    return std::size_t{0};
+  };
+  EXPECT_EQ(least_of(17), least_of(0) + 17);
+}
+
 TEST_P(every_task, counts_seldom) {
   request asked = with_files(32768);
   std::size_t counts = 0;

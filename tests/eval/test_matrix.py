@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""matrix.py on results made up here: which tasks count, means, ranks, what a model cannot do; fetch_models.py's lists."""
+"""matrix.py on results made up here: which tasks count, means, ranks, what a model cannot do, what it and equal_bytes.py refuse;
+fetch_models.py's lists."""
 import importlib.util
 import json
 import pathlib
@@ -12,9 +13,9 @@ import unittest
 EVAL = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "eval"
 
 
-def write(path, model, rows, seed=7):
+def write(path, model, rows, seed=7, **conditions):
     """rows: {(policy, task): scores, None for a failure}."""
-    lines = [{"type": "run", "model_sha256": model, "seed": seed}]
+    lines = [{"type": "run", "model_sha256": model, "seed": seed, **conditions}]
     for (policy, task), scores in rows.items():
         for sample, score in enumerate(scores):
             line = {"type": "sample", "task": task, "length": 2048, "sample": sample, "policy": policy}
@@ -44,8 +45,14 @@ class Matrix(unittest.TestCase):
         write(self.a, "A", full | good | poor | shy)
         write(self.b, "B", full | good | poor | {key: [None] * len(scores) for key, scores in shy.items()})
 
-    def run_it(self, *arguments):
-        return subprocess.run([sys.executable, EVAL / "matrix.py", *arguments], capture_output=True, text=True)
+    def run_it(self, *arguments, program="matrix.py"):
+        return subprocess.run([sys.executable, EVAL / program, *arguments], capture_output=True, text=True)
+
+    def assert_refused(self, arguments, *said, program="matrix.py"):
+        done = self.run_it(*arguments, program=program)
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1), done.stderr)
+        for part in (f"{program}: ", *said):
+            self.assertIn(part, done.stderr)
 
     def rows(self, output, heading):
         part = output.split(heading)[1] if heading else output
@@ -99,11 +106,53 @@ class Matrix(unittest.TestCase):
         self.assertIn(svg.read_text(), page.read_text() + "\n")
 
     def test_refuses_what_cannot_be_compared(self):
-        write(self.b, "A", {("full", "niah_single_1"): [1]}, seed=8)
-        done = self.run_it(f"a={self.a},{self.b}")
-        self.assertNotEqual(done.returncode, 0)
-        self.assertIn("2 models or seeds", done.stderr)
-        self.assertIn("no full cache at 4096", self.run_it(f"a={self.a}", "--length", "4096").stderr)
+        rows = {("full", "niah_single_1"): [1], ("good", "niah_single_1"): [1]}
+        known = {"calibration_sha256": "c", "repack": True, "depths": [0.5], "data_sets": {"qa_1": "d"}}
+        write(self.a, "A", rows, **known)
+        for field, value, was in (("seed", 8, 7), ("cache_type", "q8_0", "f16"), ("chunk", 512, 0),
+                                  ("question_seen", True, False), ("transposed", True, False), ("calibration_sha256", "e", "c"),
+                                  ("repack", False, True), ("depths", [0.1], [0.5]), ("data_sets.qa_1", "f", "d")):
+            other = {"data_sets": {"qa_1": value}} if field == "data_sets.qa_1" else {field: value}
+            write(self.b, "A", rows, **other)
+            self.assert_refused([f"a={self.a},{self.b}"], f"{self.b}: {field} is {value}, but {was} in {self.a}")
+        write(self.b, "B", rows)
+        self.assert_refused([f"a={self.a},{self.b}"], f"{self.b}: model_sha256 is B, but A in {self.a}")
+        self.assert_refused([f"a={self.a}", "--length", "4096"], "a: has no full cache at 4096 tokens")
+        # Other models have other seeds and calibrations, and are compressed as these are.
+        write(self.b, "B", rows, seed=8, calibration_sha256="e")
+        self.assertEqual(self.run_it(self.a, self.b, "--prompts", "1").returncode, 0)
+        write(self.b, "B", rows, chunk=512)
+        self.assert_refused([self.a, self.b, "--prompts", "1"], f"{self.b}: chunk is 512, but 0 in {self.a}")
+        # A file that does not say how it was made may be of any.
+        write(self.b, "A", {("full", "vt"): [1], ("good", "vt"): [1]})
+        self.assertEqual(self.run_it(f"a={self.a},{self.b}", "--prompts", "1").returncode, 0)
+
+    def test_a_file_that_is_none_of_ours_is_named_in_one_line(self):
+        good = self.a.read_text()
+        run, sample = good.splitlines()[:2]
+        for text, said in ((good + "\n", f"line {len(good.splitlines()) + 1}: is not a JSON object"),
+                           ("<!doctype html>\n<p>no</p>\n", "line 1: is not a JSON object"),
+                           ("\ufeff" + good, "line 1: is not a JSON object"),
+                           ('{"a": 1}\n', "line 1: type: must be run or sample"), ("[1]\n", "line 1: is not a JSON object"),
+                           (run.replace('"seed"', '"s"') + "\n", "line 1: seed: is missing"),
+                           (run + "\n" + sample.replace('"task"', '"t"') + "\n", "line 2: task: is missing"),
+                           (run + "\n" + sample.replace('"score": 1', '"score": "1"') + "\n", "line 2: scores: must be numbers"),
+                           ("[" * 100000 + "\n", "line 1: is not a JSON object"), ("", "holds no run of lagkv-eval")):
+            self.b.write_text(text)
+            for program in ("matrix.py", "equal_bytes.py"):
+                self.assert_refused([self.b], str(self.b), said, program=program)
+        self.assert_refused([self.a], f"{self.a}, line 1: key: is missing", program="speed.py")
+        self.b.write_bytes(b"\xff\xfe\n")
+        self.assert_refused([self.b], f"{self.b}: cannot be read")
+        packed = self.b.with_suffix(".gz")
+        packed.write_text("not packed")
+        for path in (packed, self.b.with_suffix(".none"), self.b.parent):
+            self.assert_refused([path], f"{path}: cannot be read")
+
+    def test_a_line_that_was_cut_off_is_left_out(self):
+        whole = self.run_it(self.a).stdout
+        self.a.write_text(self.a.read_text() + '{"type":"sample","task":"vt","len')
+        self.assertEqual(self.run_it(self.a).stdout, whole)
 
 
 class Models(unittest.TestCase):

@@ -3,8 +3,11 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "budget.hpp"
 #include "tune.hpp"
+#include "tune_command.hpp"
 
 namespace {
 
@@ -85,6 +88,61 @@ TEST(tune, where_the_model_can_answer_nothing_text_that_is_read_on_decides) {
   EXPECT_EQ(s[2].policy, "bad");
   EXPECT_NEAR(s[0].worth.mean, 80, 1e-9);
   EXPECT_NEAR(s[2].worth.mean, 50, 1e-9);
+}
+
+// A file that was gone on with, under another share, length, task or with other candidates: the call asks for its own.
+TEST(tune, results_of_other_calls_do_not_count) {
+  const eval::results own = ten_prompts();
+  eval::results all = own;
+  for (const eval::sample_result& s : own.samples) {
+    eval::sample_result other = s;
+    other.scores = {{"score", s.key.policy == "bad" ? 1 : 0}};  // nobody may see that
+    if (s.key.policy != "full") other.key.removed = 0.5, all.samples.push_back(other);
+    other.key = s.key, other.key.length = 4096, all.samples.push_back(other);
+    other.key = s.key, other.key.task = "another", all.samples.push_back(other);
+    if (s.key.policy != "full")
+      other.key = s.key, other.key.policy = "best", other.scores = s.scores, all.samples.push_back(other);
+  }
+  const std::vector<std::string> tasks = {"needle", "perplexity", "too_hard"};
+  const std::vector<eval::setting> settings = {{"full", 0}, {"bad", 0.75}, {"good", 0.75}, {"fair", 0.75}};
+  const eval::results found = eval::results_of(all, 2048, tasks, settings);
+  EXPECT_EQ(found.samples.size(), own.samples.size());
+  const auto s = eval::standings(found, 0.3), alone = eval::standings(own, 0.3);
+  ASSERT_EQ(s.size(), alone.size());
+  for (std::size_t i = 0; i < s.size(); ++i) {
+    EXPECT_EQ(s[i].policy, alone[i].policy);
+    EXPECT_EQ(s[i].worth.mean, alone[i].worth.mean);
+  }
+}
+
+TEST(tune, policies_that_fail_are_named_with_their_first_failure) {
+  eval::results all = ten_prompts();
+  EXPECT_TRUE(eval::failed_policies(all).empty());
+  for (eval::sample_result& x : all.samples) {
+    if (x.key.policy == "fair") x.failure = "why " + std::to_string(x.key.sample);
+    if (x.key.policy == "bad" && x.key.sample == 7) x.failure = "once";
+  }
+  const auto failed = eval::failed_policies(all);
+  ASSERT_EQ(failed.size(), 2U);
+  EXPECT_EQ(failed[0].policy, "bad");
+  EXPECT_EQ(failed[0].failures, 3U);
+  EXPECT_EQ(failed[0].prompts, 30U);
+  EXPECT_EQ(failed[0].why, "once");
+  EXPECT_EQ(failed[1].policy, "fair");
+  EXPECT_EQ(failed[1].failures, failed[1].prompts);
+  EXPECT_EQ(failed[1].why, "why 0");
+}
+
+// They are named without a budget, some of which are no policy without one.
+TEST(tune, what_its_own_candidates_read_is_known) {
+  std::vector<std::string> calibrated;
+  for (const std::string& policy : eval::tune_options{}.policies) {
+    const lagkv::needs needs = eval::needs_of(policy);
+    EXPECT_FALSE(needs.importance) << policy;
+    if (needs.calibrated) calibrated.push_back(policy);
+  }
+  ASSERT_EQ(calibrated.size(), 1U);
+  EXPECT_NE(calibrated[0].find("calibrated=yes"), std::string::npos);
 }
 
 TEST(tune, nothing_to_compare_is_refused) {

@@ -21,9 +21,13 @@ bool torn(std::string_view text, std::string_view line_begins) {
   return text.substr(0, both) == line_begins.substr(0, both) && !nlohmann::json::accept(text);
 }
 
-line_file::line_file(const std::string& path, std::string_view line_begins) : path_(path) {
+void check_regular(const std::string& path) {
   if (std::filesystem::exists(path) && !std::filesystem::is_regular_file(path))
     throw std::runtime_error(path + ": is no regular file");
+}
+
+line_file::line_file(const std::string& path, std::string_view line_begins) : path_(path) {
+  check_regular(path);
   file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   const auto fail = [&](const std::string& why) {
     if (file_ >= 0) ::close(file_);

@@ -7,6 +7,9 @@
 
 namespace eval {
 
+/// Throws std::runtime_error where the path exists and is no regular file (a device, a pipe): it cannot be gone on with.
+void check_regular(const std::string& path);
+
 /// Appends lines, each written before the next: what was measured survives an interruption. While it lives no other one can be
 /// opened for the same file, by this process or another. POSIX.
 class line_file {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <stdexcept>
 
 namespace eval {
 namespace {
@@ -128,9 +127,7 @@ prompt fit(const request& asked, std::string_view task, std::size_t new_tokens, 
            const std::function<prompt(std::size_t)>& make) {
   const auto tokens = [&](std::size_t units) { return tokens_of(asked, make(units)) + new_tokens; };
   const std::optional<std::size_t> units = most_units(asked.length, range, tokens);
-  if (!units)
-    throw std::invalid_argument(std::string(task) + ": length " + std::to_string(asked.length) +
-                                " is too short; the least that works is " + std::to_string(tokens(range.least)) + " tokens");
+  if (!units) throw too_short(task, asked.length + asked.beside, tokens(range.least) + asked.beside);
   return make(*units);
 }
 

@@ -43,8 +43,8 @@ struct unit_range {
                                                     const std::function<std::size_t(std::size_t)>& tokens);
 
 /// The prompt that `make` makes of the most units that request.length has room for, the answer's new_tokens counted. What is
-/// counted is context + question + " " + answer_begins: the space stands for what a chat template puts there. Throws
-/// std::invalid_argument where the least units do not fit, with the task, the length and the least that works.
+/// counted is context + question + " " + answer_begins: the space stands for what a chat template puts there. Throws too_short
+/// where the least units do not fit.
 [[nodiscard]] prompt fit(const request& asked, std::string_view task, std::size_t new_tokens, unit_range range,
                          const std::function<prompt(std::size_t)>& make);
 

@@ -44,6 +44,11 @@ std::string_view trimmed(std::string_view text) {
 
 }  // namespace
 
+too_short::too_short(std::string_view task, std::size_t length, std::size_t works)
+    : std::invalid_argument(std::string(task) + ": length " + std::to_string(length) + " is too short; the least that works is " +
+                            std::to_string(works) + " tokens"),
+      least(works) {}
+
 std::span<const task> all_tasks() {
   static const std::vector<task> tasks = list_tasks();
   return tasks;

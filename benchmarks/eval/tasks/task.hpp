@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,7 @@ using token_count = std::function<std::size_t(std::string_view)>;
 /// What a prompt is made from.
 struct request {
   std::size_t length = 0;   ///< tokens that context, question, answer_begins and the answer may take together
+  std::size_t beside = 0;   ///< tokens that the host needs beside them; messages count them in
   std::size_t sample = 0;   ///< the number of the prompt: others have other words, numbers and places
   std::uint64_t seed = 42;  ///< the same for all samples of a run
   double depth = 0.5;       ///< passkey64: where the key stands, 0 = first word, 1 = last; other tasks draw their own
@@ -35,6 +37,12 @@ struct prompt {
   std::vector<std::string> references;  ///< what the answer should contain
   std::string continuation;             ///< tasks without a question: the text that follows the context
   std::vector<std::string> needles;     ///< spans of the context that the answer depends on, for pictures; may be empty
+};
+
+/// Thrown where a length has no room for a task's prompt. Its text names the task, the length and the least that works.
+struct too_short : std::invalid_argument {
+  too_short(std::string_view task, std::size_t length, std::size_t works);
+  std::size_t least;
 };
 
 /// How a task is run.
@@ -55,8 +63,8 @@ struct task {
   kind how = kind::answer;
   std::size_t new_tokens = 0;  ///< of the answer or generation at most; of the continuation at least, for perplexity
   std::string_view file{};     ///< option that names its data set; empty where it needs none
-  /// The longest prompt of at most request.length tokens, the answer counted. Throws std::invalid_argument where the length
-  /// has no room for it, with the least that has, or where a data set is not as it should be.
+  /// The longest prompt of at most request.length tokens, the answer counted. Throws too_short where the length has no room for
+  /// it, std::invalid_argument where a data set is not as it should be.
   prompt (*make)(const request&) = nullptr;
   /// Null for tasks without an answer.
   scores (*score)(std::string_view answer, const prompt&) = nullptr;
