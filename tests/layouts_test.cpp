@@ -479,16 +479,28 @@ TEST(vllm, blocks_that_another_sequence_uses_are_copied_first) {
     lagkv::cursor cursor;
     const bytes before = memory;
 
-    const lagkv::plan& plan = plan_eviction(policy, view(), cursor, workspace);
-    if (!plan.empty())
-      for (std::size_t i = plan.candidates.begin / block; i < table.size(); ++i)
-        if (const std::int32_t shared = table[i]; users[static_cast<std::size_t>(shared)] > 1) {
+    const auto compress_now = [&] {
+      if (const lagkv::candidates due = policy.budget.due(cursor, tokens); !due.empty()) {
+        std::vector<std::size_t> copies;  // entries of the table whose blocks others use too
+        for (std::size_t i = due.rows.begin / block; i < table.size(); ++i)
+          if (users[static_cast<std::size_t>(table[i])] > 1) copies.push_back(i);
+        if (copies.size() > free_blocks.size()) return;  // no room to compress now
+        for (const std::size_t i : copies) {
+          const std::int32_t shared = table[i];
           table[i] = free_blocks.back(), free_blocks.pop_back();
           copy_block(shared, table[i]);
           --users[static_cast<std::size_t>(shared)], ++users[static_cast<std::size_t>(table[i])];
         }
-    compact(view(), plan, direction);
-    advance(cursor, plan);
+      }
+      const std::size_t left = compress(policy, view(), cursor, workspace, direction);
+      EXPECT_EQ(left, cursor.tokens);
+    };
+    const std::vector<std::int32_t> free_ones = std::exchange(free_blocks, {});
+    compress_now();
+    EXPECT_EQ(cursor.tokens, 0U) << "there was no room";
+    EXPECT_EQ(memory, before);
+    free_blocks = free_ones;
+    compress_now();
 
     ASSERT_LT(cursor.tokens, tokens);
     EXPECT_EQ(table, (std::vector<std::int32_t>{7, 8, 5, 11, 4}));
