@@ -199,6 +199,30 @@ TEST_P(Recordings, FollowAContextShift) {
   compress(1, way::automatic);
 }
 
+// llama.cpp tells of divided positions as if they had gone the other way: rows are not found by them, and nothing is kept by
+// attention of other rows.
+TEST_P(Recordings, OfDividedPositionsAreRefused) {
+  if (std::string(GetParam().architecture) == "gemma3") GTEST_SKIP() << "llama.cpp does not shift it";
+  feed({{0, 60}, {1, 36}});
+  feed({{2, 50}, {1, 24}});
+  llama_memory_seq_div(many.memory(), 1, 0, -1, 2);
+  ASSERT_TRUE(many.feed({{0, 1}, {1, 5}, {2, 1}}));
+  ASSERT_TRUE(one(0).feed({{0, 1}}, 0) && one(2).feed({{0, 1}}, 2));
+  for (const way how : {way::in_place, way::automatic, way::repack}) {
+    const bytes before = many.state(1);
+    const auto r = many.compressor->compress(1, how);
+    ASSERT_FALSE(r);
+    EXPECT_NE(r.message().find("recording: "), std::string::npos) << r.message();
+    EXPECT_EQ(many.state(1), before);
+  }
+  for (const llama_seq_id s : {0, 2}) expect_the_same(many, s, one(s), "of the others");
+  many.compressor->forget(1);
+  one(1).compressor->forget(0);
+  for (auto& [s, of] : {std::pair{&many, 1}, std::pair{&one(1), 0}}) llama_memory_seq_rm(s->memory(), of, -1, -1);
+  feed({{1, 60}});
+  expect_the_same_of_all("begun anew");
+}
+
 TEST_P(Recordings, FollowTokensTakenBackAndASequenceBegunAnew) {
   feed({{0, 60}, {1, 36}});
   feed({{2, 50}});
