@@ -45,9 +45,9 @@ compressor::compressor(session& s, const named_policy& policy, const saved_seque
 
 compression compressor::compress() {
   const stopwatch watch;
-  const auto done = follow_ ? compressor_.compress(0, lagkv::llama::way::automatic,
-                                                   [this](std::size_t layer, const lagkv::plan& plan) { follow(layer, plan); })
-                            : compressor_.compress(0);
+  const std::size_t dropped = compressor_.at(0).dropped;  // when a plan is told, it has been carried out
+  const auto told = [&](std::size_t layer, const lagkv::plan& plan) { follow(layer, plan, dropped); };
+  const auto done = follow_ ? compressor_.compress(0, lagkv::llama::way::automatic, told) : compressor_.compress(0);
   const double seconds = watch.seconds();
   if (!done) throw std::runtime_error(done.message());
   return {done->tokens_before, done->tokens_after, done->bytes_before, done->bytes_after, seconds};
@@ -60,23 +60,22 @@ double compressor::defragment() {
 }
 
 // Tokens that came in since the last plan are all there.
-void compressor::append(std::vector<std::uint32_t>& positions, std::size_t tokens) const {
-  const std::size_t dropped = compressor_.at(0).dropped;
+void compressor::append(std::vector<std::uint32_t>& positions, std::size_t tokens, std::size_t dropped) {
   while (positions.size() < tokens) positions.push_back(static_cast<std::uint32_t>(positions.size() + dropped));
 }
 
 kept_positions compressor::kept() const {
   kept_positions all = kept_;
   for (auto& heads : all)
-    for (auto& positions : heads) append(positions, compressor_.at(0).tokens);
+    for (auto& positions : heads) append(positions, compressor_.at(0).tokens, compressor_.at(0).dropped);
   return all;
 }
 
-void compressor::follow(std::size_t layer, const lagkv::plan& plan) {
+void compressor::follow(std::size_t layer, const lagkv::plan& plan, std::size_t dropped) {
   if (layer >= kept_.size()) kept_.resize(layer + 1, std::vector<std::vector<std::uint32_t>>(plan.heads()));
   for (std::size_t head = 0; head < plan.heads(); ++head) {
     auto& positions = kept_[layer][head];
-    append(positions, plan.tokens_before);
+    append(positions, plan.tokens_before, dropped);
     lagkv::compact(positions.data(), head, plan);
     positions.resize(plan.tokens_after(head));
   }

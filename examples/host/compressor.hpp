@@ -60,8 +60,8 @@ class compressor {
   [[nodiscard]] kept_positions kept() const;
 
  private:
-  void append(std::vector<std::uint32_t>& positions, std::size_t tokens) const;
-  void follow(std::size_t layer, const lagkv::plan& plan);
+  static void append(std::vector<std::uint32_t>& positions, std::size_t tokens, std::size_t dropped);
+  void follow(std::size_t layer, const lagkv::plan& plan, std::size_t dropped);
 
   lagkv::llama::compressor compressor_;
   bool follow_;

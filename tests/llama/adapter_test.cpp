@@ -1251,11 +1251,11 @@ TEST(LlamaAdapter, ProtectedPositionsStay) {
       for (int n : {60, 50, 1, 60, 70}) {
         ASSERT_TRUE(s.feed(n));
         note_new_keys(s, original);
+        const std::size_t dropped = c.at(0).dropped;  // when the plan is told, it has been carried out
         ASSERT_TRUE(must(c.compress(0, how, [&](std::size_t l, const lagkv::plan& p) {
                       for (std::size_t h = 0; h < kv_heads; ++h) {
                         auto& list = kept[l][h];
-                        while (list.size() < p.tokens_before)
-                          list.push_back(static_cast<std::uint32_t>(list.size() + c.at(0).dropped));
+                        while (list.size() < p.tokens_before) list.push_back(static_cast<std::uint32_t>(list.size() + dropped));
                         lagkv::compact(list.data(), h, p);
                         list.resize(p.tokens_after(h));
                       }

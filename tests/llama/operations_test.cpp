@@ -12,6 +12,7 @@
 #include <memory>
 #include <random>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -79,8 +80,9 @@ class host {
       case 2:
       case 3: {
         if (draw(3) == 0) {
-          done = "feed all";
-          feed_all();
+          const bool shared = setting_.sequences > 1 && setting_.unified && draw(8) == 0;
+          done = shared ? "begin all with one prompt" : "feed all";
+          shared ? begin_together() : feed_all();
           break;
         }
         const int n = 1 + static_cast<int>(draw(24));
@@ -153,6 +155,12 @@ class host {
     llama_memory_seq_add(memory_, sequence, end, -1, begin - end);
   }
 
+  /// Positions [begin, end) are divided, and those behind follow, as with a context that is extended by grouped positions.
+  void divide(llama_seq_id sequence, llama_pos begin, llama_pos end, int by) {
+    llama_memory_seq_div(memory_, sequence, begin, end, by);
+    if (end >= 0) llama_memory_seq_add(memory_, sequence, end, -1, -(end - begin) + (end - begin) / by);
+  }
+
   std::vector<rows> read_all() const {
     std::vector<rows> all;
     for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) all.push_back(read(s));
@@ -162,6 +170,16 @@ class host {
   lagkv::result<lagkv::llama::report> compress_now(llama_seq_id sequence, way how) {
     return compressor_->compress(sequence, how);
   }
+
+  template <class Observe>
+  lagkv::result<lagkv::llama::report> compress_now(llama_seq_id sequence, way how, const Observe& observe) {
+    return compressor_->compress(sequence, how, observe);
+  }
+
+  lagkv::cursor at(llama_seq_id sequence) const { return compressor_->at(sequence); }
+
+  /// Without a look at what is there.
+  void decode_text(llama_seq_id sequence, int n) { EXPECT_TRUE(decode(sequence, n)); }
 
   void feed(llama_seq_id sequence, int n) {
     decode(sequence, n);  // where there is no room llama.cpp takes back what it decoded
@@ -223,6 +241,24 @@ class host {
       all.push_back(std::move(r));
     }
     return all;
+  }
+
+  /// All sequences begin anew, with the same tokens, each of which is decoded once for all of them.
+  void begin_together() {
+    std::vector<llama_seq_id> all;
+    for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(setting_.sequences); ++s) clear(s), all.push_back(s);
+    const int n = 1 + static_cast<int>(draw(24));
+    llama_batch batch = llama_batch_init(n, 0, static_cast<int>(all.size()));
+    for (int i = 0; i < n; ++i) {
+      batch.token[i] = static_cast<llama_token>(draw(support::random_vocabulary)), batch.pos[i] = i;
+      batch.n_seq_id[i] = static_cast<int>(all.size()), batch.logits[i] = i == n - 1 ? 1 : 0;
+      std::copy(all.begin(), all.end(), batch.seq_id[i]);
+    }
+    const int failed = llama_decode(context_.get(), batch);
+    llama_batch_free(batch);
+    waiting_.clear();
+    if (failed == 0) stale_.clear();
+    take_over_all();
   }
 
   bool decode(llama_seq_id sequence, int n) { return decode({{sequence, n}}); }
@@ -577,6 +613,71 @@ TEST(WaitingShift, LeavesASequenceThatLooksLikeAnother) {
     ASSERT_FALSE(r);
     EXPECT_NE(r.message().find("a context shift has not been applied yet"), std::string::npos) << r.message();
     EXPECT_EQ(h.read_all(), before);
+  }
+}
+
+/// llama.cpp tells of divided positions as of a shift, but counts the other way round: rows are not moved by what the table of
+/// cells makes of that.
+TEST(DividedPositions, LoseNoRow) {
+  std::size_t in_place = 0;
+  for (const std::uint32_t sequences : {1U, 2U})
+    for (const auto& [begin, end] : {std::pair{0, -1}, std::pair{8, 104}, std::pair{0, 4}, std::pair{60, 120}})
+      for (const way how : {way::in_place, way::automatic, way::repack}) {
+        host divided({"", sequences}, 1), repacked({"", sequences}, 1);
+        for (host* h : {&divided, &repacked}) {
+          for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(sequences); ++s) h->decode_text(s, s == 0 ? 120 : 40);
+          h->divide(0, begin, end, 2);
+          const auto at_once = h->compress_now(0, how);
+          EXPECT_FALSE(at_once) << "it waits";
+          h->decode_text(0, 3);
+        }
+        const auto before = divided.read_all();
+        const auto r = divided.compress_now(0, how);
+        const auto after = divided.read_all();
+        const std::string which =
+            std::to_string(begin) + ".." + std::to_string(end) + ", way " + std::to_string(static_cast<int>(how));
+        if (!r) {
+          EXPECT_EQ(how, way::in_place) << which << ": " << r.message();
+          EXPECT_EQ(r.message(), "several tokens have one position") << which;
+          EXPECT_EQ(after, before) << which;
+          continue;
+        }
+        in_place += r->in_place ? 1U : 0U;
+        EXPECT_TRUE(r->compressed) << which;
+        EXPECT_EQ(r->tokens_before, 123U);
+        EXPECT_EQ(after[0].size(), r->tokens_after) << which;
+        const auto other = repacked.compress_now(0, way::repack);
+        ASSERT_TRUE(other) << other.message();
+        EXPECT_EQ(after, repacked.read_all()) << which;
+      }
+  EXPECT_GT(in_place, 0U);
+}
+
+/// What it throws leaves a sequence that is as compressed as without it.
+TEST(Observer, IsCalledWhenAllIsDone) {
+  for (const way how : {way::in_place, way::repack}) {
+    host quiet({"", 2}, 1), thrown({"", 2}, 1);
+    for (host* h : {&quiet, &thrown}) h->decode_text(0, 60), h->decode_text(1, 30);
+    ASSERT_TRUE(quiet.compress_now(0, how));
+    std::vector<rows> seen;
+    EXPECT_THROW((void)thrown.compress_now(0, how,
+                                           [&](std::size_t layer, const lagkv::plan& p) {
+                                             if (layer == 0) seen = thrown.read_all();
+                                             EXPECT_FALSE(p.empty());
+                                             if (layer == 1) throw std::runtime_error("observed");
+                                           }),
+                 std::runtime_error);
+    EXPECT_EQ(seen, quiet.read_all());
+    EXPECT_EQ(thrown.read_all(), quiet.read_all());
+    EXPECT_EQ(thrown.at(0).compressed, quiet.at(0).compressed);
+    for (host* h : {&quiet, &thrown}) {
+      const auto again = h->compress_now(0, how);
+      ASSERT_TRUE(again) << again.message();
+      EXPECT_FALSE(again->compressed);
+      h->decode_text(0, 20);
+      ASSERT_TRUE(h->compress_now(0, how));
+    }
+    EXPECT_EQ(thrown.read_all(), quiet.read_all());
   }
 }
 

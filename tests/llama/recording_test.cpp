@@ -2,6 +2,7 @@
 // does to the others. On tiny models with random weights.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -52,6 +53,27 @@ struct session {
 
   llama_memory_t memory() const { return llama_get_memory(context.get()); }
 
+  /// Tokens of several sequences at once, those of a text, followed in the same batch by tokens of single ones.
+  bool feed_together(const std::vector<llama_seq_id>& all, int tokens, int text, std::initializer_list<piece> more = {}) {
+    llama_batch batch = llama_batch_init(96, 0, static_cast<int>(sequences));
+    const auto add = [&](int at, int of, const std::vector<llama_seq_id>& to) {
+      const int i = batch.n_tokens++;
+      batch.token[i] = token_at(at, of), batch.pos[i] = at, batch.logits[i] = 0;
+      batch.n_seq_id[i] = static_cast<int>(to.size());
+      std::copy(to.begin(), to.end(), batch.seq_id[i]);
+    };
+    for (int i = 0; i < tokens; ++i) add(i, text, all);
+    for (const piece& p : more)
+      for (int i = 0; i < p.tokens; ++i) add(tokens + i, p.sequence, {p.sequence});
+    const int failed = llama_decode(context.get(), batch);
+    llama_batch_free(batch);
+    return failed == 0;
+  }
+
+  static llama_token token_at(int at, int text) {
+    return (at * 7919 + text * 104729 + at / 7 * 31) % static_cast<int>(support::random_vocabulary);
+  }
+
   /// `text`: tells the sequences' tokens apart, whichever context they are in.
   bool feed(std::initializer_list<piece> pieces, int text = -1) {
     llama_batch batch = llama_batch_init(96, 0, 1);
@@ -59,7 +81,7 @@ struct session {
       const llama_pos first = llama_memory_seq_pos_max(memory(), p.sequence) + 1;
       for (int i = 0; i < p.tokens; ++i, ++batch.n_tokens) {
         const int of = text >= 0 ? text : p.sequence, at = first + i;
-        batch.token[batch.n_tokens] = (at * 7919 + of * 104729 + at / 7 * 31) % static_cast<int>(support::random_vocabulary);
+        batch.token[batch.n_tokens] = token_at(at, of);
         batch.pos[batch.n_tokens] = at, batch.n_seq_id[batch.n_tokens] = 1, batch.seq_id[batch.n_tokens][0] = p.sequence;
         batch.logits[batch.n_tokens] = 0;
       }
@@ -177,6 +199,30 @@ TEST_P(Recordings, FollowAContextShift) {
   compress(1, way::automatic);
 }
 
+// llama.cpp tells of divided positions as if they had gone the other way: rows are not found by them, and nothing is kept by
+// attention of other rows.
+TEST_P(Recordings, OfDividedPositionsAreRefused) {
+  if (std::string(GetParam().architecture) == "gemma3") GTEST_SKIP() << "llama.cpp does not shift it";
+  feed({{0, 60}, {1, 36}});
+  feed({{2, 50}, {1, 24}});
+  llama_memory_seq_div(many.memory(), 1, 0, -1, 2);
+  ASSERT_TRUE(many.feed({{0, 1}, {1, 5}, {2, 1}}));
+  ASSERT_TRUE(one(0).feed({{0, 1}}, 0) && one(2).feed({{0, 1}}, 2));
+  for (const way how : {way::in_place, way::automatic, way::repack}) {
+    const bytes before = many.state(1);
+    const auto r = many.compressor->compress(1, how);
+    ASSERT_FALSE(r);
+    EXPECT_NE(r.message().find("recording: "), std::string::npos) << r.message();
+    EXPECT_EQ(many.state(1), before);
+  }
+  for (const llama_seq_id s : {0, 2}) expect_the_same(many, s, one(s), "of the others");
+  many.compressor->forget(1);
+  one(1).compressor->forget(0);
+  for (auto& [s, of] : {std::pair{&many, 1}, std::pair{&one(1), 0}}) llama_memory_seq_rm(s->memory(), of, -1, -1);
+  feed({{1, 60}});
+  expect_the_same_of_all("begun anew");
+}
+
 TEST_P(Recordings, FollowTokensTakenBackAndASequenceBegunAnew) {
   feed({{0, 60}, {1, 36}});
   feed({{2, 50}});
@@ -198,6 +244,133 @@ TEST_P(Recordings, OfAForkBeginWithThoseOfItsOrigin) {
   for (int i = 0; i < 4; ++i) feed({{0, 3}, {1, 2}});
   expect_the_same(many, 0, one(0), "the origin");
   expect_the_same(many, 1, one(1), "the fork");
+}
+
+// A prompt that is decoded once for several sequences.
+TEST_P(Recordings, OfAPromptThatIsSharedAreEachSequencesOwn) {
+  if (!GetParam().unified) GTEST_SKIP() << "llama.cpp has no shared cells there";
+  const auto begin = [&](std::initializer_list<piece> more) {
+    for (llama_seq_id s = 0; s < 3; ++s) {
+      many.compressor->forget(s), one(s).compressor->forget(0);
+      llama_memory_seq_rm(many.memory(), s, -1, -1), llama_memory_seq_rm(one(s).memory(), 0, -1, -1);
+    }
+    ASSERT_TRUE(many.feed_together({0, 1, 2}, 40, 7, more));
+    for (llama_seq_id s = 0; s < 3; ++s) ASSERT_TRUE(one(s).feed({{0, 40}}, 7));
+    for (const piece& p : more) ASSERT_TRUE(one(p.sequence).feed({{0, p.tokens}}, p.sequence));
+  };
+  begin({});
+  feed({{0, 8}, {1, 5}, {2, 11}});  // in one micro-batch
+  feed({{0, 2}, {2, 1}});
+  expect_the_same_of_all("all at once");
+  begin({});
+  expect_the_same_of_all("the prompt alone");
+  feed({{0, 50}});  // one long before the others
+  for (int i = 0; i < 9; ++i) feed({{0, 1}});
+  feed({{1, 5}});
+  feed({{2, 7}, {0, 3}});
+  expect_the_same_of_all("one by one");
+  begin({{0, 6}});  // one goes on in the batch of the prompt
+  feed({{2, 3}});
+  feed({{1, 3}, {0, 3}});
+  expect_the_same_of_all("the prompt and one that goes on");
+  begin({});
+  feed({{0, 30}, {1, 30}});  // ends at one position
+  feed({{2, 29}});
+  feed({{0, 1}, {1, 1}});
+  expect_the_same_of_all("alike");
+  for (llama_seq_id s = 0; s < 3; ++s) {
+    compress(s, way::automatic);
+    expect_the_same_of_all("after compression");
+    feed({{0, 1}, {1, 1}, {2, 1}});
+  }
+  expect_the_same_of_all("compressed");
+}
+
+TEST_P(Recordings, OfAForkOfAPartAreThoseOfThePart) {
+  if (!GetParam().unified || std::string(GetParam().architecture) == "gemma3") GTEST_SKIP() << "no part can be copied";
+  ASSERT_TRUE(many.feed({{0, 60}}));
+  ASSERT_TRUE(one(0).feed({{0, 60}}, 0) && one(1).feed({{0, 60}}, 0));
+  llama_memory_seq_cp(many.memory(), 0, 1, 0, 45);
+  many.compressor->copy(0, 1);
+  llama_memory_seq_rm(one(1).memory(), 0, 45, -1);
+  for (int i = 0; i < 12; ++i) feed({{0, 1}});  // its origin goes on for long
+  feed({{1, 2}});
+  feed({{1, 2}, {0, 3}});
+  expect_the_same(many, 0, one(0), "the origin");
+  expect_the_same(many, 1, one(1), "the fork");
+}
+
+// Sequences of one length cannot be told apart by their numbers.
+TEST_P(Recordings, OfOthersStayWhateverIsDoneToOne) {
+  for (const char* what : {"compressed in place", "repacked", "defragmented", "cleared", "copied to", "put back"}) {
+    const std::string done = what;
+    session some(GetParam(), sequences);
+    std::vector<std::unique_ptr<session>> by_itself;
+    for (std::uint32_t i = 0; i < sequences; ++i) by_itself.push_back(std::make_unique<session>(GetParam(), 1));
+    for (int i = 0; i < 20; ++i) {
+      ASSERT_TRUE(some.feed({{0, 3}, {1, 3}, {2, 3}}));
+      for (int s = 0; s < 3; ++s) ASSERT_TRUE(by_itself[static_cast<std::size_t>(s)]->feed({{0, 3}}, s));
+    }
+    const bool windows = std::string(GetParam().architecture) == "gemma3";
+    llama_seq_id first = 1;
+    if (done == "compressed in place") {
+      EXPECT_EQ(static_cast<bool>(some.compressor->compress(0, way::in_place)), !windows);
+    } else if (done == "repacked") {
+      ASSERT_TRUE(some.compressor->compress(0, way::repack));
+    } else if (done == "defragmented") {
+      ASSERT_TRUE(some.compressor->defragment(0));
+    } else if (done == "cleared") {
+      some.compressor->forget(0);
+      llama_memory_seq_rm(some.memory(), 0, -1, -1);
+    } else if (done == "copied to") {
+      llama_memory_seq_rm(some.memory(), 0, -1, -1);
+      llama_memory_seq_cp(some.memory(), 1, 0, -1, -1);
+      some.compressor->copy(1, 0);
+    } else {
+      const bytes state = some.state(0);
+      const auto beside = some.compressor->save(0);
+      ASSERT_TRUE(some.feed({{0, 4}}));
+      llama_memory_seq_rm(some.memory(), 0, -1, -1);
+      ASSERT_EQ(llama_state_seq_set_data(some.context.get(), state.data(), state.size(), 0), state.size());
+      ASSERT_TRUE(some.compressor->restore(0, state, beside));
+      first = 0;
+    }
+    for (llama_seq_id s = first; s < 3; ++s) expect_the_same(some, s, *by_itself[static_cast<std::size_t>(s)], what);
+    ASSERT_TRUE(some.feed({{0, 2}, {1, 3}, {2, 3}}));
+    for (int s = 0; s < 3; ++s) ASSERT_TRUE(by_itself[static_cast<std::size_t>(s)]->feed({{0, s == 0 ? 2 : 3}}, s));
+    for (llama_seq_id s = first; s < 3; ++s) expect_the_same(some, s, *by_itself[static_cast<std::size_t>(s)], what);
+    for (llama_seq_id s = 1; s < 3; ++s) {
+      const auto r = some.compressor->compress(s), x = by_itself[static_cast<std::size_t>(s)]->compressor->compress(0);
+      ASSERT_TRUE(r && x) << what << ", sequence " << s << ": " << r.message() << x.message();
+      EXPECT_TRUE(r->compressed);
+      EXPECT_EQ(r->tokens_after, x->tokens_after);
+      expect_the_same(some, s, *by_itself[static_cast<std::size_t>(s)], what);
+    }
+  }
+}
+
+TEST_P(Recordings, OfAForkAndItsOriginAreKeptApartByCompression) {
+  for (const bool origin_first : {true, false})
+    for (const int between : {0, 4}) {
+      session some(GetParam(), 2), a(GetParam(), 1), b(GetParam(), 1);
+      ASSERT_TRUE(some.feed({{0, 60}}) && a.feed({{0, 60}}, 0) && b.feed({{0, 60}}, 0));
+      llama_memory_seq_cp(some.memory(), 0, 1, -1, -1);
+      some.compressor->copy(0, 1);
+      const auto both = [&](int n) { return some.feed({{0, n}, {1, n}}) && a.feed({{0, n}}, 0) && b.feed({{0, n}}, 1); };
+      ASSERT_TRUE(both(3));
+      for (int i = 0; i < 2; ++i) {
+        const llama_seq_id s = (i == 0) == origin_first ? 0 : 1;
+        const auto r = some.compressor->compress(s), x = (s == 0 ? a : b).compressor->compress(0);
+        ASSERT_TRUE(r && x) << r.message() << x.message();
+        EXPECT_EQ(r->tokens_after, x->tokens_after);
+        expect_the_same(some, 0, a, "the origin");
+        expect_the_same(some, 1, b, "the fork");
+        ASSERT_TRUE(between == 0 || both(between));
+      }
+      ASSERT_TRUE(both(5));
+      expect_the_same(some, 0, a, "the origin, later");
+      expect_the_same(some, 1, b, "the fork, later");
+    }
 }
 
 TEST_P(Recordings, ArePutBackWithASavedSequence) {

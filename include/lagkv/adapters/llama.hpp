@@ -78,7 +78,7 @@ class compressor {
     if (!p.needs.importance) importance.clear();
     if (!queries.empty() && probe == nullptr)
       return error{"policy: reads statistics of queries: give the compressor a cache_probe, which sees their embedding"};
-    if (probe != nullptr) probe->set_sequences(llama_n_seq_max(context));
+    if (probe != nullptr) probe->set_context(context);
     compressor made(context, p, probe, std::move(queries), std::move(importance));
     if (status ok = made.record(); !ok) return error{ok.message()};
     return made;
@@ -96,7 +96,8 @@ class compressor {
   void set_before_moving(before_moving call) { change_ = std::move(call); }
 
   /// Drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
-  /// sequence is as it was. `observe(layer, plan)` is called for each layer with what it keeps.
+  /// sequence is as it was. `observe(layer, plan)` is called for each layer with what it keeps, after all is done: what it throws
+  /// leaves the sequence compressed.
   ///
   /// What the host has done since (tokens taken back, a span removed, a context shift) is seen in the cache. In place needs a
   /// probe and a cache in host memory. A sequence that shares cells with another (llama_memory_seq_cp) is repacked, which gives
@@ -126,18 +127,18 @@ class compressor {
       if (status ok = where_.waits_for_nothing(sequence); !ok) return error{ok.message()};
       if (!rows) {
         obstacle = rows.message();
+        if (const std::size_t track = followed ? no_track : where_.track_by_content(sequence); track != no_track) s.track = track;
       } else if (how != way::repack) {
-        result<report> done = compress_in_place(call, *rows, observe);
-        if (done || how == way::in_place) return done;
+        bool moved = false;
+        result<report> done = compress_in_place(call, *rows, observe, moved);
+        if (done || moved || how == way::in_place) return done;
       }
     }
     if (how == way::in_place) return error{"in place: " + obstacle};
     return repack(call, followed, observe);
   }
 
-  result<report> compress(llama_seq_id sequence, way how = way::automatic) {
-    return compress(sequence, how, [](std::size_t, const plan&) {});
-  }
+  result<report> compress(llama_seq_id sequence, way how = way::automatic) { return compress(sequence, how, unobserved{}); }
 
   /// Puts the rows of a sequence into adjacent cells, as repack does, without a change to any row. Attention reads up to the
   /// highest cell in use, so a token is decoded faster afterwards, if compression in place has left holes. Call it once, between
@@ -161,6 +162,7 @@ class compressor {
     const saved_sequence& saved = read->saved;
     const compression call = call_for(sequence, s);
     s.follow(saved);
+    where_.tell_apart(sequence);
     if (status ok = put_back(call, saved.tokens(), saved.tokens(), read->bytes, read->bytes); !ok) return ok;
     note_new_cells(call, saved);
     return {};
@@ -307,7 +309,10 @@ class compressor {
           return s.follow_shift(rows->positions);
     }
     if (const result<read_state> read = where_.states().read(sequence)) {
-      if (!followed) s.follow(read->saved);
+      if (!followed) {
+        s.follow(read->saved);
+        if (const std::size_t track = where_.track_by_content(sequence); track != no_track) s.track = track;
+      }
       s.follow_shift(read->saved.positions());
     }
   }

@@ -22,6 +22,11 @@ namespace lagkv::inline LAGKV_ABI::llama {
 /// What the host does to a layer between its plan and the moves: it may change rows that stay.
 using before_moving = std::function<void(const layer&, const plan&, lagkv::workspace&)>;
 
+/// Nobody wants to know the plans.
+struct unobserved {
+  void operator()(std::size_t, const plan&) const {}
+};
+
 /// One sequence, and what is known of it.
 struct compression {
   llama_context* context = nullptr;

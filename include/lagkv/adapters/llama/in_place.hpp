@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <llama.h>
@@ -23,9 +24,9 @@
 namespace lagkv::inline LAGKV_ABI::llama {
 
 /// Drops what is due: rows move toward the window, and llama.cpp frees the cells of the first candidates. Where it fails nothing
-/// has changed.
+/// has changed, unless `moved` says that rows have moved: llama.cpp has freed other cells then, and the sequence is of no use.
 template <class Observe>
-result<report> compress_in_place(const compression& c, const certain_rows& rows, const Observe& observe) {
+result<report> compress_in_place(const compression& c, const certain_rows& rows, const Observe& observe, bool& moved) {
   progress& s = c.of;
   seen_cache& cache = *c.where.base();
   const std::size_t n = rows.cells.size(), stream = rows.seen->stream, each = row_bytes(cache);
@@ -51,17 +52,30 @@ result<report> compress_in_place(const compression& c, const certain_rows& rows,
   if (!freed_alone(first + most)) return error{"several tokens have one position"};
 
   std::vector<cursor> cursors(layers->size(), s.at);
-  const auto told = [&](std::size_t i, const plan& applied) { observe(i, applied); };
-  compress_options how{.direction = toward::window, .moved = told};
-  const auto change = [&](std::size_t i, const plan& planned) { c.change((*layers)[i], planned, c.workspace); };
-  if (c.change) how.planned = change;
+  constexpr bool observed = !std::is_same_v<Observe, unobserved>;
+  std::vector<plan> plans;
+  const auto planned = [&](std::size_t i, const plan& p) {
+    if (observed) plans.push_back(p);
+    if (c.change) c.change((*layers)[i], p, c.workspace);
+  };
+  compress_options how{.direction = toward::window};
+  if (observed || c.change) how.planned = planned;
   if (status ok = compress(c.with.rules(), *layers, cursors, c.workspace, how); !ok) return error{ok.message()};
+  moved = true;
   s.at = cursors[0];
   s.at.mark = 0;  // of layer 0, while this cursor is that of all layers
   const std::size_t left = s.at.tokens, freed = n - left;
   std::vector<std::int32_t> cells = rows.cells;
   if (freed > 0) {
-    llama_memory_seq_rm(llama_get_memory(c.context), c.sequence, positions[first], positions[first + freed - 1] + 1);
+    const bool removed =
+        llama_memory_seq_rm(llama_get_memory(c.context), c.sequence, positions[first], positions[first + freed - 1] + 1);
+    const result<std::size_t> rest = c.where.states().count(c.sequence, cache);
+    if (!removed || !rest || *rest != left) {
+      s.begin_anew();
+      c.where.lose_sight_of(c.sequence);
+      return error{"in place: llama.cpp has " + (rest ? std::to_string(*rest) : "an unknown number of") + " rows left, " +
+                   std::to_string(left) + " should be: the sequence must be decoded again"};
+    }
     const auto begin = cells.begin() + static_cast<std::ptrdiff_t>(first);
     cells.erase(begin, begin + static_cast<std::ptrdiff_t>(freed));
   }
@@ -71,6 +85,7 @@ result<report> compress_in_place(const compression& c, const certain_rows& rows,
   std::sort(cells.begin(), cells.end());
   s.cells = fingerprint_of(cells), s.written = cache.table.written();
   rows.seen->cells = std::move(cells);
+  for (std::size_t i = 0; i < plans.size(); ++i) observe(i, plans[i]);
   return report{.tokens_before = n,
                 .tokens_after = left,
                 .bytes_before = n * each,

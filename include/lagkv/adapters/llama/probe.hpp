@@ -91,8 +91,11 @@ class cache_probe {
     if (expected_.size() > sequences_) expected_.erase(expected_.begin());
   }
 
-  /// How many sequences the context may have; the compressor says it.
-  void set_sequences(std::size_t sequences) { sequences_ = sequences; }
+  /// The context that it listens to; the compressor says it.
+  void set_context(const llama_context* context) {
+    memory_ = llama_get_memory(context);
+    sequences_ = llama_n_seq_max(context);
+  }
 
   /// What is recorded of the tokens to come, in place of what was before; of the layers with full attention. Accumulated
   /// attention needs the cache in host memory, and so do several sequences; queries of one sequence come from any.
@@ -269,6 +272,12 @@ class cache_probe {
     if (seen) b.cells = {static_cast<const std::int64_t*>(indices->data), static_cast<std::size_t>(indices->ne[0])};
     if (detail::in_host_memory(positions_) && positions_->type == GGML_TYPE_I32 && positions_->ne[0] >= indices->ne[0])
       b.positions = {static_cast<const llama_pos*>(positions_->data), b.cells.size()};
+    begins_.resize(memory_ != nullptr ? sequences_ : 0), ends_.resize(begins_.size());
+    for (std::size_t s = 0; s < ends_.size(); ++s) {
+      begins_[s] = llama_memory_seq_pos_min(memory_, static_cast<llama_seq_id>(s));
+      ends_[s] = llama_memory_seq_pos_max(memory_, static_cast<llama_seq_id>(s));
+    }
+    b.begins = begins_, b.ends = ends_;
     if (!seen) c->table.lose_parts();
     if (!seen || !c->table.note(b)) {
       obstacle_ = "the cells of new tokens cannot be seen";
@@ -385,7 +394,9 @@ class cache_probe {
   std::vector<const ggml_tensor*> indices_;  // of each cache: where this graph stores new rows
   std::vector<bool> noted_;                  // whether the table knows of them
   std::vector<expected_rows> expected_;
+  llama_memory_t memory_ = nullptr;
   std::size_t sequences_ = 1;
+  std::vector<llama_pos> begins_, ends_;                 // of each sequence
   int shifted_ = -1, attending_ = -1;                    // layers
   std::size_t key_transform_ = 0, value_transform_ = 0;  // channels of the Hadamard matrix, 0: none
   const ggml_tensor* positions_ = nullptr;

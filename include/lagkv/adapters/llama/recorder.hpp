@@ -110,10 +110,12 @@ class recorder {
       parts_.push_back(std::move(all));
       return;
     }
+    for (const batch_part& p : table.parts())  // before any goes on
+      if (const sighting* s = table.seen_in(p))
+        if (const recording* origin = find(p.forked_from)) put(s->track, *origin);
     for (const batch_part& p : table.parts()) {
       const sighting* s = table.seen_in(p);
       if (s == nullptr) continue;
-      if (p.forked_from != no_track && !recordings_.contains(s->track)) copy(p.forked_from, s->track, table, p.stream);
       parts_.push_back({s->track, s->stream, p.tokens, {}});
       append(table, *s, parts_.back(), positions);
     }
@@ -181,6 +183,8 @@ class recorder {
       if (const status ok = check(m, heads, who + "cache"); !ok) return ok;
       if (m.width != heads * extent.channels) return error{who + "the cache's rows are not the keys of all heads: not taken"};
       if (p.cells.empty()) return error{who + "the cells of new tokens cannot be seen"};
+      if (p.cells.size() != r.rows().size())
+        return error{who + std::to_string(p.cells.size()) + " cells of " + std::to_string(r.rows().size()) + " rows"};
       for (std::size_t i = 0; i < p.cells.size(); ++i)
         if (p.cells[i] < 0) return error{who + "the cell of position " + std::to_string(r.rows()[i]) + " has not been seen"};
       keys = view(m, heads, p.cells);

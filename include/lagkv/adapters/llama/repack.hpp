@@ -100,6 +100,7 @@ result<report> repack(const compression& c, bool followed, const Observe& observ
   if (!followed) s.follow(saved);
   s.offset = last + 1 - static_cast<llama_pos>(n);
   if (rules.budget.due(s.at, n).empty()) return c.nothing_due(n, states.learnt_row_bytes());
+  c.where.tell_apart(c.sequence);
 
   offered_rows offered{saved.all_layers(), saved.cells(), saved.positions(), c.recorded(), c.where.written()};
   if (const seen_cache* base = c.where.base(); base != nullptr && base->layers.size() == offered.layers.size())
@@ -122,15 +123,13 @@ result<report> repack(const compression& c, bool followed, const Observe& observ
   for (std::size_t i = 0; i < plans.size() && c.change; ++i) c.change((*layers)[i], plans[i], c.workspace);
   std::vector<std::uint8_t> fewer = saved.rebuilt(plans);
   if (status ok = put_back(c, n, left, fewer, c.change ? unchanged : read->bytes); !ok) return error{ok.message()};
-  for (std::size_t i = 0; i < plans.size(); ++i) {
-    compact(*(*layers)[i].extra, plans[i], toward::window);
-    observe(i, plans[i]);
-  }
+  for (std::size_t i = 0; i < plans.size(); ++i) compact(*(*layers)[i].extra, plans[i], toward::window);
   advance(s.at, plans[0]);
   c.note(plans[0], n - left, saved.positions());
   s.offset = last + 1 - static_cast<llama_pos>(left);
   if (const result<saved_sequence> after = saved_sequence::parse(fewer, states.rest_of(c.sequence))) note_new_cells(c, *after);
   const std::size_t each = states.learnt_row_bytes();
+  for (std::size_t i = 0; i < plans.size(); ++i) observe(i, plans[i]);
   return report{
       .tokens_before = n, .tokens_after = left, .bytes_before = n * each, .bytes_after = left * each, .compressed = true};
 }

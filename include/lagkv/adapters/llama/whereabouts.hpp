@@ -113,16 +113,32 @@ class whereabouts {
   result<seen_rows> make_sure(llama_seq_id sequence, llama_pos last, seen_rows rows) {
     const result<std::size_t>& n = count(sequence);
     if (!n) return error{n.message()};
+    if (!agrees(sequence, last, rows)) return identify_by_content(sequence);
     const bool sure = rows.fewer.empty() && *n == rows.seen->cells.size() &&
                       (only_one() || (shared_cells() == 0 && (rows.seen->sequence == sequence || alike(*n, last) == 1)));
     if (sure) return rows;
     return identify(sequence, last);
   }
 
+  /// Whether positions are what llama.cpp says, as far as it can be asked without a copy of the state. Those that have been
+  /// worked out of a shift are not known for certain.
+  bool agrees(llama_seq_id sequence, llama_pos last, const seen_rows& rows) {
+    const cell_table& table = base()->table;
+    llama_pos low = last, high = -1;
+    for (const std::int32_t cell : rows.cells()) {
+      if (table.is_worked_out(rows.seen->stream, cell)) return false;
+      const llama_pos p = table.position(rows.seen->stream, cell);
+      low = (std::min)(low, p), high = (std::max)(high, p);
+    }
+    // Where there is other memory, it is asked for the lowest one.
+    return high == last && (states_.have_other_memory() || low == llama_memory_seq_pos_min(memory_, sequence));
+  }
+
   /// Whether no other sequence has one of these cells, or waits for a copy of its stream.
   status is_alone(llama_seq_id sequence, const seen_rows& rows) {
     const cell_table& table = base()->table;
-    const bool streams = table.streams() > 1, shared = shared_cells() > 0;
+    const bool streams = table.streams() > 1;
+    if (!streams && shared_cells() == 0) return {};
     for (const llama_seq_id other : others(sequence)) {
       bool seen = false;
       for (const sighting& s : table.sightings()) {
@@ -132,7 +148,7 @@ class whereabouts {
       }
       if (streams && !seen)
         return error{"sequence " + std::to_string(other) + " may wait for a copy of this one: decode a token of it first"};
-      if (shared && !seen) return shares(other);
+      if (!streams && !seen) return shares(other);
     }
     return {};
   }
@@ -172,10 +188,8 @@ class whereabouts {
   void copied(llama_seq_id from, llama_seq_id to) {
     lose_sight_of(to);
     copied_at_ = written();
-    if (probe_ == nullptr) return;
-    for (seen_cache& c : probe_->caches())
-      if (!only_one(c.table)) c.table.forked(true);
-    if (!probe_->what().any() || !find_base(from) || !has_streams()) return;
+    if (probe_ == nullptr || !probe_->what().any() || !find_base(from)) return;
+    if (!has_streams()) return note_part_of(from, to);
     cell_table& table = base()->table;
     if (const sighting* s = newest(from)) {
       const std::size_t track = table.new_track();
@@ -184,15 +198,39 @@ class whereabouts {
     }
   }
 
+  /// This sequence is about to change, or has changed: what is recorded of others must not be mistaken for its own. Each one that
+  /// is in doubt is looked for in the cache, which costs a copy of its state. Returns the tracks of those that were found.
+  std::vector<std::size_t> tell_apart(llama_seq_id sequence) {
+    std::vector<std::size_t> found;
+    if (base() == nullptr || only_one() || !probe_->what().any()) return found;
+    for (const llama_seq_id other : others(sequence))
+      if (!is_seen(other))
+        if (const sighting* s = identify_recorded(other)) found.push_back(s->track);
+    return found;
+  }
+
+  /// What is recorded of a sequence whose rows are known by their contents alone; no_track where nothing is.
+  std::size_t track_by_content(llama_seq_id sequence) {
+    if (base() == nullptr || only_one() || !probe_->what().any()) return no_track;
+    sighting* s = identify_recorded(sequence);
+    if (s == nullptr) return no_track;
+    const certain_rows rows = in_order({s, {}});
+    if (recording* r = recorded(s->track)) r->follow(base()->table.tokens(s->stream, rows.cells), rows.positions);
+    return s->track;
+  }
+
   /// The sequence lies elsewhere now, in cells that may have been others'. Of other sequences what certainly holds is kept.
   void lose_sight_of(llama_seq_id sequence) {
     look_anew();
     if (probe_ == nullptr) return;
     for (const llama_seq_id other : others(sequence))
       if (knows_base() || find_base(other)) break;
+    const std::vector<std::size_t> found = tell_apart(sequence);
     for (seen_cache& cache : probe_->caches()) {
       const bool is_base = knows_base() && &cache == base();
-      cache.table.retain([&](const sighting& s) { return is_base && is_of_another_still(sequence, s); });
+      cache.table.retain([&](const sighting& s) {
+        return is_base && (std::find(found.begin(), found.end(), s.track) != found.end() || is_of_another_still(sequence, s));
+      });
     }
   }
 
@@ -256,9 +294,7 @@ class whereabouts {
 
   std::size_t shared_cells() {
     if (only_one()) return 0;
-    const std::size_t shared = occupied().shared();
-    if (shared == 0) base()->table.forked(false);
-    return shared;
+    return occupied().shared();
   }
 
   static error shares(llama_seq_id other) { return {"sequence " + std::to_string(other) + " may share its cells"}; }
@@ -330,7 +366,7 @@ class whereabouts {
 
   /// Whether a sighting may be that of another sequence, which may hold the same rows.
   bool may_be_anothers(llama_seq_id sequence, const sighting& s) {
-    if (only_one()) return false;
+    if (only_one() || (s.sequence == sequence && looks_like(sequence, s))) return false;
     for (const sighting& later : base()->table.sightings())  // it is out of date, or another sequence shares its cells
       if (later.time > s.time && overlap(later, s)) return true;
     if (s.sequence >= 0) return s.sequence != sequence;
@@ -343,9 +379,24 @@ class whereabouts {
   bool is_of_another_still(llama_seq_id sequence, const sighting& s) {
     const llama_seq_id whose = has_streams() ? static_cast<llama_seq_id>(s.stream) : s.sequence;
     if (whose >= 0) return whose != sequence && looks_like(whose, s);
+    if (s.may_be_nobodys) return false;
     std::vector<llama_seq_id> all = like(s);
     all.erase(std::remove(all.begin(), all.end(), sequence), all.end());
     return !all.empty() && all.size() >= alike(s);
+  }
+
+  /// Whether a sighting is certainly that of this sequence alone, and still holds.
+  bool is_seen(llama_seq_id sequence) {
+    const auto all = base()->table.sightings();
+    return std::any_of(all.begin(), all.end(),
+                       [&](const sighting& s) { return s.sequence == sequence && looks_like(sequence, s) && !is_overlapped(s); });
+  }
+
+  /// Whether another sighting, of the same time or later, has some of its cells.
+  bool is_overlapped(const sighting& s) {
+    const auto all = base()->table.sightings();
+    return std::any_of(all.begin(), all.end(),
+                       [&](const sighting& other) { return &other != &s && other.time >= s.time && overlap(other, s); });
   }
 
   // ---- where nothing else tells ----
@@ -356,7 +407,8 @@ class whereabouts {
     if (!n) return error{n.message()};
     if (alike(*n, last) == 1 && shared_cells() == 0)
       for (sighting& s : table.sightings())
-        if (s.stream == stream_of(sequence) && table.is_of(s, *n, last) && table.known(s) && is_nobody_elses(sequence, s)) {
+        if (s.stream == stream_of(sequence) && table.is_of(s, *n, last) && table.known(s) && is_nobody_elses(sequence, s) &&
+            agrees(sequence, last, seen_rows{&s})) {
           s.sequence = sequence;
           return seen_rows{&s};
         }
@@ -369,7 +421,56 @@ class whereabouts {
     if (only_one() || s.sequence == sequence) return true;
     const auto all = base()->table.sightings();
     const bool has_own = std::any_of(all.begin(), all.end(), [&](const sighting& own) { return own.sequence == sequence; });
-    return s.sequence < 0 && !has_own && like(s).size() == 1;
+    return s.sequence < 0 && !has_own && like(s).size() == 1 && !s.may_be_nobodys && !is_overlapped(s);
+  }
+
+  /// Gives a sequence a sighting of its own, with what has been recorded of its rows, if they are found by their contents; null
+  /// if not.
+  sighting* identify_recorded(llama_seq_id sequence) {
+    seen_cache& c = *base();
+    const result<read_state> read = states_.read(sequence);
+    if (!read) return nullptr;
+    const sighting* best = nullptr;  // that of fewest others
+    std::vector<std::int32_t> rows;
+    for (const sighting& s : c.table.sightings()) {
+      std::vector<std::int32_t> cells = cells_of(read->saved, c, s);
+      if (cells.empty()) continue;
+      if (best != nullptr && cells != rows) return nullptr;
+      if (best == nullptr || s.cells.size() < best->cells.size()) best = &s;
+      rows = std::move(cells);
+    }
+    if (best == nullptr) return nullptr;
+    sighting own{.last_cell = rows.back(), .sequence = sequence, .track = best->track};
+    if (best->sequence != sequence) {
+      own.track = c.table.new_track();
+      if (const recording* r = c.attention.find(best->track)) c.attention.put(own.track, *r);
+    }
+    if (!is_shifted(sequence, rows, read->saved))  // a shift that waits will move the positions that have been seen
+      for (std::size_t row = 0; row < rows.size(); ++row) c.table.set_position(0, rows[row], read->saved.positions()[row]);
+    own.cells = std::move(rows);
+    std::sort(own.cells.begin(), own.cells.end());
+    return &c.table.replace(std::move(own), false);
+  }
+
+  /// A part of a sequence has been copied to another one, which held nothing: what has been recorded of it is its own from now
+  /// on.
+  void note_part_of(llama_seq_id from, llama_seq_id to) {
+    cell_table& table = base()->table;
+    const sighting* s = newest(from);
+    const llama_pos last = last_of(to);
+    if (s == nullptr || !looks_like(from, *s) || last < 0 || last == last_of(from)) return;
+    sighting part{.stream = s->stream, .sequence = to};
+    for (const std::int32_t cell : s->cells) {
+      const llama_pos p = table.position(s->stream, cell);
+      if (p < llama_memory_seq_pos_min(memory_, to) || p > last) continue;
+      part.cells.push_back(cell);
+      if (p == last) part.last_cell = cell;
+    }
+    const result<std::size_t>& n = count(to);
+    if (!n || *n != part.cells.size() || part.last_cell < 0) return;
+    part.track = table.new_track();
+    if (const recording* r = base()->attention.find(s->track)) base()->attention.put(part.track, *r);
+    table.keep(std::move(part));
   }
 
   /// Reads the sequence's state and looks for each of its rows in the cells that have been seen.
@@ -390,10 +491,10 @@ class whereabouts {
     }
     // Not found for certain: wherever its rows may be, a shift that waits must not be lost by a repack.
     for (const sighting& s : c.table.sightings())
-      if (found.empty() && s.stream == stream && is_shifted(cells_of(read->saved, c, s), read->saved, stream))
+      if (found.empty() && s.stream == stream && is_shifted(sequence, cells_of(read->saved, c, s), read->saved))
         return waits_for_shift();
     if (found.empty()) return error{"the cells of sequence " + std::to_string(sequence) + " have not been seen since it changed"};
-    if (is_shifted(found, read->saved, stream)) return waits_for_shift();
+    if (is_shifted(sequence, found, read->saved)) return waits_for_shift();
     return seen_rows{&found_at(sequence, c.table, std::move(found), read->saved.positions(), track)};
   }
 
@@ -402,11 +503,15 @@ class whereabouts {
     return {waits_};
   }
 
-  /// Whether rows have other positions than their cells were seen with.
-  bool is_shifted(std::span<const std::int32_t> rows, const saved_sequence& saved, std::size_t stream) {
+  /// Whether rows have other positions than their cells were seen with, because a shift waits. Positions that have been worked
+  /// out of one that was applied may be wrong: they say nothing if the sequence begins and ends as at the last decode.
+  bool is_shifted(llama_seq_id sequence, std::span<const std::int32_t> rows, const saved_sequence& saved) {
+    const cell_table& table = base()->table;
+    const std::size_t stream = stream_of(sequence);
+    const bool same_span = table.spanned(sequence, llama_memory_seq_pos_min(memory_, sequence), last_of(sequence));
     for (std::size_t row = 0; row < rows.size(); ++row) {
-      const llama_pos seen = base()->table.position(stream, rows[row]);
-      if (seen >= 0 && seen != saved.positions()[row]) return true;
+      const llama_pos seen = table.position(stream, rows[row]);
+      if (seen >= 0 && seen != saved.positions()[row] && !(same_span && table.is_worked_out(stream, rows[row]))) return true;
     }
     return false;
   }
