@@ -178,6 +178,25 @@ class host {
 
   lagkv::cursor at(llama_seq_id sequence) const { return compressor_->at(sequence); }
 
+  bytes state(llama_seq_id sequence) const {
+    bytes b(llama_state_seq_get_size(context_.get(), sequence));
+    EXPECT_EQ(llama_state_seq_get_data(context_.get(), b.data(), b.size(), sequence), b.size());
+    return b;
+  }
+
+  lagkv::llama::checkpoint save(llama_seq_id sequence) { return compressor_->save(sequence); }
+
+  /// Puts a sequence of another host in place of this one's.
+  void put(llama_seq_id sequence, const bytes& state, const lagkv::llama::checkpoint& beside) {
+    llama_memory_seq_rm(memory_, sequence, -1, -1);
+    EXPECT_EQ(llama_state_seq_set_data(context_.get(), state.data(), state.size(), sequence), state.size());
+    EXPECT_TRUE(compressor_->restore(sequence, state, beside));
+  }
+
+  void defragment_now(llama_seq_id sequence) { EXPECT_TRUE(compressor_->defragment(sequence)); }
+
+  void take_back_to(llama_seq_id sequence, llama_pos end) { llama_memory_seq_rm(memory_, sequence, end, -1); }
+
   /// Without a look at what is there.
   void decode_text(llama_seq_id sequence, int n) { EXPECT_TRUE(decode(sequence, n)); }
 
@@ -679,6 +698,29 @@ TEST(Observer, IsCalledWhenAllIsDone) {
     }
     EXPECT_EQ(thrown.read_all(), quiet.read_all());
   }
+}
+
+/// Keys are counted once, whatever the host does between two compressions: a sequence that is saved and put into another context
+/// goes on with the same statistics, and keeps the same rows.
+TEST(KeyStatistics, AreThoseOfTheRowsThatThereAre) {
+  constexpr const char* counted = "novelty:sink=4,recent=8,capacity=28,every=4";
+  for (const bool taken_back : {true, false})
+    for (const bool defragmented : {true, false}) {
+      const setting how{"", 2, true, true, true, {"llama"}, counted};
+      host live(how, 1), other(how, 1);
+      for (int i = 0; i < 4; ++i) live.decode_text(0, 9), live.decode_text(1, 10);
+      ASSERT_TRUE(live.compress_now(1, way::in_place));
+      live.decode_text(1, 12), live.decode_text(0, 5), live.decode_text(1, 6);
+      if (taken_back) live.take_back_to(1, 35), live.decode_text(1, 30);
+      if (defragmented) live.defragment_now(1), live.decode_text(1, 5);
+      other.decode_text(0, 3), other.decode_text(1, 3);
+      other.put(1, live.state(1), live.save(1));
+      const auto x = live.compress_now(1, way::repack), y = other.compress_now(1, way::repack);
+      ASSERT_TRUE(x && y) << x.message() << y.message();
+      EXPECT_TRUE(x->compressed);
+      EXPECT_EQ(live.save(1).key_statistics, other.save(1).key_statistics);
+      EXPECT_EQ(live.read_all()[1], other.read_all()[1]) << taken_back << defragmented;
+    }
 }
 
 class Operations : public testing::TestWithParam<setting> {};

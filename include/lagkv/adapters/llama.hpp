@@ -149,6 +149,7 @@ class compressor {
     const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
     if (last < 0) return {};
     progress& s = sequences_[sequence];
+    s.fresh = progress::unknown;
     where_.look_anew();
     if (where_.has_probe()) {
       if (const result<seen_rows> rows = find(sequence, s, last)) {
@@ -164,6 +165,10 @@ class compressor {
     s.follow(saved);
     where_.tell_apart(sequence);
     if (status ok = put_back(call, saved.tokens(), saved.tokens(), read->bytes, read->bytes); !ok) return ok;
+    // Nothing says when the rows in these cells were written.
+    const auto end = static_cast<std::size_t>(last) + 1;
+    s.uncounted = (std::min)(s.fresh != progress::unknown ? s.fresh : end - (std::min)(s.counted, end), saved.tokens());
+    s.counted_written = where_.written();
     note_new_cells(call, saved);
     return {};
   }
@@ -179,8 +184,13 @@ class compressor {
   checkpoint save(llama_seq_id sequence) {
     if (!in_range(sequence) || (!sequences_.contains(sequence) && !offers_.reads().any())) return {};
     progress& s = sequences_[sequence];
+    s.fresh = progress::unknown;
     look_again(sequence, s);
     checkpoint c = s;
+    if (s.fresh != progress::unknown) {  // restore() tells rows that are in no statistics by this number
+      const auto end = static_cast<std::size_t>(llama_memory_seq_pos_max(memory_, sequence) + 1);
+      c.counted = end - (std::min)(s.fresh, end);
+    }
     c.moved = s.still_there();
     if (const recording* r = where_.recorded(s.track)) c.recorded = *r;
     return c;
