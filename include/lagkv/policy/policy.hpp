@@ -73,6 +73,9 @@ LAGKV_EDGE status check_budget(const budget& b);
 /// Whether the policy reads the positions of rows that have been candidates before.
 LAGKV_FN bool reads_positions(const policy& p);
 
+/// Whether positions, where there are any, are of each head if heads keep different rows.
+LAGKV_FN bool positions_suit(const policy& p, const layer& l);
+
 /// Refuses keys before RoPE for a scorer that reads attention.
 LAGKV_EDGE status check_pre_rope(const needs& n);
 
@@ -167,7 +170,6 @@ LAGKV_FN bool reads_positions(const policy& p) {
   return (p.needs.rope && (p.budget.again() || p.needs.all_rows)) || (p.needs.positions && p.budget.again());
 }
 
-/// Whether positions, where there are any, are of each head if heads keep different rows.
 LAGKV_FN bool positions_suit(const policy& p, const layer& l) {
   const extras* e = l.extra;
   return e == nullptr || !e->positions || e->positions.head_stride.value != 0 || keeps_same_rows(p, l);
