@@ -45,7 +45,8 @@ def main():
     gcovr = pathlib.Path(sys.executable).with_name("gcovr")
     run(str(gcovr) if gcovr.exists() else "gcovr", "--root", str(ROOT), "--filter", "include/lagkv/", "--exclude-throw-branches",
         "--exclude-unreachable-branches", "--decisions", "--txt-metric", "branch", "--html-details", f"{folder}/index.html",
-        "--gcov-suspicious-hits-threshold", "0", "--json", f"{folder}/all.json", "--txt", "-", "--print-summary", "--merge-mode-functions", "merge-use-line-min",
+        "--gcov-suspicious-hits-threshold", "0",
+        "--json", f"{folder}/all.json", "--txt", "-", "--print-summary", "--merge-mode-functions", "merge-use-line-min",
         "--object-directory", str(folder), str(folder))
     if failed:
         sys.exit("tests/coverage.py: failed: " + " ".join(failed))
