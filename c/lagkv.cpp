@@ -238,8 +238,20 @@ bool nothing_due(const lagkv::policy& p, const lagkv_layer& l, const lagkv::curs
   return at.tokens <= l.tokens && p.budget.as<lagkv::keep::bytes>() == nullptr && p.budget.due(at, l.tokens).empty();
 }
 
+template <class T>
+void out_of(T* to, T value) {
+  if (to != nullptr) *to = value;
+}
+
 /// A layer whose rows are only counted.
 lagkv::layer counted(const lagkv_layer& l) { return {{}, {}, l.tokens, nullptr}; }
+
+/// Counts the rows, and says that it has, if nothing is due.
+bool only_counts(const lagkv_policy* p, const lagkv_layer* l, lagkv_cursor* at, lagkv_workspace* w, size_t* tokens) {
+  if (!nothing_due(p->policy, *l, at->at)) return false;
+  out_of(tokens, lagkv::compress(p->policy, counted(*l), at->at, w->scratch));
+  return true;
+}
 
 /// The tasks of one call of the caller's threads. A task's exception must not pass through the caller's frames.
 class tasks {
@@ -276,11 +288,6 @@ class tasks {
 
 const lagkv_plan* as_c(const lagkv::plan& p) { return reinterpret_cast<const lagkv_plan*>(&p); }
 const lagkv::plan& as_cpp(const lagkv_plan* p) { return *reinterpret_cast<const lagkv::plan*>(p); }
-
-template <class T>
-void out_of(T* to, T value) {
-  if (to != nullptr) *to = value;
-}
 
 }  // namespace
 
@@ -433,11 +440,8 @@ int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* layer, lag
     const lagkv::result<lagkv::toward> direction = toward_of(toward);
     if (!direction) return lagkv::error{direction.message()};
     forget_plan(workspace);
+    if (only_counts(policy, layer, cursor, workspace, tokens)) return {};
     held_layer l;
-    if (nothing_due(policy->policy, *layer, cursor->at)) {
-      out_of(tokens, lagkv::compress(policy->policy, counted(*layer), cursor->at, workspace->scratch));
-      return {};
-    }
     if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
     out_of(tokens, lagkv::compress(policy->policy, l.get(), cursor->at, workspace->scratch, *direction));
     return {};
@@ -460,8 +464,9 @@ int32_t lagkv_compress_layers(const lagkv_policy* policy, const lagkv_layer* lay
       for (std::size_t j = 0; j < i; ++j)
         if (cursors[j] == cursors[i]) return refuse({"cursors[", i, "]: is that of layer ", j, " too"});
       all.push_back(counted(layers[i])), at.push_back(cursors[i]->at);
-      const bool sloped = policy->policy.budget.slope.sloped();
-      due = due || !nothing_due(sloped ? lagkv::for_layer(policy->policy, i, count) : policy->policy, layers[i], at[i]);
+      const lagkv::policy& p = policy->policy;  // copied only where budgets differ from layer to layer
+      due = due || !(p.budget.slope.sloped() ? nothing_due(lagkv::for_layer(p, i, count), layers[i], at[i])
+                                             : nothing_due(p, layers[i], at[i]));
     }
     std::vector<held_layer> held(due ? count : 0);  // most calls find nothing due: views are made and checked where they are read
     for (std::size_t i = 0; i < held.size(); ++i) {
@@ -491,11 +496,8 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
           return refuse({"workspaces[", i, "]: is workspaces[", j, "]: each worker needs its own"});
     }
     forget_plan(workspaces[0]);
+    if (only_counts(policy, layer, cursor, workspaces[0], tokens)) return {};
     held_layer l;
-    if (nothing_due(policy->policy, *layer, cursor->at)) {
-      out_of(tokens, lagkv::compress(policy->policy, counted(*layer), cursor->at, workspaces[0]->scratch));
-      return {};
-    }
     if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
     lent_scratch lent({workspaces, workers});
     const auto in_parallel = [&](std::size_t n, const auto& work) { tasks(n, workers, work).run(run, context); };

@@ -476,30 +476,21 @@ inline void remember_sequence(const layer& l, cursor& at, const plan& applied, t
 }
 #endif
 
-/// The last plan of a workspace while it is made: an exception leaves an empty one.
-class unfinished_plan {
- public:
-  unfinished_plan(workspace& ws, std::size_t tokens) : plan_(ws.kept<plan>()), tokens_(tokens) {}
-  ~unfinished_plan() {
-    if (!finished) plan_.clear(tokens_);
-  }
-  unfinished_plan(const unfinished_plan&) = delete;
-  unfinished_plan& operator=(const unfinished_plan&) = delete;
-
-  plan& operator*() { return plan_; }
-
+/// Clears a plan that is being made, unless it is finished: an exception leaves an empty one.
+struct unfinished_plan {
+  plan& made;
+  std::size_t tokens;
   bool finished = false;
 
- private:
-  plan& plan_;
-  std::size_t tokens_;
+  ~unfinished_plan() {
+    if (!finished) made.clear(tokens);
+  }
 };
 
 LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head) {
   workspace& ws = workers[0];
-  unfinished_plan made(ws, l.tokens);
-  plan& out = *made;
+  plan& out = ws.kept<plan>();
   const auto nothing = [&] {
     out.clear(l.tokens);
     advance(at, out, 0);
@@ -511,6 +502,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::
   const candidates c = candidates_of(p, l, due);
   if (c.empty()) return nothing();
   expect_room_beside(l);
+  unfinished_plan guard{out, l.tokens};
   const workspace::frame scratch(ws);
   if (by_partition(p, c) && needs_scores(p, c)) {
     out.reset(c.rows, l.tokens, l.keys.heads(), c.keep);
@@ -525,7 +517,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::
   if (l.extra != nullptr) compact(*l.extra, out, direction);
   advance(at, out);
   remember_sequence(l, at, out, direction);
-  made.finished = true;
+  guard.finished = true;
   return at.tokens;
 }
 
@@ -682,7 +674,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
 
 LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std::span<cursor> cursors,
                              std::span<workspace> workers, const compress_options& o, each_layer_of each_layer) {
-  unfinished_plan made(workers[0], 0);
+  unfinished_plan guard{workers[0].kept<plan>(), 0};
   status done;
   if (layers.size() != cursors.size())
     done = refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
@@ -690,7 +682,7 @@ LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std
     done = is_in_bytes();
   else
     done = compress_checked({p, layers, cursors}, cursors, workers, o, each_layer);
-  made.finished = static_cast<bool>(done);
+  guard.finished = static_cast<bool>(done);
   return done;
 }
 
@@ -698,13 +690,14 @@ LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std
 
 // The layer is taken by value: g++ 13 warns of a dangling reference otherwise.
 LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws) {
-  detail::unfinished_plan out(ws, l.tokens);
+  detail::unfinished_plan guard{ws.kept<plan>(), l.tokens};
+  plan& out = guard.made;
   const candidates c = detail::candidates_of(p, l, p.budget.due(at, l.tokens));
-  if (c.empty()) return (*out).clear(l.tokens), *out;
+  if (c.empty()) return out;  // cleared by the guard
   const workspace::frame scratch(ws);
-  detail::plan_due(p, l, c, *out, ws, detail::one_by_one{ws});
-  out.finished = true;
-  return *out;
+  detail::plan_due(p, l, c, out, ws, detail::one_by_one{ws});
+  guard.finished = true;
+  return out;
 }
 
 LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head) {

@@ -112,6 +112,12 @@ void layer_object::add(offered_set& to, const std::string& name, nb::handle x) c
       e.*at = rank == 3 ? view(a) : a ? one_row(a) : lagkv::tensor{};
     });
   };
+  const auto take_numbers = [&](array& slot, const char* what, unsigned types, bool one_for_all_heads, const auto& set) {
+    slot = offered(what, x, 2, types);
+    slot.expect_dense_rows();
+    expect_heads(slot, layers_[0], one_for_all_heads);
+    for_each_entry(slot, set);
+  };
   if (name == "queries") {
     take_rows(to.queries, &lagkv::extras::queries, "queries", 3, halves_and_floats);
   } else if (name == "weights") {
@@ -128,22 +134,15 @@ void layer_object::add(offered_set& to, const std::string& name, nb::handle x) c
     const auto n = number<std::size_t>("query_count", x, "a whole number, 0 or more");
     for (lagkv::extras& e : to.of) e.query_count = n;
   } else if (name == "accumulated_attention") {
-    to.accumulated_attention = offered("accumulated_attention", x, 2, float32);
-    to.accumulated_attention.expect_dense_rows();
-    expect_heads(to.accumulated_attention, layers_[0]);
-    for_each_entry(to.accumulated_attention, [](lagkv::extras& e, const array& a) { e.accumulated_attention = a.side<float>(); });
+    take_numbers(to.accumulated_attention, "accumulated_attention", float32, false,
+                 [](lagkv::extras& e, const array& a) { e.accumulated_attention = a.side<float>(); });
   } else if (name == "positions") {
-    to.positions = offered("positions", x, 2, int32);
-    to.positions.expect_dense_rows();
-    expect_heads(to.positions, layers_[0], true);
-    for_each_entry(to.positions, [](lagkv::extras& e, const array& a) { e.positions = a.side<std::uint32_t>(); });
+    take_numbers(to.positions, "positions", int32, true,
+                 [](lagkv::extras& e, const array& a) { e.positions = a.side<std::uint32_t>(); });
   } else if (name == "key_statistics") {
-    to.key_statistics = offered("key_statistics", x, 2, float64);
-    to.key_statistics.expect_dense_rows();
-    expect_heads(to.key_statistics, layers_[0]);
+    take_numbers(to.key_statistics, "key_statistics", float64, false,
+                 [](lagkv::extras& e, const array& a) { e.key_statistics = {reinterpret_cast<double*>(a.data())}; });
     expect_statistics(to.key_statistics, layers_[0]);
-    for_each_entry(to.key_statistics,
-                   [](lagkv::extras& e, const array& a) { e.key_statistics = {reinterpret_cast<double*>(a.data())}; });
   } else if (name == "rope") {
     if (!x.is_none() && !nb::isinstance<rope_object>(x))
       throw nb::type_error(lagkv::detail::joined({"rope=", nb::repr(x).c_str(), ": must be a lagkv.Rope"}).c_str());

@@ -127,7 +127,7 @@ class compressor {
       if (status ok = where_.waits_for_nothing(sequence); !ok) return error{ok.message()};
       if (!rows) {
         obstacle = rows.message();
-        if (const std::size_t track = followed ? no_track : where_.track_by_content(sequence); track != no_track) s.track = track;
+        if (!followed) take_track(sequence, s);
       } else if (how != way::repack) {
         bool moved = false;
         result<report> done = compress_in_place(call, *rows, observe, moved);
@@ -305,6 +305,11 @@ class compressor {
     return rows;
   }
 
+  /// Finds what is recorded of a sequence that has been followed by its state.
+  void take_track(llama_seq_id sequence, progress& s) {
+    if (const std::size_t track = where_.track_by_content(sequence); track != no_track) s.track = track;
+  }
+
   /// What is left of the rows that were compressed, and where.
   void look_again(llama_seq_id sequence, progress& s) {
     const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
@@ -321,7 +326,7 @@ class compressor {
     if (const result<read_state> read = where_.states().read(sequence)) {
       if (!followed) {
         s.follow(read->saved);
-        if (const std::size_t track = where_.track_by_content(sequence); track != no_track) s.track = track;
+        take_track(sequence, s);
       }
       s.follow_shift(read->saved.positions());
     }

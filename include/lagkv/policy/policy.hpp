@@ -268,10 +268,7 @@ LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers) {
   if (status s = detail::check_count("layers", layers, 1); !s) return error{s.message()};
   if (!detail::finite(bytes->amount) || !(bytes->amount > 0))
     return detail::refuse({"bytes=", bytes->amount, ": must be above 0"});
-  const auto row = [](const tensor& x) {
-    const tensor scales = x ? x.scales() : tensor{};
-    return (x ? x.row_bytes() : 0) + (scales ? scales.row_bytes() : 0);
-  };
+  const auto row = [](const tensor& x) { return x.row_bytes() + x.scales().row_bytes(); };  // 0 of what is not there
   const std::size_t token = layers * l.keys.heads() * (row(l.keys) + row(l.values));
   const double fit = token == 0 ? 0 : bytes->amount / static_cast<double>(token), most = 4294967295.0;
   const auto rows = static_cast<std::size_t>(fit < most ? fit : most);

@@ -202,7 +202,7 @@ class whereabouts {
   /// is in doubt is looked for in the cache, which costs a copy of its state. Returns the tracks of those that were found.
   std::vector<std::size_t> tell_apart(llama_seq_id sequence) {
     std::vector<std::size_t> found;
-    if (base() == nullptr || only_one() || !probe_->what().any()) return found;
+    if (!records_several()) return found;
     for (const llama_seq_id other : others(sequence))
       if (!is_seen(other))
         if (const sighting* s = identify_recorded(other)) found.push_back(s->track);
@@ -211,7 +211,7 @@ class whereabouts {
 
   /// What is recorded of a sequence whose rows are known by their contents alone; no_track where nothing is.
   std::size_t track_by_content(llama_seq_id sequence) {
-    if (base() == nullptr || only_one() || !probe_->what().any()) return no_track;
+    if (!records_several()) return no_track;
     sighting* s = identify_recorded(sequence);
     if (s == nullptr) return no_track;
     const certain_rows rows = in_order({s, {}});
@@ -291,6 +291,9 @@ class whereabouts {
     if (!counted) counted = states_.count(sequence, *base());
     return *counted;
   }
+
+  /// Whether several sequences may have recordings, which must be kept apart.
+  bool records_several() { return base() != nullptr && !only_one() && probe_->what().any(); }
 
   std::size_t shared_cells() {
     if (only_one()) return 0;
