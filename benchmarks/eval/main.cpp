@@ -33,6 +33,7 @@ void declare_run(CLI::App& run, eval::run_options& o) {
   run.add_option("--removed", o.removed, "Shares of the cached tokens that are to go")->delimiter(',');
   run.add_option("--length", o.lengths, "Tokens of prompt and answer together")->delimiter(',')->check(CLI::Range(64, 1 << 20));
   run.add_option("--samples", o.samples, "Prompts a task and length")->check(CLI::Range(1, 100000));
+  run.add_option("--first-sample", o.first_sample, "The prompts before this one, counted from 0, are left out");
   run.add_option("--depths", o.depths, "Where the pass key stands, 0 to 1, sample by sample in turn")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1.0));

@@ -180,7 +180,7 @@ std::vector<assignment> runner::assignments() const {
   std::set<sample_key> done;
   for (const sample_result& r : before_.samples) done.insert(r.key);
   std::vector<assignment> made;
-  for (std::size_t sample = 0; sample < options_.samples; ++sample)
+  for (std::size_t sample = options_.first_sample; sample < options_.samples; ++sample)
     for (const std::size_t length : options_.lengths)
       for (const task* t : tasks_) {
         assignment a{t, length, sample, {}};
@@ -225,7 +225,7 @@ int runner::run_all() {
     throw std::runtime_error(options_.out + ": another run has written to it since this one began: start again");
   bar_ = std::make_unique<progress>(steps);
   for (const assignment& a : todo) {
-    if (a.sample > 0 && std::chrono::steady_clock::now() >= options_.until) break;
+    if (a.sample > options_.first_sample && std::chrono::steady_clock::now() >= options_.until) break;
     try {
       run_one(a);
     } catch (const too_short&) {
@@ -391,6 +391,9 @@ int run_command(const run_options& options) {
   if (options.model.empty()) throw std::invalid_argument("--model: name a GGUF model");
   if (!std::ifstream(options.model)) throw std::invalid_argument(options.model + ": cannot be read");
   if (options.lengths.empty() || options.depths.empty()) throw std::invalid_argument("--length, --depths: name one at least");
+  if (options.first_sample >= options.samples)
+    throw std::invalid_argument(fmt::format("--first-sample {}: there are {} prompts a task, counted from 0 (--samples)",
+                                            options.first_sample, options.samples));
   return runner(options).run_all();
 }
 

@@ -18,6 +18,7 @@ struct run_options : host_options {
   std::vector<double> removed = {0.25, 0.5, 0.75, 0.875};
   std::vector<std::size_t> lengths = {2048};
   std::size_t samples = 10;
+  std::size_t first_sample = 0;  ///< those before are left out: a part of the prompts for each machine
   std::vector<double> depths = {0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95};  ///< of the pass key, in turn
   std::uint64_t seed = 42;
   bool question_seen = false;                ///< compress context and question, not the context alone

@@ -290,6 +290,21 @@ TEST_F(Run, GoesOnWhereItWasInterrupted) {
   EXPECT_GT(std::filesystem::file_size(page), 20000U);
 }
 
+TEST_F(Run, TakesThePromptsFromTheFirstThatIsAskedFor) {
+  eval::run_options o = options(), whole = options();
+  for (eval::run_options* of : {&o, &whole}) of->tasks = "niah_single_1", of->policies = {"lagkv:lag=32"};
+  whole.out = (folder_ / "whole.jsonl").string();
+  o.first_sample = 1;
+  ASSERT_EQ(eval::run_command(o), 0);
+  const auto part = answers(o.out);
+  EXPECT_EQ(part.size(), 3U);
+  for (const auto& [key, answer] : part) EXPECT_EQ(key.sample, 1U);
+  o.first_sample = 0;  // goes on with those before
+  ASSERT_EQ(eval::run_command(o), 0);
+  ASSERT_EQ(eval::run_command(whole), 0);
+  EXPECT_EQ(answers(o.out), answers(whole.out));
+}
+
 // A refit is asked for in a policy's string: the same tokens stay, with other values; a huge ridge leaves these as they are.
 TEST_F(Run, RefitsValues) {
   eval::run_options o = options();
@@ -536,6 +551,8 @@ TEST_F(Run, RefusesBeforeItWorks) {
   EXPECT_NE(message(o).find("keeps different numbers of tokens a head"), std::string::npos);
   o = options(), o.lengths = {80};
   EXPECT_NE(message(o).find("length"), std::string::npos);
+  o = options(), o.first_sample = 2;
+  EXPECT_EQ(message(o), "--first-sample 2: there are 2 prompts a task, counted from 0 (--samples)");
   o = options(), o.model = "no such file";
   EXPECT_EQ(message(o), "no such file: cannot be read");
   EXPECT_TRUE(!std::filesystem::exists(options().out) || std::filesystem::is_empty(options().out)) << "binds it to its seed";
