@@ -406,6 +406,13 @@ void register_all() {
     benchmark::RegisterBenchmark((name_of("method", usual) + "/" + policy).c_str(), [=](benchmark::State& state) {
       method(state, usual, policy);
     })->Unit(benchmark::kMillisecond);
+  for (const std::size_t tokens : {1024U, 2048U, 4096U, 8192U, 65536U})  // what a call costs whatever the rows
+    for (const char* policy : {"recommended:sink=16,keep=0.25", "novelty:sink=16,keep=0.25"}) {
+      const setup other{.type = dtype::f16, .dim = 128, .tokens = tokens};
+      benchmark::RegisterBenchmark((name_of("method", other) + "/" + policy).c_str(), [=](benchmark::State& state) {
+        method(state, other, policy);
+      })->Unit(benchmark::kMillisecond);
+    }
   add(name_of("accumulate", usual), accumulate, usual);
 
   benchmark::RegisterBenchmark("due/nothing", due_nothing);

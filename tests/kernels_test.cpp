@@ -604,6 +604,36 @@ TEST_P(kernels, add_statistics) {
   });
 }
 
+// Against double, at each place of a vector, with what is special at each of them.
+TEST_P(kernels, norms_of_squares) {
+  constexpr float most = std::numeric_limits<float>::max();
+  constexpr float special[] = {0.0F, infinity, std::numeric_limits<float>::quiet_NaN(), most, 1e-37F, 1.0F};
+  std::mt19937 random(12);
+  for (std::size_t n = 0; n < 40; ++n)
+    for (std::size_t at = 0; at < n + 1; ++at)
+      for (const float value : special) {
+        std::vector<float> squares = normal_values(n + 1, random), sum = normal_values(n + 1, random);
+        for (float& s : squares) s *= s;
+        squares[at] = value;
+        const std::vector<float> before = squares, start = sum;
+        table.add_roots(squares.data(), n, 3.0F, -0.5F, sum.data());
+        for (std::size_t i = 0; i <= n; ++i) ASSERT_TRUE(same_bits(squares[i], before[i]));
+        table.inverse_roots(squares.data(), n);
+        for (std::size_t i = 0; i < n; ++i) {
+          const double root = std::sqrt(static_cast<double>(before[i])), added = std::sqrt(3.0 * before[i]);
+          if (!std::isfinite(before[i]))
+            ASSERT_TRUE(std::isnan(squares[i]));
+          else
+            ASSERT_NEAR(squares[i], root > 0 ? 1 / root : 0, 2e-7 * (root > 0 ? 1 / root : 0)) << before[i];
+          if (!std::isfinite(3.0F * before[i]))
+            ASSERT_TRUE(std::isnan(sum[i]));
+          else
+            ASSERT_NEAR(sum[i], start[i] - 0.5 * added, 3e-7 * (std::fabs(start[i]) + added)) << before[i];
+        }
+        ASSERT_TRUE(same_bits(squares[n], before[n]) && same_bits(sum[n], start[n])) << "writes behind the last";
+      }
+}
+
 TEST_P(kernels, sums_pass_on_what_is_not_finite) {
   std::mt19937 random(9);
   for (dtype type : types())

@@ -250,6 +250,8 @@ TEST_P(memory, of_kernels_is_what_their_headers_say) {
     table.distances(x, nullptr, low.data(), nullptr, per_row.data());
     table.add_rows(x, factors.data(), sums.data());
     table.add_statistics(x, factors.data(), sums.data(), squares.data());
+    table.add_roots(factors.data(), tokens, 1, 1, per_row.data());
+    table.inverse_roots(per_row.data(), tokens);
     for (std::size_t count : {1U, 2U, 3U, 4U, 5U, 8U, 9U}) {
       const auto vectors = floats(count * channels), products = floats((count - 1) * (tokens + gap) + tokens);
       table.dots(x, vectors.data(), count, products.data(), tokens + gap);

@@ -60,6 +60,34 @@ TEST_P(pre_rope, rows_of_every_view_type_and_embedding) {
       }
 }
 
+// Rows that a sample takes: positions in blocks that are skipped at a steady pace, so that each turn follows from the last; then
+// at another pace, back, and far away.
+TEST_P(pre_rope, blocks_skipped_at_a_steady_pace) {
+  lagkv::workspace ws(GetParam());
+  const std::size_t tokens = 4000, channels = 16;
+  const rope r{.base = 1e6F, .pairs = lagkv::rope::pairing::halves};
+  host memory(layout::heads_first, dtype::f32, make_cube(6, 1, tokens, channels));
+  for (std::size_t together : {1U, 2U, 64U, 80U})
+    for (std::uint32_t skipped : {64U, 100U, 192U, 1000U, 400000U}) {
+      std::vector<std::uint32_t> positions(tokens);
+      std::uint32_t p = 16;
+      for (std::size_t i = 0; i < tokens; ++i) {
+        positions[i] = p;
+        p += i % together == together - 1 ? (i < tokens / 2 ? skipped : skipped / 3 + 70) : 1;
+        if (i == tokens / 4 || i == 3 * tokens / 4) p /= 3;
+      }
+      const lagkv::rotated how{&r, {{positions.data(), 0}}};
+      lagkv::for_each_row(lagkv::pre_rope(memory.view(), how, ws), 0, {0, tokens}, ws,
+                          [&](std::size_t i, std::span<const float> row) {
+                            const std::vector<double> exact = turned(values_of(memory, 0, i), -1.0 * positions[i], r);
+                            double most = 0;
+                            for (double x : exact) most = std::max(most, std::fabs(x));
+                            for (std::size_t c = 0; c < channels; ++c)
+                              ASSERT_NEAR(row[c], exact[c], 4e-7 * most) << together << " by " << skipped << ", row " << i;
+                          });
+    }
+}
+
 TEST_P(pre_rope, rows_without_known_positions_count_from_those_dropped) {
   lagkv::workspace ws(GetParam());
   const rope r{.base = 5000, .pairs = lagkv::rope::pairing::halves};

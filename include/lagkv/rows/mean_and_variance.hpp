@@ -41,10 +41,7 @@ LAGKV_FN std::size_t usual_keys(const layer& l, std::size_t head, token_range re
 LAGKV_FN float* inverse_norms(const simd::rows& rows, workspace& ws) {
   float* out = ws.take<float>(rows.tokens);
   squares(rows, out, ws);
-  for (std::size_t i = 0; i < rows.tokens; ++i) {
-    const float length = norm(out[i]);
-    out[i] = length > 0 || !finite(length) ? 1 / length : 0.0F;
-  }
+  ws.kernels<simd::row_kernels>().inverse_roots(out, rows.tokens);
   return out;
 }
 
@@ -54,10 +51,14 @@ LAGKV_FN void add_statistics(const tensor& x, std::size_t head, token_range toke
   const std::size_t channels = x.channels();
   const workspace::frame scratch(ws);
   float* part = ws.take<float>(2 * channels);
-  for (std::size_t begin = tokens.begin; begin < tokens.end; begin += every * together) {
-    const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
+  const auto block_at = [&](std::size_t at) {
+    const std::size_t begin = at < tokens.end ? at : tokens.end, left = tokens.end - begin;
+    return token_range{begin, begin + (together < left ? together : left)};
+  };
+  for (token_range some = block_at(tokens.begin), next; some.begin < tokens.end; some = next) {
+    next = block_at(some.begin + every * together);
     for (std::size_t c = 0; c < 2 * channels; ++c) part[c] = 0.0F;
-    for_each_rows_and_next(x, head, some, {}, ws, [&](const simd::rows& rows, std::size_t) {
+    for_each_rows_and_next(x, head, some, next, ws, [&](const simd::rows& rows, std::size_t) {
       const workspace::frame own(ws);
       for_each_finite_run(rows, inverse_norms(rows, ws), [&](const simd::rows& run, const float* factors) {
         ws.kernels<simd::row_kernels>().add_statistics(run, factors, part, part + channels);

@@ -52,10 +52,14 @@ class rotations {
 
   struct turned {
     double cosine, sine;
+
+    turned operator*(turned by) const { return {cosine * by.cosine - sine * by.sine, cosine * by.sine + sine * by.cosine}; }
   };
   struct pair {
     double angle = 0;
-    turned step{}, now{};  // by `together` positions, and by those of block_
+    turned step{}, jump{}, now{};  // by one block, by jump_ of them, and by those of block_
+
+    turned turned_by(std::int32_t blocks) const;
   };
 
   std::size_t dims() const { return by_.rotated(channels_); }
@@ -66,11 +70,13 @@ class rotations {
 
   void fill_in(float* row, std::size_t j, turned t) const;
 
-  /// The block behind the last one takes products in place of cosines; in double that costs no digit of f32.
+  /// One block on, or as many as the last time that it was more, products take the place of cosines; in double that costs no
+  /// digit of f32. (Every n-th block of rows: their positions lie in two blocks each.)
   void turn_to(std::int32_t block);
 
   std::size_t channels_ = 0;
   std::int32_t block_ = none;
+  std::int32_t jump_ = 0;  ///< blocks; 0: none yet
   rope by_{};
   vector<float> factors_{}, fine_{}, coarse_{};
   vector<pair> pairs_{};
@@ -120,13 +126,14 @@ LAGKV_FN void rotations::prepare(const rope& r, std::size_t channels) {
   for (std::size_t j = 0; j < pairs; ++j) {
     pair& p = pairs_[j];
     p.angle = r.angle(j, channels);
-    p.step = {__builtin_cos(p.angle * together), __builtin_sin(p.angle * together)};
+    p.step = p.turned_by(1);
     for (std::size_t i = 0; i < rows_together; ++i) {
       const double angle = p.angle * static_cast<double>(i);
       fill_in(fine_.data() + i * 2 * width(), j, {__builtin_cos(angle), __builtin_sin(angle)});
     }
   }
   block_ = none;
+  jump_ = 0;
 }
 
 LAGKV_FN bool rotations::same(const rope& r, std::size_t channels) const {
@@ -147,16 +154,25 @@ LAGKV_FN void rotations::fill_in(float* row, std::size_t j, turned t) const {
     row[j] = cosine, sines[j] = sine;
 }
 
+LAGKV_FN rotations::turned rotations::pair::turned_by(std::int32_t blocks) const {
+  const double by = angle * (static_cast<double>(blocks) * together);
+  return {__builtin_cos(by), __builtin_sin(by)};
+}
+
 LAGKV_FN void rotations::turn_to(std::int32_t block) {
-  const bool next = block_ != none && block == block_ + 1;
+  const std::int64_t jump = block_ != none ? std::int64_t{block} - block_ : 0;
+  const bool next = jump == 1, again = jump > 1 && jump == jump_;
+  const bool learn = !next && !again && jump > 1;
   for (std::size_t j = 0; j < pairs_.size(); ++j) {
     pair& p = pairs_[j];
-    const double angle = p.angle * (static_cast<double>(block) * together);
-    p.now = next ? turned{p.now.cosine * p.step.cosine - p.now.sine * p.step.sine,
-                          p.now.cosine * p.step.sine + p.now.sine * p.step.cosine}
-                 : turned{__builtin_cos(angle), __builtin_sin(angle)};
+    if (next || again)
+      p.now = p.now * (next ? p.step : p.jump);
+    else
+      p.now = p.turned_by(block);
+    if (learn) p.jump = p.turned_by(static_cast<std::int32_t>(jump));
     fill_in(coarse_.data(), j, p.now);
   }
+  if (learn) jump_ = static_cast<std::int32_t>(jump);
   block_ = block;
 }
 

@@ -17,7 +17,7 @@ namespace lagkv::inline LAGKV_ABI {
 /// by their variance. A channel that hardly varies counts for nothing; a zero row is u = 0; a row that is not finite takes no
 /// part and gets NaN, so it goes first.
 ///
-/// Reads each key once, and up to 8,191 of a head twice; likewise values if they have a weight. The method's own adjustments:
+/// Reads each key once, and up to 3,071 of a head twice; likewise values if they have a weight. The method's own adjustments:
 /// keys before RoPE, the mean over the heads of a layer, and a triangle over 8 neighbours on each side; docs/research.md says
 /// what each of them gives. Source: this project.
 struct novelty_score {
@@ -82,8 +82,9 @@ LAGKV_FN void novelty_score::add(const tensor& x, std::size_t head, token_range 
   for_each_rows_and_next(x, head, part, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
     const workspace::frame own(ws);
     float* distances = ws.take<float>(rows.tokens);
-    ws.kernels<simd::row_kernels>().distances(rows, detail::inverse_norms(rows, ws), mean, inverse, distances);
-    for (std::size_t i = 0; i < rows.tokens; ++i) out[offset + i] += weight * detail::norm(distances[i] * share);
+    const simd::row_kernels& kernels = ws.kernels<simd::row_kernels>();
+    kernels.distances(rows, detail::inverse_norms(rows, ws), mean, inverse, distances);
+    kernels.add_roots(distances, rows.tokens, share, weight, out + offset);
   });
 }
 

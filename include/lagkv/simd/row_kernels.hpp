@@ -8,7 +8,7 @@
 
 namespace lagkv::inline LAGKV_ABI::simd {
 
-/// Sums over the channels of each row, or over rows.
+/// Sums over the channels of each row, or over rows; norms from such sums.
 struct row_kernels {
   // The sums are taken in f32 and follow IEEE rules: a channel that is NaN makes its sums NaN.
 
@@ -23,6 +23,14 @@ struct row_kernels {
 
   /// Of y = factors[t] * x[t][c]: sum[c] += y, square[c] += y^2, likewise.
   void (*add_statistics)(const rows& x, const float* factors, float* sum, float* square);
+
+  // Of n squares of norms, 0 or more, infinite or NaN.
+
+  /// Each becomes 1 / its root: 0 for 0, NaN where it is not finite.
+  void (*inverse_roots)(float* squares, std::size_t n);
+
+  /// out[t] += weight * root of scale * squares[t], NaN where that product is not finite.
+  void (*add_roots)(const float* squares, std::size_t n, float scale, float weight, float* out);
 };
 
 template <>

@@ -151,4 +151,26 @@ inline void add_statistics(const rows& r, const float* factors, float* sum, floa
   // other types come widened
 }
 
-inline constexpr row_kernels row_kernels_table{squares, distances, add_rows, add_statistics};
+// ---- norms --------------------------------------------------------------------------------------------------------------
+
+LAGKV_INLINE vec nan_unless(ivec holds, vec v) { return pick(holds, v, from_bits(filli(0x7fc00000))); }
+
+inline void inverse_roots(float* squares, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const std::size_t here = n - i < lanes ? n - i : lanes;
+    const vec square = load_part(squares + i, here), length = root(square);
+    const vec inverse = pick(yes(length > fill(0.0F)), fill(1.0F) / length, fill(0.0F));
+    store_part(nan_unless(finite(square), inverse), squares + i, here);
+  }
+}
+
+inline void add_roots(const float* squares, std::size_t n, float scale, float weight, float* out) {
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const std::size_t here = n - i < lanes ? n - i : lanes;
+    const vec square = load_part(squares + i, here) * fill(scale);
+    const vec length = nan_unless(finite(square), root(square));
+    store_part(fma(fill(weight), length, load_part(out + i, here)), out + i, here);
+  }
+}
+
+inline constexpr row_kernels row_kernels_table{squares, distances, add_rows, add_statistics, inverse_roots, add_roots};
