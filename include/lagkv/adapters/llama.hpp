@@ -187,12 +187,14 @@ class compressor {
     s.fresh = progress::unknown;
     look_again(sequence, s);
     checkpoint c = s;
-    if (s.fresh != progress::unknown) {  // restore() tells rows that are in no statistics by this number
-      const auto end = static_cast<std::size_t>(llama_memory_seq_pos_max(memory_, sequence) + 1);
-      c.counted = end - (std::min)(s.fresh, end);
-    }
+    const llama_pos end = llama_memory_seq_pos_max(memory_, sequence) + 1;
+    if (s.fresh != progress::unknown)  // restore() tells rows that are in no statistics by this number
+      c.counted = static_cast<std::size_t>(end) - (std::min)(s.fresh, static_cast<std::size_t>(end));
     c.moved = s.still_there();
-    if (const recording* r = where_.recorded(s.track)) c.recorded = *r;
+    if (const recording* r = where_.recorded(s.track)) {
+      c.recorded = *r;
+      c.recorded.truncate(end);
+    }
     return c;
   }
 
@@ -209,7 +211,7 @@ class compressor {
     copied
         .cells = {};  // its rows are known by their marks, in cells of any age: only what is written from now on is none of them
     copied.written = where_.written();
-    where_.copied(from, to);
+    copied.track = where_.copied(from, to, copied.track);
   }
 
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
@@ -323,6 +325,7 @@ class compressor {
         if (const result<certain_rows> rows = make_sure(sequence, s, last, std::move(*seen), followed))
           return s.follow_shift(rows->positions);
     }
+    if (where_.waits_for_copy()) return;  // what was compressed is not to be looked for among other rows
     if (const result<read_state> read = where_.states().read(sequence)) {
       if (!followed) {
         s.follow(read->saved);

@@ -110,6 +110,9 @@ class cell_table {
     return nullptr;
   }
 
+  /// Whether a stream holds one sequence at most.
+  bool has_one_sequence() const { return streams_ > 1 || one_sequence_; }
+
   std::size_t new_track() { return one_sequence_ ? 0 : ++tracks_; }
 
   /// The host has copied what this sighting shows to another stream: what comes next in it is of this track.
@@ -300,7 +303,7 @@ class cell_table {
   std::int32_t local(std::int64_t cell) const { return static_cast<std::int32_t>(at(cell) % cells_); }
 
   /// Whether sequences may have cells in common.
-  bool may_share() const { return streams_ == 1 && !one_sequence_; }
+  bool may_share() const { return !has_one_sequence(); }
 
   llama_pos end_of(const sighting& s) const { return position(s.stream, s.last_cell); }
 

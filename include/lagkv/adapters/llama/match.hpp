@@ -40,11 +40,13 @@ inline std::vector<std::int32_t> cells_of(const saved_sequence& saved, const see
 }
 
 /// What tells the rows of a saved sequence, which llama.cpp has put into a stream of a cache.
-inline expected_rows expected(const saved_sequence& saved, std::size_t cache, std::size_t stream, std::size_t track) {
+inline expected_rows expected(llama_seq_id sequence, const saved_sequence& saved, std::size_t cache, std::size_t stream,
+                              std::size_t track) {
   const std::size_t n = saved.tokens();
   std::vector<std::int32_t> cells(n);
   std::iota(cells.begin(), cells.end(), 0);
-  expected_rows e{cache,
+  expected_rows e{sequence,
+                  cache,
                   stream,
                   saved.layers(),
                   marks_of(saved.keys(0), cells),

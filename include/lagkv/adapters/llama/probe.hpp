@@ -37,6 +37,7 @@ struct seen_cache {
 
 /// Rows that llama_state_seq_set_data has put somewhere into a stream of a cache, in the order of the state's cells.
 struct expected_rows {
+  llama_seq_id sequence = 0;
   std::size_t cache = 0, stream = 0;
   std::size_t layers = 0;                                  ///< of the state
   std::vector<std::uint64_t> first_marks{}, last_marks{};  ///< of the keys in its first layer and in its last one
@@ -87,8 +88,18 @@ class cache_probe {
 
   /// Rows that llama_state_seq_set_data has put somewhere: the next graph of their sequence shows where.
   void expect(expected_rows rows) {
+    std::erase_if(expected_, [&](const expected_rows& e) { return e.sequence == rows.sequence; });
     expected_.push_back(std::move(rows));
-    if (expected_.size() > sequences_) expected_.erase(expected_.begin());
+  }
+
+  /// The same rows, once more in another stream; nothing if none are expected.
+  void expect_copy(llama_seq_id from, llama_seq_id to, std::size_t stream, std::size_t track) {
+    for (const expected_rows& e : expected_)
+      if (e.sequence == from) {
+        expected_rows copy = e;
+        copy.sequence = to, copy.stream = stream, copy.track = track;
+        return expect(std::move(copy));
+      }
   }
 
   /// The context that it listens to; the compressor says it.
@@ -296,7 +307,8 @@ class cache_probe {
     l.value_width = l.values.width = static_cast<std::size_t>(values->ne[1] * values->ne[2]);
   }
 
-  /// Whether one of the sequences that were just seen has these rows; then their positions are known, and the track.
+  /// Whether one of the sequences that were just seen has these rows, or what the host has left of them; then their positions are
+  /// known, and the track.
   static bool place(seen_cache& c, const expected_rows& e) {
     for (sighting& s : c.table.sightings()) {
       if (s.stream != e.stream) continue;
@@ -306,6 +318,7 @@ class cache_probe {
       for (std::size_t i = 0; i < cells.size(); ++i) c.table.set_position(s.stream, cells[i], positions[i]);
       if (e.track != no_track) {
         s.track = e.track;
+        if (recording* r = c.attention.find(e.track); r != nullptr && cells.size() < e.positions.size()) r->keep_at(positions);
         c.attention.lies_in(c.table, s, cells);
       }
       return true;
@@ -315,10 +328,12 @@ class cache_probe {
 
   /// Of the rows in these cells, if they are the expected ones; else nothing. In a context's first graph only the first layer is
   /// known when it is asked; there the same word may have the same key at several places, so that the order must be right, too.
+  /// Where no other sequence can be meant some of the rows will do: the host may have taken back the others.
   static std::vector<llama_pos> positions_of(const std::vector<std::int32_t>& cells, const seen_cache& c,
                                              const expected_rows& e) {
-    if (cells.empty() || cells.size() != e.positions.size()) return {};
     const bool all_layers = c.layers.size() == e.layers;
+    const bool some_will_do = all_layers && c.table.has_one_sequence();
+    if (cells.empty() || cells.size() > e.positions.size() || (cells.size() < e.positions.size() && !some_will_do)) return {};
     const matrix keys = (all_layers ? c.layers.back() : c.layers.front()).of_stream(e.stream).keys;
     const std::vector<std::uint64_t>& marks = all_layers ? e.last_marks : e.first_marks;
     const std::vector<std::uint64_t> found = marks_of(keys, cells);

@@ -186,7 +186,9 @@ class recorder {
       if (p.cells.size() != r.rows().size())
         return error{who + std::to_string(p.cells.size()) + " cells of " + std::to_string(r.rows().size()) + " rows"};
       for (std::size_t i = 0; i < p.cells.size(); ++i)
-        if (p.cells[i] < 0) return error{who + "the cell of position " + std::to_string(r.rows()[i]) + " has not been seen"};
+        if (p.cells[i] < 0)
+          return error{who + "the cell of position " + std::to_string(r.rows()[i]) +
+                       " has not been seen: decode a token between restore() or a repack and a context shift"};
       keys = view(m, heads, p.cells);
     }
     const tensor queries = a.hadamard_block != 0 ? tensor(hadamard(as_met, a.hadamard_block)) : tensor(as_met);

@@ -183,9 +183,20 @@ class recording {
       rows_[left] = positions[found], cells_[left] = cells_[row];
       ++left, next = found + 1;
     }
-    for (layer_part& l : layers_)
-      if (l.last == last) l.last = left > 0 ? rows_[left - 1] : -1;
-    if (left < rows_.size()) retain(stays, left);
+    retain(stays, left, last);
+  }
+
+  /// Of its rows those at these positions are still there.
+  void keep_at(std::vector<llama_pos> positions) {
+    if (rows_.empty()) return;
+    std::sort(positions.begin(), positions.end());
+    const llama_pos last = rows_.back();
+    std::vector<bool> stays;
+    for (const llama_pos row : rows_) stays.push_back(std::binary_search(positions.begin(), positions.end(), row));
+    std::size_t left = 0;
+    for (std::size_t row = 0; row < stays.size(); ++row)
+      if (stays[row]) rows_[left] = rows_[row], cells_[left++] = cells_[row];
+    retain(stays, left, last);
   }
 
   /// Its rows, or the last of them, lie in these cells now.
@@ -368,7 +379,12 @@ class recording {
     }
   };
 
-  void retain(const std::vector<bool>& stays, std::size_t left) {
+  /// Only the rows that are marked stay, as many as `left`, which stand first already; `last`: the position of the last one of
+  /// before.
+  void retain(const std::vector<bool>& stays, std::size_t left, llama_pos last) {
+    for (layer_part& l : layers_)
+      if (l.last == last) l.last = left > 0 ? rows_[left - 1] : -1;
+    if (left == rows_.size()) return;
     for (layer_part& l : layers_) {
       l.accumulated_attention.retain(stays);
       const std::size_t held = (std::min)(l.held(), stays.size()), width = l.width();

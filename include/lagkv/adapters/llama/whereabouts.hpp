@@ -161,10 +161,13 @@ class whereabouts {
     return r;
   }
 
+  /// Whether llama.cpp may have a copy still to make between sequences that have each a part of the cache: the rows of the new
+  /// one are not there yet.
+  bool waits_for_copy() { return has_streams() && copied_at_ == written(); }
+
   /// Whether all that the host has asked of llama.cpp has been done; find() sees what has not.
   status waits_for_nothing(llama_seq_id sequence) {
-    if (has_streams() && copied_at_ == written())
-      waits_ = "a copied sequence has not been moved to its stream yet: decode a token first";
+    if (waits_for_copy()) waits_ = copy_waits;
     if (waits_.empty()) return {};
     return error{"sequence " + std::to_string(sequence) + ": " + waits_};
   }
@@ -184,18 +187,22 @@ class whereabouts {
 
   // ---- what the host, or a repack, has done to a sequence ----
 
-  /// It has copied a sequence, or a part of it, to another one.
-  void copied(llama_seq_id from, llama_seq_id to) {
+  /// It has copied a sequence, whose recording is of this track, or a part of it, to another one. Returns the track of that one;
+  /// no_track where its rows are to be seen first.
+  std::size_t copied(llama_seq_id from, llama_seq_id to, std::size_t track) {
     lose_sight_of(to);
     copied_at_ = written();
-    if (probe_ == nullptr || !probe_->what().any() || !find_base(from)) return;
-    if (!has_streams()) return note_part_of(from, to);
+    if (probe_ == nullptr || !probe_->what().any() || !find_base(from)) return no_track;
+    if (!has_streams()) return note_part_of(from, to), no_track;
     cell_table& table = base()->table;
-    if (const sighting* s = newest(from)) {
-      const std::size_t track = table.new_track();
-      base()->attention.copy(s->track, track, table, static_cast<std::size_t>(to));
-      table.copied(*s, static_cast<std::size_t>(to), track);
-    }
+    const sighting* s = newest(from);
+    const std::size_t of_copy = table.new_track();
+    base()->attention.copy(s != nullptr ? s->track : track, of_copy, table, static_cast<std::size_t>(to));
+    if (s != nullptr)
+      table.copied(*s, static_cast<std::size_t>(to), of_copy);
+    else
+      probe_->expect_copy(from, to, static_cast<std::size_t>(to), of_copy);
+    return of_copy;
   }
 
   /// This sequence is about to change, or has changed: what is recorded of others must not be mistaken for its own. Each one that
@@ -240,7 +247,7 @@ class whereabouts {
     track = track_of(track);
     if (first_or_base() != nullptr && probe_->obstacle().empty() && place(sequence, saved, *first_or_base(), track)) return;
     const std::size_t stream = first_or_base() != nullptr ? stream_of(first_or_base()->table, sequence) : 0;
-    probe_->expect(expected(saved, knows_base() ? base_ : 0, stream, track));
+    probe_->expect(expected(sequence, saved, knows_base() ? base_ : 0, stream, track));
   }
 
   // ---- recordings ----
@@ -261,6 +268,7 @@ class whereabouts {
 
  private:
   static constexpr std::size_t unknown = ~std::size_t{0};
+  static constexpr const char* copy_waits = "a copied sequence has not been moved to its stream yet: decode a token first";
 
   bool knows_base() const { return probe_ != nullptr && base_ < probe_->caches().size(); }
 
@@ -405,6 +413,7 @@ class whereabouts {
   // ---- where nothing else tells ----
 
   result<seen_rows> identify(llama_seq_id sequence, llama_pos last) {
+    if (waits_for_copy()) return error{copy_waits};  // its stream holds other rows still
     cell_table& table = base()->table;
     const result<std::size_t>& n = count(sequence);
     if (!n) return error{n.message()};
