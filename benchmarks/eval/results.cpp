@@ -172,6 +172,7 @@ std::string text_of_line(const json& line) { return line.dump(-1, ' ', false, js
 
 results read_results(const std::string& path) {
   if (std::filesystem::is_directory(path)) throw std::runtime_error(path + ": is a folder");
+  if (std::filesystem::is_character_file(path)) throw std::runtime_error(path + ": is a device, which may have no end");
   const std::optional<std::string> text = text_of(path);
   if (!text) throw std::runtime_error(path + ": cannot be read");
   results all;

@@ -67,7 +67,7 @@ struct compress_options {
   /// (attention/refit_values.hpp), and copy rows that are shared. Like `moved` it is a reference: what is called must outlive the
   /// call of compress().
   each_plan planned{};
-  each_plan moved{};  ///< called for each layer after its rows have moved
+  each_plan moved{};  ///< called for each layer after its rows have moved; with an empty plan where nothing was due
 };
 
 /// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the

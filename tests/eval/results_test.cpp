@@ -285,6 +285,7 @@ TEST_F(ResultsFile, BrokenLinesAreNamed) {
 TEST_F(ResultsFile, CannotBeReadOrWritten) {
   EXPECT_THROW((void)eval::read_results(path + ".none"), std::runtime_error);
   EXPECT_THROW((void)eval::read_results(testing::TempDir()), std::runtime_error);
+  EXPECT_THROW((void)eval::read_results("/dev/full"), std::runtime_error) << "reads without end";
   EXPECT_THROW(eval::results_file{path + ".none/results"}, std::runtime_error);
 }
 

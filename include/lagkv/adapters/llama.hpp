@@ -198,7 +198,8 @@ class compressor {
     return c;
   }
 
-  /// Call it when a sequence is cleared or its tokens are replaced.
+  /// Call it when the whole context has been loaded anew (llama_state_set_data), for each sequence; without a probe also when a
+  /// sequence is cleared, or its tokens are replaced. With one it is seen.
   void forget(llama_seq_id sequence) {
     sequences_.erase(sequence);
     where_.lose_sight_of(sequence);

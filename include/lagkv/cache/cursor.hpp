@@ -29,7 +29,7 @@ struct cursor {
 };
 
 /// The host has removed rows from the end, so that `rows` of them are left (speculation that failed, an answer that is tried
-/// again). What was dropped before stays dropped.
+/// again); at.tokens and at.compressed are at most that afterwards. What was dropped before stays dropped.
 inline void take_back(cursor& at, std::size_t rows) noexcept {
   if (rows < at.tokens) at.tokens = rows;
   if (rows < at.compressed) at.compressed = rows, at.mark = 0;

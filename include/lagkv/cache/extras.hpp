@@ -56,7 +56,7 @@ struct extras {
   side_array<std::uint32_t> positions{};
   /// The rotary embedding that the keys carry, for policies that score keys as they were before it.
   const lagkv::rope* rope = nullptr;
-  /// Positions that are never dropped, ascending.
+  /// Positions that are never dropped, ascending, each once.
   std::span<const std::uint32_t> protect{};
   /// What multiplies q.k before the softmax; 0: 1 / sqrt(channels).
   float scale = 0;

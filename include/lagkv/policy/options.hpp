@@ -41,9 +41,10 @@ struct policy_options {
   std::optional<std::size_t> capacity{};  ///< tokens, at least sink + recent + 1; empty: no such budget
   std::optional<double> budget_mb{};      ///< 10^6 bytes of all layers together, above 0: see fit(); empty: no such budget
   std::size_t every = 1;                  ///< tokens by which capacity is exceeded when compress() acts, 1 or more
-  std::optional<double> recent_share{};   ///< the window is at least this share of the budget, 0 to 1; empty: the method's own
-  std::size_t pool = 1;                   ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
-  std::optional<std::size_t> smooth{};    ///< neighbours on each side that smooth it; 0: none; empty: the method's own
+  std::optional<double>
+      recent_share{};                   ///< the window's least share of the budget, 0 to 1; empty: the method's own, in fusions 0
+  std::size_t pool = 1;                 ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
+  std::optional<std::size_t> smooth{};  ///< neighbours on each side that smooth it; 0: none; empty: the method's own
   std::optional<deciding_heads> heads{};  ///< whose scores decide; empty: the method's own, deciding_heads::own for most
   std::optional<bool> pre_rope{};         ///< whether keys are scored as before RoPE; empty: the method's own, no for most
   selection select = selection::top_k;    ///< how tokens are picked by their scores
@@ -72,7 +73,7 @@ inline constexpr parameter policy_parameters[] = {
     option<&policy_options::every>("every", accepts::positive, "with capacity: compress when so many tokens exceed it"),
     option<&policy_options::recent_share>(
         "recent_share", accepts::fraction,
-        "share of the budget that the window is at least (default: the method's own, 0 for most)"),
+        "share of the budget that the window is at least (default: the method's own, 0 for most and in fusions)"),
     option<&policy_options::pool>("pool", accepts::odd, "neighbours that scores are averaged over"),
     option<&policy_options::smooth>(
         "smooth", accepts::count,
@@ -111,7 +112,8 @@ requires(!std::is_same_v<Scorer, method>) result<policy> make_policy(Scorer s, c
 
 /// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
 /// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
-/// makes room for the next of both.
+/// makes room for the next of both. The window is the largest `recent` of the methods, unless o.recent is given; their own
+/// recent_share does not count.
 LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const policy_options& o = {}, fusion by = fusion::sum);
 
 #if LAGKV_BODIES

@@ -44,9 +44,9 @@ struct policy {
 };
 
 /// Whether `p` can work on this layer and finds what it needs. Call it when a cache is set up, with the most rows that the layer
-/// will have, and with all that will be offered; afterwards compress() cannot fail. With fewer rows it cannot see that arrays are
-/// too small for more. It refuses budgets that make no sense, too: a share that is not above 0 and at most 1, every=0. Hosts that
-/// hold heads of different lengths say so by `any_length`; for others policies that need it are refused.
+/// will have, and with all that will be offered; afterwards compress() fails only for want of memory. With fewer rows it cannot
+/// see that arrays are too small for more. It refuses budgets that make no sense, too: a share that is not above 0 and at most 1,
+/// every=0. Hosts that hold heads of different lengths say so by `any_length`; for others policies that need it are refused.
 LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false);
 
 /// The most rows that a layer has in use at once, if a sequence of at most `tokens` tokens comes in pieces of at most `chunk`
