@@ -235,6 +235,8 @@ def main():
     parser.add_argument("--prompts", type=int, default=2, help="a task with fewer prompts does not count")
     parser.add_argument("--policies", help="parted by ';'; default all that a model has")
     parser.add_argument("--table", type=pathlib.Path, help="document whose tables are written anew; else they are printed")
+    parser.add_argument("--name", default="matrix", help="what that document calls the place of these tables")
+    parser.add_argument("--brief", action="store_true", help="the matrix alone, without a table a model")
     parser.add_argument("--svg", type=pathlib.Path, help="write the picture to this file")
     parser.add_argument("--html", type=pathlib.Path, help="write the page to this file")
     o = parser.parse_args()
@@ -246,9 +248,9 @@ def main():
         models.append(Model(own_name, (files or name).split(","), everywhere, o))
     lines = matrix(models)
     for m in models:
-        lines += ["", f"### {m.name}", "", about(m), "", *table_of(m)]
+        lines += ["", f"{m.name}: {about(m)}"] if o.brief else ["", f"### {m.name}", "", about(m), "", *table_of(m)]
     if o.table:
-        marked.write(o.table, "matrix", lines)
+        marked.write(o.table, o.name, lines)
     else:
         print("\n".join(lines))
     if o.svg:

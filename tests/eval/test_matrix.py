@@ -97,6 +97,17 @@ class Matrix(unittest.TestCase):
         self.assertIn("has no lines", self.run_it(self.a, "--table", page).stderr)
         self.assertEqual(page.read_text(), "no such lines")
 
+    def test_a_document_may_have_several_of_them(self):
+        page = pathlib.Path(self.folder.name) / "page.md"
+        page.write_text("<!-- matrix: begin -->\n<!-- matrix: end -->\n<!-- brief: begin -->\nold\n<!-- brief: end -->\n")
+        self.assertEqual(self.run_it(self.a, self.b, "--table", page, "--name", "brief", "--brief").stderr, "")
+        before, written = page.read_text().split("<!-- brief: begin -->")
+        self.assertEqual(before, "<!-- matrix: begin -->\n<!-- matrix: end -->\n")
+        self.assertIn("| `good` |", written)
+        self.assertIn("a: 3 prompts a task. Tasks that count: niah_single_1, prose_recall.", written)
+        self.assertNotIn("less than the full cache", written)
+        self.assertNotIn("old", written)
+
     def test_picture_and_page_stand_alone(self):
         svg, page = self.a.with_suffix(".svg"), self.a.with_suffix(".html")
         self.run_it(f"a<b={self.a}", f"b={self.b}", "--svg", svg, "--html", page)
