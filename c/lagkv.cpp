@@ -627,6 +627,8 @@ int32_t lagkv_score(const lagkv_policy* policy, const lagkv_layer* layer, const 
                      (c.begin != c.end && c.end + lag > layer->tokens)))  // the scorer reads the partition behind them
       return refuse({"candidates=", c.begin, " to ", c.end, ": must be whole partitions of lag=", lag,
                      " tokens, with one more behind them within the ", layer->tokens, " rows in use"});
+    if (c.partition != 0 && (c.end - c.begin) % c.partition != 0)
+      return refuse({"partition=", c.partition, ": must divide the ", c.end - c.begin, " candidates"});
     held_layer l;
     if (status s = prepare(policy, layer, {}, l, true); !s) return s;
     if (const std::size_t all = l.get().keys.heads() * (c.end - c.begin); count < all)

@@ -290,7 +290,8 @@ typedef struct lagkv_candidates {
 
 LAGKV_API lagkv_candidates lagkv_due(const lagkv_policy* policy, const lagkv_cursor* cursor, size_t tokens);
 
-/* The scores of the candidates, [heads][end - begin], to `scores`, which has room for `count`; higher stays. */
+/* The scores of the candidates, [heads][end - begin], to `scores`, which has room for `count`; higher stays. Their partition, if
+   it is not 0, must divide end - begin. */
 LAGKV_API int32_t lagkv_score(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_candidates* candidates,
                               lagkv_workspace* workspace, float* scores, size_t count, lagkv_error* error);
 

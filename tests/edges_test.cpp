@@ -157,6 +157,15 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"fuse:cur+key_diff,", "a key=value must stand before and after each comma"},
       {"fuse:cur+key_diff,,keep=0.5", "a key=value must stand before and after each comma"},
       {"fuse:,cur+key_diff", "a key=value must stand before and after each comma"},
+      {"fuse:cur+key_diff+,keep=0.5", "of: must be two to four methods joined by +"},
+      {"fuse:+cur+key_diff", "unknown method '': must be one of " + names_of(true)},
+      {"fuse:cur+key_diff,weights=1+2+", "weights: must be as many numbers as methods, such as 1+0.5"},
+      {"fuse:cur+key_diff,weights=0+0", "weights: all are 0: one at least must be above"},
+      {"fuse:cur+key_diff,by=best,weights=0+0.0", "weights: all are 0: one at least must be above"},
+      {"novelty:keep=0.25,every=32", "every=32: is for capacity and budget_mb: give one of them"},
+      {"key_norm:lag=16,every=2", "every=2: is for capacity and budget_mb: give one of them"},
+      {"key_norm:keep=0.5,chunk=7", "chunk=7: is the length of chunks: give select=chunks"},
+      {"key_norm:keep=0.5,safeguard=0", "safeguard=0: is a share of uneven heads: give select=adaptive"},
       {"fuse:cur+key_diff,weights=1+x", "weights: must be as many numbers as methods, such as 1+0.5"},
       {"fuse:cur+h2o,pre_rope=yes", "pre_rope=yes: queries meet keys as they are: not with a method that reads attention"},
       {"h2o:pre_rope=yes", "pre_rope=yes: queries meet keys as they are: not with a method that reads attention"},
@@ -776,6 +785,24 @@ TEST(accumulate, adds_what_all_methods_of_a_fusion_read) {
   EXPECT_NE(both.first, std::vector<float>(n));
   EXPECT_EQ(both.second, second.second);
   EXPECT_NE(both.second, std::vector<double>(both.second.size()));
+}
+
+// Weights that are shorter than the cache say nothing of its rows: compress() drops nothing then, and accumulate() adds nothing.
+TEST(accumulate, adds_no_weights_of_fewer_rows) {
+  constexpr std::size_t n = 60, d = 4, queries = 3;
+  const cube k = make_cube(47, 1, n, d);
+  host keys(layout::heads_first, dtype::f32, k);
+  for (const std::size_t columns : {n - 1, n, n + 5}) {
+    std::vector<float> weights(queries * columns, 0.25F), attention(n);
+    lagkv::extras e;
+    const auto width = static_cast<std::ptrdiff_t>(columns);
+    e.weights =
+        lagkv::strided<float>(weights.data(), {1, columns}, {width * static_cast<std::ptrdiff_t>(queries), width}, queries);
+    e.accumulated_attention = {attention.data(), n};
+    lagkv::workspace ws;
+    lagkv::accumulate(named("h2o:keep=0.5"), {keys.view(), {}, n, &e}, {}, queries, ws);
+    EXPECT_EQ(std::count(attention.begin(), attention.end(), 0.0F) == static_cast<std::ptrdiff_t>(n), columns < n) << columns;
+  }
 }
 
 // "Nothing happens for what is not offered", one thing at a time; and no tokens add nothing.

@@ -158,6 +158,17 @@ const auto one_thread = [](std::size_t n, const auto& work) {
   for (std::size_t i = 0; i < n; ++i) work(i, i % 2);  // as if by two threads
 };
 
+// A pool that gives all heads of the first pass to one worker: the others get theirs first when rows move.
+struct late_workers {
+  mutable int pass = 0;
+
+  template <class Work>
+  void operator()(std::size_t n, const Work& work) const {
+    ++pass;
+    for (std::size_t i = 0; i < n; ++i) work(i, pass == 1 ? 0U : (i + 1) % 2);
+  }
+};
+
 constexpr const char* policies[] = {"lagkv:sink=2,lag=32,ratio=0.3",
                                     "lagkv:sink=2,lag=32,ratio=0.3,form=local,pre_rope=yes",
                                     "lagkv:sink=2,lag=32,ratio=0.4,form=kvpress",
@@ -177,22 +188,24 @@ constexpr const char* policies[] = {"lagkv:sink=2,lag=32,ratio=0.3",
                                     "fuse:key_norm+cur,by=best,keep=0.3",
                                     "streaming_llm:capacity=90"};
 
-/// In both directions, by one worker and by two.
+/// In both directions, by one worker, by two, and by two of which one comes late.
 void expect_one_layer_all_or_nothing(const sequence_of_layers& before, const char* text) {
   const lagkv::policy p = named_any(text);
   for (toward direction : {toward::front, toward::window})
-    for (std::size_t workers : {1U, 2U})
+    for (std::size_t how : {1U, 2U, 3U})
       expect_all_or_nothing(
-          before, workers,
+          before, how == 1 ? 1U : 2U,
           [&](sequence_of_layers& s, std::span<lagkv::workspace> ws) {
             const lagkv::extras e = s.extras(0);
             const lagkv::layer l = s.layer(0, e);
-            if (workers == 1)
+            if (how == 1)
               lagkv::compress(p, l, s.at[0], ws[0], direction);
-            else
+            else if (how == 2)
               lagkv::compress(p, l, s.at[0], ws, one_thread, direction);
+            else
+              lagkv::compress(p, l, s.at[0], ws, late_workers{}, direction);
           },
-          std::string(text) + (direction == toward::front ? ", front, " : ", window, ") + std::to_string(workers));
+          std::string(text) + (direction == toward::front ? ", front, " : ", window, ") + std::to_string(how));
 }
 
 TEST(faults, compress_of_one_layer_is_all_or_nothing) {
@@ -203,7 +216,8 @@ TEST(faults, compress_of_one_layer_is_all_or_nothing) {
 // Blocks of partitions are 2 MiB: the last one is smaller, and its scratch too.
 TEST(faults, compress_in_blocks_of_partitions_is_all_or_nothing) {
   const sequence_of_layers before(21 * 64, {512});
-  for (const char* text : {"lagkv:sink=0,lag=64,ratio=0.3", "key_diff:lag=64,keep=0.3,sink=0"})
+  for (const char* text : {"lagkv:sink=0,lag=64,ratio=0.3", "lagkv:sink=0,lag=64,ratio=0.3,pre_rope=yes",
+                           "key_diff:lag=64,keep=0.3,sink=0", "novelty:lag=64,keep=0.3,sink=0,heads=own"})
     expect_one_layer_all_or_nothing(before, text);
 }
 

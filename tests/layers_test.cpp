@@ -687,6 +687,9 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
                          "key_norm:recent=10,capacity=50,every=9",
                          "key_norm:recent=10,capacity=50,recent_share=0.8",
                          "h2o:capacity=64",
+                         "key_norm:recent=10,keep=0.3,select=adaptive",
+                         "key_norm:recent=10,capacity=50,select=adaptive",
+                         "key_norm:recent=10,capacity=50,every=9,select=adaptive,safeguard=0",
                          "streaming_llm:capacity=40",
                          "streaming_llm:capacity=40,every=7",
                          "streaming_llm:keep=0.2",
@@ -703,14 +706,17 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
           const lagkv::budget b = lagkv::for_layer(p, layer, 3).budget;
           cursor at;
           std::size_t rows = 0, seen = 0;
+          bool of_all_heads = p.ragged;  // the first plan: one head may keep all its rows; from then on each is by itself
           while (seen < tokens) {
             std::size_t n = even ? chunk : 1 + random() % chunk;
             n = std::min(n, tokens - seen);
             rows += n, seen += n;
             most = std::max(most, rows);
             const lagkv::candidates c = b.due(at, rows);
-            rows -= c.rows.size() - c.keep;
-            if (!c.empty()) at.compressed = c.rows.begin + c.keep;
+            const std::size_t stay = of_all_heads ? c.rows.size() : c.keep;
+            of_all_heads = of_all_heads && c.empty();
+            rows -= c.rows.size() - stay;
+            if (!c.empty()) at.compressed = c.rows.begin + stay;
             at.tokens = rows, at.dropped = seen - rows;
           }
         }
@@ -721,6 +727,21 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
   }
   EXPECT_EQ(lagkv::peak_rows(named("key_norm:capacity=100,every=8"), 16, 100000), 100U + 7 + 16);
   EXPECT_EQ(lagkv::peak_rows(named("full"), 16, 1234), 1234U);
+}
+
+// A head whose values are a hundred times the others' takes nearly all of the budget of the first plan.
+TEST(peak_rows, has_room_for_a_head_that_keeps_all) {
+  constexpr std::size_t chunk = 512, heads = 2, room = 4 * chunk;
+  const lagkv::policy p = named("value_norm:capacity=256,select=adaptive,safeguard=0");
+  cube k = make_cube(61, heads, room, 8), v = make_cube(62, heads, room, 8);
+  for (std::size_t i = 0; i < v.x.size() / heads; ++i) v.x[i] *= 100;
+  cache c(layout::heads_first, dtype::f32, k, v);
+  lagkv::workspace ws;
+  std::size_t most = 0;
+  const lagkv::plan first = lagkv::plan_eviction(p, c.layer(chunk), {}, ws);
+  for (std::size_t h = 0; h < heads; ++h) most = std::max(most, first.tokens_after(h) + chunk);
+  EXPECT_GT(most, 256 + chunk);
+  EXPECT_LE(most, lagkv::peak_rows(p, chunk, 100000));
 }
 
 // ---- policies without scores ------------------------------------------------------------------------------------------

@@ -88,6 +88,31 @@ TEST_P(pre_rope, blocks_skipped_at_a_steady_pace) {
     }
 }
 
+// A workspace that has been elsewhere, at another pace, gives the same bits.
+TEST_P(pre_rope, nothing_is_left_of_what_was_read_before) {
+  const std::size_t tokens = 600, channels = 64;
+  const rope r{.base = 1e4F, .pairs = lagkv::rope::pairing::halves};
+  host memory(layout::heads_first, dtype::f32, make_cube(8, 2, tokens, channels));
+  lagkv::workspace used(GetParam());
+  std::mt19937 random(5);
+  for (int run = 0; run < 20; ++run) {
+    std::vector<std::uint32_t> positions(2 * tokens);
+    const auto pace = static_cast<std::uint32_t>(64 * (1 + random() % 5));
+    for (std::size_t i = 0; i < 2 * tokens; ++i)
+      positions[i] = 100000 + static_cast<std::uint32_t>(i % tokens) * pace + static_cast<std::uint32_t>(random() % 2);
+    const lagkv::rotated how{&r, {{positions.data(), static_cast<std::ptrdiff_t>(tokens)}}};
+    const auto rows = [&](lagkv::workspace& ws) {
+      std::vector<float> all;
+      for (std::size_t h = 0; h < 2; ++h)
+        lagkv::for_each_row(lagkv::pre_rope(memory.view(), how, ws), h, {0, tokens}, ws,
+                            [&](std::size_t, std::span<const float> row) { all.insert(all.end(), row.begin(), row.end()); });
+      return all;
+    };
+    lagkv::workspace fresh(GetParam());
+    ASSERT_EQ(rows(used), rows(fresh)) << run;
+  }
+}
+
 TEST_P(pre_rope, rows_without_known_positions_count_from_those_dropped) {
   lagkv::workspace ws(GetParam());
   const rope r{.base = 5000, .pairs = lagkv::rope::pairing::halves};

@@ -177,6 +177,21 @@ TEST(adaptive, a_threshold_takes_what_the_budget_has_room_for) {
 }
 
 // Where the budget has room, too: however the tokens come, what lies below the threshold goes.
+// Hosts copy plan.kept as it is.
+TEST(adaptive, a_plan_holds_its_rows_and_nothing_behind_them) {
+  const cube k = make_cube(76, 3, 120, 8), v = make_cube(77, 3, 120, 8);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  for (const char* text :
+       {"key_norm:keep=0.5,select=adaptive,threshold=-2.5,safeguard=0", "key_norm:keep=0.5,select=adaptive",
+        "key_norm:keep=0.5,lag=16,select=adaptive,threshold=-2.5", "key_norm:keep=0.5,select=chunks", "key_norm"}) {
+    lagkv::workspace ws;
+    const lagkv::plan& plan = lagkv::plan_eviction(named(text), c.layer(120), {}, ws);
+    EXPECT_FALSE(plan.empty()) << text;
+    EXPECT_EQ(plan.kept.size(), plan.first.back()) << text;
+    for (const std::uint32_t row : plan.kept) EXPECT_TRUE(row >= plan.candidates.begin && row < plan.candidates.end) << text;
+  }
+}
+
 TEST(adaptive, a_threshold_counts_however_the_tokens_come) {
   constexpr std::size_t n = 1024;
   for (const char* budget : {"keep=0.9", "keep=1", "keep=0.3", "lag=32,keep=1", "lag=32,keep=0.9"})

@@ -51,7 +51,8 @@ LAGKV_FN void advance(cursor& at, const plan& applied);
 
 /// The scores [heads][candidates] as the selector gets them: transformed, and fused if there are several scorers. They are the
 /// workspace's and hold until its next use. Does not look at protected rows, nor whether scores are needed. A policy without a
-/// scorer gives zeros. Positions: those of `c`, else those that the layer offers, else row + c.positions.dropped.
+/// scorer gives zeros. The rows of `c` are whole groups: its partitions, or all of them at once. Positions: those of `c`, else
+/// those that the layer offers, else row + c.positions.dropped.
 [[nodiscard]] LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidates& c, workspace& ws);
 
 // ---- all layers -------------------------------------------------------------------------------------------------------
@@ -431,7 +432,10 @@ LAGKV_FN void plan_and_move_all(const policy& p, const layer& l, const candidate
   });
   std::size_t peak = 0;
   for (const workspace& ws : workers) peak = ws.peak() > peak ? ws.peak() : peak;
-  for (workspace& ws : workers) make_room(l, peak, ws);
+  for (workspace& ws : workers) {
+    make_room(l, peak, ws);
+    static_cast<void>(shown(l, c.positions, p.pre_rope, ws));  // a worker may get its first head only now
+  }
   each_head(out.heads(), [&](std::size_t head, workspace& ws) { plan_and_move(p, l, c, head, out, ws, direction, 1, [] {}); });
 }
 

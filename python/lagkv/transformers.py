@@ -299,8 +299,8 @@ class CompressedLayer(DynamicLayer):
                                 **self._offers(entries, first, cursor.seen() + n, n))
             if sums:
                 lagkv.accumulate(self.policy, layer, cursor=cursor, n=n, workspace=self.cache.workspace)
-                if needs["accumulated_attention"]:
-                    layer.offer(queries=None)  # of the newest tokens alone: they have been counted
+                if needs["accumulated_attention"]:  # the newest tokens have been counted
+                    layer.offer(queries=self._last_queries(entries, cursor.seen() + n) if needs["queries"] else None)
             plans = lagkv.plan_eviction(self.policy, layer, cursor=cursor, workspace=self.cache.workspace) if due else []
             if plans and plans[0]:
                 counts = {p.tokens_after(h) for p in plans for h in range(p.heads)}
@@ -312,6 +312,10 @@ class CompressedLayer(DynamicLayer):
                 return after, first + torch.from_numpy(numpy.stack([[p.rows(h) for h in range(p.heads)] for p in plans]))
         return lagkv.Cursor(tokens, cursor.dropped, cursor.compressed), None
 
+    def _last_queries(self, entries: slice, most: int) -> torch.Tensor:
+        assert self.queries is not None
+        return _on_cpu(self.queries[entries, :, -min(most, self.queries.shape[-2]):])
+
     def _offers(self, entries: slice, first: int, seen: int, n: int) -> Dict[str, Any]:
         """For entries that have seen so many tokens, the newest n with this call, and whose rows begin at the first."""
         assert self.kept is not None
@@ -320,8 +324,8 @@ class CompressedLayer(DynamicLayer):
         if self.scale is not None:
             offers["scale"] = self.scale
         if self.queries is not None:
-            newest = n if needs["accumulated_attention"] else min(seen, self.queries.shape[-2])
-            offers["queries"] = _on_cpu(self.queries[entries, :, -newest:])
+            newest = n if needs["accumulated_attention"] else seen
+            offers["queries"] = self._last_queries(entries, newest)
         if self.attention is not None:
             offers["accumulated_attention"] = self.attention[entries, :, first:]
         if self.sums is not None:

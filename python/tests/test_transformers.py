@@ -59,7 +59,8 @@ def logits_with_masks(model, ids, steps, kept):
 POLICIES = ["lagkv:sink=4,lag=16,ratio=0.25", "key_diff:capacity=40,every=3,recent=8", "streaming_llm:capacity=40",
             "snapkv:window=16,keep=0.4", "h2o:capacity=50,recent=8", "tova:capacity=40", "novelty:keep=0.4,recent=8",
             "distinct:capacity=60,recent=8", "expected_attention:keep=0.4,recent=8", "value_norm:keep=0.5,recent=8,heads=shared",
-            "fuse:lagkv+key_norm,lag=16,keep=0.25", "cur:keep=0.5,recent=8,select=chunks,chunk=4", "full"]
+            "fuse:lagkv+key_norm,lag=16,keep=0.25", "fuse:h2o+snapkv,window=16,keep=0.4,recent=8",
+            "cur:keep=0.5,recent=8,select=chunks,chunk=4", "full"]
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -255,6 +255,9 @@ static void test_layers_and_scores(void) {
   REFUSED(lagkv_score(p, &l[0], &due, w, scores, 5, &error), "count=5: must be");
   const lagkv_candidates outside = {0, tokens + 1, 0, 0, 0, 0};
   REFUSED(lagkv_score(p, &l[0], &outside, w, scores, heads * n, &error), "must lie within the 300 rows in use");
+  lagkv_candidates uneven = due;
+  uneven.partition = n - 1;
+  REFUSED(lagkv_score(p, &l[0], &uneven, w, scores, heads * n, &error), "must divide the");
 
   l[1].tokens = 200;
   REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error), "layer 1: has 200 rows, layer 0 300: nothing moved");

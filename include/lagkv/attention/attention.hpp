@@ -71,7 +71,8 @@ LAGKV_FN void mark_bad_keys(const layer& l, std::size_t head, token_range candid
 }  // namespace detail
 
 /// Adds the attention of the last `queries` tokens to extras.accumulated_attention, as the mean over the query heads of each
-/// group: call it after each chunk or token, with its queries (or weights), before compress(). New rows of it must be 0.
+/// group: call it after each chunk or token, with its queries (or weights), before compress(). New rows of it must be 0. Weights
+/// of fewer rows than are in use add nothing.
 LAGKV_FN void accumulate_attention(const layer& l, std::size_t queries, workspace& ws);
 
 #if LAGKV_BODIES
@@ -184,6 +185,7 @@ LAGKV_FN void mark_bad_keys(const layer& l, std::size_t head, token_range candid
 
 LAGKV_FN void accumulate_attention(const layer& l, std::size_t queries, workspace& ws) {
   if (offered_queries(l) == 0 || !l.extra->accumulated_attention) return;
+  if (l.extra->weights && l.extra->weights.channels() < l.tokens) return;
   const workspace::frame scratch(ws);  // of given weights, a row at a time
   if (const tensor& side = l.extra->attention_source(); l.extra->weights)
     ws.reserve(2 * detail::room_of_rows(side) + side.channels() * sizeof(float));

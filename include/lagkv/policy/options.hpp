@@ -141,6 +141,8 @@ LAGKV_EDGE result<budget> make_budget(const method& m, const policy_options& o) 
   budget b{.sink = o.sink, .recent = o.recent.value_or(m.recent), .recent_share = o.recent_share.value_or(m.recent_share)};
   if ((o.keep ? 1 : 0) + (o.capacity ? 1 : 0) + (o.budget_mb ? 1 : 0) > 1)
     return error{"keep, capacity, budget_mb: give one of them"};
+  if (o.every != policy_options{}.every && !o.capacity && !o.budget_mb)
+    return refuse({"every=", o.every, ": is for capacity and budget_mb: give one of them"});
   if (o.lag != 0 && (o.capacity || o.budget_mb)) return refuse({"lag=", o.lag, ": a partition keeps a share: give keep"});
   if (o.lag != 0 && o.pyramid)
     return refuse({"lag=", o.lag, ": a partition keeps the same share in all layers: not with pyramid"});
@@ -172,6 +174,10 @@ LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o) 
   p.pre_rope = adjusted.pre_rope;
   p.same_rows = o.select == selection::chunks || (o.select == selection::top_k && adjusted.shared_heads);
   if (o.select == selection::chunks) p.select = chunks{o.chunk};
+  if (o.chunk != policy_options{}.chunk && o.select != selection::chunks)
+    return detail::refuse({"chunk=", o.chunk, ": is the length of chunks: give select=chunks"});
+  if (detail::differ(o.safeguard, policy_options{}.safeguard) && o.select != selection::adaptive)
+    return detail::refuse({"safeguard=", o.safeguard, ": is a share of uneven heads: give select=adaptive"});
   if (o.threshold && o.select != selection::adaptive)
     return detail::refuse({"threshold=", *o.threshold, ": heads would keep different numbers of tokens: give select=adaptive"});
   if (o.select == selection::adaptive)
@@ -186,6 +192,9 @@ LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const pol
     return detail::refuse({"methods=", methods.size(), ": must be from 2 to ", most});
   for (const method& m : methods)
     if (!detail::fits(accepts::weight, m.weight)) return detail::refuse({"weight=", m.weight, ": ", text(accepts::weight)});
+  double weights = 0;
+  for (const method& m : methods) weights += m.weight;
+  if (!(weights > 0)) return error{"weights: all are 0: one at least must be above"};
   method first = methods[0];
   for (const method& other : methods.subspan(1)) first.recent = first.recent > other.recent ? first.recent : other.recent;
   first.recent_share = 0;

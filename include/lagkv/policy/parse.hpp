@@ -134,15 +134,20 @@ LAGKV_EDGE result<policy> parse_fusion(std::string_view text, std::span<const me
   option_values tables[most + 1] = {option_values(shared_options)};
   const method_entry* entries[most] = {};
   std::size_t count = 0;
+  const auto refused = [](std::size_t own) {
+    return refuse({fusion_parameters[own].key, ": ", lagkv::text(fusion_parameters[own].accepts)});
+  };
+  if (given.of.ends_with('+')) return refused(0);
+  if (given.weights.ends_with('+')) return refused(1);
   for (std::string_view names = given.of; !names.empty(); ++count) {
     const std::string_view name = take(names, '+');
     const method_entry* found = find(name, known);
     if (found == nullptr || found->make == nullptr) return unknown_method(name, known, true);
-    if (count == most) return refuse({"of: ", lagkv::text(fusion_parameters[0].accepts)});
+    if (count == most) return refused(0);
     entries[count] = found;
     tables[count + 1] = option_values(found->own);
   }
-  if (count < 2) return refuse({"of: ", lagkv::text(fusion_parameters[0].accepts)});
+  if (count < 2) return refused(0);
   if (status s = assign(given.rest, std::span(tables, count + 1)); !s) return error{s.message()};
 
   const policy_options& options = policy_options_of(tables[0]);
@@ -154,7 +159,7 @@ LAGKV_EDGE result<policy> parse_fusion(std::string_view text, std::span<const me
     methods[i] = *made;
     if (given.weights.empty()) continue;
     const std::optional<double> weight = number(take(weights, '+'));
-    if (!weight || (i + 1 == count) != weights.empty()) return refuse({"weights: ", lagkv::text(fusion_parameters[1].accepts)});
+    if (!weight || (i + 1 == count) != weights.empty()) return refused(1);
     methods[i].weight = *weight;
   }
   if (given.by.empty()) return make_fusion({methods, count}, options);

@@ -253,7 +253,8 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
     const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);
     rest = larger(goal, b.sink + 1) + window->every - 1;
   }
-  return chunk >= tokens || rest >= tokens - chunk ? tokens : rest + chunk;
+  const auto and_chunk = [&](std::size_t rows) { return chunk >= tokens || rows >= tokens - chunk ? tokens : rows + chunk; };
+  return and_chunk(p.ragged ? and_chunk(rest) : rest);  // the first plan of all heads may leave one of them all that it has
 }
 
 LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {

@@ -172,7 +172,7 @@ LAGKV_FN void rotations::turn_to(std::int32_t block) {
     if (learn) p.jump = p.turned_by(static_cast<std::int32_t>(jump));
     fill_in(coarse_.data(), j, p.now);
   }
-  if (learn) jump_ = static_cast<std::int32_t>(jump);
+  if (learn || jump <= 0) jump_ = learn ? static_cast<std::int32_t>(jump) : 0;  // a head begins anew: no history counts
   block_ = block;
 }
 

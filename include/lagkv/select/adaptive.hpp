@@ -67,6 +67,7 @@ LAGKV_FN void adaptive::operator()(std::span<const float> scores, std::size_t he
       if (taken[head * n + i] > 0) out.kept[count++] = static_cast<std::uint32_t>(c.rows.begin + i);
   }
   out.first[heads] = count;
+  out.kept.resize(count);  // fewer than were made room for, if some do not reach the threshold
 }
 
 LAGKV_FN bool adaptive::keep_one(const float* scores, float* taken, std::size_t n) {
