@@ -25,10 +25,10 @@ LAGKV_FN std::size_t mean_and_inverse_variance(const double* sums, std::size_t c
 LAGKV_FN float add_ridge(float ridge, std::size_t varying, std::size_t channels, float* inverse);
 
 /// About so many rows tell what is usual, where there are more.
-inline constexpr std::size_t usual_rows = 2048;
+inline constexpr std::size_t usual_rows = 1024;
 
 /// What rows usually are: of u = x / |x| the mean of each channel and the inverse of its variance, over the rows of `reference`,
-/// from 3,072 of them on over 1,536 to 2,560 evenly spread ones. Returns how many channels vary.
+/// from 1,536 of them on over 768 to 1,280 evenly spread ones. Returns how many channels vary.
 LAGKV_FN std::size_t usual(const tensor& x, std::size_t head, token_range reference, float* mean, float* inverse, workspace& ws);
 
 /// The same of the keys of a layer; with extras.key_statistics, unless they count no key yet, over all keys that the sequence has

@@ -20,7 +20,7 @@ namespace lagkv::inline LAGKV_ABI {
 /// s_bc = 1 or -1 as sign() says. So keys that differ by an angle a, in units of what is usual, share each sign with probability
 /// 1 - a / pi (Charikar, STOC 2002). A key that is not finite takes no part and gets NaN, so it goes first.
 ///
-/// Reads each key once, and up to 3,071 of a head twice; values never. 2 * bits * channels flops a row. Keys are read as they
+/// Reads each key once, and up to 1,535 of a head twice; values never. 2 * bits * channels flops a row. Keys are read as they
 /// were before RoPE unless the policy says otherwise. Source: this project; docs/research.md.
 struct distinct_score {
   static constexpr std::size_t most_bits = 16;

@@ -17,7 +17,7 @@ namespace lagkv::inline LAGKV_ABI {
 /// by their variance. A channel that hardly varies counts for nothing; a zero row is u = 0; a row that is not finite takes no
 /// part and gets NaN, so it goes first.
 ///
-/// Reads each key once, and up to 3,071 of a head twice; likewise values if they have a weight. The method's own adjustments:
+/// Reads each key once, and up to 1,535 of a head twice; likewise values if they have a weight. The method's own adjustments:
 /// keys before RoPE, the mean over the heads of a layer, and a triangle over 8 neighbours on each side; docs/research.md says
 /// what each of them gives. Source: this project.
 struct novelty_score {
