@@ -3,6 +3,7 @@
 // Every row works on one layer of 8 heads, cold: before each iteration keys and values are restored and put out of the
 // CPU's caches, outside the timed part. x_read and x_memcpy are medians over the same iterations.
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -320,8 +321,13 @@ std::string name_of(const std::string& what, const setup& s) {
   return what + "/" + lagkv::name(s.type) + "/d" + std::to_string(s.dim) + "/" + std::to_string(s.tokens);
 }
 
-void add(const std::string& name, void (*run)(benchmark::State&, const setup&), const setup& s) {
+void add(const std::string& name, const std::function<void(benchmark::State&, const setup&)>& run, const setup& s) {
   benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { run(state, s); })->Unit(benchmark::kMillisecond);
+}
+
+void add_method(const setup& s, const std::string& policy) {
+  add(
+      name_of("method", s) + "/" + policy, [policy](benchmark::State& state, const setup& on) { method(state, on, policy); }, s);
 }
 
 void register_all() {
@@ -403,16 +409,10 @@ void register_all() {
                              "fuse:lagkv+key_diff,sink=16,lag=128,keep=0.25",
                              "key_norm:sink=16,keep=0.25,select=chunks",
                              "streaming_llm:sink=16,keep=0.25"})
-    benchmark::RegisterBenchmark((name_of("method", usual) + "/" + policy).c_str(), [=](benchmark::State& state) {
-      method(state, usual, policy);
-    })->Unit(benchmark::kMillisecond);
+    add_method(usual, policy);
   for (const std::size_t tokens : {1024U, 2048U, 4096U, 8192U, 65536U})  // what a call costs whatever the rows
-    for (const char* policy : {"recommended:sink=16,keep=0.25", "novelty:sink=16,keep=0.25"}) {
-      const setup other{.type = dtype::f16, .dim = 128, .tokens = tokens};
-      benchmark::RegisterBenchmark((name_of("method", other) + "/" + policy).c_str(), [=](benchmark::State& state) {
-        method(state, other, policy);
-      })->Unit(benchmark::kMillisecond);
-    }
+    for (const char* policy : {"recommended:sink=16,keep=0.25", "novelty:sink=16,keep=0.25"})
+      add_method({.type = dtype::f16, .dim = 128, .tokens = tokens}, policy);
   add(name_of("accumulate", usual), accumulate, usual);
 
   benchmark::RegisterBenchmark("due/nothing", due_nothing);

@@ -190,10 +190,11 @@ LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const pol
   constexpr std::size_t most = policy::most_fused + 1;
   if (methods.size() < 2 || methods.size() > most)
     return detail::refuse({"methods=", methods.size(), ": must be from 2 to ", most});
-  for (const method& m : methods)
-    if (!detail::fits(accepts::weight, m.weight)) return detail::refuse({"weight=", m.weight, ": ", text(accepts::weight)});
   double weights = 0;
-  for (const method& m : methods) weights += m.weight;
+  for (const method& m : methods) {
+    if (!detail::fits(accepts::weight, m.weight)) return detail::refuse({"weight=", m.weight, ": ", text(accepts::weight)});
+    weights += m.weight;
+  }
   if (!(weights > 0)) return error{"weights: all are 0: one at least must be above"};
   method first = methods[0];
   for (const method& other : methods.subspan(1)) first.recent = first.recent > other.recent ? first.recent : other.recent;

@@ -53,13 +53,14 @@ class rotations {
   struct turned {
     double cosine, sine;
 
+    static turned by(double angle) { return {__builtin_cos(angle), __builtin_sin(angle)}; }
     turned operator*(turned by) const { return {cosine * by.cosine - sine * by.sine, cosine * by.sine + sine * by.cosine}; }
   };
   struct pair {
     double angle = 0;
     turned step{}, jump{}, now{};  // by one block, by jump_ of them, and by those of block_
 
-    turned turned_by(std::int32_t blocks) const;
+    turned turned_by(std::int32_t blocks) const { return turned::by(angle * (static_cast<double>(blocks) * together)); }
   };
 
   std::size_t dims() const { return by_.rotated(channels_); }
@@ -127,10 +128,8 @@ LAGKV_FN void rotations::prepare(const rope& r, std::size_t channels) {
     pair& p = pairs_[j];
     p.angle = r.angle(j, channels);
     p.step = p.turned_by(1);
-    for (std::size_t i = 0; i < rows_together; ++i) {
-      const double angle = p.angle * static_cast<double>(i);
-      fill_in(fine_.data() + i * 2 * width(), j, {__builtin_cos(angle), __builtin_sin(angle)});
-    }
+    for (std::size_t i = 0; i < rows_together; ++i)
+      fill_in(fine_.data() + i * 2 * width(), j, turned::by(p.angle * static_cast<double>(i)));
   }
   block_ = none;
   jump_ = 0;
@@ -154,25 +153,20 @@ LAGKV_FN void rotations::fill_in(float* row, std::size_t j, turned t) const {
     row[j] = cosine, sines[j] = sine;
 }
 
-LAGKV_FN rotations::turned rotations::pair::turned_by(std::int32_t blocks) const {
-  const double by = angle * (static_cast<double>(blocks) * together);
-  return {__builtin_cos(by), __builtin_sin(by)};
-}
-
 LAGKV_FN void rotations::turn_to(std::int32_t block) {
   const std::int64_t jump = block_ != none ? std::int64_t{block} - block_ : 0;
   const bool next = jump == 1, again = jump > 1 && jump == jump_;
-  const bool learn = !next && !again && jump > 1;
+  if (!next && !again) jump_ = jump > 1 ? static_cast<std::int32_t>(jump) : 0;  // a head begins anew: no history counts
   for (std::size_t j = 0; j < pairs_.size(); ++j) {
     pair& p = pairs_[j];
-    if (next || again)
+    if (next || again) {
       p.now = p.now * (next ? p.step : p.jump);
-    else
+    } else {
       p.now = p.turned_by(block);
-    if (learn) p.jump = p.turned_by(static_cast<std::int32_t>(jump));
+      if (jump_ != 0) p.jump = p.turned_by(jump_);
+    }
     fill_in(coarse_.data(), j, p.now);
   }
-  if (learn || jump <= 0) jump_ = learn ? static_cast<std::int32_t>(jump) : 0;  // a head begins anew: no history counts
   block_ = block;
 }
 

@@ -174,16 +174,15 @@ class recording {
     };
     const llama_pos last = rows_.back();
     std::vector<bool> stays(rows_.size(), false);
-    std::size_t next = place(cells_[0], 0), left = 0;
+    std::size_t next = place(cells_[0], 0);
     if (next == now.size()) next = 0;
     for (std::size_t row = 0; row < rows_.size(); ++row) {
       const std::size_t found = place(cells_[row], next);
       if (found == now.size()) continue;
-      stays[row] = true;
-      rows_[left] = positions[found], cells_[left] = cells_[row];
-      ++left, next = found + 1;
+      stays[row] = true, rows_[row] = positions[found];
+      next = found + 1;
     }
-    retain(stays, left, last);
+    retain(stays, last);
   }
 
   /// Of its rows those at these positions are still there.
@@ -193,10 +192,7 @@ class recording {
     const llama_pos last = rows_.back();
     std::vector<bool> stays;
     for (const llama_pos row : rows_) stays.push_back(std::binary_search(positions.begin(), positions.end(), row));
-    std::size_t left = 0;
-    for (std::size_t row = 0; row < stays.size(); ++row)
-      if (stays[row]) rows_[left] = rows_[row], cells_[left++] = cells_[row];
-    retain(stays, left, last);
+    retain(stays, last);
   }
 
   /// Its rows, or the last of them, lie in these cells now.
@@ -379,9 +375,11 @@ class recording {
     }
   };
 
-  /// Only the rows that are marked stay, as many as `left`, which stand first already; `last`: the position of the last one of
-  /// before.
-  void retain(const std::vector<bool>& stays, std::size_t left, llama_pos last) {
+  /// Only the rows that are marked stay; `last`: the position that the last one had.
+  void retain(const std::vector<bool>& stays, llama_pos last) {
+    std::size_t left = 0;
+    for (std::size_t row = 0; row < stays.size(); ++row)
+      if (stays[row]) rows_[left] = rows_[row], cells_[left++] = cells_[row];
     for (layer_part& l : layers_)
       if (l.last == last) l.last = left > 0 ? rows_[left - 1] : -1;
     if (left == rows_.size()) return;
