@@ -121,9 +121,13 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"key_norm:pyramid=0.5", "pyramid=0.5: must be from 1 to 1000000"},
       {"key_norm:pool=4", "pool=4: must be an odd number"},
       {"key_norm:every=0", "every=0: must be a whole number from 1 to 2147483647"},
-      {"key_norm:select=best", "select=best: must be one of top_k, chunks, adaptive"},
+      {"key_norm:select=best", "select=best: must be one of top_k, chunks, adaptive, by_head"},
       {"key_norm:select=chunks,chunk=0", "chunk=0: must be a whole number from 1 to 2147483647"},
       {"key_norm:select=adaptive,safeguard=1.5", "safeguard=1.5: must be from 0 to 1"},
+      {"key_norm:select=by_head", ""},
+      {"recommended:select=by_head,recent_share=0", ""},
+      {"key_norm:select=by_head,recent_share=0.5", "recent_share=0.5: heads have windows of one length: not with select=by_head"},
+      {"key_norm:select=by_head,pyramid=2", "pyramid=2: the budgets of heads say what layers keep: not with select=by_head"},
       {"key_norm:select=adaptive,threshold=-4", ""},
       {"key_norm:select=adaptive,threshold=nan", "threshold=nan: must be from -100000 to 100000"},
       {"key_norm:threshold=-4", "threshold=-4: heads would keep different numbers of tokens: give select=adaptive"},
@@ -326,7 +330,7 @@ TEST(parse, fusions_give_each_key_to_every_method_that_has_it) {
 TEST(parse, fusions_need_what_each_method_needs) {
   const auto flags = [](const lagkv::needs& n) {
     return std::vector<bool>{n.values,     n.all_rows, n.accumulated_attention, n.query_statistics, n.calibrated,
-                             n.importance, n.rope,     n.key_statistics};
+                             n.importance, n.rope,     n.key_statistics,        n.head_budgets};
   };
   for (const lagkv::method_entry* a : lagkv::methods())
     for (const lagkv::method_entry* b : lagkv::methods()) {
@@ -638,6 +642,37 @@ TEST(check, side_arrays_that_no_memory_has) {
   const lagkv::tensor many = lagkv::strided<float>(memory, {1U << 20, 4}, {std::ptrdiff_t{1} << 16, 4, 1}, 5000);
   EXPECT_EQ(lagkv::check(p, {many, {}, 5000}, true).message(),
             "tokens=5000: heads of different lengths must have at most 4294967295 rows together, not 1048576 times as many");
+}
+
+TEST(check, budgets_of_heads) {
+  const lagkv::policy p = named("key_norm:sink=0,recent=0,keep=0.5,select=by_head");
+  lagkv::extras e;
+  const lagkv::tensor three = lagkv::strided<float>(memory, {3, 4}, {400, 4, 1}, 100);
+  std::vector<float> budgets;
+  const auto said = [&](bool any_length = true) {
+    e.head_budgets = budgets;
+    return check(p, {three, {}, 100, &e}, any_length).message();
+  };
+  EXPECT_EQ(said(), "head_budgets: the policy reads the budget of each head; the layer offers none");
+  budgets = {1, 2};
+  EXPECT_EQ(said(), "head_budgets: 2 heads: must be the 3 of the keys");
+  for (const float wrong : {-0.5F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    budgets = {1, 0, wrong};
+    EXPECT_NE(said().find("of head 2: must be 0 or more, and finite"), std::string::npos) << wrong;
+  }
+  budgets = {1, 0, 4};
+  EXPECT_EQ(said(), "");
+  EXPECT_EQ(said(false), "policy: keeps different numbers of tokens a head, which this cache cannot hold");
+
+  // A call at which they are missing, or are of other heads, drops nothing.
+  lagkv::workspace ws;
+  EXPECT_FALSE(plan_eviction(p, {three, {}, 100, &e}, {}, ws).empty());
+  for (const std::size_t heads : {0U, 2U, 4U}) {
+    budgets.assign(heads, 1);
+    e.head_budgets = budgets;
+    EXPECT_TRUE(plan_eviction(p, {three, {}, 100, &e}, {}, ws).empty()) << heads;
+  }
+  EXPECT_TRUE(plan_eviction(p, {three, {}, 100}, {}, ws).empty());
 }
 
 TEST(check, statistics_of_queries_that_do_not_fit_each_other) {

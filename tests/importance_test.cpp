@@ -86,6 +86,43 @@ TEST(layer_shares, of_what_is_none) {
   EXPECT_EQ(lagkv::layer_shares(one, 0.5, 1.5).message(), "safeguard=1.5: must be from 0 to 1");
 }
 
+TEST(head_budgets, are_multiples_of_the_shares_of_all_heads) {
+  std::mt19937 draw(32);
+  for (int run = 0; run < 50; ++run) {
+    const std::size_t layers = 1 + draw() % 4, heads = 1 + draw() % 3, rows = 100;
+    std::vector<std::vector<std::vector<float>>> importance(layers, std::vector<std::vector<float>>(heads));
+    std::vector<std::vector<float>> lists;
+    for (auto& of_layer : importance)
+      for (auto& list : of_layer) {
+        const auto scale = static_cast<float>(1 + draw() % 9);
+        for (std::size_t i = 0; i < rows; ++i) list.push_back(scale * static_cast<float>(draw() % 1000));
+        lists.push_back(list);
+      }
+    const double share = static_cast<double>(1 + draw() % 9) / 10;
+    const auto budgets = lagkv::head_budgets(importance, share);
+    const auto shares = lagkv::layer_shares(lists, share, 0.1);
+    ASSERT_TRUE(budgets) << budgets.message();
+    double sum = 0;
+    for (std::size_t i = 0; i < layers; ++i)
+      for (std::size_t h = 0; h < heads; ++h) {
+        EXPECT_FLOAT_EQ((*budgets)[i][h], static_cast<float>((*shares)[i * heads + h] / share));
+        sum += static_cast<double>((*budgets)[i][h]);
+      }
+    EXPECT_NEAR(sum / static_cast<double>(layers * heads), 1, 0.11) << "1 on the average, but for heads without a row";
+  }
+  EXPECT_EQ(lagkv::head_budgets({}, 2).message(), "share=2: must be above 0 and at most 1");
+  EXPECT_TRUE(lagkv::head_budgets({}, 0.5)->empty());
+}
+
+TEST(even_sample, stands_for_the_list) {
+  std::vector<float> list;
+  for (int i = 0; i < 1000; ++i) list.push_back(static_cast<float>((i * 37) % 1000));
+  const std::vector<float> sample = lagkv::even_sample(list, 10);
+  EXPECT_EQ(sample, (std::vector<float>{949, 849, 749, 649, 549, 449, 349, 249, 149, 49}));
+  EXPECT_EQ(lagkv::even_sample({1, NAN, 3}, 10), (std::vector<float>{3, 1, -INFINITY}));
+  EXPECT_TRUE(lagkv::even_sample({}, 3).empty());
+}
+
 /// Importance that a map gives exactly, and the map that is fitted to it.
 struct known_map {
   static constexpr std::size_t heads = 2, tokens = 400, keys = 12, values = 7;

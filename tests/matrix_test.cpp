@@ -200,39 +200,48 @@ INSTANTIATE_TEST_SUITE_P(all, matrix,
 
 class ragged : public testing::TestWithParam<std::string> {};
 
+/// Budgets of three heads, 1 on the average.
+const std::vector<float> uneven{0.5F, 2, 0.5F};
+
 TEST_P(ragged, heads_share_one_budget_and_go_on_by_themselves) {
-  const std::string text = GetParam() + "sink=3,recent=6,keep=0.4,select=adaptive,safeguard=0.5";
-  const auto parsed = lagkv::parse(text, lagkv::methods_with_eigen());
-  ASSERT_TRUE(parsed) << parsed.message();
   const cube k = make_cube(64, 3, tokens, channels), v = make_cube(65, 3, tokens, channels);
   const cube q = make_cube(66, 6, tokens, channels);
-  for (layout l : all_layouts) {
-    SCOPED_TRACE(name(l));
-    asked_cache c(l, dtype::f32, k, v, last_rows(q, 100, 100));
-    const cache original = c.kv;
-    lagkv::layer layer = c.layer(100);
-    ASSERT_FALSE(check(*parsed, layer)) << "hosts must say that they can";
-    ASSERT_EQ(check(*parsed, layer, true).message(), "");
-    lagkv::workspace ws;
-    const lagkv::plan plan = lagkv::plan_eviction(*parsed, layer, {}, ws);
-    const lagkv::candidates due = parsed->budget.due({}, 100);
-    ASSERT_EQ(plan.kept.size(), 3 * due.keep);
-    for (std::size_t h = 0; h < 3; ++h) {
-      ASSERT_GE(plan.of(h).size(), due.keep / 2);
-      ASSERT_TRUE(std::is_sorted(plan.of(h).begin(), plan.of(h).end()));
-    }
-    lagkv::compact(layer, plan);
-    for (std::size_t h = 0; h < 3; ++h) {
-      lagkv::cursor at;
-      lagkv::advance(at, plan, h);
-      ASSERT_EQ(at.tokens, plan.tokens_after(h));
-      ASSERT_EQ(at.seen(), 100U);
-      for (std::size_t i = 0; i < at.tokens; ++i) {
-        ASSERT_EQ(c.kv.keys.row(h, i), original.keys.row(h, plan.source(h, i)));
-        ASSERT_EQ(c.kv.values.row(h, i), original.values.row(h, plan.source(h, i)));
+  for (const std::string select : {"adaptive,safeguard=0.5", "by_head"}) {
+    const std::string text = GetParam() + "sink=3,recent=6,keep=0.4,select=" + select;
+    const auto parsed = lagkv::parse(text, lagkv::methods_with_eigen());
+    ASSERT_TRUE(parsed) << parsed.message();
+    for (layout l : all_layouts) {
+      SCOPED_TRACE(select + std::string(", ") + name(l));
+      asked_cache c(l, dtype::f32, k, v, last_rows(q, 100, 100));
+      const cache original = c.kv;
+      lagkv::layer layer = c.layer(100);
+      c.extras.head_budgets = uneven;
+      ASSERT_FALSE(check(*parsed, layer)) << "hosts must say that they can";
+      ASSERT_EQ(check(*parsed, layer, true).message(), "");
+      lagkv::workspace ws;
+      const lagkv::plan plan = lagkv::plan_eviction(*parsed, layer, {}, ws);
+      const lagkv::candidates due = parsed->budget.due({}, 100);
+      ASSERT_EQ(plan.kept.size(), 3 * due.keep) << "together as many as with equal budgets";
+      for (std::size_t h = 0; h < 3; ++h) {
+        ASSERT_GE(plan.of(h).size(), select == "by_head" ? due.keep / 3 : due.keep / 2);
+        ASSERT_TRUE(std::is_sorted(plan.of(h).begin(), plan.of(h).end()));
       }
+      if (select == "by_head") {
+        ASSERT_GT(plan.of(1).size(), 2 * plan.of(0).size());
+      }
+      lagkv::compact(layer, plan);
+      for (std::size_t h = 0; h < 3; ++h) {
+        lagkv::cursor at;
+        lagkv::advance(at, plan, h);
+        ASSERT_EQ(at.tokens, plan.tokens_after(h));
+        ASSERT_EQ(at.seen(), 100U);
+        for (std::size_t i = 0; i < at.tokens; ++i) {
+          ASSERT_EQ(c.kv.keys.row(h, i), original.keys.row(h, plan.source(h, i)));
+          ASSERT_EQ(c.kv.values.row(h, i), original.values.row(h, plan.source(h, i)));
+        }
+      }
+      ASSERT_TRUE(c.kv.intact());
     }
-    ASSERT_TRUE(c.kv.intact());
   }
 }
 

@@ -249,6 +249,145 @@ TEST(adaptive, a_head_of_which_nothing_else_is_left_keeps_its_best_row) {
   }
 }
 
+/// by_head's rule: what budgets of `even` rows, `beside` of them no candidates, leave a head of n candidates.
+std::size_t rows_by_head(double multiple, std::size_t keep, std::size_t n, std::size_t beside) {
+  const double even = static_cast<double>(keep + beside), all = static_cast<double>(n + beside);
+  if (multiple * (even + 1) >= all) return n;
+  return static_cast<std::size_t>(std::max(0.0, std::round(multiple * even) - static_cast<double>(beside)));
+}
+
+TEST(by_head, each_head_keeps_the_best_rows_of_its_own_budget) {
+  std::mt19937 draw(5);
+  for (unsigned seed = 0; seed < 200; ++seed) {
+    const std::size_t part = 1 + draw() % 40, parts = 1 + draw() % 3, n = part * parts, keep = draw() % (part + 1);
+    const std::size_t heads = 1 + seed % 4, beside = draw() % 2 * 20;
+    const bool partitioned = draw() % 2 == 0;
+    const auto s = random_scores(heads, n, seed);
+    std::vector<float> budgets;
+    for (std::size_t h = 0; h < heads; ++h) budgets.push_back(static_cast<float>(draw() % 17) / 4);
+    lagkv::candidates c{.rows = {7, 7 + n}, .keep = keep, .head_budgets = budgets};
+    if (partitioned) c.partition = part, c.keep_each = keep, c.keep = parts * keep;
+    lagkv::plan p;
+    p.reset(c.rows, n + beside, heads, c.keep);
+    lagkv::workspace ws;
+    lagkv::by_head{}(flat(s), heads, c, p, ws);
+    for (std::size_t h = 0; h < heads; ++h) {
+      std::vector<std::size_t> expected;
+      for (std::size_t at = 0; at < n; at += c.group()) {
+        std::vector<std::size_t> rows(c.group());
+        std::iota(rows.begin(), rows.end(), at);
+        std::stable_sort(rows.begin(), rows.end(), [&](std::size_t a, std::size_t b) { return s[h][a] > s[h][b]; });
+        rows.resize(rows_by_head(static_cast<double>(budgets[h]), keep, c.group(), partitioned ? 0 : beside));
+        std::sort(rows.begin(), rows.end());
+        expected.insert(expected.end(), rows.begin(), rows.end());
+      }
+      std::vector<std::size_t> found;
+      for (const std::uint32_t row : p.of(h)) found.push_back(row - 7);
+      if (expected.empty() && beside == 0) {
+        ASSERT_EQ(found.size(), 1U) << "one row always stays";
+        continue;
+      }
+      ASSERT_EQ(found, expected) << "seed " << seed << ", head " << h << ", budget " << budgets[h];
+    }
+    ASSERT_EQ(p.kept.size(), p.first[heads]) << "nothing behind its rows";
+  }
+}
+
+TEST(by_head, budgets_of_one_are_no_budgets_of_heads) {
+  const cube k = make_cube(71, 3, 300, 16), v = make_cube(72, 3, 300, 16);
+  for (const char* budget : {"keep=0.3", "capacity=90", "keep=0.25,recent_share=0.4", "keep=0.5,lag=32"}) {
+    support::cache own(layout::heads_first, dtype::f32, k, v);
+    const std::string text = std::string("key_diff:sink=3,recent=9,") + budget;
+    const std::vector<float> budgets(3, 1);
+    lagkv::extras e;
+    e.head_budgets = budgets;
+    lagkv::layer l = own.layer(300);
+    l.extra = &e;
+    lagkv::workspace ws;
+    const lagkv::plan expected = plan_eviction(named(text), l, {}, ws);
+    const lagkv::plan& found = plan_eviction(named(text + ",select=by_head"), l, {}, ws);
+    EXPECT_EQ(found.kept, expected.kept) << budget;
+    EXPECT_EQ(found.first, expected.first) << budget;
+  }
+}
+
+// Heads that keep all, and heads that keep sinks and window only, beside protected rows.
+TEST(by_head, all_or_nothing) {
+  const cube k = make_cube(73, 2, 300, 16);
+  support::cache own(layout::heads_first, dtype::f32, k, k);
+  const std::vector<float> budgets{4, 0};
+  const std::vector<std::uint32_t> stay{100, 200};
+  lagkv::extras e;
+  e.head_budgets = budgets;
+  lagkv::layer l = own.layer(300);
+  l.extra = &e;
+  lagkv::workspace ws;
+  for (const char* budget : {"keep=0.25", "capacity=75", "keep=0.01"}) {
+    const lagkv::policy p = named(std::string("key_diff:sink=4,recent=10,select=by_head,") + budget);
+    const bool tiny = std::string(budget) == "keep=0.01";
+    e.protect = {};
+    const lagkv::plan plain = plan_eviction(p, l, {}, ws);
+    EXPECT_EQ(plain.tokens_after(0), tiny ? 56U : 300U) << budget;
+    EXPECT_EQ(plain.tokens_after(1), 14U) << budget;
+    if (std::string(budget) != "keep=0.25") continue;
+    e.protect = stay;
+    EXPECT_EQ(plan_eviction(p, l, {}, ws).tokens_after(1), 16U) << budget;
+  }
+}
+
+// Each head goes on by itself as its own budget says, not as the even one does.
+TEST(by_head, heads_go_on_by_themselves) {
+  constexpr std::size_t first = 400, last = 1200, channels = 8;
+  const cube k = make_cube(74, 3, last, channels);
+  std::vector<float> memory(3 * last * channels);
+  const auto view = [&](std::size_t head, std::size_t count) {
+    return lagkv::strided<float>(memory.data() + head * last * channels, {count, channels}, {last * channels, channels}, last);
+  };
+  const std::vector<float> budgets{0.25F, 1, 4};
+  for (const char* budget : {"keep=0.25", "capacity=100"}) {
+    for (std::size_t h = 0; h < 3; ++h) std::copy_n(k.row(h, 0), first * channels, memory.data() + h * last * channels);
+    const lagkv::policy p = named(std::string("key_diff:sink=4,recent=8,select=by_head,") + budget);
+    lagkv::extras e;
+    e.head_budgets = budgets;
+    lagkv::workspace ws;
+    const lagkv::plan plan = plan_eviction(p, {view(0, 3), {}, first, &e}, {}, ws);
+    lagkv::compact(view(0, 3), plan);
+    for (std::size_t h = 0; h < 3; ++h) {
+      const lagkv::policy own = lagkv::for_head(p, static_cast<double>(budgets[h]));
+      ASSERT_EQ(check(own, {view(h, 1), {}, first}).message(), "") << "as one head needs nothing more";
+      lagkv::cursor at;
+      advance(at, plan, h);
+      std::size_t rows = at.tokens;
+      for (std::size_t t = first; t < last; ++t) {
+        std::copy_n(k.row(h, t), channels, memory.data() + (h * last + rows) * channels);
+        rows = compress(own, {view(h, 1), {}, rows + 1}, at, ws);
+        const double goal =
+            std::string(budget) == "keep=0.25" ? 0.25 * budgets[h] * static_cast<double>(t + 1) : 100.0 * budgets[h];
+        const double kept = std::min(goal, static_cast<double>(t + 1));
+        ASSERT_NEAR(static_cast<double>(rows), kept, 2 + 16) << budget << ", head " << h << ", token " << t;
+      }
+    }
+  }
+}
+
+TEST(for_head, scales_each_budget) {
+  const auto scaled = [](const char* text, double multiple) { return lagkv::for_head(named(text), multiple).budget; };
+  EXPECT_DOUBLE_EQ(scaled("key_norm:keep=0.25", 2).as<lagkv::keep::share>()->of_all, 0.5);
+  EXPECT_DOUBLE_EQ(scaled("key_norm:keep=0.25", 9).as<lagkv::keep::share>()->of_all, 1);
+  EXPECT_DOUBLE_EQ(scaled("lagkv:ratio=0.25", 2).as<lagkv::keep::partitions>()->ratio, 0.5);
+  EXPECT_EQ(scaled("key_norm:capacity=100,every=3", 2.5).as<lagkv::keep::capacity>()->rows, 250U);
+  EXPECT_EQ(scaled("key_norm:capacity=100,every=3", 2.5).as<lagkv::keep::capacity>()->every, 3U);
+  EXPECT_EQ(scaled("streaming_llm:capacity=100", 0.5).as<lagkv::keep::window>()->rows, 50U);
+  EXPECT_DOUBLE_EQ(scaled("streaming_llm:keep=0.5", 0.5).as<lagkv::keep::window>()->of_all, 0.25);
+  EXPECT_NE(scaled("full", 2).as<lagkv::keep::everything>(), nullptr);
+  float row[4] = {};
+  const lagkv::tensor one = lagkv::strided<float>(row, {1, 4}, {4, 4, 1}, 0);
+  for (const double odd : {0.0, -1.0, std::nan(""), HUGE_VAL})
+    for (const char* text : {"key_norm:keep=0.25", "lagkv:ratio=0.25", "key_norm:capacity=100", "streaming_llm:capacity=100",
+                             "streaming_llm:keep=0.5"})
+      EXPECT_EQ(check(lagkv::for_head(named(text), odd), {one, one, 0}).message(), "") << text << " " << odd;
+}
+
 TEST(adaptive, in_each_partition) {
   const auto s = random_scores(3, 60, 98);
   const auto found = kept_by(lagkv::adaptive{0.2}, s, 7, 20);

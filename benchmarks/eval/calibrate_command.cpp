@@ -22,7 +22,8 @@ extern const std::string_view calibration_text;  // tasks/text/calibration.txt, 
 
 namespace {
 
-constexpr std::size_t skipped = 4;  // tokens at a text's start, as kvpress does
+constexpr std::size_t skipped = 4;    // tokens at a text's start, as kvpress does
+constexpr std::size_t sampled = 256;  // rows that stand for those of a head
 
 std::vector<llama_token> tokens_of(const calibrate_options& o, const host::model& m) {
   std::string text(o.texts.empty() ? calibration_text : "");
@@ -64,8 +65,8 @@ std::vector<lagkv::query_statistics> count_queries(const calibrate_options& o, h
 }
 
 // Each text, an instruction to say it again, and the text again.
-std::vector<lagkv::importance_map> count_importance(const calibrate_options& o, const host::model& model, host::session& session,
-                                                    std::span<const llama_token> tokens) {
+void count_importance(const calibrate_options& o, const host::model& model, host::session& session,
+                      std::span<const llama_token> tokens, host::calibration& c) {
   const std::vector<llama_token> between = model.tokenize("\n\nRepeat the previous context exactly.\n\n", false);
   const std::size_t n = (o.length - std::min(o.length, between.size())) / 2;
   if (n <= skipped || n > tokens.size())
@@ -80,7 +81,11 @@ std::vector<lagkv::importance_map> count_importance(const calibrate_options& o, 
     add(counted, session);
     say("importance", begin + n, tokens.size());
   }
-  return counted.maps();
+  c.importance = counted.maps();
+  for (const auto& heads : counted.importance()) {
+    auto& samples = c.head_importance.emplace_back();
+    for (const std::vector<float>& head : heads) samples.push_back(lagkv::even_sample(head, sampled));
+  }
 }
 
 }  // namespace
@@ -93,7 +98,7 @@ int calibrate_command(const calibrate_options& o) {
   host::calibration c{.model = model.signature()};
   const auto asked = [&](const char* what) { return std::ranges::find(o.count, what) != o.count.end(); };
   if (asked("queries")) c.queries = count_queries(o, session, tokens);
-  if (asked("importance")) c.importance = count_importance(o, model, session, tokens);
+  if (asked("importance")) count_importance(o, model, session, tokens, c);
   host::write_calibration(o.out, c);
   return 0;
 }

@@ -33,6 +33,7 @@
 #include "results.hpp"
 #include "tasks/task.hpp"
 #include "trial.hpp"
+#include "uneven.hpp"
 
 namespace eval {
 namespace {
@@ -168,10 +169,12 @@ void runner::make_sessions() {
   o.threads = 1;
   for (int i = 0; i < info_.threads; ++i) {
     workers_.push_back(std::make_unique<host::session>(model_, o));
-    // Its probe has seen the cache then, and llama.cpp has its first logits from one thread.
+    // Its probe has seen the cache then, knows which layers have full attention, and llama.cpp has its first logits from one
+    // thread.
     const std::vector<llama_token> some = model_.tokenize("The grass is green.");
     if (!workers_.back()->feed(some)) throw std::runtime_error("the cache has no room for a sentence");
     static_cast<void>(workers_.back()->next());
+    static_cast<void>(lagkv::llama::find_recorded_cache(workers_.back()->get(), workers_.back()->probe()));
   }
 }
 
@@ -279,6 +282,7 @@ std::string runner::refusal(const host::named_policy& policy) {
     const auto type = lagkv::llama::dtype_of_ggml(host::parse_cache_types(options_.cache_type).values);
     if (const lagkv::status ok = lagkv::check_refit(*type); !ok) return "refit: " + ok.message();
   }
+  if (policy.rules.ragged) return uneven_obstacle(policy, *prefill_, options_.transposed, options_.chunk > 0);
   try {
     host::compressor::prepare(*prefill_, {&policy, 1});
   } catch (const std::invalid_argument& why) {

@@ -4,12 +4,14 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "host/stopwatch.hpp"
 #include "tasks/draws.hpp"
+#include "uneven.hpp"
 
 namespace eval {
 namespace {
@@ -191,6 +193,24 @@ void generation(const trial& t, host::session& s, host::compressor& c, const std
               {"nll", nll / static_cast<double>(n - n / 2)}};
 }
 
+// The cells that a head would have dropped are hidden from it.
+sample_result run_uneven(const trial& t, host::session& s, const std::function<const reference&()>& full, reference* said) {
+  sample_result r;
+  r.prompt_tokens = t.tokens->before.size() + t.tokens->after.size();
+  if (t.what->how == kind::generation) {
+    r.failure = "heads of different lengths: not in a text that grows";
+    return r;
+  }
+  add(r, hide_what_goes(s, t.policy, *t.prefill));
+  const auto seen_again = [&s](void*) { s.hidden().clear(); };
+  const std::unique_ptr<void, decltype(seen_again)> at_end(&r, seen_again);
+  if (t.what->how == kind::answer)
+    answer(t, s, full, said, r);
+  else
+    perplexity(t, s, full, said, r);
+  return r;
+}
+
 }  // namespace
 
 std::size_t template_tokens(const host::model& m) {
@@ -235,6 +255,7 @@ sample_result run(const trial& t, host::session& s, const std::function<const re
     s.restore(*t.prefill);
   else
     s.clear();
+  if (t.policy.rules.ragged) return run_uneven(t, s, full, said);
   host::compressor c(s, t.policy, t.prefill, t.picture_columns > 0);
   fill(t, s, c, r);
   r.prompt_tokens = t.tokens->before.size() + t.tokens->after.size();

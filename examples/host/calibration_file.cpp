@@ -122,6 +122,12 @@ void write_calibration(const std::string& path, const calibration& c) {
     add("importance", {c.importance.size(), c.importance[0].heads, c.importance[0].width()}, before);
     header["__metadata__"]["key_channels"] = std::to_string(c.importance[0].key_channels);
   }
+  if (!c.head_importance.empty()) {
+    const std::size_t before = numbers.size();
+    for (const auto& heads : c.head_importance)
+      for (const std::vector<float>& sample : heads) append(numbers, sample);
+    add("head_importance", {c.head_importance.size(), c.head_importance[0].size(), c.head_importance[0][0].size()}, before);
+  }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
   std::ofstream out(path, std::ios::binary);
@@ -163,7 +169,14 @@ calibration read_calibration(const std::string& path, const std::string& model) 
                               {a.numbers.begin() + static_cast<std::ptrdiff_t>(i * heads * width),
                                a.numbers.begin() + static_cast<std::ptrdiff_t>((i + 1) * heads * width)}});
   }
-  if (c.queries.empty() && c.importance.empty()) file.fail("holds neither queries nor importance");
+  if (const array a = file.get("head_importance", 3); !a.shape.empty()) {
+    const float* from = a.numbers.data();
+    for (std::size_t i = 0; i < a.shape[0]; ++i) {
+      auto& heads = c.head_importance.emplace_back();
+      for (std::size_t head = 0; head < a.shape[1]; ++head, from += a.shape[2]) heads.emplace_back(from, from + a.shape[2]);
+    }
+  }
+  if (c.queries.empty() && c.importance.empty() && c.head_importance.empty()) file.fail("holds neither queries nor importance");
   return c;
 }
 

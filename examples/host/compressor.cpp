@@ -30,6 +30,10 @@ named_policy parse(const std::string& text, std::span<const lagkv::method_entry*
 void compressor::prepare(session& s, std::span<const named_policy> policies) {
   lagkv::llama::wanted all;
   for (const named_policy& policy : policies) {
+    if (policy.rules.ragged) {  // planned only: llama.cpp cannot hold what it keeps
+      all = all | lagkv::llama::wanted_by(policy.rules, policy.rules.needs.calibrated);
+      continue;
+    }
     make(s, policy);
     all = all | s.probe().what();
   }

@@ -40,7 +40,7 @@ using kept_positions = std::vector<std::vector<std::vector<std::uint32_t>>>;
 class compressor {
  public:
   /// Before a prompt that all these policies share: has the session record what any of them reads. Throws
-  /// std::invalid_argument where llama.cpp's cache cannot hold what one keeps.
+  /// std::invalid_argument where llama.cpp's cache cannot hold what one keeps, unless its heads keep different numbers.
   static void prepare(session& s, std::span<const named_policy> policies);
 
   /// `restored` is what the sequence was restored from, null if it was not. `follow` has the original positions kept, for a

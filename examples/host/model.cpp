@@ -148,6 +148,7 @@ session::session(const model& m, const session_options& options) : counted_(opti
   params.n_threads = options.answer_threads > 0 ? options.answer_threads : params.n_threads_batch;
   params.type_k = options.types.keys, params.type_v = options.types.values;
   params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  hidden_.attach(params);
   probe_.attach(params);
   context_.reset(llama_init_from_model(m.get(), params));
   if (!context_) throw std::runtime_error(reason("llama.cpp could not make a context for this model"));

@@ -16,6 +16,7 @@
 #include <lagkv/adapters/llama/probe.hpp>
 
 #include "calibration_file.hpp"
+#include "hidden_rows.hpp"
 
 namespace host {
 
@@ -106,6 +107,9 @@ class session {
   /// Lets the cache be compressed in place, and attention be recorded.
   [[nodiscard]] lagkv::llama::cache_probe& probe() { return probe_; }
 
+  /// Cells that single heads do not see; without flash attention.
+  [[nodiscard]] hidden_rows& hidden() { return hidden_; }
+
   /// What has been counted of the model; empty where it was made without.
   [[nodiscard]] const calibration& counted() const { return counted_; }
 
@@ -139,6 +143,7 @@ class session {
   [[nodiscard]] bool decode(const llama_batch& batch);
   [[nodiscard]] std::span<const float> logits_after(std::int32_t index) const;
 
+  hidden_rows hidden_;
   lagkv::llama::cache_probe probe_;  // outlives the context
   calibration counted_;
   std::unique_ptr<llama_context, deleter> context_;

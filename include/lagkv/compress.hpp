@@ -192,14 +192,15 @@ namespace detail {
 LAGKV_FN bool met(const policy& p, const layer& l) {
   const needs& n = p.needs;
   if (!positions_suit(p, l)) return false;
-  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope) return true;
+  if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope && !n.head_budgets)
+    return true;
   const extras* e = l.extra;
   if (e == nullptr || (reads_positions(p) && !e->positions)) return false;
   if (n.rope && (e->rope == nullptr || e->rope->pairs == rope::pairing::unnamed)) return false;
   const std::size_t offered = e->weights && e->weights.channels() < l.tokens ? 0 : e->offered();
   return (n.queries == 0 || offered > 0) && (!n.accumulated_attention || e->accumulated_attention || offered >= l.tokens) &&
          (!n.query_statistics || e->query_mean || e->offered(e->queries) > 0) && (!n.calibrated || e->query_mean) &&
-         (!n.importance || e->importance);
+         (!n.importance || e->importance) && (!n.head_budgets || e->head_budgets.size() == l.keys.heads());
 }
 
 LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c) {
@@ -207,6 +208,7 @@ LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c)
   if (!met(p, l)) return {};
   if (l.extra == nullptr) return c;
   c.positions.known = l.extra->positions;
+  if (p.needs.head_budgets) c.head_budgets = l.extra->head_budgets;
   if (l.extra->protect.empty()) return c;
   c.protect = l.extra->protect;
   if (c.positions.known && c.positions.known.head_stride.value != 0) c.heads = l.keys.heads();
@@ -247,7 +249,7 @@ LAGKV_FN std::size_t partitions_together(const layer& l, const candidates& c) {
 
 /// If nothing stays, or everything, no score is needed.
 inline bool needs_scores(const policy& p, const candidates& c) {
-  return c.keep != 0 && (c.keep != c.rows.size() || p.budget.even_with_room);
+  return p.needs.head_budgets || (c.keep != 0 && (c.keep != c.rows.size() || p.budget.even_with_room));
 }
 
 /// Whether each partition can be planned and moved by itself.

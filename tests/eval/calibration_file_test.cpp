@@ -42,7 +42,8 @@ struct CalibrationFile : testing::Test {
 host::calibration some() {
   return {.model = "m",
           .queries = {{1, 2, {1, 2}, {}, {3, 4, 5, 6, 7, 8}}, {1, 2, {9, 8}, {}, {7, 6, 5, 4, 3, 2}}},
-          .importance = {{2, 3, 1, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}, {2, 3, 1, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}}}};
+          .importance = {{2, 3, 1, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}, {2, 3, 1, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}}},
+          .head_importance = {{{3, 2, 1}, {6, 5, 4}}, {{9, 8, 7}, {1, 1, 0}}}};
 }
 
 TEST_F(CalibrationFile, HoldsWhatWasWritten) {
@@ -51,7 +52,7 @@ TEST_F(CalibrationFile, HoldsWhatWasWritten) {
     for (const bool importance : {true, false}) {
       host::calibration part = c;
       if (!queries) part.queries.clear();
-      if (!importance) part.importance.clear();
+      if (!importance) part.importance.clear(), part.head_importance.clear();
       host::write_calibration(path, part);
       if (!queries && !importance) {
         EXPECT_EQ(refusal(), path + ": holds neither queries nor importance");
@@ -60,6 +61,7 @@ TEST_F(CalibrationFile, HoldsWhatWasWritten) {
       const host::calibration read = host::read_calibration(path, "m");
       ASSERT_EQ(read.queries.size(), part.queries.size());
       ASSERT_EQ(read.importance.size(), part.importance.size());
+      EXPECT_EQ(read.head_importance, part.head_importance);
       for (std::size_t i = 0; i < read.queries.size(); ++i) {
         EXPECT_EQ(read.queries[i].mean, c.queries[i].mean);
         EXPECT_EQ(read.queries[i].factors, c.queries[i].factors);

@@ -70,6 +70,36 @@ inline result<std::vector<double>> layer_shares(std::span<const std::vector<floa
   return shares;
 }
 
+/// Of each head of each layer its budget, for extras.head_budgets (select=by_head): what it would keep if the most important rows
+/// of all heads and layers stayed, `share` of all, as a multiple of that share. importance[layer][head]: a list of all texts, as
+/// most_attention() has it, or an even sample of it; all of equal lengths. Refusals, safeguard, cost and source: layer_shares().
+inline result<std::vector<std::vector<float>>> head_budgets(std::span<const std::vector<std::vector<float>>> importance,
+                                                            double share, double safeguard = 0.1) {
+  std::vector<std::vector<float>> lists;
+  for (const std::vector<std::vector<float>>& heads : importance) lists.insert(lists.end(), heads.begin(), heads.end());
+  const result<std::vector<double>> shares = layer_shares(lists, share, safeguard);
+  if (!shares) return error{shares.message()};
+  std::vector<std::vector<float>> all;
+  auto next = shares->begin();
+  for (const std::vector<std::vector<float>>& heads : importance) {
+    std::vector<float>& of = all.emplace_back();
+    for (std::size_t head = 0; head < heads.size(); ++head) of.push_back(static_cast<float>(*next++ / share));
+  }
+  return all;
+}
+
+/// `n` numbers that stand for a longer list, in descending order: those in the middle of n equal parts of it when it is sorted. A
+/// list of n numbers or fewer is only sorted. What is not a number counts as least.
+inline std::vector<float> even_sample(std::vector<float> list, std::size_t n) {
+  for (float& x : list)
+    if (detail::is_nan(x)) x = -detail::infinity();
+  std::sort(list.begin(), list.end(), std::greater<float>());
+  if (list.size() <= n) return list;
+  std::vector<float> sample;
+  for (std::size_t i = 0; i < n; ++i) sample.push_back(list[(2 * i + 1) * list.size() / (2 * n)]);
+  return sample;
+}
+
 /// Adds up, over any number of texts, what the importance_map of a layer is fitted to.
 class importance_fit {
  public:

@@ -58,6 +58,9 @@ struct extras {
   const lagkv::rope* rope = nullptr;
   /// Positions that are never dropped, ascending, each once.
   std::span<const std::uint32_t> protect{};
+  /// [heads]: the budget of each head, for select=by_head, as a multiple of the policy's: 0 or more, 1 on the average of all
+  /// layers. attention/fit_importance.hpp learns them once a model.
+  std::span<const float> head_budgets{};
   /// What multiplies q.k before the softmax; 0: 1 / sqrt(channels).
   float scale = 0;
 

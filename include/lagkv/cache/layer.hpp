@@ -96,6 +96,11 @@ LAGKV_EDGE status check(const extras& e, const layer& l) {
   for (std::size_t i = 1; i < e.protect.size(); ++i)
     if (e.protect[i] <= e.protect[i - 1])
       return detail::refuse({"protect: position ", e.protect[i], " after ", e.protect[i - 1], ": must be ascending"});
+  if (!e.head_budgets.empty() && e.head_budgets.size() != l.keys.heads())
+    return detail::refuse({"head_budgets: ", e.head_budgets.size(), " heads: must be the ", l.keys.heads(), " of the keys"});
+  for (std::size_t head = 0; head < e.head_budgets.size(); ++head)
+    if (const float m = e.head_budgets[head]; !finite(m) || !(m >= 0))
+      return detail::refuse({"head_budgets: ", m, " of head ", head, ": must be 0 or more, and finite"});
   if (!finite(e.scale) || !(e.scale >= 0)) return detail::refuse({"scale=", e.scale, ": must be 0 or more, and finite"});
   return {};
 }

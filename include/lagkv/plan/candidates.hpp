@@ -21,6 +21,7 @@ struct candidates {
   std::size_t keep_each = 0;
   row_positions positions{};
   std::span<const std::uint32_t> protect{};  ///< positions that stay whatever their scores, ascending
+  std::span<const float> head_budgets{};     ///< of each head, a multiple of `keep` and the rows beside the candidates
   std::size_t heads = 1;                     ///< whose rows differ in position: those of the layer, or 1 if they have the same
 
   bool empty() const noexcept { return rows.empty(); }

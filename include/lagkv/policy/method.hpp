@@ -67,6 +67,7 @@ struct needs {
   bool rope = false;                   ///< the embedding of the keys: extras.rope
   bool positions = false;              ///< of survivors, where the budget makes them candidates again: extras.positions
   bool key_statistics = false;         ///< of the whole sequence, if they are offered
+  bool head_budgets = false;           ///< extras.head_budgets
 
   friend needs operator|(const needs& a, const needs& b) {
     return {.values = a.values || b.values,
@@ -78,7 +79,8 @@ struct needs {
             .importance = a.importance || b.importance,
             .rope = a.rope || b.rope,
             .positions = a.positions || b.positions,
-            .key_statistics = a.key_statistics || b.key_statistics};
+            .key_statistics = a.key_statistics || b.key_statistics,
+            .head_budgets = a.head_budgets || b.head_budgets};
   }
 };
 

@@ -11,6 +11,7 @@
 #include <lagkv/policy/registry.hpp>
 #include <lagkv/result.hpp>
 #include <lagkv/select/adaptive.hpp>
+#include <lagkv/select/by_head.hpp>
 #include <lagkv/select/chunks.hpp>
 #include <lagkv/transform/mean_of_heads.hpp>
 #include <lagkv/transform/pool.hpp>
@@ -20,9 +21,10 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// How a policy picks by scores.
 enum class selection : std::uint8_t {
-  top_k,    ///< the best tokens of each head
-  chunks,   ///< whole chunks of neighbours, the same for all heads (ChunkKV)
-  adaptive  ///< the best of all heads together, so that heads keep different numbers (AdaKV)
+  top_k,     ///< the best tokens of each head
+  chunks,    ///< whole chunks of neighbours, the same for all heads (ChunkKV)
+  adaptive,  ///< the best of all heads together, so that heads keep different numbers (AdaKV)
+  by_head    ///< the best tokens of each head, as many as its own budget says (extras.head_budgets)
 };
 
 /// Whose scores decide in a head.
@@ -41,8 +43,9 @@ struct policy_options {
   std::optional<std::size_t> capacity{};  ///< tokens, at least sink + recent + 1; empty: no such budget
   std::optional<double> budget_mb{};      ///< 10^6 bytes of all layers together, above 0: see fit(); empty: no such budget
   std::size_t every = 1;                  ///< tokens by which capacity is exceeded when compress() acts, 1 or more
-  std::optional<double> recent_share{};   ///< the window is at least this share of the budget, 0 to 1; empty: the method's own
-  std::size_t pool = 1;                   ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
+  std::optional<double>
+      recent_share{};    ///< at least this share of the budget is the window, 0 to 1; empty: the method's own, 0 for by_head
+  std::size_t pool = 1;  ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
   std::optional<std::size_t> smooth{};    ///< neighbours on each side that smooth it; 0: none; empty: the method's own
   std::optional<deciding_heads> heads{};  ///< whose scores decide; empty: the method's own, deciding_heads::own for most
   std::optional<bool> pre_rope{};         ///< whether keys are scored as before RoPE; empty: the method's own, no for most
@@ -82,7 +85,8 @@ inline constexpr parameter policy_parameters[] = {
                                    "method's own, own for most)"),
     option<&policy_options::pre_rope>("pre_rope", accepts::yes_no,
                                       "score keys as they were before RoPE (default: the method's own, no for most)"),
-    option<&policy_options::select>("select", accepts::word("top_k|chunks|adaptive"), "how tokens are picked by their scores"),
+    option<&policy_options::select>("select", accepts::word("top_k|chunks|adaptive|by_head"),
+                                    "how tokens are picked by their scores"),
     option<&policy_options::chunk>("chunk", accepts::positive, "with select=chunks: tokens a chunk"),
     option<&policy_options::safeguard>("safeguard", accepts::fraction,
                                        "with select=adaptive: share of its even part that each head keeps for sure"),
@@ -138,7 +142,14 @@ LAGKV_EDGE status adjust(method& m, const policy_options& o) {
 }
 
 LAGKV_EDGE result<budget> make_budget(const method& m, const policy_options& o) {
-  budget b{.sink = o.sink, .recent = o.recent.value_or(m.recent), .recent_share = o.recent_share.value_or(m.recent_share)};
+  const bool by_head = o.select == selection::by_head;  // a share of the even budget is more than small heads hold
+  if (by_head && o.recent_share.value_or(0) > 0)
+    return refuse({"recent_share=", *o.recent_share, ": heads have windows of one length: not with select=by_head"});
+  if (by_head && o.pyramid)
+    return refuse({"pyramid=", *o.pyramid, ": the budgets of heads say what layers keep: not with select=by_head"});
+  budget b{.sink = o.sink,
+           .recent = o.recent.value_or(m.recent),
+           .recent_share = o.recent_share.value_or(by_head ? 0 : m.recent_share)};
   if ((o.keep ? 1 : 0) + (o.capacity ? 1 : 0) + (o.budget_mb ? 1 : 0) > 1)
     return error{"keep, capacity, budget_mb: give one of them"};
   if (o.every != policy_options{}.every && !o.capacity && !o.budget_mb)
@@ -183,6 +194,7 @@ LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o) 
   if (o.select == selection::adaptive)
     p.select = adaptive{o.safeguard, o.threshold ? std::optional(static_cast<float>(*o.threshold)) : std::nullopt},
     p.ragged = true, p.budget.even_with_room = o.threshold.has_value();
+  if (o.select == selection::by_head) p.select = by_head{}, p.ragged = p.needs.head_budgets = true;
   return p;
 }
 

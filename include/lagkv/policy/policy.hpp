@@ -58,6 +58,12 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 /// numbers of tokens refuse policies whose budget.slope.sloped().
 [[nodiscard]] LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
 
+/// `p` for one head whose rows lie by themselves: with `multiple` of its budget (extras.head_budgets), and without
+/// select=by_head. Hosts compress all heads of a layer at once the first time; from then on heads have different lengths, and
+/// each is a layer of one head with a cursor of its own. multiple: 0 or more; others count as 0. A budget in bytes must have been
+/// made one of rows.
+[[nodiscard]] LAGKV_FN policy for_head(policy p, double multiple);
+
 /// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are. A row's scales count.
 LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
 
@@ -223,6 +229,8 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
     return error{"query_mean: the policy reads statistics of the model's queries; the layer offers none"};
   if (p.needs.importance && !(e != nullptr && e->importance))
     return error{"importance: the policy reads the map that was fitted to the model; the layer offers none"};
+  if (p.needs.head_budgets && !(e != nullptr && !e->head_budgets.empty()))
+    return error{"head_budgets: the policy reads the budget of each head; the layer offers none"};
   if (status s = detail::check_rope(p, l); !s) return s;
   if (status s = detail::check_positions(p, l); !s) return s;
   if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
@@ -260,6 +268,24 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
 LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {
   p.budget.slope.layer = layer;
   p.budget.slope.layers = layers;
+  return p;
+}
+
+LAGKV_FN policy for_head(policy p, double multiple) {
+  if (p.needs.head_budgets) p.select = {}, p.ragged = p.needs.head_budgets = false;
+  const double m = detail::finite(multiple) && multiple > 0 ? multiple : 0;
+  const auto share = [&](double x) { return x * m < 1 ? (x * m > 1e-9 ? x * m : 1e-9) : 1.0; };
+  const std::size_t least = p.budget.sink + p.budget.recent + 1;
+  const auto rows = [&](std::size_t n) {
+    const double scaled = static_cast<double>(n) * m, most = 4294967295.0;
+    const auto whole = static_cast<std::size_t>(scaled < most ? scaled + 0.5 : most);
+    return whole > least ? whole : least;
+  };
+  if (const auto* b = p.budget.as<keep::partitions>()) p.budget.keeps = keep::partitions{b->lag, share(b->ratio)};
+  if (const auto* b = p.budget.as<keep::share>()) p.budget.keeps = keep::share{share(b->of_all), b->lag};
+  if (const auto* b = p.budget.as<keep::capacity>()) p.budget.keeps = keep::capacity{rows(b->rows), b->every};
+  if (const auto* b = p.budget.as<keep::window>())
+    p.budget.keeps = keep::window{b->rows != 0 ? rows(b->rows) : 0, share(b->of_all), b->every};
   return p;
 }
 

@@ -95,7 +95,7 @@ class importance_calibration {
 
   /// Counts the sequence that has been decoded into an empty cache: `tokens` of a text, something between, and these tokens
   /// again. The first `skip` of them, sinks, are not counted. Where it fails nothing has been counted. Holds 4 bytes of each row
-  /// from then on, for layer_shares(): 8 MB of a text of 8,192 tokens in 32 layers of 8 heads.
+  /// from then on, for layer_shares() and head_budgets(): 8 MB of a text of 8,192 tokens in 32 layers of 8 heads.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
     if (status ok = detail::check_recorded(probe_); !ok) return ok;
@@ -123,7 +123,7 @@ class importance_calibration {
       const layer& l = layers[i];
       if (i == fits_.size()) {
         fits_.emplace_back(l.keys.heads(), l.keys.channels(), l.values.channels());
-        importance_.emplace_back();
+        importance_.emplace_back(l.keys.heads());
       }
       const rotated how{&(*ropes)[i], {.known = {}, .dropped = 0}};
       const tensor keys = pre_rope(l.keys, how, workspace_);
@@ -131,7 +131,8 @@ class importance_calibration {
       for (std::size_t head = 0; head < l.keys.heads(); ++head) {
         const std::vector<float> most = most_attention(l, head, tokens_, workspace_);
         fits_[i].add(keys, l.values, head, counted, most, workspace_);
-        importance_[i].insert(importance_[i].end(), most.begin() + static_cast<std::ptrdiff_t>(counted.begin), most.end());
+        std::vector<float>& all = importance_[i][head];
+        all.insert(all.end(), most.begin() + static_cast<std::ptrdiff_t>(counted.begin), most.end());
       }
     }
     return {};
@@ -146,15 +147,23 @@ class importance_calibration {
 
   /// Of each of these layers its share, as lagkv::layer_shares() has it; for another host, since llama.cpp's layers share cells.
   result<std::vector<double>> layer_shares(double share, double safeguard = 0.2) const {
-    return lagkv::layer_shares(importance_, share, safeguard);
+    std::vector<std::vector<float>> of_layers;
+    for (const std::vector<std::vector<float>>& heads : importance_) {
+      std::vector<float>& all = of_layers.emplace_back();
+      for (const std::vector<float>& head : heads) all.insert(all.end(), head.begin(), head.end());
+    }
+    return lagkv::layer_shares(of_layers, share, safeguard);
   }
+
+  /// Of each of these layers and each head the importance of the rows that were counted, for head_budgets().
+  const std::vector<std::vector<std::vector<float>>>& importance() const { return importance_; }
 
  private:
   cache_probe& probe_;
   std::size_t tokens_;
   lagkv::workspace workspace_;
   std::vector<importance_fit> fits_;
-  std::vector<std::vector<float>> importance_;  // of each layer's rows
+  std::vector<std::vector<std::vector<float>>> importance_;  // [layer][head][row]
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama

@@ -36,14 +36,16 @@ struct offered_rows {
 
 class offers {
  public:
-  /// `queries`: of each layer what its queries usually are, before RoPE, or nothing; `importance`: its map, or nothing.
+  /// `queries`: of each layer what its queries usually are, before RoPE, or nothing; `importance`: its map, or nothing;
+  /// `head_budgets`: the budget of each head, or nothing.
   offers(llama_context* context, const policy& p, const cache_probe* probe, std::vector<query_statistics> queries,
-         std::vector<importance_map> importance)
+         std::vector<importance_map> importance, std::vector<std::vector<float>> head_budgets = {})
       : heads_(static_cast<std::size_t>(llama_model_n_head_kv(llama_get_model(context)))),
         policy_(p),
         probe_(probe),
         queries_(std::move(queries)),
-        importance_(std::move(importance)) {}
+        importance_(std::move(importance)),
+        head_budgets_(std::move(head_budgets)) {}
 
   const lagkv::policy& rules() const { return policy_; }
 
@@ -76,6 +78,9 @@ class offers {
     if (!importance_.empty() && importance_.size() != r.layers.size())
       return error{"maps of importance of " + std::to_string(importance_.size()) + " layers: must be those of " +
                    std::to_string(r.layers.size())};
+    if (!head_budgets_.empty() && head_budgets_.size() != r.layers.size())
+      return error{"budgets of the heads of " + std::to_string(head_budgets_.size()) + " layers: must be those of " +
+                   std::to_string(r.layers.size())};
     std::vector<layer> layers(r.layers.size());
     beside_.assign(layers.size(), extras{});
     for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -93,13 +98,14 @@ class offers {
       layers[i].extra = &beside_[i];
       layers[i].index = i;
       if (!importance_.empty()) beside_[i].importance = importance_[i].view();
+      if (!head_budgets_.empty()) beside_[i].head_budgets = head_budgets_[i];
     }
     if (policy_.needs.rope || follows_rows())
       if (status ok = offer_positions(s, layers, r.positions); !ok) return error{ok.message()};
     if (!queries_.empty())
       if (status ok = expect_queries(layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};
     for (const layer& l : layers)
-      if (status ok = check(policy_, l); !ok) return error{ok.message()};
+      if (status ok = check(policy_, l, policy_.ragged); !ok) return error{ok.message()};
     if (policy_.needs.key_statistics && policy_.budget.again())
       if (status ok = accumulate(s, layers, static_cast<std::size_t>(last) + 1, r.written, ws); !ok) return error{ok.message()};
     return layers;
@@ -207,6 +213,7 @@ class offers {
   std::vector<rope> ropes_;
   std::vector<query_statistics> queries_, expected_;  // before RoPE; at the positions to come
   std::vector<importance_map> importance_;
+  std::vector<std::vector<float>> head_budgets_;  // of each layer
 };
 
 }  // namespace lagkv::inline LAGKV_ABI::llama

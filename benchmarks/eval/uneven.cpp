@@ -1,0 +1,92 @@
+#include "uneven.hpp"
+
+#include <lagkv/attention/fit_importance.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "host/stopwatch.hpp"
+
+namespace eval {
+namespace {
+
+using head_budgets = std::vector<std::vector<float>>;
+
+// Of each head, for a budget that keeps this share of all rows.
+head_budgets budgets(const host::session& s, const lagkv::policy& rules, std::size_t tokens) {
+  if (!rules.needs.head_budgets) return {};
+  const lagkv::candidates due = rules.budget.due({}, tokens);
+  const double share = static_cast<double>(tokens - due.rows.size() + due.keep) / static_cast<double>(tokens);
+  auto made = lagkv::head_budgets(s.counted().head_importance, share);
+  if (!made) throw std::invalid_argument(made.message());
+  return *made;
+}
+
+// Cells of each head that a plan has no use for.
+std::vector<std::vector<std::int32_t>> cells_that_go(const lagkv::plan& p) {
+  std::vector<std::vector<std::int32_t>> all(p.heads());
+  for (std::size_t head = 0; head < p.heads(); ++head) {
+    const auto kept = p.of(head);
+    for (std::size_t row = p.candidates.begin; row < p.candidates.end; ++row)
+      if (!std::binary_search(kept.begin(), kept.end(), static_cast<std::uint32_t>(row)))
+        all[head].push_back(static_cast<std::int32_t>(row));
+  }
+  return all;
+}
+
+}  // namespace
+
+std::string uneven_obstacle(const host::named_policy& policy, const host::session& s, bool transposed, bool chunks) {
+  if (!transposed) return "heads of different lengths: give --transposed";
+  if (chunks) return "heads of different lengths: not with --chunk";
+  if (policy.change) return "heads of different lengths: not with refit";
+  if (policy.rules.needs.head_budgets && s.counted().head_importance.empty())
+    return "select=by_head: give --calibration a file of calibrate --count importance";
+  return {};
+}
+
+// A sequence that was restored into an empty cache lies in its first cells, in the order of its tokens.
+host::compression hide_what_goes(host::session& s, const host::named_policy& policy, const host::saved_sequence& saved) {
+  const host::stopwatch watch;
+  std::vector<std::uint8_t> bytes = saved.state;
+  const auto state = lagkv::llama::saved_sequence::parse(bytes, lagkv::llama::saved_sequence::unknown_rest);
+  if (!state) throw std::invalid_argument(state.message());
+  const std::size_t n = state->tokens();
+  std::vector<lagkv::query_statistics> queries;
+  if (policy.rules.needs.calibrated) queries = s.counted().queries;
+  std::vector<lagkv::importance_map> importance;
+  if (policy.rules.needs.importance) importance = s.counted().importance;
+  lagkv::llama::offers offers(s.get(), policy.rules, &s.probe(), std::move(queries), std::move(importance),
+                              budgets(s, policy.rules, n));
+  lagkv::llama::offered_rows rows{state->all_layers(), state->cells(), state->positions()};
+  if (const lagkv::status found = lagkv::llama::find_recorded_cache(s.get(), s.probe()); !found)
+    throw std::invalid_argument(found.message());
+  const std::span<const lagkv::llama::cached_layer> seen = s.probe().layers();
+  if (seen.size() != rows.layers.size()) throw std::invalid_argument(policy.name + ": the model's layers have not been seen");
+  for (std::size_t i = 0; i < seen.size(); ++i) rows.layers[i].id = seen[i].id, rows.layers[i].heads = seen[i].heads;
+  lagkv::llama::recording recorded = saved.attention;
+  if (offers.reads().any()) rows.recorded = &recorded;
+  lagkv::llama::progress begun;
+  lagkv::workspace ws;
+  const auto layers = offers.make(begun, rows, ws);
+  if (!layers) throw std::invalid_argument(policy.name + ": " + layers.message());
+  std::size_t kept = 0, heads = 0, each = 0;
+  for (std::size_t i = 0; i < layers->size(); ++i) {
+    const lagkv::plan& plan = lagkv::plan_eviction(policy.rules, (*layers)[i], {}, ws);
+    if (plan.empty()) throw std::invalid_argument(policy.name + ": drops nothing here");
+    for (std::size_t head = 0; head < plan.heads(); ++head) kept += plan.tokens_after(head);
+    heads += plan.heads();
+    each += (*layers)[i].keys.row_bytes() * plan.heads() + (*layers)[i].values.row_bytes() * plan.heads();
+    s.hidden().hide(seen[i].id, cells_that_go(plan));
+  }
+  const std::size_t after = (kept + heads / 2) / heads;
+  return {n, after, n * each, after * each, watch.seconds()};
+}
+
+}  // namespace eval

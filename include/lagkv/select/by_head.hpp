@@ -1,0 +1,69 @@
+// Part of lagkv (MIT). Each head keeps its own number of rows: budgets that were learnt once a model.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <lagkv/plan/candidates.hpp>
+#include <lagkv/plan/plan.hpp>
+#include <lagkv/select/top_k.hpp>
+#include <lagkv/workspace.hpp>
+
+namespace lagkv::inline LAGKV_ABI {
+
+/// Each head keeps its best rows, as many as its own budget has room for beside sinks and window: candidates.head_budgets[head]
+/// times the budget that the policy gives (times what it keeps of each partition, where there are partitions). A head whose
+/// budget comes within one of these multiples of all rows keeps them all. Ties go to the earlier token. Each head keeps its
+/// protected rows, and one row at least. The plans are ragged: a policy with this selector sets policy.ragged and
+/// needs.head_budgets. Sources: DuoAttention (arXiv 2410.10819), whose heads keep all or little; KVzip (arXiv 2505.23416), one
+/// budget of all heads and layers.
+struct by_head {
+  /// scores: [heads][candidates], `out` has been reset for them: it is filled in anew.
+  void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
+
+ private:
+  /// Rows that a head keeps of a group of `n`, where the even budget keeps `keep` of them and `beside` others.
+  static std::size_t rows_of(float multiple, std::size_t keep, std::size_t n, std::size_t beside) {
+    const double even = static_cast<double>(keep + beside), all = static_cast<double>(n + beside),
+                 m = static_cast<double>(multiple);
+    if (m * (even + 1) >= all) return n;
+    const auto rows = static_cast<std::size_t>(m * even + 0.5);
+    return rows > beside ? rows - beside : 0;
+  }
+};
+
+#if LAGKV_BODIES
+
+LAGKV_FN void by_head::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
+                                  workspace& ws) const {
+  const std::size_t n = c.rows.size(), part = c.group(), beside = c.partition != 0 ? 0 : out.tokens_before - n;
+  const workspace::frame scratch(ws);
+  std::size_t* keep = ws.take<std::size_t>(heads * (n / part));
+  std::size_t count = 0;
+  for (std::size_t head = 0; head < heads; ++head) {
+    out.first[head] = count;
+    for (std::size_t at = 0; at < n; at += part) {
+      const token_range group{c.rows.begin + at, c.rows.begin + at + part};
+      std::size_t rows = rows_of(c.head_budgets[head], c.partition != 0 ? c.keep_each : c.keep, part, beside);
+      if (const std::size_t least = c.count_protected(head, group); rows < least) rows = least;
+      if (rows == 0 && n == out.tokens_before && at + part == n && count == out.first[head]) rows = 1;
+      keep[head * (n / part) + at / part] = rows;
+      count += rows;
+    }
+  }
+  out.first[heads] = count;
+  out.kept.resize(count);
+  for (std::size_t head = 0; head < heads; ++head) {
+    std::uint32_t* to = out.row(head);
+    for (std::size_t at = 0; at < n; at += part) {
+      const std::size_t rows = keep[head * (n / part) + at / part];
+      top_k::pick(scores.data() + head * n + at, part, rows, c.rows.begin + at, to, ws);
+      to += rows;
+    }
+  }
+}
+
+#endif
+
+}  // namespace lagkv::inline LAGKV_ABI
