@@ -13,8 +13,8 @@ import unittest
 EVAL = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "eval"
 
 
-def write(path, model, rows, seed=7, **conditions):
-    """rows: {(policy, task): scores, None for a failure}."""
+def write(path, model, rows, seed=7, kept=None, **conditions):
+    """rows: {(policy, task): scores, None for a failure}; kept: {policy: tokens of 1,000 in each sample}."""
     lines = [{"type": "run", "model_sha256": model, "seed": seed, **conditions}]
     for (policy, task), scores in rows.items():
         for sample, score in enumerate(scores):
@@ -25,6 +25,8 @@ def write(path, model, rows, seed=7, **conditions):
                 line["failure"] = "no queries"
             else:
                 line["scores"] = {"kl": score} if task == "perplexity" else {"score": score}
+                if kept and policy in kept:
+                    line |= {"judged_tokens": 1000, "kept_tokens": kept[policy][sample]}
             lines.append(line)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -86,6 +88,32 @@ class Matrix(unittest.TestCase):
         self.assertRegex(self.rows(done.stdout, "")["`good`"][0], r"^50 ")
         self.assertRegex(self.rows(self.run_it(f"a={self.a},{self.b}", "--prompts", "1").stdout, "")["`good`"][0], "^33$")
         self.assertIn("no task with 30 of 100 in 4 prompts", self.run_it(self.a, "--prompts", "4").stderr)
+
+    def test_a_policy_that_fails_is_left_out_and_the_prompts_stay(self):
+        write(self.a, "A", {("full", "vt"): [1, 1, 1], ("good", "vt"): [1, 0, 1], ("shy", "vt"): [1, None, None],
+                            ("full", "ledger"): [1, 1], ("good", "perplexity"): [0.1]},
+              kept={"good": [250, 260, 240], "shy": [250, 250, 250]})
+        done = self.run_it(self.a, "--brief")
+        self.assertEqual(self.rows(done.stdout, "").keys(), {"policy", "---", "full cache", "`good`"})
+        self.assertRegex(self.rows(done.stdout, "")["`good`"][0], r"^67 ")
+        self.assertIn("a: 3 prompts a task. Kept: 25.0 % of the tokens (24.0 to 26.0 in single prompts). Tasks", done.stdout)
+        self.assertIn("No prompt that all policies have: ledger.", done.stdout)
+        self.assertIn("Left out: `shy`, which failed on 2 of 3 prompts (no queries).", done.stdout)
+        self.assertNotIn("differ", done.stdout)
+        self.assert_refused([self.a, "--policies", "shy"], "a: no prompt has the full cache and all of shy")
+
+    def test_prompts_in_which_policies_kept_different_numbers_are_counted(self):
+        write(self.a, "A", {("full", "vt"): [1, 1, 1], ("good", "vt"): [1, 0, 1], ("poor", "vt"): [0, 0, 0]},
+              kept={"good": [200, 250, 250], "poor": [202, 252, 270]})
+        self.assertIn(" In 1 of 3 prompts the policies kept numbers that differ by more than 1 %, at most 250 against 270 tokens.",
+                      self.run_it(self.a).stdout)
+
+    def test_all_prompts_of_the_full_cache_say_which_task_counts(self):
+        write(self.a, "A", {("full", "vt"): [1, 1, 0, 0, 0, 0, 0, 0], ("full", "fwe"): [0, 0, 1, 1], ("full", "cwe"): [1, 1],
+                            ("good", "vt"): [1, 1], ("good", "fwe"): [0, 1], ("good", "cwe"): [1, 1]})
+        done = self.run_it(self.a)
+        self.assertIn("Tasks that count: fwe, cwe. The full cache cannot do: vt (25).", done.stdout)
+        self.assertRegex(self.rows(done.stdout, "")["full cache"][0], r"^50 ")  # of the prompts that all have
 
     def test_tables_are_written_between_two_lines(self):
         page = self.a.with_suffix(".md")
