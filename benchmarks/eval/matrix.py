@@ -18,6 +18,7 @@ are by the mean, 1 is best, ties share; the mean rank is over the models, of pol
 import argparse
 import pathlib
 import random
+import textwrap
 from collections import defaultdict
 from html import escape
 
@@ -75,7 +76,10 @@ def read(name, paths, everywhere, length, removed):
             if entry["length"] == length and share in (0, removed):
                 found.add(entry)
     if "full" not in found.scores:
-        refuse(f"{name}: has no full cache at {length} tokens; has {listed(n for n, share in there if share == 0)}")
+        refuse(f"{name}: has no full cache at {length} tokens; there are: {listed(n for n, share in there if share == 0)}")
+    if not found.policies():
+        shares = listed(share for n, share in there if n == length and share != 0)
+        refuse(f"{name}: has nothing with {removed:g} removed at {length} tokens; there are: {shares}")
     return found
 
 
@@ -90,7 +94,7 @@ class Model:
     def __init__(self, name, paths, everywhere, o):
         found = read(name, paths, everywhere, o.length, o.removed)
         rows = found.scores
-        self.name = name
+        self.name, self.there = name, found.policies()
         asked = [p for p in o.policies or found.policies() if p in rows or p in found.failures]
         self.left_out = {p: (found.failures[p], sum(map(len, rows[p].values()))) for p in asked if found.failures[p]}
         self.policies = [p for p in asked if p not in self.left_out]
@@ -102,7 +106,7 @@ class Model:
                 self.prompts[task] = sorted(common)
         self.without = [t for t in rows["full"] if t not in self.prompts]
         if not self.prompts or not self.policies:
-            refuse(f"{name}: no prompt has the full cache and all of {', '.join(asked)}")
+            refuse(f"{name}: no prompt has the full cache and all of {'; '.join(asked or o.policies)}")
         self.values = {p: {t: [rows[p][t][s] for s in common] for t, common in self.prompts.items()}
                        for p in ("full", *self.policies)}
         # A row a prompt: what each policy kept, where the file says so.
@@ -123,9 +127,12 @@ class Model:
     def interval(self, policy):
         return interval([self.values[policy][t] for t in self.tasks])
 
-    def loss(self, policy):
-        """What the full cache has more, with its interval on the same prompts."""
-        apart = [[f - v for f, v in zip(self.values["full"][t], self.values[policy][t])] for t in self.tasks]
+    def best(self):
+        return max(self.policies, key=self.mean)
+
+    def behind(self, policy, other):
+        """What the other has more, with its interval on the same prompts."""
+        apart = [[o - v for o, v in zip(self.values[other][t], self.values[policy][t])] for t in self.tasks]
         return mean(mean(t) for t in apart), interval(apart)
 
     def group(self, name):
@@ -133,12 +140,12 @@ class Model:
 
 
 def listed(values):
-    return ", ".join(str(v) for v in sorted(set(values))) or "none"
+    return "; ".join(str(v) for v in sorted(set(values))) or "none"
 
 
-def percent(value, bounds=None):
-    text = f"{100 * value:.0f}"
-    return text if bounds is None else f"{text} [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]"
+def percent(value, bounds=None, digits=0):
+    text = f"{100 * value:.{digits}f}"
+    return text if bounds is None else f"{text} [{100 * bounds[0]:.{digits}f}, {100 * bounds[1]:.{digits}f}]"
 
 
 def row(cells):
@@ -162,13 +169,22 @@ def policies_of(models):
     return list(dict.fromkeys(p for m in models for p in m.policies))
 
 
+def cells_of(m, policy):
+    """In the matrix: the mean, and how far behind the model's best."""
+    if policy not in ("full", *m.policies):
+        return ["-", "-"]
+    behind = "" if policy in ("full", m.best()) else percent(*m.behind(policy, m.best()), digits=1)
+    return [percent(m.mean(policy), m.interval(policy)), behind]
+
+
 def matrix(models):
     ranks = mean_ranks(models)
     order = sorted(policies_of(models), key=lambda p: ranks.get(p, float("inf")))
-    lines = [row(["policy", *(m.name for m in models), "mean rank"]), row(["---"] * (len(models) + 2))]
-    lines.append(row(["full cache", *(percent(m.mean("full"), m.interval("full")) for m in models), ""]))
+    heads = [head for m in models for head in (m.name, "behind")]
+    lines = [row(["policy", *heads, "mean rank"]), row(["---"] * (len(heads) + 2))]
+    lines.append(row(["full cache", *(cell for m in models for cell in cells_of(m, "full")), ""]))
     for p in order:
-        cells = [percent(m.mean(p), m.interval(p)) if p in m.policies else "-" for m in models]
+        cells = [cell for m in models for cell in cells_of(m, p)]
         lines.append(row([f"`{p}`", *cells, f"{ranks[p]:.1f}" if p in ranks else "-"]))
     return lines
 
@@ -204,13 +220,17 @@ def about(m):
     return text
 
 
+def wrapped(text):
+    return textwrap.wrap(text, 130, break_long_words=False, break_on_hyphens=False)
+
+
 def table_of(m):
     """A row a policy: the mean, what is lost, each group of tasks, KL."""
     groups = [g for g in GROUPS if m.group(g)]
     texts = {name: task for name, task in TEXTS.items() if task in m.prompts}
     lines = [row(["policy", "mean", "less than the full cache", *groups, *texts]), row(["---"] * (3 + len(groups) + len(texts)))]
     for p in ("full", *sorted(m.policies, key=lambda p: -m.mean(p))):
-        cells = [percent(m.mean(p), m.interval(p)), "" if p == "full" else percent(*m.loss(p))]
+        cells = [percent(m.mean(p), m.interval(p)), "" if p == "full" else percent(*m.behind(p, "full"))]
         cells += [percent(m.mean(p, m.group(g))) for g in groups]
         cells += ["" if p == "full" else f"{mean(m.values[p][task]):.3f}" for task in texts.values()]
         lines.append(row(["full cache" if p == "full" else f"`{p}`", *cells]))
@@ -305,9 +325,16 @@ def main():
         name, equals, files = asked.partition("=")
         own_name = name if equals else pathlib.Path(name).name.split(".jsonl")[0]
         models.append(Model(own_name, (files or name).split(","), everywhere, o))
+    there = {p for m in models for p in m.there}
+    for policy in o.policies or ():
+        if policy not in there:
+            refuse(f"--policies: {policy}: no model has it with {o.removed:g} removed; there are: {listed(there)}")
     lines = matrix(models)
     for m in models:
-        lines += ["", f"{m.name}: {about(m)}"] if o.brief else ["", f"### {m.name}", "", about(m), "", *table_of(m)]
+        if o.brief:
+            lines += ["", *wrapped(f"{m.name}: {about(m)}")]
+        else:
+            lines += ["", f"### {m.name}", "", *wrapped(about(m)), "", *table_of(m)]
     if o.table:
         marked.write(o.table, o.name, lines)
     else:

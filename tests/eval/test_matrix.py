@@ -56,6 +56,10 @@ class Matrix(unittest.TestCase):
         for part in (f"{program}: ", *said):
             self.assertIn(part, done.stderr)
 
+    def prose(self, *arguments):
+        """What it prints, with its lines joined."""
+        return " ".join(self.run_it(*arguments).stdout.split())
+
     def rows(self, output, heading):
         part = output.split(heading)[1] if heading else output
         return {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
@@ -68,13 +72,23 @@ class Matrix(unittest.TestCase):
         # The mean of niah (2/3) and prose (1/3); ledger does not count: the full cache has 25 of 100.
         self.assertRegex(matrix["`good`"][0], r"^50 \[\d+, \d+\]$")
         self.assertRegex(matrix["full cache"][0], r"^75 \[\d+, \d+\]$")
-        self.assertEqual(matrix["`good`"][2], "1.0")
-        self.assertEqual(matrix["`poor`"][2], "2.0")
-        self.assertEqual(matrix["`shy`"][1:], ["-", "-"])  # model b cannot: no rank
+        self.assertEqual(matrix["`good`"][4], "1.0")
+        self.assertEqual(matrix["`poor`"][4], "2.0")
+        self.assertEqual(matrix["`shy`"][2:], ["-", "-", "-"])  # model b cannot: no rank
         self.assertIn("The full cache cannot do: ledger (25).", done.stdout)
         good = self.rows(done.stdout, "### a\n")["`good`"]
         self.assertRegex(good[1], r"^25 \[")  # 75 - 50
         self.assertEqual(good[2:], ["67", "33", "0.200"])  # needles, copying, KL
+
+    def test_behind_is_the_difference_on_the_same_prompts(self):
+        # Scores that go up and down together: the means' intervals are wide, that of the difference is not.
+        write(self.a, "A", {("full", "vt"): [1, 1, 1, 1], ("first", "vt"): [0.25, 1, 0.25, 1],
+                            ("next", "vt"): [0, 0.75, 0, 0.75]})
+        matrix = self.rows(self.run_it(self.a).stdout, "")
+        self.assertEqual(matrix["policy"], ["a", "behind", "mean rank"])
+        self.assertEqual(matrix["`next`"][1], "25.0 [25.0, 25.0]")
+        self.assertEqual((matrix["full cache"][1], matrix["`first`"][1]), ("", ""))
+        self.assertEqual(matrix["`next`"][0], "38 [0, 75]")
 
     def test_interval_is_that_of_prompts(self):
         done = self.run_it(self.a, "--policies", "poor")
@@ -96,17 +110,19 @@ class Matrix(unittest.TestCase):
         done = self.run_it(self.a, "--brief")
         self.assertEqual(self.rows(done.stdout, "").keys(), {"policy", "---", "full cache", "`good`"})
         self.assertRegex(self.rows(done.stdout, "")["`good`"][0], r"^67 ")
-        self.assertIn("a: 3 prompts a task. Kept: 25.0 % of the tokens (24.0 to 26.0 in single prompts). Tasks", done.stdout)
-        self.assertIn("No prompt that all policies have: ledger.", done.stdout)
-        self.assertIn("Left out: `shy`, which failed on 2 of 3 prompts (no queries).", done.stdout)
-        self.assertNotIn("differ", done.stdout)
+        self.assertTrue(all(len(line) <= 130 for line in done.stdout.splitlines()), done.stdout)
+        prose = self.prose(self.a, "--brief")
+        self.assertIn("a: 3 prompts a task. Kept: 25.0 % of the tokens (24.0 to 26.0 in single prompts). Tasks", prose)
+        self.assertIn("No prompt that all policies have: ledger.", prose)
+        self.assertIn("Left out: `shy`, which failed on 2 of 3 prompts (no queries).", prose)
+        self.assertNotIn("differ", prose)
         self.assert_refused([self.a, "--policies", "shy"], "a: no prompt has the full cache and all of shy")
 
     def test_prompts_in_which_policies_kept_different_numbers_are_counted(self):
         write(self.a, "A", {("full", "vt"): [1, 1, 1], ("good", "vt"): [1, 0, 1], ("poor", "vt"): [0, 0, 0]},
               kept={"good": [200, 250, 250], "poor": [202, 252, 270]})
-        self.assertIn(" In 1 of 3 prompts the policies kept numbers that differ by more than 1 %, at most 250 against 270 tokens.",
-                      self.run_it(self.a).stdout)
+        self.assertIn(" In 1 of 3 prompts the policies kept numbers that differ by more than 1 %, at most 250 against 270 tokens",
+                      self.prose(self.a))
 
     def test_all_prompts_of_the_full_cache_say_which_task_counts(self):
         write(self.a, "A", {("full", "vt"): [1, 1, 0, 0, 0, 0, 0, 0], ("full", "fwe"): [0, 0, 1, 1], ("full", "cwe"): [1, 1],
@@ -156,7 +172,11 @@ class Matrix(unittest.TestCase):
             self.assert_refused([f"a={self.a},{self.b}"], f"{self.b}: {field} is {value}, but {was} in {self.a}")
         write(self.b, "B", rows)
         self.assert_refused([f"a={self.a},{self.b}"], f"{self.b}: model_sha256 is B, but A in {self.a}")
-        self.assert_refused([f"a={self.a}", "--length", "4096"], "a: has no full cache at 4096 tokens")
+        self.assert_refused([f"a={self.a}", "--length", "4096"], "a: has no full cache at 4096 tokens; there are: 2048")
+        self.assert_refused([f"a={self.a}", "--removed", "0.7"],
+                            "a: has nothing with 0.7 removed at 2048 tokens; there are: 0.75")
+        self.assert_refused([f"a={self.a}", "--policies", "good;goood", "--prompts", "1"],
+                            "--policies: goood: no model has it with 0.75 removed; there are: good")
         # Other models have other seeds and calibrations, and are compressed as these are.
         write(self.b, "B", rows, seed=8, calibration_sha256="e")
         self.assertEqual(self.run_it(self.a, self.b, "--prompts", "1").returncode, 0)
