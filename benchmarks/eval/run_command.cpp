@@ -256,7 +256,8 @@ std::map<setting, budgeted> runner::budgets(const assignment& a, const tokenized
     std::vector<setting> at;  // in the user's order: the first that keeps a share of each partition sets the goal
     for (const setting& s : settings_)
       if (s.removed == share) at.push_back(s);
-    made.merge(equal_budgets(at, tokens.before.size() + grows, grows > 0));
+    const std::size_t size = tokens.before.size() + grows;
+    made.merge(equal_budgets(at, size, grows > 0, earlier_goal(before_, a.key({"", share}), size)));
   }
   return made;
 }
