@@ -196,6 +196,15 @@ class Matrix(unittest.TestCase):
                            (run.replace('"seed"', '"s"') + "\n", "line 1: seed: is missing"),
                            (run + "\n" + sample.replace('"task"', '"t"') + "\n", "line 2: task: is missing"),
                            (run + "\n" + sample.replace('"score": 1', '"score": "1"') + "\n", "line 2: scores: must be numbers"),
+                           (run + "\n" + sample.replace('"score": 1', '"score": NaN') + "\n",
+                            "line 2: NaN: is no number of JSON"),
+                           (run + "\n" + sample.replace('"score": 1', '"score": 1e999') + "\n",
+                            "line 2: scores: must be numbers"),
+                           (run + "\n" + sample.replace('"score": 1', '"score": 5') + "\n",
+                            "line 2: scores: score 5: must be from 0 to 1"),
+                           (run + "\n" + sample.replace('"score": 1', '"first_token": -1') + "\n",
+                            "line 2: scores: first_token -1: must be from 0 to 1"),
+                           (run.replace("{", '{"data_sets": [], ', 1) + "\n", "line 1: data_sets: is of another type"),
                            ("[" * 100000 + "\n", "line 1: is not a JSON object"), ("", "holds no run of lagkv-eval")):
             self.b.write_text(text)
             for program in ("matrix.py", "equal_bytes.py"):
