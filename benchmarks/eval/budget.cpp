@@ -88,6 +88,8 @@ std::string with_share(const std::string& policy, std::string_view share) {
   return fmt::format("{}{}{}={}", policy, name == policy ? ":" : ",", name == "lagkv" ? "ratio" : "keep", share);
 }
 
+bool keeps_by_partition(const std::string& policy) { return by_partition(budget_of(with_share(policy, 0.5))); }
+
 lagkv::needs needs_of(const std::string& policy) { return parsed(has_budget(policy) ? policy : with_share(policy, 0.5)).needs; }
 
 std::vector<setting> settings_of(const std::vector<std::string>& policies, const std::vector<double>& removed) {
@@ -123,7 +125,7 @@ std::map<setting, budgeted> equal_budgets(const std::vector<setting>& at_one_sha
       made[s] = {"", tokens, ""};
     } else if (s.removed == of_its_own) {
       made[s] = {s.policy, kept_by(budget_of(s.policy), tokens), ""};
-    } else if (by_partition(budget_of(with_share(s.policy, 0.5)))) {
+    } else if (keeps_by_partition(s.policy)) {
       const std::size_t asked = bound ? tokens - std::min(*goal, tokens) : rounded(s.removed * static_cast<double>(tokens));
       made[s] = share_each_partition(s.policy, asked, tokens);
       if (!goal && made[s].failure.empty()) goal = made[s].kept;

@@ -36,6 +36,9 @@ inline constexpr double of_its_own = -1;
 /// The policy string with a share to keep, as `share` is written. lagkv calls its share ratio, all others call it keep.
 [[nodiscard]] std::string with_share(const std::string& policy, std::string_view share);
 
+/// Whether a policy without a budget keeps a share of each partition (lagkv, and others with lag=), not of all tokens.
+[[nodiscard]] bool keeps_by_partition(const std::string& policy);
+
 /// What a policy reads besides keys and values, whether its string names a budget or not. Throws std::invalid_argument for a
 /// string that is no policy.
 [[nodiscard]] lagkv::needs needs_of(const std::string& policy);

@@ -470,6 +470,21 @@ TEST_F(Run, TunesItsOwnCandidates) {
   EXPECT_EQ(eval::read_results(o.out + "-choosing.jsonl").samples.size(), o.policies.size() + 2) << "full and random, too";
 }
 
+// Candidates of a second call may read what the file of the first does not have.
+TEST_F(Run, TuneNamesTheCalibrationThatLacksSomething) {
+  eval::tune_options o;
+  o.model = LAGKV_LLAMA_MODEL, o.policies = {"kvzap"}, o.tasks = "few_shot", o.out = (folder_ / "tune").string();
+  eval::calibrate_options c;
+  c.model = o.model, c.count = {"queries"}, c.tokens = 240, c.length = 120, c.threads = 1, c.out = o.out + ".safetensors";
+  ASSERT_EQ(eval::calibrate_command(c), 0);
+  try {
+    static_cast<void>(eval::tune_command(o));
+    FAIL() << "not refused";
+  } catch (const std::invalid_argument& e) {
+    EXPECT_EQ(e.what(), c.out + ": has no importance, which a candidate reads: name another --out, or other --policies");
+  }
+}
+
 // Its files may be gone on with under another share and other candidates: what they held before does not count.
 TEST_F(Run, TunesByTheResultsOfItsOwnCall) {
   eval::tune_options o;
