@@ -289,15 +289,15 @@ std::string runner::refusal(const host::named_policy& policy) {
   return {};
 }
 
-// Found once, with the budgets of the first prompt. Throws where none of the user's policies is possible.
+// Found once for each policy, with the budget of the first prompt on which it has one. Throws where none of the user's policies
+// is possible on the first prompt.
 void runner::find_refusals(const std::map<setting, budgeted>& with) {
-  if (!refusals_.empty()) return;
-  bool any_possible = false;
+  const bool first_prompt = refusals_.empty();
+  bool any_possible = !first_prompt;
   std::string reason;
   for (const auto& [s, budget] : with) {
-    std::string& refused = refusals_[s];
-    if (!budget.failure.empty()) continue;
-    refused = refusal(parse(budget.policy));
+    if (!budget.failure.empty() || refusals_.contains(s)) continue;
+    const std::string& refused = refusals_[s] = refusal(parse(budget.policy));
     if (!refused.empty())
       reason = refused;
     else if (s.policy != "full" && s.policy != "random")

@@ -592,4 +592,20 @@ TEST_F(Run, APolicyThatTheModelCannotHaveStopsNoOther) {
   EXPECT_EQ(failures.at("full") + failures.at("lagkv:lag=32") + failures.at("random"), "");
 }
 
+// Nor does one that has no budget on the first prompt: it cannot keep half of so few tokens.
+TEST_F(Run, APolicyThatIsRefusedOnALaterPromptStopsNoOther) {
+  eval::run_options o = options();
+  o.tasks = "niah_single_1", o.policies = {"random:recent=100,refit=1"}, o.samples = 1;
+  o.lengths = {280, 500}, o.cache_type = "q8_0";
+  EXPECT_EQ(eval::run_command(o), 0);
+  std::map<std::size_t, std::string> failures;
+  for (const eval::sample_result& r : eval::read_results(o.out).samples)
+    if (r.key.policy == o.policies[0])
+      failures[r.key.length] = r.failure;
+    else
+      EXPECT_EQ(r.failure, "");
+  EXPECT_NE(failures.at(280).find("sinks and window stay"), std::string::npos) << failures.at(280);
+  EXPECT_NE(failures.at(500).find("type q8_0"), std::string::npos) << failures.at(500);
+}
+
 }  // namespace
