@@ -223,6 +223,24 @@ class Matrix(unittest.TestCase):
         self.assertEqual(self.run_it(self.a).stdout, whole)
 
 
+class Speed(unittest.TestCase):
+    def test_a_peak_of_memory_that_is_not_known_is_a_dash(self):
+        known = EVAL / "results" / "speed-smollm2-135m.jsonl"
+        whole = subprocess.run([sys.executable, EVAL / "speed.py", known], capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "speed.jsonl"
+            path.write_text(re.sub(r'"peak_rss_mb":[0-9.]+', '"peak_rss_mb":null', known.read_text()))
+            done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual([re.sub(r"[^|]*\|$", "", line) for line in done.stdout.splitlines()],
+                             [re.sub(r"[^|]*\|$", "", line) for line in whole.stdout.splitlines()])
+            self.assertTrue(all(line.endswith("| - |") for line in done.stdout.splitlines()[4:]), done.stdout)
+            path.write_text(re.sub(r'"cache_mb":[0-9.]+', '"cache_mb":null', known.read_text(), count=1))
+            done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stderr),
+                             (2, f"speed.py: {path}, line 1: speed: cache_mb: must be a number\n"))
+
+
 class Models(unittest.TestCase):
     def test_lists_whole_models(self):
         spec = importlib.util.spec_from_file_location("fetch_models", EVAL / "fetch_models.py")
