@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """matrix.py on results made up here: which tasks count, means, ranks, what a model cannot do, what it and equal_bytes.py refuse;
-fetch_models.py's lists."""
+equal_bytes.py's policies, what speed.py says of memory that is not known, fetch_models.py's lists."""
 import importlib.util
 import json
 import pathlib
@@ -221,6 +221,17 @@ class Matrix(unittest.TestCase):
         whole = self.run_it(self.a).stdout
         self.a.write_text(self.a.read_text() + '{"type":"sample","task":"vt","len')
         self.assertEqual(self.run_it(self.a).stdout, whole)
+
+
+class EqualBytes(unittest.TestCase):
+    def test_policies_of_two_options_can_be_named(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "f16.jsonl"
+            write(path, "A", {("full", "vt"): [1, 1], ("novelty:ridge=1,smooth=4", "vt"): [1, 0], ("random", "vt"): [0, 0]})
+            command = [sys.executable, EVAL / "equal_bytes.py", path, "--policies", "novelty:ridge=1,smooth=4;random"]
+            done = subprocess.run(command, capture_output=True, text=True)
+        self.assertIn("| f16 | `novelty:ridge=1,smooth=4` | 75 % | 50.0", done.stdout, done.stderr)
+        self.assertIn("| f16 | `random` | 75 % | 0.0", done.stdout)
 
 
 class Speed(unittest.TestCase):
