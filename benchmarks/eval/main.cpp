@@ -107,8 +107,7 @@ void declare_tune(CLI::App& tune, eval::tune_options& o) {
   tune.add_option("--tasks", o.tasks, "Tasks, as for run");
   tune.add_option("--length", o.length, "Tokens of prompt and answer together")->check(CLI::Range(64, 1 << 20));
   tune.add_option("--samples", o.samples, "Prompts a task in each half, at most")->check(CLI::Range(1, 100000));
-  tune.add_option("--seed", o.seed, "Draws the prompts to choose on; those to report on are the next seed's")
-      ->check(not_negative);
+  tune.add_option("--seed", o.seed, "Draws the prompts, those to choose on and those to report on")->check(not_negative);
   tune.add_option("--reach", o.reach, "Tasks in which the full cache has less than this share do not count")
       ->check(CLI::Range(0.0, 1.0));
   tune.add_option("--out", o.out, "What its files begin with; a call that was interrupted goes on with them");

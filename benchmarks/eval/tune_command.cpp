@@ -43,11 +43,14 @@ run_options run_of(const tune_options& o, const std::string& calibration) {
   return r;
 }
 
-// What the call's own prompts say: its files may hold the results of calls with other shares, lengths, tasks or policies.
+// What the call's own prompts say: its files may hold the results of calls with other shares, lengths, tasks, policies or numbers
+// of prompts.
 results own_results(const run_options& o) {
   std::vector<std::string> tasks;
   for (const task* t : tasks_of(o.tasks, {})) tasks.emplace_back(t->name);
-  return results_of(read_results(o.out), o.lengths.front(), tasks, settings_of(o.policies, o.removed));
+  results own = results_of(read_results(o.out), o.lengths.front(), tasks, settings_of(o.policies, o.removed));
+  std::erase_if(own.samples, [&](const sample_result& s) { return s.key.sample < o.first_sample || s.key.sample >= o.samples; });
+  return own;
 }
 
 void print(const std::vector<standing>& all, std::string_view title) {
@@ -124,7 +127,9 @@ int tune_command(const tune_options& o) {
   reporting.policies.clear();  // random comes by itself
   for (const std::string& policy : {best.front(), best[best.size() > 1 ? 1 : 0], std::string("recommended")})
     if (std::ranges::find(reporting.policies, policy) == reporting.policies.end()) reporting.policies.push_back(policy);
-  reporting.seed = o.seed + 1, reporting.out = o.out + "-reporting.jsonl", reporting.until = part(1);
+  // Later prompts of the same seed: tasks with few questions ask all of them before one comes again.
+  reporting.first_sample = o.samples, reporting.samples = 2 * o.samples, reporting.seed = o.seed,
+  reporting.out = o.out + "-reporting.jsonl", reporting.until = part(1);
   const std::vector<standing> second = run_half(reporting, o.reach, "Reporting, on other prompts", code);
   conclude(o, best.front(), second, calibration);
   return code;
