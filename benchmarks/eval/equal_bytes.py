@@ -4,8 +4,8 @@
     equal_bytes.py f16.jsonl q8_0.jsonl q4_0.jsonl --svg equal_bytes.svg
 
 Each file is one of lagkv-eval run (or .gz), of one --cache-type and alike in all else: model, seed, chunk. Only prompts that all
-files have count. An accuracy is the mean of the tasks' means, of 100; its interval is the percentile bootstrap's over prompts
-(2,000 resamples, 95 %).
+files have count. An accuracy is the mean of the tasks' means, of 100; a pass key counts by its longest right part (`partial`).
+The interval is the percentile bootstrap's over prompts (2,000 resamples, 95 %).
 """
 import argparse
 import random
