@@ -9,6 +9,7 @@
 #include <cmath>
 #include <optional>
 #include <stdexcept>
+#include <tuple>
 
 #include "refit.hpp"
 
@@ -41,9 +42,9 @@ std::size_t rounded(double x) { return static_cast<std::size_t>(std::lround(x));
 // Where all candidates together are a little less than what is to go, they all go; the others then keep as many.
 constexpr double most_short = 0.05;
 
-budgeted share_each_partition(const std::string& policy, double removed, std::size_t tokens) {
+budgeted share_each_partition(const std::string& policy, std::size_t asked, std::size_t tokens) {
   const lagkv::budget b = budget_of(with_share(policy, 0.5));
-  const std::size_t candidates = b.due({}, tokens).rows.size(), asked = rounded(removed * static_cast<double>(tokens));
+  const std::size_t candidates = b.due({}, tokens).rows.size();
   const std::size_t drop = std::min(asked, candidates);
   if (static_cast<double>(asked - drop) > most_short * static_cast<double>(tokens))
     return {"", 0,
@@ -87,6 +88,8 @@ std::string with_share(const std::string& policy, std::string_view share) {
   return fmt::format("{}{}{}={}", policy, name == policy ? ":" : ",", name == "lagkv" ? "ratio" : "keep", share);
 }
 
+bool keeps_by_partition(const std::string& policy) { return by_partition(budget_of(with_share(policy, 0.5))); }
+
 lagkv::needs needs_of(const std::string& policy) { return parsed(has_budget(policy) ? policy : with_share(policy, 0.5)).needs; }
 
 std::vector<setting> settings_of(const std::vector<std::string>& policies, const std::vector<double>& removed) {
@@ -112,17 +115,19 @@ std::vector<setting> settings_of(const std::vector<std::string>& policies, const
   return made;
 }
 
-std::map<setting, budgeted> equal_budgets(const std::vector<setting>& at_one_share, std::size_t tokens, bool decoding) {
+std::map<setting, budgeted> equal_budgets(const std::vector<setting>& at_one_share, std::size_t tokens, bool decoding,
+                                          std::optional<std::size_t> goal) {
+  const bool bound = goal.has_value();
   std::map<setting, budgeted> made;
-  std::optional<std::size_t> goal;
   std::vector<setting> free;  // can keep any number
   for (const setting& s : at_one_share) {
     if (s.policy == "full") {
       made[s] = {"", tokens, ""};
     } else if (s.removed == of_its_own) {
       made[s] = {s.policy, kept_by(budget_of(s.policy), tokens), ""};
-    } else if (by_partition(budget_of(with_share(s.policy, 0.5)))) {
-      made[s] = share_each_partition(s.policy, s.removed, tokens);
+    } else if (keeps_by_partition(s.policy)) {
+      const std::size_t asked = bound ? tokens - std::min(*goal, tokens) : rounded(s.removed * static_cast<double>(tokens));
+      made[s] = share_each_partition(s.policy, asked, tokens);
       if (!goal && made[s].failure.empty()) goal = made[s].kept;
     } else {
       free.push_back(s);
@@ -131,6 +136,21 @@ std::map<setting, budgeted> equal_budgets(const std::vector<setting>& at_one_sha
   for (const setting& s : free)
     made[s] = share_of_all(s.policy, goal.value_or(rounded((1 - s.removed) * static_cast<double>(tokens))), tokens, decoding);
   return made;
+}
+
+std::optional<std::size_t> earlier_goal(const results& before, const sample_key& of, std::size_t tokens) {
+  std::optional<std::size_t> first;
+  for (const sample_result& s : before.samples) {
+    if (std::tie(s.key.task, s.key.length, s.key.sample, s.key.removed) != std::tie(of.task, of.length, of.sample, of.removed))
+      continue;
+    if (!s.failure.empty() || s.parsed.empty()) continue;
+    const auto policy = parse(s.parsed);
+    if (!policy) continue;  // of another version
+    const std::size_t kept = kept_by(policy->budget, tokens);
+    if (!by_partition(policy->budget)) return kept;
+    if (!first) first = kept;
+  }
+  return first;
 }
 
 }  // namespace eval

@@ -4,8 +4,8 @@
     equal_bytes.py f16.jsonl q8_0.jsonl q4_0.jsonl --svg equal_bytes.svg
 
 Each file is one of lagkv-eval run (or .gz), of one --cache-type and alike in all else: model, seed, chunk. Only prompts that all
-files have count. An accuracy is the mean of the tasks' means, of 100; its interval is the percentile bootstrap's over prompts
-(2,000 resamples, 95 %).
+files have count. An accuracy is the mean of the tasks' means, of 100; a pass key counts by its longest right part (`partial`).
+The interval is the percentile bootstrap's over prompts (2,000 resamples, 95 %).
 """
 import argparse
 import random
@@ -140,12 +140,12 @@ def picture(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
-    parser.add_argument("--policies", default="novelty,streaming_llm,random", help="parted by ','; full is always there")
+    parser.add_argument("--policies", default="novelty;streaming_llm;random", help="parted by ';'; full is always there")
     parser.add_argument("--reach", type=float, default=0,
                         help="leave out tasks in which the full cache of the first file has less than this, of 100")
     parser.add_argument("--svg", help="write the picture to this file")
     options = parser.parse_args()
-    rows, prompts = figures(options.files, ["full"] + options.policies.split(","), options.reach)
+    rows, prompts = figures(options.files, ["full"] + options.policies.split(";"), options.reach)
     print(f"{prompts} prompts\n\n{table(rows)}")
     if options.svg:
         with open(options.svg, "w") as file:

@@ -1,13 +1,16 @@
 """Lines of results files, as lagkv-eval writes them, and under which conditions they were made."""
 import gzip
 import json
+import math
 import pathlib
 import sys
 import zlib
 
 NUMBER = (int, float)
 NEEDED = {"run": {"model_sha256": str, "seed": int}, "sample": {"task": str, "length": int, "sample": int, "policy": str}}
-OPTIONAL = {"run": {}, "sample": {"removed": NUMBER, "scores": dict, "kept_mb": NUMBER}}
+OPTIONAL = {"run": {"depths": list, "data_sets": dict},
+            "sample": {"removed": NUMBER, "scores": dict, "kept_mb": NUMBER, "kept_tokens": int, "judged_tokens": int}}
+SHARES = ("score", "partial", "prefix", "edit", "first_token", "same_token")  # from 0 to 1
 BEGINS = '{"type":"'  # a line; one that was cut off is known by it
 ALWAYS = {"model_sha256": "", "seed": 0, "question_seen": False, "chunk": 0, "cache_type": "f16", "transposed": False}
 IF_KNOWN = ("calibration_sha256", "repack", "depths")  # a file that does not say may be of any
@@ -30,8 +33,13 @@ def fault_of(entry):
     for name, form in OPTIONAL[kind].items():
         if name in entry and not isinstance(entry[name], form):
             return f"{name}: is of another type"
-    if not all(value is None or isinstance(value, NUMBER) for value in entry.get("scores", {}).values()):
-        return "scores: must be numbers"
+    for name, value in entry.get("scores", {}).items():
+        if value is None:  # not a number, in what lagkv-eval writes
+            continue
+        if not isinstance(value, NUMBER) or not math.isfinite(value):
+            return "scores: must be numbers"
+        if name in SHARES and not 0 <= value <= 1:
+            return f"scores: {name} {value}: must be from 0 to 1"
     return None
 
 
@@ -41,12 +49,15 @@ def torn(line, begins):
 
 def entries(path, begins, faults):
     """The lines of a file, .gz or not, each a dict in which `faults` finds none. A last line that was cut off is left out."""
+    def refuse_constant(name):
+        refuse(f"{path}, line {number}: {name}: is no number of JSON")
+
     made = []
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    entry = json.loads(line)
+                    entry = json.loads(line, parse_constant=refuse_constant)
                 except (ValueError, RecursionError):
                     if torn(line, begins):
                         break

@@ -1,7 +1,9 @@
 // lagkv-eval: which policy loses what, on a real model.
 #include <CLI/CLI.hpp>
 
+#include <cstdint>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <string>
 
@@ -13,6 +15,9 @@
 #include "tune_command.hpp"
 
 namespace {
+
+// CLI11 itself takes -1 for the largest of the unsigned numbers.
+const CLI::Range not_negative(std::int64_t{0}, std::numeric_limits<std::int64_t>::max());
 
 void declare_host(CLI::App& command, eval::host_options& o) {
   command.add_option("--model", o.model, "GGUF model")->required(o.model.empty());
@@ -33,11 +38,12 @@ void declare_run(CLI::App& run, eval::run_options& o) {
   run.add_option("--removed", o.removed, "Shares of the cached tokens that are to go")->delimiter(',');
   run.add_option("--length", o.lengths, "Tokens of prompt and answer together")->delimiter(',')->check(CLI::Range(64, 1 << 20));
   run.add_option("--samples", o.samples, "Prompts a task and length")->check(CLI::Range(1, 100000));
-  run.add_option("--first-sample", o.first_sample, "The prompts before this one, counted from 0, are left out");
+  run.add_option("--first-sample", o.first_sample, "The prompts before this one, counted from 0, are left out")
+      ->check(not_negative);
   run.add_option("--depths", o.depths, "Where the pass key stands, 0 to 1, sample by sample in turn")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1.0));
-  run.add_option("--seed", o.seed, "Draws the prompts");
+  run.add_option("--seed", o.seed, "Draws the prompts")->check(not_negative);
   run.add_flag("--question-seen", o.question_seen, "The question is in the cache when it is compressed");
   run.add_option("--chunk", o.chunk, "Compress after each so many tokens of the prompt; 0: once, after all")
       ->check(CLI::Range(0, 1 << 20));
@@ -101,7 +107,7 @@ void declare_tune(CLI::App& tune, eval::tune_options& o) {
   tune.add_option("--tasks", o.tasks, "Tasks, as for run");
   tune.add_option("--length", o.length, "Tokens of prompt and answer together")->check(CLI::Range(64, 1 << 20));
   tune.add_option("--samples", o.samples, "Prompts a task in each half, at most")->check(CLI::Range(1, 100000));
-  tune.add_option("--seed", o.seed, "Draws the prompts to choose on; those to report on are the next seed's");
+  tune.add_option("--seed", o.seed, "Draws the prompts, those to choose on and those to report on")->check(not_negative);
   tune.add_option("--reach", o.reach, "Tasks in which the full cache has less than this share do not count")
       ->check(CLI::Range(0.0, 1.0));
   tune.add_option("--out", o.out, "What its files begin with; a call that was interrupted goes on with them");

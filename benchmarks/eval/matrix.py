@@ -4,15 +4,21 @@
     matrix.py smollm2-135m=a.jsonl.gz,b.jsonl gemma3-270m.jsonl.gz --removed 0.75 --svg models.svg --html models.html
 
 Each model is NAME=FILE[,FILE...], or FILE alone for the file's own name; its files share model, seed, and all else that
-lagkv-eval run asks of a file that it goes on with. All models share cache type, chunk, and whether the question was seen. A
-prompt counts where the full cache and every policy that the model can do have it. A task counts where the full cache has 30 of
-100 or more; the others are named, and so are those with one prompt. The mean is that of the tasks' means; its 95 % interval is
-the percentile bootstrap's over prompts, within each task (2,000 resamples). Ranks are by the mean, 1 is best, ties share; the
-mean rank is over the models, of policies that all models can do.
+lagkv-eval run asks of a file that it goes on with. All models share cache type, chunk, and whether the question was seen.
+
+A policy that fails on a prompt of a model (it cannot keep that few tokens, say) is left out there, and named with the first
+reason. A prompt counts where the full cache and all other policies have it. A task counts where the full cache has 30 of 100 or
+more on all its prompts in the files, whatever the share removed; the others are named, and so are those with too few prompts or
+none. The share of the tokens that was kept is printed, and in how many prompts the policies kept different numbers.
+
+The mean is that of the tasks' means; its 95 % interval is the percentile bootstrap's over prompts, within each task (2,000
+resamples). "Behind" is what the model's best policy has more on the same prompts, with the interval of that difference. Ranks
+are by the mean, 1 is best, ties share; the mean rank is over the models, of policies that all models can do.
 """
 import argparse
 import pathlib
 import random
+import textwrap
 from collections import defaultdict
 from html import escape
 
@@ -32,24 +38,49 @@ GROUPS = {
 }
 TEXTS = {"KL, prose": "perplexity", "KL, code": "perplexity_code"}
 LEAST = 0.3  # of the full cache, for a task to count
+UNEQUAL = 0.01  # of the tokens kept: policies that differ by more are named
+
+
+class Results:
+    """What files hold at one length and share removed: {policy: {task: {sample: ...}}}."""
+
+    def __init__(self):
+        self.scores = defaultdict(lambda: defaultdict(dict))  # or KL
+        self.kept = defaultdict(lambda: defaultdict(dict))    # (tokens kept, tokens in the cache before)
+        self.failures = defaultdict(list)                     # why, by policy
+
+    def add(self, entry):
+        task, sample, policy = entry["task"], entry["sample"], entry["policy"]
+        scores = entry.get("scores", {})
+        value = scores.get("score", scores.get("kl"))
+        if entry.get("failure"):
+            self.failures[policy].append(entry["failure"])
+        elif value is not None:
+            self.scores[policy][task][sample] = value
+            if entry.get("judged_tokens"):
+                self.kept[policy][task][sample] = entry.get("kept_tokens", 0), entry["judged_tokens"]
+
+    def policies(self):
+        return sorted((self.scores.keys() | self.failures.keys()) - {"full"})
 
 
 def read(name, paths, everywhere, length, removed):
-    """{policy: {task: {sample: score or KL}}} at one length and share removed."""
-    made, here = defaultdict(lambda: defaultdict(dict)), results.Conditions()
+    found, here, there = Results(), results.Conditions(), set()
     for path in paths:
         runs, samples = results.read(path)
         here.check(path, runs)
         everywhere.check(path, runs)
         for entry in samples:
-            if entry["length"] == length and (entry["policy"] == "full" or entry.get("removed", 0) == removed):
-                scores = entry.get("scores", {})
-                value = scores.get("score", scores.get("kl"))
-                if value is not None and not entry.get("failure"):
-                    made[entry["policy"]][entry["task"]][entry["sample"]] = value
-    if "full" not in made:
-        refuse(f"{name}: has no full cache at {length} tokens")
-    return made
+            share = 0 if entry["policy"] == "full" else entry.get("removed", 0)
+            there.add((entry["length"], share))
+            if entry["length"] == length and share in (0, removed):
+                found.add(entry)
+    if "full" not in found.scores:
+        refuse(f"{name}: has no full cache at {length} tokens; there are: {listed(n for n, share in there if share == 0)}")
+    if not found.policies():
+        shares = listed(share for n, share in there if n == length and share != 0)
+        refuse(f"{name}: has nothing with {removed:g} removed at {length} tokens; there are: {shares}")
+    return found
 
 
 def interval(tasks):
@@ -61,24 +92,32 @@ class Model:
     """What a model's files say of the policies asked for."""
 
     def __init__(self, name, paths, everywhere, o):
-        rows = read(name, paths, everywhere, o.length, o.removed)
-        self.name = name
-        self.policies = [p for p in (o.policies or sorted(rows.keys() - {"full"})) if rows.get(p)]
+        found = read(name, paths, everywhere, o.length, o.removed)
+        rows = found.scores
+        self.name, self.there = name, found.policies()
+        asked = [p for p in o.policies or found.policies() if p in rows or p in found.failures]
+        self.left_out = {p: (found.failures[p], sum(map(len, rows[p].values()))) for p in asked if found.failures[p]}
+        self.policies = [p for p in asked if p not in self.left_out]
         taking_part = [rows[p] for p in ("full", *self.policies)]
         self.prompts = {}
         for task in rows["full"]:
             common = set.intersection(*(set(r[task]) for r in taking_part))
             if common:
                 self.prompts[task] = sorted(common)
-        if not self.prompts:
-            refuse(f"{name}: no prompt has the full cache and all of {', '.join(self.policies)}")
+        self.without = [t for t in rows["full"] if t not in self.prompts]
+        if not self.prompts or not self.policies:
+            refuse(f"{name}: no prompt has the full cache and all of {'; '.join(asked or o.policies)}")
         self.values = {p: {t: [rows[p][t][s] for s in common] for t, common in self.prompts.items()}
                        for p in ("full", *self.policies)}
+        # A row a prompt: what each policy kept, where the file says so.
+        self.kept = [[found.kept[p][t][s] for p in self.policies if s in found.kept[p][t]]
+                     for t, common in self.prompts.items() if t != "generation" for s in common]
         scored = [t for t in self.prompts if t not in TEXTS.values() and t != "generation"]
         self.too_few = [t for t in scored if len(self.prompts[t]) < o.prompts]
         scored = [t for t in scored if t not in self.too_few]
-        self.tasks = [t for t in scored if mean(self.values["full"][t]) >= LEAST]
-        self.beyond = {t: mean(self.values["full"][t]) for t in scored if t not in self.tasks}
+        in_full = {t: mean(rows["full"][t].values()) for t in scored}  # on all its prompts: the same tasks in every table
+        self.tasks = [t for t in scored if in_full[t] >= LEAST]
+        self.beyond = {t: in_full[t] for t in scored if t not in self.tasks}
         if not self.tasks:
             refuse(f"{name}: the full cache has no task with {100 * LEAST:g} of 100 in {o.prompts} prompts or more")
 
@@ -88,18 +127,25 @@ class Model:
     def interval(self, policy):
         return interval([self.values[policy][t] for t in self.tasks])
 
-    def loss(self, policy):
-        """What the full cache has more, with its interval on the same prompts."""
-        apart = [[f - v for f, v in zip(self.values["full"][t], self.values[policy][t])] for t in self.tasks]
+    def best(self):
+        return max(self.policies, key=self.mean)
+
+    def behind(self, policy, other):
+        """What the other has more, with its interval on the same prompts."""
+        apart = [[o - v for o, v in zip(self.values[other][t], self.values[policy][t])] for t in self.tasks]
         return mean(mean(t) for t in apart), interval(apart)
 
     def group(self, name):
         return [t for t in self.tasks if t.startswith(GROUPS[name])]
 
 
-def percent(value, bounds=None):
-    text = f"{100 * value:.0f}"
-    return text if bounds is None else f"{text} [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]"
+def listed(values):
+    return "; ".join(str(v) for v in sorted(set(values))) or "none"
+
+
+def percent(value, bounds=None, digits=0):
+    text = f"{100 * value:.{digits}f}"
+    return text if bounds is None else f"{text} [{100 * bounds[0]:.{digits}f}, {100 * bounds[1]:.{digits}f}]"
 
 
 def row(cells):
@@ -123,26 +169,59 @@ def policies_of(models):
     return list(dict.fromkeys(p for m in models for p in m.policies))
 
 
+def cells_of(m, policy):
+    """In the matrix: the mean, and how far behind the model's best."""
+    if policy not in ("full", *m.policies):
+        return ["-", "-"]
+    behind = "" if policy in ("full", m.best()) else percent(*m.behind(policy, m.best()), digits=1)
+    return [percent(m.mean(policy), m.interval(policy)), behind]
+
+
 def matrix(models):
     ranks = mean_ranks(models)
     order = sorted(policies_of(models), key=lambda p: ranks.get(p, float("inf")))
-    lines = [row(["policy", *(m.name for m in models), "mean rank"]), row(["---"] * (len(models) + 2))]
-    lines.append(row(["full cache", *(percent(m.mean("full"), m.interval("full")) for m in models), ""]))
+    heads = [head for m in models for head in (m.name, "behind")]
+    lines = [row(["policy", *heads, "mean rank"]), row(["---"] * (len(heads) + 2))]
+    lines.append(row(["full cache", *(cell for m in models for cell in cells_of(m, "full")), ""]))
     for p in order:
-        cells = [percent(m.mean(p), m.interval(p)) if p in m.policies else "-" for m in models]
+        cells = [cell for m in models for cell in cells_of(m, p)]
         lines.append(row([f"`{p}`", *cells, f"{ranks[p]:.1f}" if p in ranks else "-"]))
     return lines
+
+
+def kept_by(m):
+    """What was kept, in words: the share, and whether it was the same for all policies."""
+    prompts = [kept for kept in m.kept if kept]
+    if not prompts:
+        return ""
+    shares = [100 * kept / cached for prompt in prompts for kept, cached in prompt]
+    text = f" Kept: {mean(shares):.1f} % of the tokens ({min(shares):.1f} to {max(shares):.1f} in single prompts)."
+    counts = [[kept for kept, _ in prompt] for prompt in prompts]
+    apart = [(max(c) - min(c), min(c), max(c)) for c in counts if max(c) - min(c) > UNEQUAL * max(c)]
+    if apart:
+        _, low, high = max(apart)
+        text += (f" In {len(apart)} of {len(prompts)} prompts the policies kept numbers that differ by more than "
+                 f"{percent(UNEQUAL)} %, at most {low} against {high} tokens.")
+    return text
 
 
 def about(m):
     counts = {len(m.prompts[t]) for t in m.tasks}
     prompts = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    text = f"{prompts} prompts a task. Tasks that count: {', '.join(m.tasks)}."
+    text = f"{prompts} prompts a task.{kept_by(m)} Tasks that count: {', '.join(m.tasks)}."
     if m.beyond:
         text += " The full cache cannot do: " + ", ".join(f"{t} ({percent(v)})" for t, v in m.beyond.items()) + "."
     if m.too_few:
         text += f" Too few prompts: {', '.join(m.too_few)}."
+    if m.without:
+        text += f" No prompt that all policies have: {', '.join(m.without)}."
+    for policy, (reasons, others) in m.left_out.items():
+        text += f" Left out: `{policy}`, which failed on {len(reasons)} of {len(reasons) + others} prompts ({reasons[0]})."
     return text
+
+
+def wrapped(text):
+    return textwrap.wrap(text, 130, break_long_words=False, break_on_hyphens=False)
 
 
 def table_of(m):
@@ -151,7 +230,7 @@ def table_of(m):
     texts = {name: task for name, task in TEXTS.items() if task in m.prompts}
     lines = [row(["policy", "mean", "less than the full cache", *groups, *texts]), row(["---"] * (3 + len(groups) + len(texts)))]
     for p in ("full", *sorted(m.policies, key=lambda p: -m.mean(p))):
-        cells = [percent(m.mean(p), m.interval(p)), "" if p == "full" else percent(*m.loss(p))]
+        cells = [percent(m.mean(p), m.interval(p)), "" if p == "full" else percent(*m.behind(p, "full"))]
         cells += [percent(m.mean(p, m.group(g))) for g in groups]
         cells += ["" if p == "full" else f"{mean(m.values[p][task]):.3f}" for task in texts.values()]
         lines.append(row(["full cache" if p == "full" else f"`{p}`", *cells]))
@@ -246,9 +325,16 @@ def main():
         name, equals, files = asked.partition("=")
         own_name = name if equals else pathlib.Path(name).name.split(".jsonl")[0]
         models.append(Model(own_name, (files or name).split(","), everywhere, o))
+    there = {p for m in models for p in m.there}
+    for policy in o.policies or ():
+        if policy not in there:
+            refuse(f"--policies: {policy}: no model has it with {o.removed:g} removed; there are: {listed(there)}")
     lines = matrix(models)
     for m in models:
-        lines += ["", f"{m.name}: {about(m)}"] if o.brief else ["", f"### {m.name}", "", about(m), "", *table_of(m)]
+        if o.brief:
+            lines += ["", *wrapped(f"{m.name}: {about(m)}")]
+        else:
+            lines += ["", f"### {m.name}", "", *wrapped(about(m)), "", *table_of(m)]
     if o.table:
         marked.write(o.table, o.name, lines)
     else:

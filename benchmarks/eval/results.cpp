@@ -138,6 +138,13 @@ struct reader {
   }
 };
 
+// What can only be a share; null, read as not a number, is none.
+void check_shares(const std::map<std::string, double>& scores) {
+  for (const char* name : {"score", "partial", "prefix", "edit", "first_token", "same_token"})
+    if (const auto found = scores.find(name); found != scores.end() && (found->second < 0 || found->second > 1))
+      throw std::invalid_argument(fmt::format("scores: {} {}: must be from 0 to 1", name, found->second));
+}
+
 sample_result sample_of(const json& line) {
   for (const char* needed : {"task", "length", "sample", "policy"})
     if (!line.contains(needed)) throw std::invalid_argument(fmt::format("{}: is missing", needed));
@@ -145,6 +152,7 @@ sample_result sample_of(const json& line) {
   key_fields(sample.key, reader{line});
   sample_fields(sample, reader{line});
   if (!std::isfinite(sample.key.removed)) throw std::invalid_argument("removed: must be a number");
+  check_shares(sample.scores);
   for (const std::string& row : sample.survivors)
     if (row.find_first_not_of("0123456789") != std::string::npos) throw std::invalid_argument("survivors: must be digits");
   return sample;

@@ -259,7 +259,8 @@ std::map<setting, budgeted> runner::budgets(const assignment& a, const tokenized
     std::vector<setting> at;  // in the user's order: the first that keeps a share of each partition sets the goal
     for (const setting& s : settings_)
       if (s.removed == share) at.push_back(s);
-    made.merge(equal_budgets(at, tokens.before.size() + grows, grows > 0));
+    const std::size_t size = tokens.before.size() + grows;
+    made.merge(equal_budgets(at, size, grows > 0, earlier_goal(before_, a.key({"", share}), size)));
   }
   return made;
 }
@@ -292,15 +293,15 @@ std::string runner::refusal(const host::named_policy& policy) {
   return {};
 }
 
-// Found once, with the budgets of the first prompt. Throws where none of the user's policies is possible.
+// Found once for each policy, with the budget of the first prompt on which it has one. Throws where none of the user's policies
+// is possible on the first prompt.
 void runner::find_refusals(const std::map<setting, budgeted>& with) {
-  if (!refusals_.empty()) return;
-  bool any_possible = false;
+  const bool first_prompt = refusals_.empty();
+  bool any_possible = !first_prompt;
   std::string reason;
   for (const auto& [s, budget] : with) {
-    std::string& refused = refusals_[s];
-    if (!budget.failure.empty()) continue;
-    refused = refusal(parse(budget.policy));
+    if (!budget.failure.empty() || refusals_.contains(s)) continue;
+    const std::string& refused = refusals_[s] = refusal(parse(budget.policy));
     if (!refused.empty())
       reason = refused;
     else if (s.policy != "full" && s.policy != "random")

@@ -13,7 +13,7 @@ from statistics import median
 
 import marked
 import svg
-from lines import entries, refuse
+from lines import NUMBER, entries, refuse
 
 PANELS = (("prompt_seconds", "seconds to read the prompt"), ("token_ms", "milliseconds to decode a token"))
 COLOURS = ("#222", "#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33")
@@ -30,6 +30,10 @@ def fault_of(entry):
     for name, fields in NEEDED.items():
         if not isinstance(entry.get(name), dict) or not fields <= entry[name].keys():
             return f"{name}: is missing, or has not all of {', '.join(sorted(fields))}"
+    for name in NEEDED["speed"]:
+        value = entry["speed"][name]
+        if not isinstance(value, NUMBER) and not (value is None and name == "peak_rss_mb"):  # null: the system does not say
+            return f"speed: {name}: must be a number"
     return None
 
 
@@ -50,6 +54,12 @@ def middle(rounds, what):
     return median(s[what] for s in rounds.values())
 
 
+def memory(rounds):
+    """Of the rounds in which the system says it."""
+    said = [s["peak_rss_mb"] for s in rounds.values() if s["peak_rss_mb"] is not None]
+    return f"{median(said):,.0f}" if said else "-"
+
+
 def ratio(rows, length, policy, what, to="full"):
     """To another row, in the rounds that have both; "" where there is none."""
     other = rows.get((length, to), {})
@@ -68,7 +78,7 @@ def table(rows):
         cells = [f"{length:,}" if length != named else "", f"`{policy}`",
                  f"{middle(of, 'prompt_seconds'):,.0f} s", ratio(rows, length, policy, "prompt_seconds"),
                  f"{middle(of, 'token_ms'):.1f} ms", *tokens,
-                 f"{middle(of, 'cache_mb'):,.0f}", f"{middle(of, 'peak_rss_mb'):,.0f}"]
+                 f"{middle(of, 'cache_mb'):,.0f}", memory(of)]
         lines.append("| " + " | ".join(cells) + " |")
         named = length
     return lines

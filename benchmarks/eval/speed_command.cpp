@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <iostream>
 #include <limits>
@@ -62,6 +63,12 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(run_key, length, threads, attention, policy, 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(speed, parsed, prompt_seconds, compress_seconds, token_ms, tokens, cache_mb, peak_rss_mb,
                                    recalled)
 
+// JSON has no word for what is not a number: null is written for a peak that the system does not say.
+speed speed_of(nlohmann::json j) {
+  if (j.at("peak_rss_mb").is_null()) j["peak_rss_mb"] = none;
+  return j.get<speed>();
+}
+
 // Linux counts the peak anew after this.
 void reset_peak_rss() { std::ofstream("/proc/self/clear_refs") << 5; }
 
@@ -114,7 +121,7 @@ runner::runner(const speed_options& o) : options_(o), model_(o.model), passkey_(
       if (j.at("run").at(same) != facts_.at(same))
         throw std::invalid_argument(fmt::format("{}: was made with {} {}, not {}: name another file with --out", o.out, same,
                                                 j.at("run").at(same).dump(), facts_.at(same).dump()));
-    done_[j.at("key").get<run_key>()] = j.at("speed").get<speed>();
+    done_[j.at("key").get<run_key>()] = speed_of(j.at("speed"));
   }
 }
 
@@ -236,6 +243,7 @@ void runner::print_table(const run_key& table, std::span<const std::string> poli
     const auto median_of = [&](double speed::*member) {
       return each(policy, [&](const speed& s, const run_key&) { return s.*member; });
     };
+    const double rss = median_of(&speed::peak_rss_mb);
     const auto ratio = [&](double speed::*member, const char* to) {
       return fmt::format("{:.2f}",
                          each(policy, [&](const speed& s, const run_key& k) { return s.*member / (of(k, to).*member); }));
@@ -245,7 +253,7 @@ void runner::print_table(const run_key& table, std::span<const std::string> poli
          fmt::format("{:.2f}", median_of(&speed::compress_seconds)), fmt::format("{:.1f}", median_of(&speed::token_ms)),
          ratio(&speed::token_ms, "full"), ratio(&speed::token_ms, "short"), ratio(&speed::token_ms, short_same_cells),
          fmt::format("{:.0f}", each(policy, [](const speed& s, const run_key&) { return static_cast<double>(s.tokens); })),
-         fmt::format("{:.0f}", median_of(&speed::cache_mb)), fmt::format("{:.0f}", median_of(&speed::peak_rss_mb)),
+         fmt::format("{:.0f}", median_of(&speed::cache_mb)), std::isfinite(rss) ? fmt::format("{:.0f}", rss) : "-",
          policy.starts_with("short") ? "-" : fmt::format("{:.0f} %", 100 * median_of(&speed::recalled))});
   }
   std::cout << fmt::format("\n{} tokens in chunks of {}, {} threads, {} attention, {} rounds\n\n", table.length, options_.chunk,

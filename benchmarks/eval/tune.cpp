@@ -1,6 +1,9 @@
 #include "tune.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <map>
 #include <set>
@@ -111,6 +114,31 @@ std::vector<standing> standings(const results& all, double least) {
     made.push_back(std::move(s));
   }
   return made;
+}
+
+std::vector<std::string> best_candidates(std::span<const standing> all, std::span<const std::string> candidates) {
+  std::vector<std::string> made;
+  for (const standing& s : all)
+    if (std::ranges::find(candidates, s.policy) != candidates.end()) made.push_back(s.policy);
+  return made;
+}
+
+std::string verdict(std::span<const standing> reported, const std::string& chosen) {
+  const auto own = std::ranges::find(reported, chosen, &standing::policy);
+  if (own == reported.end()) throw std::runtime_error(chosen + ": has no result on the other half of the prompts");
+  const auto level = [&](const standing& s) { return std::abs(s.worth.mean - own->worth.mean) < 1e-9; };
+  if (!level(reported.front()))
+    return fmt::format("On other prompts {} is ahead of it{}.", reported.front().policy,
+                       own->chance ? "; that may be chance" : ": the choice does not hold");
+  const auto beaten = std::ranges::count_if(reported, [](const standing& s) { return !s.chance; }) - 1;
+  const auto other = std::ranges::find_if(reported, [&](const standing& s) { return s.policy != chosen && level(s); });
+  return fmt::format("On other prompts it is {}; of {} others {} lie behind by more than chance.",
+                     other == reported.end() ? "first again" : "level with " + other->policy, reported.size() - 1, beaten);
+}
+
+std::string with_budget(const standing& s, double removed) {
+  if (has_budget(s.policy)) return s.policy;
+  return keeps_by_partition(s.policy) ? s.parsed : with_share(s.policy, fmt::format("{:.4g}", 1 - removed));
 }
 
 }  // namespace eval

@@ -43,4 +43,15 @@ struct failed_policy {
 /// Throws std::invalid_argument where no prompt is left.
 [[nodiscard]] std::vector<standing> standings(const results& all, double least);
 
+/// Those of the standings that are among the candidates, the best first: `random` is there only to compare with.
+[[nodiscard]] std::vector<std::string> best_candidates(std::span<const standing> all, std::span<const std::string> candidates);
+
+/// What the standings on other prompts say of the one that was chosen, a sentence. Throws std::runtime_error where it is not
+/// among them.
+[[nodiscard]] std::string verdict(std::span<const standing> reported, const std::string& chosen);
+
+/// The policy string to use: with a share to keep, or, of a policy that keeps a share of each partition, as it was measured last
+/// (its ratio depends on the number of tokens).
+[[nodiscard]] std::string with_budget(const standing& s, double removed);
+
 }  // namespace eval

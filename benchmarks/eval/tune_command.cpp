@@ -11,6 +11,8 @@
 
 #include "budget.hpp"
 #include "calibrate_command.hpp"
+#include "host/calibration_file.hpp"
+#include "host/model.hpp"
 #include "report/text_table.hpp"
 #include "run_command.hpp"
 #include "tasks/task.hpp"
@@ -23,6 +25,16 @@ using clock = std::chrono::steady_clock;
 
 bool reads_calibration(const std::string& policy) { return needs_of(policy).calibrated || needs_of(policy).importance; }
 
+// A file of an earlier call has what the candidates of that call read. Results of this call's files are bound to it, so it is
+// not written anew.
+void check_holds(const std::string& path, const std::string& model, const std::vector<std::string>& wanted) {
+  const host::calibration there = host::read_calibration(path, host::model(model).signature());
+  for (const std::string& what : wanted)
+    if (what == "queries" ? there.queries.empty() : there.importance.empty())
+      throw std::invalid_argument(
+          fmt::format("{}: has no {}, which a candidate reads: name another --out, or other --policies", path, what));
+}
+
 run_options run_of(const tune_options& o, const std::string& calibration) {
   run_options r;
   static_cast<host_options&>(r) = o;
@@ -31,11 +43,14 @@ run_options run_of(const tune_options& o, const std::string& calibration) {
   return r;
 }
 
-// What the call's own prompts say: its files may hold the results of calls with other shares, lengths, tasks or policies.
+// What the call's own prompts say: its files may hold the results of calls with other shares, lengths, tasks, policies or numbers
+// of prompts.
 results own_results(const run_options& o) {
   std::vector<std::string> tasks;
   for (const task* t : tasks_of(o.tasks, {})) tasks.emplace_back(t->name);
-  return results_of(read_results(o.out), o.lengths.front(), tasks, settings_of(o.policies, o.removed));
+  results own = results_of(read_results(o.out), o.lengths.front(), tasks, settings_of(o.policies, o.removed));
+  std::erase_if(own.samples, [&](const sample_result& s) { return s.key.sample < o.first_sample || s.key.sample >= o.samples; });
+  return own;
 }
 
 void print(const std::vector<standing>& all, std::string_view title) {
@@ -69,17 +84,11 @@ std::vector<standing> run_half(const run_options& half, double reach, std::strin
 // What the reporting half says of the one that was chosen.
 void conclude(const tune_options& o, const std::string& chosen, const std::vector<standing>& reported,
               const std::string& calibration) {
-  const auto own = std::ranges::find(reported, chosen, &standing::policy);
-  if (own == reported.end()) throw std::runtime_error(chosen + ": has no result on the other half of the prompts");
-  const auto beaten = std::ranges::count_if(reported, [](const standing& s) { return !s.chance; }) - 1;
-  if (own != reported.begin())
-    std::cout << fmt::format("On other prompts {} is ahead of it{}.\n", reported.front().policy,
-                             own->chance ? "; that may be chance" : ": the choice does not hold");
-  else
-    std::cout << fmt::format("On other prompts it is first again; of {} others {} lie behind by more than chance.\n",
-                             reported.size() - 1, beaten);
-  std::cout << fmt::format("Policy: {}\n",
-                           has_budget(chosen) ? chosen : with_share(chosen, fmt::format("{:.4g}", 1 - o.removed)));
+  std::cout << verdict(reported, chosen) << '\n';
+  std::cout << "Policy: " << with_budget(*std::ranges::find(reported, chosen, &standing::policy), o.removed) << '\n';
+  if (!has_budget(chosen) && keeps_by_partition(chosen))
+    std::cout << fmt::format("It removes {:.4g} % of a prompt as long as the last one here, and another share of others.\n",
+                             100 * o.removed);
   if (!calibration.empty() && reads_calibration(chosen)) std::cout << "It needs the file " << calibration << '\n';
   std::cout << std::flush;
 }
@@ -101,24 +110,28 @@ int tune_command(const tune_options& o) {
   if (!c.count.empty()) {
     calibration = o.out + ".safetensors";
     c.model = o.model, c.threads = o.threads, c.out = calibration;
-    if (!std::filesystem::exists(calibration)) calibrate_command(c);
+    if (std::filesystem::exists(calibration))
+      check_holds(calibration, o.model, c.count);
+    else
+      calibrate_command(c);
   }
 
   int code = 0;
   run_options choosing = run_of(o, calibration);
   choosing.policies = o.policies, choosing.seed = o.seed, choosing.out = o.out + "-choosing.jsonl", choosing.until = part(0.5);
   const std::vector<standing> first = run_half(choosing, o.reach, "Choosing", code);
-  if (std::ranges::none_of(first, [&](const standing& s) { return std::ranges::find(o.policies, s.policy) != o.policies.end(); }))
-    throw std::runtime_error("no candidate has a result: must be one or more");
+  const std::vector<std::string> best = best_candidates(first, o.policies);
+  if (best.empty()) throw std::runtime_error("no candidate has a result: must be one or more");
 
   run_options reporting = run_of(o, calibration);
   reporting.policies.clear();  // random comes by itself
-  for (const std::string& policy :
-       {first[0].policy, first.size() > 1 ? first[1].policy : first[0].policy, std::string("recommended")})
+  for (const std::string& policy : {best.front(), best[best.size() > 1 ? 1 : 0], std::string("recommended")})
     if (std::ranges::find(reporting.policies, policy) == reporting.policies.end()) reporting.policies.push_back(policy);
-  reporting.seed = o.seed + 1, reporting.out = o.out + "-reporting.jsonl", reporting.until = part(1);
+  // Later prompts of the same seed: tasks with few questions ask all of them before one comes again.
+  reporting.first_sample = o.samples, reporting.samples = 2 * o.samples, reporting.seed = o.seed,
+  reporting.out = o.out + "-reporting.jsonl", reporting.until = part(1);
   const std::vector<standing> second = run_half(reporting, o.reach, "Reporting, on other prompts", code);
-  conclude(o, first.front().policy, second, calibration);
+  conclude(o, best.front(), second, calibration);
   return code;
 }
 

@@ -31,9 +31,9 @@ struct tune_options : host_options {
   std::string command;       ///< as it was called, for the record
 };
 
-/// Runs the candidates on the prompts of `seed` for half of the time, the best of them, the next, `recommended` and `random` on
-/// those of `seed` + 1 for the other half. Prints both tables, the policy string, and whether the differences are more than
-/// chance. Query statistics are counted first if a candidate reads them and there is no file of them yet; the time counts.
+/// Runs the candidates on the first prompts of `seed` for half of the time, the best of them, the next, `recommended` and
+/// `random` on as many later ones for the other half. Prints both tables, the policy string, and whether the differences are more
+/// than chance. Query statistics are counted first if a candidate reads them and there is no file of them yet; the time counts.
 /// Results that are there already are not run again; those of calls with another share, length, tasks or candidates do not count.
 /// Policies that fail are named with their first failure. Returns and throws as run_command does; throws std::runtime_error, too,
 /// where no candidate has a result.

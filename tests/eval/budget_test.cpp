@@ -1,6 +1,7 @@
 // Equal budgets: what every policy keeps at a share, against the paper's equation written out by hand.
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -99,6 +100,49 @@ TEST(Budget, SettingsAreFullThenEachPolicyThenRandom) {
       {"random", 0.5}, {"random", 0.75}};
   EXPECT_EQ(eval::settings_of({"lagkv:lag=64", "h2o:capacity=300", "lagkv:lag=64", "full"}, {0.5, 0.75}), expected);
   EXPECT_EQ(eval::settings_of({"random:seed=3"}, {0.5}), (std::vector<setting>{{"full", 0}, {"random:seed=3", 0.5}}));
+}
+
+eval::sample_result result(const std::string& policy, const std::string& parsed, std::size_t number = 3, double removed = 0.75) {
+  eval::sample_result s;
+  s.key = {"vt", 2048, number, policy, removed};
+  s.parsed = parsed;
+  return s;
+}
+
+// A call without lagkv keeps as many tokens as an earlier one with it did, and the other way round.
+TEST(Budget, ResultsThatAreThereBindTheGoal) {
+  const std::size_t tokens = 1985;
+  const auto with_lagkv = eval::equal_budgets(at(0.75, {"lagkv:lag=128", "random"}), tokens);
+  const std::size_t kept = with_lagkv.at({"random", 0.75}).kept;
+  const auto alone = eval::equal_budgets(at(0.75, {"snapkv"}), tokens);
+  ASSERT_NE(alone.at({"snapkv", 0.75}).kept, kept);
+
+  eval::results before;
+  for (const auto& [s, b] : with_lagkv) before.samples.push_back(result(s.policy, b.policy));
+  const auto goal = eval::earlier_goal(before, result("", "").key, tokens);
+  ASSERT_EQ(goal, kept);
+  EXPECT_EQ(eval::equal_budgets(at(0.75, {"snapkv"}), tokens, false, goal).at({"snapkv", 0.75}).kept, kept);
+  EXPECT_EQ(eval::equal_budgets(at(0.75, {"lagkv:lag=128"}), tokens, false, goal).at({"lagkv:lag=128", 0.75}).kept, kept);
+
+  // 1,785 of 1,985 tokens would go; the goal of an earlier call has 1,535 go.
+  const auto more = eval::equal_budgets(at(0.9, {"lagkv:lag=128", "snapkv"}), tokens, false, 450);
+  EXPECT_NEAR(static_cast<double>(more.at({"lagkv:lag=128", 0.9}).kept), 450, 7);
+  EXPECT_EQ(more.at({"snapkv", 0.9}).kept, 450U);
+}
+
+TEST(Budget, AGoalIsThatOfThePromptsFirstResultThatCanKeepAnyNumber) {
+  eval::results before;
+  EXPECT_EQ(eval::earlier_goal(before, result("", "").key, 1000), std::nullopt);
+  before.samples = {result("full", ""), result("snapkv", "snapkv:keep=0.3", 4), result("snapkv", "snapkv:keep=0.4", 3, 0.5),
+                    result("tova", "tova:keep=0.2")};
+  before.samples.back().failure = "no queries";
+  EXPECT_EQ(eval::earlier_goal(before, result("", "").key, 1000), std::nullopt);
+  before.samples.push_back(result("gone", "gone:keep=0.5"));
+  before.samples.push_back(result("lagkv:lag=128", "lagkv:lag=128,ratio=0.25"));
+  EXPECT_EQ(eval::earlier_goal(before, result("", "").key, 1000), kept_by("lagkv:lag=128,ratio=0.25", 1000));
+  before.samples.push_back(result("key_diff", "key_diff:keep=0.2505"));
+  before.samples.push_back(result("snapkv", "snapkv:keep=0.3"));
+  EXPECT_EQ(eval::earlier_goal(before, result("", "").key, 1000), 250U);
 }
 
 TEST(Budget, ABudgetOfItsOwnIsTakenAsItIs) {

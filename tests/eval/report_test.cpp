@@ -232,14 +232,6 @@ TEST(Summary, DepthsAreFewOrTenths) {
   EXPECT_EQ(all.depths.size(), 11U);
 }
 
-TEST(Summary, SeveralModels) {
-  eval::results samples;
-  samples.runs.resize(2);
-  EXPECT_FALSE(eval::several_models(eval::summarize(samples)));
-  samples.runs[1].model_sha256 = "other";
-  EXPECT_TRUE(eval::several_models(eval::summarize(samples)));
-}
-
 eval::results small_file() {
   eval::results samples;
   samples.runs.resize(1);
@@ -287,6 +279,26 @@ TEST(Table, HandMadeLines) {
        })
     EXPECT_NE(text.find(line), std::string::npos) << line << "is not in:\n" << text;
   EXPECT_EQ(text.find("Not available"), std::string::npos);
+}
+
+// Only answers and texts at a share removed, with a result: a cache that grows, and budgets of their own, may hold other numbers.
+TEST(Table, SaysInHowManyPromptsPoliciesKeptDifferentNumbers) {
+  eval::results samples;
+  const auto add = [&](const std::string& task, std::size_t number, const std::string& policy, double removed, std::size_t kept) {
+    samples.samples.push_back(sample(task, 2048, number, policy, removed, {{"score", 1}}));
+    samples.samples.back().kept_tokens = kept;
+  };
+  add("vt", 0, "full", 0, 1000), add("vt", 0, "a", 0.5, 500), add("vt", 0, "b", 0.5, 505);
+  add("vt", 0, "a", 0.75, 250), add("vt", 0, "b", 0.75, 270), add("vt", 0, "c:capacity=9", -1, 9);
+  add("vt", 1, "a", 0.5, 500), add("vt", 1, "b", 0.5, 506), add("generation", 0, "a", 0.5, 500),
+      add("generation", 0, "b", 0.5, 531);
+  add("vt", 1, "c", 0.5, 0);
+  samples.samples.back().failure = "cannot";
+  const std::string said =
+      "In 2 of 3 prompts and shares the policies kept numbers of tokens that differ by more than 1 %, at most 250 "
+      "against 270\n";
+  EXPECT_NE(tables(samples).find('\n' + said), std::string::npos) << tables(samples);
+  EXPECT_EQ(tables(small_file()).find("differ by"), std::string::npos);
 }
 
 TEST(Table, Markdown) {
@@ -536,6 +548,32 @@ TEST(Command, Faults) {
   std::ofstream(path) << "{\"type\":\"run\"}\n";
   EXPECT_THROW(eval::report_command({path, "", "", false}), std::invalid_argument);
   std::filesystem::remove(path);
+}
+
+// Each could be a file of its own: together they would be one table of things that differ.
+TEST(Command, RefusesRunsOfDifferentConditions) {
+  const std::string path = TempDir() + "lagkv_eval_report_unlike";
+  const auto refused = [&](const std::string& second, const std::string& third) {
+    std::ofstream(path) << R"({"type":"run","seed":7,"cache_type":"f16"})" << '\n'
+                        << R"({"type":"sample","task":"vt","length":1,"sample":0,"policy":"full","scores":{"score":1}})" << '\n'
+                        << R"({"type":"run","cache_type":"f16",)" << second << "}\n"
+                        << R"({"type":"run","cache_type":"f16",)" << third << "}\n";
+    testing::internal::CaptureStdout();
+    std::string why;
+    try {
+      static_cast<void>(eval::report_command({path, "", "", false}));
+    } catch (const std::invalid_argument& e) {
+      why = e.what();
+    }
+    EXPECT_EQ(testing::internal::GetCapturedStdout().empty(), !why.empty());
+    std::filesystem::remove(path);
+    return why;
+  };
+  EXPECT_EQ(refused(R"("seed":7,"repack":true)", R"("seed":7)"), "");
+  EXPECT_EQ(refused(R"("seed":7)", R"("seed":8)"),
+            path + ": one run was made with seed 7, not 8, as another was: their results cannot stand in one table");
+  EXPECT_NE(refused(R"("seed":7,"chunk":512)", R"("seed":7)").find("chunk 0, not 512"), std::string::npos);
+  EXPECT_NE(refused(R"("seed":7,"repack":true)", R"("seed":7,"repack":false)").find("repacked weights"), std::string::npos);
 }
 
 }  // namespace

@@ -278,6 +278,9 @@ TEST_F(ResultsFile, BrokenLinesAreNamed) {
   EXPECT_EQ(line_two(begin + R"(1,"removed":null})"), at + "removed: must be a number");
   EXPECT_EQ(line_two(begin + R"(1,"scores":{"score":"1"}})"), at + "scores: must be a number");
   EXPECT_EQ(line_two(begin + R"(1,"scores":[]})"), at + "scores: must be an object");
+  EXPECT_EQ(line_two(begin + R"(1,"scores":{"score":5}})"), at + "scores: score 5: must be from 0 to 1");
+  EXPECT_EQ(line_two(begin + R"(1,"scores":{"kl":5,"first_token":-0.5}})"), at + "scores: first_token -0.5: must be from 0 to 1");
+  EXPECT_EQ(line_two(begin + R"(1,"scores":{"score":NaN}})"), at + "is not a JSON object");
   EXPECT_EQ(line_two(begin + R"(1,"survivors":["01x"]})"), at + "survivors: must be digits");
   EXPECT_EQ(line_two(begin + R"(1,"of_a_later_version":1})"), "");
 }

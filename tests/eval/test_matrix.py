@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """matrix.py on results made up here: which tasks count, means, ranks, what a model cannot do, what it and equal_bytes.py refuse;
-fetch_models.py's lists."""
+equal_bytes.py's policies, what speed.py says of memory that is not known, fetch_models.py's lists."""
 import importlib.util
 import json
 import pathlib
@@ -13,8 +13,8 @@ import unittest
 EVAL = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "eval"
 
 
-def write(path, model, rows, seed=7, **conditions):
-    """rows: {(policy, task): scores, None for a failure}."""
+def write(path, model, rows, seed=7, kept=None, **conditions):
+    """rows: {(policy, task): scores, None for a failure}; kept: {policy: tokens of 1,000 in each sample}."""
     lines = [{"type": "run", "model_sha256": model, "seed": seed, **conditions}]
     for (policy, task), scores in rows.items():
         for sample, score in enumerate(scores):
@@ -25,6 +25,8 @@ def write(path, model, rows, seed=7, **conditions):
                 line["failure"] = "no queries"
             else:
                 line["scores"] = {"kl": score} if task == "perplexity" else {"score": score}
+                if kept and policy in kept:
+                    line |= {"judged_tokens": 1000, "kept_tokens": kept[policy][sample]}
             lines.append(line)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -54,6 +56,10 @@ class Matrix(unittest.TestCase):
         for part in (f"{program}: ", *said):
             self.assertIn(part, done.stderr)
 
+    def prose(self, *arguments):
+        """What it prints, with its lines joined."""
+        return " ".join(self.run_it(*arguments).stdout.split())
+
     def rows(self, output, heading):
         part = output.split(heading)[1] if heading else output
         return {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
@@ -66,13 +72,23 @@ class Matrix(unittest.TestCase):
         # The mean of niah (2/3) and prose (1/3); ledger does not count: the full cache has 25 of 100.
         self.assertRegex(matrix["`good`"][0], r"^50 \[\d+, \d+\]$")
         self.assertRegex(matrix["full cache"][0], r"^75 \[\d+, \d+\]$")
-        self.assertEqual(matrix["`good`"][2], "1.0")
-        self.assertEqual(matrix["`poor`"][2], "2.0")
-        self.assertEqual(matrix["`shy`"][1:], ["-", "-"])  # model b cannot: no rank
+        self.assertEqual(matrix["`good`"][4], "1.0")
+        self.assertEqual(matrix["`poor`"][4], "2.0")
+        self.assertEqual(matrix["`shy`"][2:], ["-", "-", "-"])  # model b cannot: no rank
         self.assertIn("The full cache cannot do: ledger (25).", done.stdout)
         good = self.rows(done.stdout, "### a\n")["`good`"]
         self.assertRegex(good[1], r"^25 \[")  # 75 - 50
         self.assertEqual(good[2:], ["67", "33", "0.200"])  # needles, copying, KL
+
+    def test_behind_is_the_difference_on_the_same_prompts(self):
+        # Scores that go up and down together: the means' intervals are wide, that of the difference is not.
+        write(self.a, "A", {("full", "vt"): [1, 1, 1, 1], ("first", "vt"): [0.25, 1, 0.25, 1],
+                            ("next", "vt"): [0, 0.75, 0, 0.75]})
+        matrix = self.rows(self.run_it(self.a).stdout, "")
+        self.assertEqual(matrix["policy"], ["a", "behind", "mean rank"])
+        self.assertEqual(matrix["`next`"][1], "25.0 [25.0, 25.0]")
+        self.assertEqual((matrix["full cache"][1], matrix["`first`"][1]), ("", ""))
+        self.assertEqual(matrix["`next`"][0], "38 [0, 75]")
 
     def test_interval_is_that_of_prompts(self):
         done = self.run_it(self.a, "--policies", "poor")
@@ -86,6 +102,34 @@ class Matrix(unittest.TestCase):
         self.assertRegex(self.rows(done.stdout, "")["`good`"][0], r"^50 ")
         self.assertRegex(self.rows(self.run_it(f"a={self.a},{self.b}", "--prompts", "1").stdout, "")["`good`"][0], "^33$")
         self.assertIn("no task with 30 of 100 in 4 prompts", self.run_it(self.a, "--prompts", "4").stderr)
+
+    def test_a_policy_that_fails_is_left_out_and_the_prompts_stay(self):
+        write(self.a, "A", {("full", "vt"): [1, 1, 1], ("good", "vt"): [1, 0, 1], ("shy", "vt"): [1, None, None],
+                            ("full", "ledger"): [1, 1], ("good", "perplexity"): [0.1]},
+              kept={"good": [250, 260, 240], "shy": [250, 250, 250]})
+        done = self.run_it(self.a, "--brief")
+        self.assertEqual(self.rows(done.stdout, "").keys(), {"policy", "---", "full cache", "`good`"})
+        self.assertRegex(self.rows(done.stdout, "")["`good`"][0], r"^67 ")
+        self.assertTrue(all(len(line) <= 130 for line in done.stdout.splitlines()), done.stdout)
+        prose = self.prose(self.a, "--brief")
+        self.assertIn("a: 3 prompts a task. Kept: 25.0 % of the tokens (24.0 to 26.0 in single prompts). Tasks", prose)
+        self.assertIn("No prompt that all policies have: ledger.", prose)
+        self.assertIn("Left out: `shy`, which failed on 2 of 3 prompts (no queries).", prose)
+        self.assertNotIn("differ", prose)
+        self.assert_refused([self.a, "--policies", "shy"], "a: no prompt has the full cache and all of shy")
+
+    def test_prompts_in_which_policies_kept_different_numbers_are_counted(self):
+        write(self.a, "A", {("full", "vt"): [1, 1, 1], ("good", "vt"): [1, 0, 1], ("poor", "vt"): [0, 0, 0]},
+              kept={"good": [200, 250, 250], "poor": [202, 252, 270]})
+        self.assertIn(" In 1 of 3 prompts the policies kept numbers that differ by more than 1 %, at most 250 against 270 tokens",
+                      self.prose(self.a))
+
+    def test_all_prompts_of_the_full_cache_say_which_task_counts(self):
+        write(self.a, "A", {("full", "vt"): [1, 1, 0, 0, 0, 0, 0, 0], ("full", "fwe"): [0, 0, 1, 1], ("full", "cwe"): [1, 1],
+                            ("good", "vt"): [1, 1], ("good", "fwe"): [0, 1], ("good", "cwe"): [1, 1]})
+        done = self.run_it(self.a)
+        self.assertIn("Tasks that count: fwe, cwe. The full cache cannot do: vt (25).", done.stdout)
+        self.assertRegex(self.rows(done.stdout, "")["full cache"][0], r"^50 ")  # of the prompts that all have
 
     def test_tables_are_written_between_two_lines(self):
         page = self.a.with_suffix(".md")
@@ -128,7 +172,11 @@ class Matrix(unittest.TestCase):
             self.assert_refused([f"a={self.a},{self.b}"], f"{self.b}: {field} is {value}, but {was} in {self.a}")
         write(self.b, "B", rows)
         self.assert_refused([f"a={self.a},{self.b}"], f"{self.b}: model_sha256 is B, but A in {self.a}")
-        self.assert_refused([f"a={self.a}", "--length", "4096"], "a: has no full cache at 4096 tokens")
+        self.assert_refused([f"a={self.a}", "--length", "4096"], "a: has no full cache at 4096 tokens; there are: 2048")
+        self.assert_refused([f"a={self.a}", "--removed", "0.7"],
+                            "a: has nothing with 0.7 removed at 2048 tokens; there are: 0.75")
+        self.assert_refused([f"a={self.a}", "--policies", "good;goood", "--prompts", "1"],
+                            "--policies: goood: no model has it with 0.75 removed; there are: good")
         # Other models have other seeds and calibrations, and are compressed as these are.
         write(self.b, "B", rows, seed=8, calibration_sha256="e")
         self.assertEqual(self.run_it(self.a, self.b, "--prompts", "1").returncode, 0)
@@ -148,6 +196,15 @@ class Matrix(unittest.TestCase):
                            (run.replace('"seed"', '"s"') + "\n", "line 1: seed: is missing"),
                            (run + "\n" + sample.replace('"task"', '"t"') + "\n", "line 2: task: is missing"),
                            (run + "\n" + sample.replace('"score": 1', '"score": "1"') + "\n", "line 2: scores: must be numbers"),
+                           (run + "\n" + sample.replace('"score": 1', '"score": NaN') + "\n",
+                            "line 2: NaN: is no number of JSON"),
+                           (run + "\n" + sample.replace('"score": 1', '"score": 1e999') + "\n",
+                            "line 2: scores: must be numbers"),
+                           (run + "\n" + sample.replace('"score": 1', '"score": 5') + "\n",
+                            "line 2: scores: score 5: must be from 0 to 1"),
+                           (run + "\n" + sample.replace('"score": 1', '"first_token": -1') + "\n",
+                            "line 2: scores: first_token -1: must be from 0 to 1"),
+                           (run.replace("{", '{"data_sets": [], ', 1) + "\n", "line 1: data_sets: is of another type"),
                            ("[" * 100000 + "\n", "line 1: is not a JSON object"), ("", "holds no run of lagkv-eval")):
             self.b.write_text(text)
             for program in ("matrix.py", "equal_bytes.py"):
@@ -164,6 +221,35 @@ class Matrix(unittest.TestCase):
         whole = self.run_it(self.a).stdout
         self.a.write_text(self.a.read_text() + '{"type":"sample","task":"vt","len')
         self.assertEqual(self.run_it(self.a).stdout, whole)
+
+
+class EqualBytes(unittest.TestCase):
+    def test_policies_of_two_options_can_be_named(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "f16.jsonl"
+            write(path, "A", {("full", "vt"): [1, 1], ("novelty:ridge=1,smooth=4", "vt"): [1, 0], ("random", "vt"): [0, 0]})
+            command = [sys.executable, EVAL / "equal_bytes.py", path, "--policies", "novelty:ridge=1,smooth=4;random"]
+            done = subprocess.run(command, capture_output=True, text=True)
+        self.assertIn("| f16 | `novelty:ridge=1,smooth=4` | 75 % | 50.0", done.stdout, done.stderr)
+        self.assertIn("| f16 | `random` | 75 % | 0.0", done.stdout)
+
+
+class Speed(unittest.TestCase):
+    def test_a_peak_of_memory_that_is_not_known_is_a_dash(self):
+        known = EVAL / "results" / "speed-smollm2-135m.jsonl"
+        whole = subprocess.run([sys.executable, EVAL / "speed.py", known], capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "speed.jsonl"
+            path.write_text(re.sub(r'"peak_rss_mb":[0-9.]+', '"peak_rss_mb":null', known.read_text()))
+            done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual([re.sub(r"[^|]*\|$", "", line) for line in done.stdout.splitlines()],
+                             [re.sub(r"[^|]*\|$", "", line) for line in whole.stdout.splitlines()])
+            self.assertTrue(all(line.endswith("| - |") for line in done.stdout.splitlines()[4:]), done.stdout)
+            path.write_text(re.sub(r'"cache_mb":[0-9.]+', '"cache_mb":null', known.read_text(), count=1))
+            done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stderr),
+                             (2, f"speed.py: {path}, line 1: speed: cache_mb: must be a number\n"))
 
 
 class Models(unittest.TestCase):

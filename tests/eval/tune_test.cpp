@@ -145,6 +145,37 @@ TEST(tune, what_its_own_candidates_read_is_known) {
   EXPECT_NE(calibrated[0].find("calibrated=yes"), std::string::npos);
 }
 
+TEST(tune, the_best_is_a_candidate) {
+  const auto s = eval::standings(ten_prompts(), 0.3);  // good, fair, bad
+  const std::vector<std::string> candidates = {"bad", "fair", "none"};
+  EXPECT_EQ(eval::best_candidates(s, candidates), (std::vector<std::string>{"fair", "bad"}));
+  EXPECT_TRUE(eval::best_candidates({}, candidates).empty());
+}
+
+TEST(tune, the_verdict_on_other_prompts) {
+  eval::results all = ten_prompts();
+  const auto verdict = [&](const std::string& chosen) { return eval::verdict(eval::standings(all, 0.3), chosen); };
+  EXPECT_EQ(verdict("good"), "On other prompts it is first again; of 2 others 1 lie behind by more than chance.");
+  EXPECT_EQ(verdict("fair"), "On other prompts good is ahead of it; that may be chance.");
+  EXPECT_EQ(verdict("bad"), "On other prompts good is ahead of it: the choice does not hold.");
+  EXPECT_THROW(static_cast<void>(verdict("none")), std::runtime_error);
+  for (eval::sample_result& s : all.samples)
+    if (s.key.policy == "fair") s.scores = {{s.scores.begin()->first, s.key.task == "perplexity" ? 0.8 : 1}};
+  for (const char* chosen : {"fair", "good"})
+    EXPECT_EQ(verdict(chosen), std::string("On other prompts it is level with ") + (chosen[0] == 'f' ? "good" : "fair") +
+                                   "; of 2 others 1 lie behind by more than chance.");
+}
+
+// Of lagkv at lag 64 and 0.75 of 1,000 tokens removed, ratio 0.25 would remove less.
+TEST(tune, the_policy_string_is_what_was_measured) {
+  const auto of = [](const std::string& policy, const std::string& parsed) {
+    return eval::with_budget({policy, parsed, {}, {}, false}, 0.75);
+  };
+  EXPECT_EQ(of("lagkv:lag=64", "lagkv:lag=64,ratio=0.148"), "lagkv:lag=64,ratio=0.148");
+  EXPECT_EQ(of("novelty", "novelty:keep=0.250306"), "novelty:keep=0.25");
+  EXPECT_EQ(of("h2o:capacity=300", "h2o:capacity=300"), "h2o:capacity=300");
+}
+
 TEST(tune, nothing_to_compare_is_refused) {
   EXPECT_THROW(static_cast<void>(eval::standings({}, 0)), std::invalid_argument);
   eval::results full_alone;

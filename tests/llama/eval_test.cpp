@@ -446,9 +446,9 @@ TEST_F(Run, TunesInTheTimeItHasAndOnOtherPromptsThanItChoseBy) {
     for (const eval::sample_result& s : second.samples) reported.insert(s.key.policy);
     reported.erase("key_diff");  // if it is neither the best nor the second
     EXPECT_EQ(reported, (std::set<std::string>{"full", "random", "recommended"}));
-    for (const auto* half : {&first, &second})
-      for (const eval::sample_result& s : half->samples) EXPECT_EQ(s.key.sample, 0U);
-    EXPECT_NE(first.runs.front().seed, second.runs.front().seed);
+    for (const eval::sample_result& s : first.samples) EXPECT_EQ(s.key.sample, 0U);
+    for (const eval::sample_result& s : second.samples) EXPECT_EQ(s.key.sample, o.samples);
+    EXPECT_EQ(first.runs.front().seed, second.runs.front().seed);
     EXPECT_FALSE(std::filesystem::exists(o.out + ".safetensors")) << "no candidate reads it";
   }
   o.minutes = 0;
@@ -468,6 +468,21 @@ TEST_F(Run, TunesItsOwnCandidates) {
   const std::string said = testing::internal::GetCapturedStdout();
   EXPECT_EQ(said.find("failed"), std::string::npos) << said;
   EXPECT_EQ(eval::read_results(o.out + "-choosing.jsonl").samples.size(), o.policies.size() + 2) << "full and random, too";
+}
+
+// Candidates of a second call may read what the file of the first does not have.
+TEST_F(Run, TuneNamesTheCalibrationThatLacksSomething) {
+  eval::tune_options o;
+  o.model = LAGKV_LLAMA_MODEL, o.policies = {"kvzap"}, o.tasks = "few_shot", o.out = (folder_ / "tune").string();
+  eval::calibrate_options c;
+  c.model = o.model, c.count = {"queries"}, c.tokens = 240, c.length = 120, c.threads = 1, c.out = o.out + ".safetensors";
+  ASSERT_EQ(eval::calibrate_command(c), 0);
+  try {
+    static_cast<void>(eval::tune_command(o));
+    FAIL() << "not refused";
+  } catch (const std::invalid_argument& e) {
+    EXPECT_EQ(e.what(), c.out + ": has no importance, which a candidate reads: name another --out, or other --policies");
+  }
 }
 
 // Its files may be gone on with under another share and other candidates: what they held before does not count.
@@ -575,6 +590,22 @@ TEST_F(Run, APolicyThatTheModelCannotHaveStopsNoOther) {
   EXPECT_EQ(failures.size(), 4U);
   EXPECT_NE(failures.at("snapkv:select=adaptive").find("keeps different numbers of tokens a head"), std::string::npos);
   EXPECT_EQ(failures.at("full") + failures.at("lagkv:lag=32") + failures.at("random"), "");
+}
+
+// Nor does one that has no budget on the first prompt: it cannot keep half of so few tokens.
+TEST_F(Run, APolicyThatIsRefusedOnALaterPromptStopsNoOther) {
+  eval::run_options o = options();
+  o.tasks = "niah_single_1", o.policies = {"random:recent=100,refit=1"}, o.samples = 1;
+  o.lengths = {280, 500}, o.cache_type = "q8_0";
+  EXPECT_EQ(eval::run_command(o), 0);
+  std::map<std::size_t, std::string> failures;
+  for (const eval::sample_result& r : eval::read_results(o.out).samples)
+    if (r.key.policy == o.policies[0])
+      failures[r.key.length] = r.failure;
+    else
+      EXPECT_EQ(r.failure, "");
+  EXPECT_NE(failures.at(280).find("sinks and window stay"), std::string::npos) << failures.at(280);
+  EXPECT_NE(failures.at(500).find("type q8_0"), std::string::npos) << failures.at(500);
 }
 
 }  // namespace

@@ -133,7 +133,6 @@ std::vector<const sample_result*> by_row(const summary& all, const results& samp
 std::string figures_json(const summary& all, const results& samples) {
   json root;
   root["runs"] = list_json(all.runs, run_json);
-  root["several_models"] = several_models(all);
   root["lengths"] = all.lengths;
   root["policies"] = all.policies;
   root["tasks"] = tasks_json(all);

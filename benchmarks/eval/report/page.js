@@ -13,10 +13,6 @@ function describe() {
     `prompts of ${data.lengths.join(", ")} tokens, ` +
     `up to ${count(samples, "sample", "samples")} each` +
     (run && run.model_name ? `; ${run.model_name}` : "") + (run && run.date ? `; ${run.date.slice(0, 10)}` : "") + ".";
-  if (data.several_models) {
-    byId("warning").textContent = "The file holds runs of several models. Their samples cannot be told apart and are taken together.";
-    byId("warning").hidden = false;
-  }
 }
 
 // Figures of one kind at one length as lines, a policy each. `costs` names what the memory is taken from; `of` picks [mean, low,

@@ -135,6 +135,28 @@ summary_row row_of(const row_key& key, const row_samples& mine, const summary& a
   return row;
 }
 
+std::map<std::size_t, equality_figures> equality_of(const results& all) {
+  struct ends {
+    std::size_t least, most;
+  };
+  std::map<std::tuple<std::size_t, std::string, std::size_t, double>, ends> prompts;
+  for (const sample_result& s : all.samples) {
+    if (s.key.removed <= 0 || s.key.task == "generation" || !failure_of(s).empty()) continue;
+    ends& kept = prompts.try_emplace({s.key.length, s.key.task, s.key.sample, s.key.removed}, ends{s.kept_tokens, s.kept_tokens})
+                     .first->second;
+    kept = {std::min(kept.least, s.kept_tokens), std::max(kept.most, s.kept_tokens)};
+  }
+  std::map<std::size_t, equality_figures> made;
+  for (const auto& [prompt, kept] : prompts) {
+    equality_figures& figures = made[std::get<0>(prompt)];
+    ++figures.prompts;
+    if ((kept.most - kept.least) * 100 <= kept.most) continue;
+    ++figures.unequal;
+    if (kept.most - kept.least > figures.most - figures.least) figures.least = kept.least, figures.most = kept.most;
+  }
+  return made;
+}
+
 // Depths as they are, where they are few; else their tenths.
 std::function<double(double)> depth_steps(const results& all) {
   const auto fine = [](double depth) { return std::round(depth * 1000) / 1000; };
@@ -170,12 +192,6 @@ std::string_view short_name(std::string_view task) {
   return found == other_names.end() ? task : found->brief;
 }
 
-bool several_models(const summary& all) {
-  return std::ranges::any_of(all.runs, [&all](const run_info& run) {
-    return run.model != all.runs.front().model || run.model_sha256 != all.runs.front().model_sha256;
-  });
-}
-
 summary summarize(const results& all) {
   summary sum;
   sum.runs = all.runs;
@@ -206,6 +222,7 @@ summary summarize(const results& all) {
   std::ranges::sort(order, {}, [&sum](const row_key& key) {
     return std::tuple(key.length, std::ranges::find(sum.policies, key.policy) - sum.policies.begin(), key.removed);
   });
+  sum.equality = equality_of(all);
   const auto step = depth_steps(all);
   for (const row_key& key : order) {
     const row_samples& mine = rows[key];

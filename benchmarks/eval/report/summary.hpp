@@ -57,6 +57,14 @@ struct depth_figures {
   std::size_t samples = 0;
 };
 
+/// Whether the policies of a length kept equal numbers of tokens. A prompt at one share removed counts once; not policies with a
+/// budget of their own, and not generation, where a cache may hold some more for a while.
+struct equality_figures {
+  std::size_t prompts = 0;
+  std::size_t unequal = 0;          ///< of those: in which the numbers differ by more than 1 %
+  std::size_t least = 0, most = 0;  ///< tokens kept in the prompt in which they differ most
+};
+
 /// Why samples of a row have no result.
 struct failure_note {
   row_key key;
@@ -75,6 +83,7 @@ struct summary {
   std::vector<std::string> writing_tasks;  ///< perplexity, of code too, and generation, in this order; then others as they came
   std::vector<summary_row> rows;
   std::vector<depth_figures> depths;
+  std::map<std::size_t, equality_figures> equality;  ///< by length
   std::vector<failure_note> failures;
 };
 
@@ -85,8 +94,5 @@ struct summary {
 
 /// "s1" for "niah_single_1" and so on; the name itself where it has no short one.
 [[nodiscard]] std::string_view short_name(std::string_view task);
-
-/// Whether runs used several models: their samples cannot be told apart.
-[[nodiscard]] bool several_models(const summary& all);
 
 }  // namespace eval

@@ -106,6 +106,7 @@ class printer {
       answers(length);
       pass_keys(length);
       writing(length);
+      equality(length);
     }
     notes();
     failures();
@@ -132,7 +133,6 @@ class printer {
     note(fmt::format("Seed {}; the question is {} when the cache is compressed{}", run.seed,
                      run.question_seen ? "seen" : "not seen",
                      run.chunk > 0 ? fmt::format("; chunk by chunk of {} tokens", run.chunk) : ""));
-    if (several_models(all_)) note("Warning: the file holds runs of several models, whose samples are taken together");
   }
 
   // Rows of a length that have anything of these tasks, be it failures.
@@ -248,6 +248,16 @@ class printer {
     }
     add_costs(columns, &summary_row::writing, false);
     table(length, all_.writing_tasks, columns);
+  }
+
+  void equality(std::size_t length) {
+    const auto found = all_.equality.find(length);
+    if (found == all_.equality.end() || found->second.unequal == 0) return;
+    const equality_figures& kept = found->second;
+    note(fmt::format(
+        "{}In {} of {} prompts and shares the policies kept numbers of tokens that differ by more than 1 %, at most {} "
+        "against {}",
+        markdown_ ? "" : "\n", kept.unequal, kept.prompts, kept.least, kept.most));
   }
 
   void notes() {

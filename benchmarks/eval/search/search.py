@@ -4,6 +4,8 @@
     cmake --workflow --preset eval
     python3 benchmarks/eval/search/search.py --samples 20 --out build/search --table docs/research.md
 
+(The tables there have policies that were named with --report, as the page says.)
+
 All candidates meet on the prompts of one seed (choosing). The best of them, and the baselines, meet again on those of another
 (reporting): a figure that chose its policy says too much for it. Goes on where it was interrupted, and from the results that the
 repository has. Needs Python 3.9 and nothing else; a prompt of each task at 2,048 tokens takes 8 minutes of one core in the
@@ -21,7 +23,10 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+import lines as results  # noqa: E402
 import marked  # noqa: E402
+from lines import refuse  # noqa: E402
+HALVES = ("choosing", "reporting")
 DRAWS = 2000  # of the bootstrap
 LOWER_IS_BETTER = ("KL",)  # groups whose names begin so
 LEAST = 4  # prompts of a task, for the bootstrap to say anything
@@ -34,29 +39,38 @@ def packed_results(o, half):
     return RESULTS / f"search-{half}-{o.length}.jsonl.gz"
 
 
+def seed_of(o, half):
+    return o.seeds[HALVES.index(half)]
+
+
+def entries(path):
+    return results.entries(str(path), results.BEGINS, results.fault_of)
+
+
 def part(o, half, task):
-    """The results of one task; at first those that the repository has."""
+    """The results of one task; at first those that the repository has of this seed."""
     path = o.out / f"{half}-{task}.jsonl"
     if not path.exists():
         known = packed_results(o, half)
-        lines = gzip.open(known, "rt").read().splitlines() if known.exists() and not o.model else []
-        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get("task", task) == task))
+        there = entries(known) if known.exists() and not o.model else []
+        if any(entry.get("seed", seed_of(o, half)) != seed_of(o, half) for entry in there):
+            there = []
+        path.write_text("".join(packed(entry) for entry in there if entry.get("task", task) == task), encoding="utf-8")
     return path
 
 
-def packed(line):
-    """Without the pictures, which are most of it."""
-    fields = json.loads(line)
-    fields.pop("survivors", None)
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
+def packed(entry):
+    """A line, without the pictures, which are most of it."""
+    kept = {name: value for name, value in entry.items() if name != "survivors"}
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def run(o, half, seed, policies, removed):
+def run(o, half, policies, removed):
     """Tasks in parallel, a few prompts of each in turn, so that an interrupted search has prompts of all."""
     def one(task, samples):
         path = part(o, half, task)
         command = [o.eval, "run", "--tasks", task, "--policies", ";".join(policies), "--removed", removed,
-                   "--length", str(o.length), "--samples", str(samples), "--seed", str(seed), "--threads", "1",
+                   "--length", str(o.length), "--samples", str(samples), "--seed", str(seed_of(o, half)), "--threads", "1",
                    "--calibration", str(o.out / "calibration.safetensors"), "--out", str(path), *FASTER, *o.named_model]
         with open(path.with_suffix(".log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
@@ -71,8 +85,9 @@ def run(o, half, seed, policies, removed):
 def read(o, half):
     """{(policy, removed): {task: {sample: figure}}}; a KL is that of perplexity tasks, else the score."""
     found = {}
-    for line in (line for task in o.tasks for line in part(o, half, task).read_text().splitlines()):
-        line = json.loads(line)
+    for path, line in ((path, line) for path in (part(o, half, task) for task in o.tasks) for line in entries(path)):
+        if line.get("seed", seed_of(o, half)) != seed_of(o, half):
+            refuse(f"{path}: seed is {line['seed']}, not {seed_of(o, half)}: name another folder with --out, or other --seeds")
         if line["type"] != "sample" or "failure" in line:
             continue
         scores = line["scores"]
@@ -210,7 +225,7 @@ def main():
     o.named_model = ["--model", o.model] if o.model else []
     calibration = o.out / "calibration.safetensors"
     halves = [half for half in o.run.split(",") if half]
-    if unknown := set(halves) - {"choosing", "reporting"}:
+    if unknown := set(halves) - set(HALVES):
         p.error(f"--run: {', '.join(sorted(unknown))}: not choosing or reporting")
     if halves and not calibration.exists():
         subprocess.run([o.eval, "calibrate", "--threads", "1", "--count", "queries", "--out", str(calibration),
@@ -222,8 +237,10 @@ def main():
                 f"where there are fewer than {LEAST} prompts).")
 
     if "choosing" in halves:
-        run(o, "choosing", o.seeds[0], [*o.baselines, *candidates], o.choose_removed)
+        run(o, "choosing", [*o.baselines, *candidates], o.choose_removed)
     rows, samples = complete(o, read(o, "choosing"))
+    if not o.report and not rows:
+        refuse("--report: name the policies to report: the choosing half has no results to choose them by")
     best = o.report.split(";") if o.report else finalists(o, rows, candidates)
     lines = []
     for share in shares_of(rows):
@@ -231,7 +248,7 @@ def main():
                   *table(o, rows, share, [*o.baselines, *candidates, "random"], why)]
 
     if "reporting" in halves:
-        run(o, "reporting", o.seeds[1], [*o.baselines, *best], o.removed)
+        run(o, "reporting", [*o.baselines, *best], o.removed)
     rows, samples = complete(o, read(o, "reporting"))
     for share in shares_of(rows):
         lines += ["", f"Reporting half (seed {o.seeds[1]}), {100 * share:g} % removed: {about(samples)}", "",
@@ -240,8 +257,8 @@ def main():
             lines += ["", f"Differences from the better of the two at {100 * share:g} % removed, on the same prompts [95 %]:", "",
                       *differences(o, rows, share, [p for p in best if (p, share) in rows])]
     if o.keep:
-        for half in ("choosing", "reporting"):
-            text = "".join(packed(line) for task in o.tasks for line in part(o, half, task).read_text().splitlines())
+        for half in HALVES:
+            text = "".join(packed(entry) for task in o.tasks for entry in entries(part(o, half, task)))
             if text:
                 packed_results(o, half).write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     lines = lines[1:]
