@@ -295,7 +295,7 @@ TEST(by_head, each_head_keeps_the_best_rows_of_its_own_budget) {
 
 TEST(by_head, budgets_of_one_are_no_budgets_of_heads) {
   const cube k = make_cube(71, 3, 300, 16), v = make_cube(72, 3, 300, 16);
-  for (const char* budget : {"keep=0.3", "capacity=90", "keep=0.25,recent_share=0.4", "keep=0.5,lag=32"}) {
+  for (const char* budget : {"keep=0.3", "capacity=90", "keep=0.5,lag=32"}) {
     support::cache own(layout::heads_first, dtype::f32, k, v);
     const std::string text = std::string("key_diff:sink=3,recent=9,") + budget;
     const std::vector<float> budgets(3, 1);

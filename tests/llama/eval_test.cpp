@@ -117,6 +117,8 @@ TEST(Model, AnswersNearlyTheSameWithRepackedWeights) {
 // One prompt, prefilled once, as lagkv-eval does.
 class Trial : public testing::Test {
  protected:
+  static host::session_options options() { return {.cells = 1024, .threads = 1, .answer_threads = 1}; }
+
   void prepare(const std::string& name, std::size_t length, const std::vector<std::string>& policies, bool seen = false) {
     what_ = &task(name);
     asked_ = prompt_of(*what_, length);
@@ -143,7 +145,7 @@ class Trial : public testing::Test {
     return eval::run(t, session_, {}, &said_);
   }
 
-  host::session session_{model(), {.cells = 1024, .threads = 1, .answer_threads = 1}};
+  host::session session_{model(), options()};
   const eval::task* what_ = nullptr;
   eval::prompt asked_;
   eval::tokenized tokens_;
@@ -226,6 +228,79 @@ TEST_F(Trial, ChunksAndSeenQuestionsKeepTheBudget) {
   EXPECT_EQ(whole.kept_tokens, tokens_.before.size() - 16 * partitions);
   EXPECT_EQ(chunks.kept_tokens, whole.kept_tokens);
   EXPECT_EQ(chunks.judged_tokens, tokens_.before.size());
+}
+
+// A session of plain attention, of whose heads each has the budget of all.
+class UnevenTrial : public Trial {
+ protected:
+  UnevenTrial() : plain_(model(), plain_options()) {}
+
+  static host::session_options plain_options() {
+    host::session_options o = options();
+    o.flash_attention = false;
+    const auto layers = static_cast<std::size_t>(llama_model_n_layer(model().get()));
+    const auto heads = static_cast<std::size_t>(llama_model_n_head_kv(model().get()));
+    std::vector<float> falling(10000);
+    for (std::size_t i = 0; i < falling.size(); ++i) falling[i] = 1 - static_cast<float>(i) / 10000;
+    o.counted.head_importance.assign(layers, std::vector(heads, falling));
+    return o;
+  }
+
+  /// `compared_with` it from then on, in place of the full cache.
+  eval::sample_result run_plain(const std::string& policy, bool compared_with = false) {
+    const eval::trial t{.model = &model(),
+                        .what = what_,
+                        .asked = &asked_,
+                        .tokens = &tokens_,
+                        .policy = host::parse(policy),
+                        .prefill = &prefill_};
+    if (policy != "full" && !compared_with)
+      return eval::run(
+          t, plain_, [this]() -> const eval::reference& { return said_; }, nullptr);
+    said_ = {};
+    return eval::run(t, plain_, {}, &said_);
+  }
+
+  void prepare_plain(const std::string& name, std::size_t length, const std::vector<std::string>& policies) {
+    what_ = &task(name);
+    asked_ = prompt_of(*what_, length);
+    tokens_ = eval::tokenize(model(), *what_, asked_, false);
+    std::vector<host::named_policy> all;
+    for (const std::string& policy : policies) all.push_back(host::parse(policy));
+    plain_.clear();
+    host::compressor::prepare(plain_, all);
+    ASSERT_TRUE(plain_.feed(tokens_.before));
+    prefill_ = plain_.save();
+    static_cast<void>(run_plain("full"));
+  }
+
+  host::session plain_;
+};
+
+// What is hidden is as good as gone: with equal budgets a model reads on as it does where the rows have been dropped.
+TEST_F(UnevenTrial, HiddenRowsAreAsGoodAsDropped) {
+  for (const std::string dropped : {"key_diff:keep=0.25", "snapkv:keep=0.5"}) {
+    const std::string hidden = dropped + ",select=by_head";
+    prepare_plain("perplexity", 600, {dropped, hidden});
+    EXPECT_GT(run_plain(hidden).scores.at("kl"), 1e-2) << "or nothing is told apart";
+    const eval::sample_result a = run_plain(dropped, true), b = run_plain(hidden);
+    ASSERT_EQ(b.failure, "");
+    EXPECT_EQ(a.kept_tokens, b.kept_tokens) << hidden;
+    EXPECT_LT(b.scores.at("kl"), 5e-3) << hidden << ": from plain to flash attention it is 0.003";
+  }
+}
+
+// Whatever was hidden is seen again in the next trial; heads that share a budget unequally keep as many in the mean.
+TEST_F(UnevenTrial, HidesForOneTrialOnly) {
+  const std::string adaptive = "key_diff:keep=0.3,select=adaptive";
+  prepare_plain("perplexity", 500, {adaptive});
+  const double before = run_plain("full").scores.at("nll");
+  const eval::sample_result r = run_plain(adaptive), equal = run_plain("key_diff:keep=0.3");
+  EXPECT_NEAR(static_cast<double>(r.kept_tokens), static_cast<double>(equal.kept_tokens), 1);
+  EXPECT_GT(std::abs(r.scores.at("nll") - before), 1e-3);
+  EXPECT_DOUBLE_EQ(run_plain("full").scores.at("nll"), before);
+  prepare_plain("generation", 400, {adaptive});
+  EXPECT_EQ(run_plain(adaptive).failure, "heads of different lengths: not in a text that grows");
 }
 
 class Run : public testing::Test {
