@@ -583,6 +583,35 @@ TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
   }
 }
 
+// Where check() refuses, a call drops nothing; where it does not, the call drops something.
+TEST(layers, drop_nothing_without_values_or_what_tells_protected_rows) {
+  const cube x = make_cube(1, 2, 300, 16);
+  const std::vector<std::uint32_t> stay{50, 51};
+  const auto compress = [&](const char* text, bool values, bool protect, bool known) {
+    SCOPED_TRACE(std::string(text) + (values ? ", values" : "") + (protect ? ", protected" : "") + (known ? ", positions" : ""));
+    const lagkv::policy p = named(text);
+    cache c(layout::heads_first, dtype::f32, x, x);
+    std::vector<std::uint32_t> positions(2 * 300);
+    for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % 300);
+    lagkv::extras e;
+    if (protect) e.protect = stay;
+    if (known) e.positions = {positions.data(), 300};
+    layer l = c.layer(300);
+    if (!values) l.values = {};
+    if (protect || known) l.extra = &e;
+    const bool usable = static_cast<bool>(check(p, l));
+    std::vector<cursor> at(2);
+    lagkv::workspace ws;
+    EXPECT_EQ(static_cast<bool>(lagkv::compress(p, std::span(&l, 1), std::span(at).first(1), ws)), usable);
+    EXPECT_TRUE(usable || at[0] == cursor{});
+    EXPECT_EQ(lagkv::compress(p, l, at[1], ws) < 300, usable) << check(p, l).message();
+  };
+  for (const char* text :
+       {"lagkv:lag=16", "key_diff:keep=0.5", "key_diff:capacity=100", "random:capacity=64", "value_norm:keep=0.5",
+        "fuse:key_diff+value_norm,keep=0.5", "streaming_llm:capacity=64", "key_norm:capacity=90,select=chunks"})
+    for (const int given : {0, 1, 2, 3, 4, 5, 6, 7}) compress(text, (given & 1) != 0, (given & 2) != 0, (given & 4) != 0);
+}
+
 TEST(layers, drop_nothing_by_queries_where_they_must_be_the_models) {
   const lagkv::policy p = named("expected_attention:keep=0.5,calibrated=yes");
   std::vector<float> mean(4 * 16, 1);

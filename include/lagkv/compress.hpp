@@ -191,7 +191,7 @@ namespace detail {
 /// Whether all that a policy needs is there at this call.
 LAGKV_FN bool met(const policy& p, const layer& l) {
   const needs& n = p.needs;
-  if (!positions_suit(p, l)) return false;
+  if (!positions_suit(p, l) || !knows_protected(p, l) || (n.values && !l.values)) return false;
   if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope) return true;
   const extras* e = l.extra;
   if (e == nullptr || (reads_positions(p) && !e->positions)) return false;

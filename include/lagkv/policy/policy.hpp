@@ -76,6 +76,9 @@ LAGKV_FN bool reads_positions(const policy& p);
 /// Whether positions, where there are any, are of each head if heads keep different rows.
 LAGKV_FN bool positions_suit(const policy& p, const layer& l);
 
+/// Whether protected rows, if there are any, can be told among survivors that are candidates again.
+LAGKV_FN bool knows_protected(const policy& p, const layer& l);
+
 /// Refuses keys before RoPE for a scorer that reads attention.
 LAGKV_EDGE status check_pre_rope(const needs& n);
 
@@ -175,6 +178,11 @@ LAGKV_FN bool positions_suit(const policy& p, const layer& l) {
   return e == nullptr || !e->positions || e->positions.head_stride.value != 0 || keeps_same_rows(p, l);
 }
 
+LAGKV_FN bool knows_protected(const policy& p, const layer& l) {
+  const extras* e = l.extra;
+  return e == nullptr || e->protect.empty() || !p.budget.again() || e->positions;
+}
+
 /// Whether the layer has positions where the policy reads them, and such as suit it.
 LAGKV_EDGE status check_positions(const policy& p, const layer& l) {
   if (!positions_suit(p, l))
@@ -225,7 +233,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
     return error{"importance: the policy reads the map that was fitted to the model; the layer offers none"};
   if (status s = detail::check_rope(p, l); !s) return s;
   if (status s = detail::check_positions(p, l); !s) return s;
-  if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
+  if (!detail::knows_protected(p, l))
     return error{"protect: survivors are candidates again, so the policy needs positions to know protected ones"};
   if (status s = detail::check_count("tokens", l.tokens); !s) return s;
   if (p.ragged && l.tokens > (std::numeric_limits<std::uint32_t>::max)() / l.keys.heads())
