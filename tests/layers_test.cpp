@@ -699,7 +699,8 @@ TEST(layers, may_keep_different_numbers_if_the_host_can_hold_them) {
       lagkv::compress(named("cur:sink=0,recent=8,capacity=90,pyramid=20"), x.views(300), at, ws, {.equal_counts = false}));
   EXPECT_GT(at[0].tokens, at[1].tokens);
   EXPECT_GT(at[1].tokens, at[2].tokens);
-  EXPECT_NEAR(static_cast<double>(at[0].tokens + at[1].tokens + at[2].tokens), 270, 2);
+  EXPECT_LE(at[0].tokens + at[1].tokens + at[2].tokens, 270U);
+  EXPECT_GE(at[0].tokens + at[1].tokens + at[2].tokens, 268U);
 }
 
 // ---- what to allocate -------------------------------------------------------------------------------------------------
@@ -712,6 +713,8 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
                          "key_norm:sink=0,recent=0,keep=0.01",
                          "key_norm:recent=0,recent_share=0.5,keep=0.5",
                          "key_norm:recent=10,keep=0.3,pyramid=20",
+                         "key_norm:recent=0,recent_share=0.5,keep=0.3,pyramid=20",
+                         "key_norm:recent=10,capacity=50,recent_share=0.5,pyramid=20",
                          "key_norm:recent=10,capacity=50",
                          "key_norm:recent=10,capacity=50,every=9",
                          "key_norm:recent=10,capacity=50,recent_share=0.8",
