@@ -921,6 +921,34 @@ TEST(query_statistics, a_few_factors_stand_for_most_of_the_covariance) {
   }
 }
 
+// No positions to come count as the first of them; and moving or factoring takes statistics with any parts missing.
+TEST(query_statistics, of_no_positions_or_without_a_covariance) {
+  constexpr std::size_t d = 8, heads = 2;
+  const lagkv::rope by{.base = 100, .pairs = lagkv::rope::pairing::neighbours};
+  const std::vector<float> mean(heads * d, 1), square(heads * d * d, 0.5F), factors(heads * 3 * d, 2);
+  for (const bool with_square : {false, true})
+    for (const bool with_factors : {false, true}) {
+      const lagkv::query_statistics s{heads, d, mean, with_square ? square : std::vector<float>{},
+                                      with_factors ? factors : std::vector<float>{}};
+      for (const std::size_t first : {0U, 10U}) {
+        const lagkv::query_statistics none = moved(s, by, first, 0), one = moved(s, by, first, 1);
+        EXPECT_EQ(none.mean, one.mean);
+        EXPECT_EQ(none.covariance, one.covariance);
+        EXPECT_EQ(none.factors, one.factors);
+        EXPECT_EQ(one.mean == s.mean, first == 0) << "position 0 is not turned";
+      }
+      for (const std::size_t future : {0U, 1U, 32U})
+        for (const std::size_t rank : {0U, 2U, 100U}) {
+          const lagkv::query_statistics few = factored(s, by, future, rank);
+          EXPECT_EQ(few.mean, s.mean);
+          EXPECT_TRUE(few.covariance.empty());
+          EXPECT_EQ(few.rank(), with_square ? std::min(rank, d) : s.rank());
+          EXPECT_TRUE(with_square || few.factors == s.factors);
+          for (const float x : few.factors) EXPECT_TRUE(std::isfinite(x));
+        }
+    }
+}
+
 TEST(expected_attention, scores_by_factors_are_those_by_the_covariance) {
   const cube k = make_cube(65, 2, 90, 16), v = make_cube(66, 2, 90, 16);
   for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16}) {
