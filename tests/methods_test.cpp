@@ -1146,14 +1146,14 @@ TEST(random, differs_from_token_to_token_and_head_to_head_where_keys_are_alike) 
 }
 
 // Around the numbers of candidates at which a tenth is another number of rows, and wherever they begin in the first windows.
-// Not of two rows: they deviate alike, and which deviates more is a matter of rounding.
+// Two rows deviate alike: which deviates more is a matter of rounding.
 TEST(nested, holds_for_few_rows_anywhere) {
   const cube k = make_cube(71, 1, 60, 8), v = make_cube(72, 1, 60, 8);
   cache ours(layout::heads_first, dtype::f32, k, v);
   for (const std::size_t window : {std::size_t{3}, std::size_t{7}, std::size_t{40}}) {
     const lagkv::policy p = named_any("nested:keep=0.5,block=9,window=" + std::to_string(window));
-    for (const std::size_t n : {std::size_t{1}, std::size_t{5}, std::size_t{9}, std::size_t{14}, std::size_t{15}, std::size_t{24},
-                                std::size_t{25}, std::size_t{40}})
+    for (const std::size_t n : {std::size_t{1}, std::size_t{2}, std::size_t{5}, std::size_t{9}, std::size_t{14}, std::size_t{15},
+                                std::size_t{24}, std::size_t{25}, std::size_t{40}})
       for (std::size_t begin = 0; begin < 12; ++begin) {
         lagkv::workspace ws;
         const auto scores = lagkv::score(p, ours.layer(60), {.rows = {begin, begin + n}, .keep = 1}, ws);
@@ -1163,6 +1163,26 @@ TEST(nested, holds_for_few_rows_anywhere) {
               << n << " rows from " << begin << ", window " << window << ", row " << i;
       }
   }
+}
+
+// Of keys that all point the same way no rounding makes one matter more than another.
+TEST(nested, scores_keys_that_are_alike_alike) {
+  for (const std::size_t dim : {1U, 8U, 24U, 30U, 128U})
+    for (const float value : {1.5F, -3e-9F, 7e11F, 0.0F})
+      for (const bool lengths : {false, true}) {
+        constexpr std::size_t tokens = 331;
+        cube k(1, tokens, dim);
+        for (std::size_t t = 0; t < tokens; ++t)
+          for (std::size_t c = 0; c < dim; ++c)
+            k.row(0, t)[c] = value * (1 + 0.1F * static_cast<float>(c % 7)) * (lengths ? 0.1F + static_cast<float>(t % 13) : 1);
+        cache ours(layout::heads_first, dtype::f32, k, k);
+        for (const lagkv::simd::target target : targets()) {
+          lagkv::workspace ws(target);
+          const auto found = lagkv::score(named_any("nested"), ours.layer(tokens), {.rows = {4, 300}, .keep = 1}, ws);
+          for (const float x : found) ASSERT_EQ(x, found[0]) << dim << " channels of " << value;
+          ASSERT_EQ(found[0], 0.0F);
+        }
+      }
 }
 
 // Blocks of their own length, which grows with the sequence, are those of that length.
