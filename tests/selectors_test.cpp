@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -122,6 +124,51 @@ TEST(chunks, of_each_partition) {
   for (std::size_t at = 0; at < 60; at += 20)
     for (std::size_t row : chunk_rows(method_of(s, at, 20), 6, 9)) rows.push_back(at + row);
   for (const auto& head : kept_by(lagkv::chunks{6}, s, 9, 20)) EXPECT_EQ(head, rows);
+}
+
+// With NaN, infinities, ties and protected rows: one chunk of all rows keeps what the best rows are.
+TEST(chunks, of_all_rows_are_the_best_rows) {
+  std::mt19937 random(5);
+  for (int run = 0; run < 300; ++run) {
+    const std::size_t n = 1 + random() % 90, keep = random() % (n + 1);
+    std::vector<float> scores(n);
+    for (float& x : scores) {
+      const auto kind = random() % 20;
+      x = kind == 0 ? NAN : kind == 1 ? INFINITY : kind == 2 ? -INFINITY : kind == 3 ? -0.0F : static_cast<float>(random() % 9);
+    }
+    std::vector<std::uint32_t> stay;
+    for (std::uint32_t row = 7; row < 7 + n && run % 2 == 0; ++row)
+      if (random() % 10 == 0) stay.push_back(row);
+    const lagkv::candidates d{.rows = {7, 7 + n}, .keep = std::max(keep, stay.size()), .protect = stay};
+    const float most = std::numeric_limits<float>::max();  // as chunks count infinities; protected rows are above them
+    std::vector<float> protected_first = scores;
+    for (float& x : protected_first) x = std::isnan(x) ? x : std::clamp(x, -most, most);
+    for (const std::uint32_t row : stay) protected_first[row - 7] = INFINITY;
+    lagkv::workspace ws;
+    const auto kept = [&](const lagkv::selector& select, const std::vector<float>& by) {
+      lagkv::plan p;
+      p.reset(d.rows, n + 20, 1, d.keep);
+      select(by, 1, d, p, ws);
+      return std::vector<std::uint32_t>(p.of(0).begin(), p.of(0).end());
+    };
+    ASSERT_EQ(kept(lagkv::chunks{n + random() % 3}, scores), kept(lagkv::top_k{}, protected_first)) << "run " << run;
+  }
+}
+
+// Of the last chunk the best rows are found in a time that grows as that of the best rows of all: not with the square.
+TEST(chunks, that_are_long_take_no_more_time_than_short_ones) {
+  constexpr std::size_t n = 100'000;
+  const std::vector<float> scores = flat(random_scores(1, n, 7));
+  const lagkv::candidates d{.rows = {0, n}, .keep = n / 2};
+  const auto seconds = [&](std::size_t length) {
+    lagkv::plan p;
+    p.reset(d.rows, n, 1, d.keep);
+    lagkv::workspace ws;
+    const auto begin = std::chrono::steady_clock::now();
+    lagkv::chunks{length}(scores, 1, d, p, ws);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  EXPECT_LT(seconds(1'000'000), 50 * seconds(20) + 0.5);
 }
 
 TEST(adaptive, is_that_of_the_rule) {
