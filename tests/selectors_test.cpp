@@ -412,6 +412,29 @@ TEST(fusion, by_best_gives_each_scorer_its_share_of_the_budget) {
     }
 }
 
+// As many decimal places as weights may have: only their proportion counts.
+TEST(fusion, by_weights_of_any_size_keeps_the_same_rows) {
+  const cube k = make_cube(76, 2, 300, 8), v = make_cube(77, 2, 300, 8);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  for (const lagkv::fusion by : {lagkv::fusion::sum, lagkv::fusion::best})
+    for (const auto& [a, b] : {std::pair{1.0, 1.0}, {3.0, 1.0}, {0.25, 1.0}, {0.0, 1.0}, {1.0, 0.0}}) {
+      const auto kept = [&, a = a, b = b](double size) {
+        lagkv::method methods[] = {method_of(lagkv::key_diff_score{}), method_of(lagkv::value_norm_score{})};
+        methods[0].weight = a * size, methods[1].weight = b * size;
+        const auto p = lagkv::make_fusion(methods, {.keep = 0.3}, by);
+        EXPECT_TRUE(p) << p.message();
+        lagkv::workspace ws;
+        return lagkv::plan_eviction(*p, c.layer(300), {}, ws).kept;
+      };
+      const auto wanted = kept(1);
+      for (const double size : {0x1p15, 0x1p-20, 0x1p-65, 0x1p-70, 0x1p-126, 0x1p-148, 0x1p-500, 0x1p-1060}) {
+        const auto found = kept(size);
+        EXPECT_TRUE(std::equal(found.begin(), found.end(), wanted.begin(), wanted.end()))
+            << a << " to " << b << ", " << size << (by == lagkv::fusion::sum ? ", sum" : ", best");
+      }
+    }
+}
+
 // ---- budgets --------------------------------------------------------------------------------------------------------
 
 lagkv::budget retention_of(const std::string& text) { return named_any(text).budget; }
