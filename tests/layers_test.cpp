@@ -926,6 +926,35 @@ TEST(cursor, takes_rows_back_and_goes_on_as_if_they_had_not_been) {
   EXPECT_EQ(more.tokens, c.compressed - 3) << "rows are only taken back";
 }
 
+// docs/cursor.md: as many tokens as the window holds may be taken back after any call.
+TEST(cursor, is_never_within_the_window) {
+  const cube x = make_cube(1, 1, 400, 4);
+  for (const auto& [text, window] : {std::pair<const char*, std::size_t>{"key_norm:keep=0.3,recent=9", 9},
+                                     {"key_norm:keep=0.3", 32},
+                                     {"key_norm:keep=0.3,recent=0", 0},
+                                     {"key_norm:capacity=60,recent=9", 9},
+                                     {"key_norm:capacity=60,every=7", 32},
+                                     {"key_norm:capacity=60,recent_share=0.5", 32},
+                                     {"key_norm:keep=0.5,lag=16", 16},
+                                     {"lagkv:lag=16", 16},
+                                     {"key_norm:capacity=60,recent=9,pyramid=20", 9},
+                                     {"key_norm:keep=0.3,recent=9,pyramid=20", 9},
+                                     {"streaming_llm:sink=4,capacity=20", 16},
+                                     {"key_norm:keep=0.3,recent=9,select=chunks", 9}})
+    for (const std::size_t prompt : {std::size_t{1}, std::size_t{100}, std::size_t{300}}) {
+      const lagkv::policy p = lagkv::for_layer(named(text), 2, 3);
+      cache c(layout::heads_first, dtype::f32, x, x);
+      cursor at;
+      lagkv::workspace ws;
+      std::size_t tokens = prompt;
+      while (at.seen() < 400) {
+        tokens = lagkv::compress(p, c.layer(tokens), at, ws) + 1;
+        ASSERT_TRUE(at.compressed == 0 || at.tokens - at.compressed >= window) << text << ", token " << at.seen();
+      }
+      EXPECT_GT(at.dropped, 0U) << text;
+    }
+}
+
 TEST(rope, must_name_its_pairs) {
   lagkv::rope r{.base = 1e4};
   EXPECT_EQ(lagkv::check(r, 8).message(),
