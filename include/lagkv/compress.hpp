@@ -36,7 +36,7 @@ namespace lagkv::inline LAGKV_ABI {
 std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front);
 
 /// The plan of the last call of compress(), or plan_eviction(), with this workspace; of all layers at once the last layer's.
-/// Empty if nothing was dropped, or the call was refused or failed.
+/// Empty if nothing was due, or the call was refused or failed.
 inline const plan& last_plan(workspace& ws) { return ws.kept<plan>(); }
 
 /// Plans without touching the cache: for hosts that move memory themselves, and then call advance(). The plan is the workspace's
