@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -1131,6 +1132,34 @@ TEST(methods, by_distances_and_products_do_not_change_with_the_order_of_channels
             ASSERT_NEAR(found[i], wanted[i], 1e-4F * largest) << text << ", " << by << ", " << i;
         }
       }
+    }
+}
+
+// Of as many later ones alike the later row scores higher, as far as f32 can tell: with few kinds of keys and many rows, too.
+TEST(distinct, scores_the_later_of_equally_many_higher) {
+  for (const std::size_t tokens : {3000U, 30000U})
+    for (const char* text : {"distinct:pre_rope=no,bits=1", "distinct:pre_rope=no,bits=3", "distinct:pre_rope=no"}) {
+      cache c(layout::heads_first, dtype::f32, make_cube(81, 1, tokens, 4), make_cube(82, 1, tokens, 4));
+      lagkv::workspace ws;
+      const auto scores = lagkv::score(named(text), c.layer(tokens), {.rows = {0, tokens}, .keep = 1}, ws);
+      const auto count = [&](std::size_t i) { return std::lround(0.25 - static_cast<double>(scores[i])); };
+      std::map<long, std::size_t> before;  // the last row of each count
+      std::size_t equal = 0;
+      for (std::size_t i = 0; i < tokens; ++i) {
+        const long later = count(i);
+        ASSERT_GE(later, 0);
+        if (const auto found = before.find(later); found != before.end()) {
+          const auto apart = static_cast<double>(i - found->second);
+          ASSERT_GE(scores[i], scores[found->second]) << text << ", " << i;
+          ASSERT_TRUE(scores[i] > scores[found->second] ||
+                      apart < static_cast<double>(later) * static_cast<double>(tokens) / 0x1p22)
+              << text << ", " << i << " and " << found->second << ": " << later << " later ones";
+          ++equal;
+        }
+        before[later] = i;
+      }
+      EXPECT_GT(equal, 100U);
+      EXPECT_TRUE(std::none_of(scores.begin(), scores.end(), [](float x) { return x >= 0.5F; }));
     }
 }
 
