@@ -260,11 +260,11 @@ LAGKV_API int32_t lagkv_plan_eviction(const lagkv_policy* policy, const lagkv_la
                                       lagkv_workspace* workspace, const lagkv_plan** plan, lagkv_error* error);
 
 /* The plan of the last call with this workspace: lagkv_compress(), lagkv_compress_layers() (of the last layer),
- * lagkv_compress_parallel() (the first of its workspaces) or lagkv_plan_eviction(). Empty if nothing was dropped, or the call was
+ * lagkv_compress_parallel() (the first of its workspaces) or lagkv_plan_eviction(). Empty if nothing was due, or the call was
  * refused or failed. */
 LAGKV_API const lagkv_plan* lagkv_last_plan(lagkv_workspace* workspace);
 
-LAGKV_API int32_t lagkv_plan_empty(const lagkv_plan* plan); /* not 0: nothing is dropped */
+LAGKV_API int32_t lagkv_plan_empty(const lagkv_plan* plan); /* not 0: nothing is a candidate */
 LAGKV_API size_t lagkv_plan_heads(const lagkv_plan* plan);
 LAGKV_API size_t lagkv_plan_begin(const lagkv_plan* plan); /* the candidates [begin, end) that it speaks of */
 LAGKV_API size_t lagkv_plan_end(const lagkv_plan* plan);

@@ -557,6 +557,41 @@ TEST(peak_rows, of_a_chunk_of_any_size_is_at_most_all_tokens) {
       EXPECT_EQ(lagkv::peak_rows(named(text), chunk, 32768), 32768U) << text << ", " << chunk;
 }
 
+// More tokens never need fewer rows, and no number of them is undefined behaviour: -fsanitize=float-cast-overflow agrees.
+TEST(peak_rows, of_any_number_of_tokens_grows_and_ends_at_the_most_that_a_layer_may_have) {
+  constexpr std::size_t most = 0xffffffffU;
+  for (const char* text : {"full", "key_diff:keep=1", "key_diff:keep=0.7,pyramid=20", "lagkv:ratio=1", "lagkv:lag=2147483647",
+                           "streaming_llm:keep=1", "streaming_llm:capacity=2147483647,every=2147483647",
+                           "key_diff:capacity=2147483647,every=2147483647", "key_diff:capacity=2000000000,pyramid=20",
+                           "key_diff:keep=0.5,recent_share=0.9,select=adaptive", "key_diff:sink=2147483647,recent=2147483647"}) {
+    const lagkv::policy p = named(text);
+    std::size_t before = 0;
+    for (const std::size_t tokens : {std::size_t{0}, std::size_t{1}, std::size_t{1000}, most / 2, most - 1, most})
+      for (const std::size_t chunk : {std::size_t{1}, std::size_t{512}, ~std::size_t{0}}) {
+        const std::size_t rows = lagkv::peak_rows(p, chunk, tokens);
+        EXPECT_LE(rows, tokens) << text;
+        EXPECT_TRUE(chunk <= tokens || rows == tokens) << text;
+        if (chunk != 512) continue;
+        EXPECT_GE(rows, before) << text;
+        before = rows;
+      }
+    for (const std::size_t tokens : {most + std::size_t{most < ~std::size_t{0}}, ~std::size_t{0} / 2, ~std::size_t{0}})
+      EXPECT_EQ(lagkv::peak_rows(p, 512, tokens), before) << text << ", " << tokens;
+  }
+  EXPECT_EQ(lagkv::peak_rows(named("key_diff:keep=1"), 512, ~std::size_t{0}), most);
+  EXPECT_EQ(lagkv::peak_rows(named("lagkv:ratio=1"), 512, ~std::size_t{0}), most);
+}
+
+TEST(share_of, stays_within_what_a_number_of_rows_can_be) {
+  constexpr std::size_t most = ~std::size_t{0};
+  EXPECT_EQ(lagkv::share_of(1, most), most);
+  EXPECT_EQ(lagkv::share_of(2, most), most);
+  EXPECT_EQ(lagkv::share_of(1e300, 5), most);
+  EXPECT_EQ(lagkv::share_of(-1, 5), 0U);
+  EXPECT_EQ(lagkv::share_of(0.5, 0), 0U);
+  EXPECT_EQ(lagkv::share_of(std::numeric_limits<double>::quiet_NaN(), 5), 0U);
+}
+
 TEST(peak_rows, of_fewer_tokens_than_sinks_is_all_of_them) {
   EXPECT_EQ(lagkv::peak_rows(named("lagkv:sink=16,lag=8"), 4, 10), 10U);
   EXPECT_EQ(lagkv::peak_rows(named("key_norm:sink=2,recent=2,capacity=20,pyramid=20"), 5, 1000), 45U) << "the first layer's";

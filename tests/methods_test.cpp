@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -921,6 +922,34 @@ TEST(query_statistics, a_few_factors_stand_for_most_of_the_covariance) {
   }
 }
 
+// No positions to come count as the first of them; and moving or factoring takes statistics with any parts missing.
+TEST(query_statistics, of_no_positions_or_without_a_covariance) {
+  constexpr std::size_t d = 8, heads = 2;
+  const lagkv::rope by{.base = 100, .pairs = lagkv::rope::pairing::neighbours};
+  const std::vector<float> mean(heads * d, 1), square(heads * d * d, 0.5F), factors(heads * 3 * d, 2);
+  for (const bool with_square : {false, true})
+    for (const bool with_factors : {false, true}) {
+      const lagkv::query_statistics s{heads, d, mean, with_square ? square : std::vector<float>{},
+                                      with_factors ? factors : std::vector<float>{}};
+      for (const std::size_t first : {0U, 10U}) {
+        const lagkv::query_statistics none = moved(s, by, first, 0), one = moved(s, by, first, 1);
+        EXPECT_EQ(none.mean, one.mean);
+        EXPECT_EQ(none.covariance, one.covariance);
+        EXPECT_EQ(none.factors, one.factors);
+        EXPECT_EQ(one.mean == s.mean, first == 0) << "position 0 is not turned";
+      }
+      for (const std::size_t future : {0U, 1U, 32U})
+        for (const std::size_t rank : {0U, 2U, 100U}) {
+          const lagkv::query_statistics few = factored(s, by, future, rank);
+          EXPECT_EQ(few.mean, s.mean);
+          EXPECT_TRUE(few.covariance.empty());
+          EXPECT_EQ(few.rank(), with_square ? std::min(rank, d) : s.rank());
+          EXPECT_TRUE(with_square || few.factors == s.factors);
+          for (const float x : few.factors) EXPECT_TRUE(std::isfinite(x));
+        }
+    }
+}
+
 TEST(expected_attention, scores_by_factors_are_those_by_the_covariance) {
   const cube k = make_cube(65, 2, 90, 16), v = make_cube(66, 2, 90, 16);
   for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16}) {
@@ -1106,6 +1135,34 @@ TEST(methods, by_distances_and_products_do_not_change_with_the_order_of_channels
     }
 }
 
+// Of as many later ones alike the later row scores higher, as far as f32 can tell: with few kinds of keys and many rows, too.
+TEST(distinct, scores_the_later_of_equally_many_higher) {
+  for (const std::size_t tokens : {3000U, 30000U})
+    for (const char* text : {"distinct:pre_rope=no,bits=1", "distinct:pre_rope=no,bits=3", "distinct:pre_rope=no"}) {
+      cache c(layout::heads_first, dtype::f32, make_cube(81, 1, tokens, 4), make_cube(82, 1, tokens, 4));
+      lagkv::workspace ws;
+      const auto scores = lagkv::score(named(text), c.layer(tokens), {.rows = {0, tokens}, .keep = 1}, ws);
+      const auto count = [&](std::size_t i) { return std::lround(0.25 - static_cast<double>(scores[i])); };
+      std::map<long, std::size_t> before;  // the last row of each count
+      std::size_t equal = 0;
+      for (std::size_t i = 0; i < tokens; ++i) {
+        const long later = count(i);
+        ASSERT_GE(later, 0);
+        if (const auto found = before.find(later); found != before.end()) {
+          const auto apart = static_cast<double>(i - found->second);
+          ASSERT_GE(scores[i], scores[found->second]) << text << ", " << i;
+          ASSERT_TRUE(scores[i] > scores[found->second] ||
+                      apart < static_cast<double>(later) * static_cast<double>(tokens) / 0x1p22)
+              << text << ", " << i << " and " << found->second << ": " << later << " later ones";
+          ++equal;
+        }
+        before[later] = i;
+      }
+      EXPECT_GT(equal, 100U);
+      EXPECT_TRUE(std::none_of(scores.begin(), scores.end(), [](float x) { return x >= 0.5F; }));
+    }
+}
+
 TEST(random, differs_from_token_to_token_and_head_to_head_where_keys_are_alike) {
   cube same(3, 200, 4);
   for (float& f : same.x) f = 1;
@@ -1118,14 +1175,14 @@ TEST(random, differs_from_token_to_token_and_head_to_head_where_keys_are_alike) 
 }
 
 // Around the numbers of candidates at which a tenth is another number of rows, and wherever they begin in the first windows.
-// Not of two rows: they deviate alike, and which deviates more is a matter of rounding.
+// Two rows deviate alike: which deviates more is a matter of rounding.
 TEST(nested, holds_for_few_rows_anywhere) {
   const cube k = make_cube(71, 1, 60, 8), v = make_cube(72, 1, 60, 8);
   cache ours(layout::heads_first, dtype::f32, k, v);
   for (const std::size_t window : {std::size_t{3}, std::size_t{7}, std::size_t{40}}) {
     const lagkv::policy p = named_any("nested:keep=0.5,block=9,window=" + std::to_string(window));
-    for (const std::size_t n : {std::size_t{1}, std::size_t{5}, std::size_t{9}, std::size_t{14}, std::size_t{15}, std::size_t{24},
-                                std::size_t{25}, std::size_t{40}})
+    for (const std::size_t n : {std::size_t{1}, std::size_t{2}, std::size_t{5}, std::size_t{9}, std::size_t{14}, std::size_t{15},
+                                std::size_t{24}, std::size_t{25}, std::size_t{40}})
       for (std::size_t begin = 0; begin < 12; ++begin) {
         lagkv::workspace ws;
         const auto scores = lagkv::score(p, ours.layer(60), {.rows = {begin, begin + n}, .keep = 1}, ws);
@@ -1135,6 +1192,26 @@ TEST(nested, holds_for_few_rows_anywhere) {
               << n << " rows from " << begin << ", window " << window << ", row " << i;
       }
   }
+}
+
+// Of keys that all point the same way no rounding makes one matter more than another.
+TEST(nested, scores_keys_that_are_alike_alike) {
+  for (const std::size_t dim : {1U, 8U, 24U, 30U, 128U})
+    for (const float value : {1.5F, -3e-9F, 7e11F, 0.0F})
+      for (const bool lengths : {false, true}) {
+        constexpr std::size_t tokens = 331;
+        cube k(1, tokens, dim);
+        for (std::size_t t = 0; t < tokens; ++t)
+          for (std::size_t c = 0; c < dim; ++c)
+            k.row(0, t)[c] = value * (1 + 0.1F * static_cast<float>(c % 7)) * (lengths ? 0.1F + static_cast<float>(t % 13) : 1);
+        cache ours(layout::heads_first, dtype::f32, k, k);
+        for (const lagkv::simd::target target : targets()) {
+          lagkv::workspace ws(target);
+          const auto found = lagkv::score(named_any("nested"), ours.layer(tokens), {.rows = {4, 300}, .keep = 1}, ws);
+          for (const float x : found) ASSERT_EQ(x, found[0]) << dim << " channels of " << value;
+          ASSERT_EQ(found[0], 0.0F);
+        }
+      }
 }
 
 // Blocks of their own length, which grows with the sequence, are those of that length.

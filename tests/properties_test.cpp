@@ -213,6 +213,10 @@ TEST(policies, ratio_1_keeps_all_and_a_tiny_one_nothing) {
   lagkv::cursor at;
   EXPECT_EQ(lagkv::compress(named("lagkv:sink=4,lag=16,ratio=1"), c.layer(100), at, ws), 100U);
   EXPECT_EQ(at, (lagkv::cursor{100, 0, 84}));
+  EXPECT_FALSE(lagkv::last_plan(ws).empty()) << "it has candidates, all of which stay";
+  EXPECT_EQ(lagkv::last_plan(ws).tokens_after(), 100U);
+  lagkv::compress(named("lagkv:sink=4,lag=16,ratio=1"), c.layer(100), at, ws);
+  EXPECT_TRUE(lagkv::last_plan(ws).empty()) << "nothing is due";
   for (std::size_t i = 0; i < 100; ++i) ASSERT_EQ(c.keys.row(1, i), before.keys.row(1, i));
 
   for (auto direction : {toward::front, toward::window}) {

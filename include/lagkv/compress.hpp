@@ -36,7 +36,7 @@ namespace lagkv::inline LAGKV_ABI {
 std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front);
 
 /// The plan of the last call of compress(), or plan_eviction(), with this workspace; of all layers at once the last layer's.
-/// Empty if nothing was dropped, or the call was refused or failed.
+/// Empty if nothing was due, or the call was refused or failed.
 inline const plan& last_plan(workspace& ws) { return ws.kept<plan>(); }
 
 /// Plans without touching the cache: for hosts that move memory themselves, and then call advance(). The plan is the workspace's
@@ -191,7 +191,7 @@ namespace detail {
 /// Whether all that a policy needs is there at this call.
 LAGKV_FN bool met(const policy& p, const layer& l) {
   const needs& n = p.needs;
-  if (!positions_suit(p, l)) return false;
+  if (!positions_suit(p, l) || !knows_protected(p, l) || (n.values && !l.values)) return false;
   if (n.queries == 0 && !n.accumulated_attention && !n.query_statistics && !n.importance && !n.rope && !n.head_budgets)
     return true;
   const extras* e = l.extra;

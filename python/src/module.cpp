@@ -625,10 +625,10 @@ NB_MODULE(_core, m) {
             const use mine(w.busy, "workspace");
             return lagkv::last_plan(w.workers[0]);
           },
-          "The plan of the last compress() of one layer [heads, tokens, dim] with this workspace; false if nothing was dropped.");
+          "The plan of the last compress() of one layer [heads, tokens, dim] with this workspace; false if nothing was due.");
 
   nb::class_<lagkv::plan>(m, "Plan",
-                          "Which rows of a layer stay; false if nothing is dropped.\n\n"
+                          "Which rows of a layer stay; false if none is a candidate.\n\n"
                           "candidates: (begin, end), the rows it speaks of, before compaction. tokens_before: rows in use then.")
       .def_prop_ro("candidates", [](const lagkv::plan& p) { return std::pair(p.candidates.begin, p.candidates.end); })
       .def_ro("tokens_before", &lagkv::plan::tokens_before)

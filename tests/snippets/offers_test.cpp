@@ -90,7 +90,7 @@ TEST(offers, queries) {
       std::copy_n(all.data() + (head * n + i) * channels, channels, turned.data() + (head * n + (i + next) % n) * channels);
   {
     float* q = turned.data();
-    const bool full = true;
+    const std::size_t count = n;
     lagkv::extras& offers = ring.offers;
 #include "offers/queries-2.inc"
   }
@@ -101,6 +101,44 @@ TEST(offers, queries) {
   EXPECT_EQ(my.compress(), 75U);
   EXPECT_EQ(ring.compress(), 75U);
   EXPECT_EQ(my.k, ring.k);
+}
+
+// Pushes and take-backs in any order: offered are the newest queries that are still valid and that the ring has held ever since,
+// oldest first.
+TEST(offers, queries_in_a_ring) {
+  std::mt19937 random(2);
+  const auto below = [&](std::size_t most) { return random() % most; };
+  for (const std::size_t n : {1U, 2U, 7U, 8U}) {
+    std::vector<float> all(query_heads * n * channels, -1);
+    float* q = all.data();
+    std::size_t next = 0, count = 0;
+    std::vector<float> valid;  // the number of each token in the cache
+    std::size_t held = 0;      // of them, the last ones, those in the ring
+    lagkv::workspace workspace;
+    float token = 0;
+#include "offers/queries-3.inc"
+    for (int step = 0; step < 3000; ++step) {
+      if (below(4) != 0) {
+        for (std::size_t head = 0; head < query_heads; ++head) std::fill_n(q + (head * n + next) * channels, channels, token);
+        written();
+        valid.push_back(token++), held = std::min(held + 1, n);
+      } else {
+        const std::size_t tokens = std::min(below(2 * n + 2), valid.size());
+        taken_back(tokens);
+        valid.resize(valid.size() - tokens), held -= std::min(held, tokens);
+      }
+      ASSERT_EQ(count, held) << n << " slots, step " << step;
+      if (count == 0) continue;
+      lagkv::extras offers;
+#include "offers/queries-2.inc"
+      ASSERT_TRUE(offers.queries.check(n));
+      std::vector<float> offered;
+      lagkv::for_each_row(offers.queries, query_heads - 1, {0, offers.offered()}, workspace,
+                          [&](std::size_t, std::span<const float> row) { offered.push_back(row[channels - 1]); });
+      ASSERT_EQ(offered, std::vector<float>(valid.end() - static_cast<std::ptrdiff_t>(held), valid.end()))
+          << n << " slots, step " << step;
+    }
+  }
 }
 
 TEST(offers, refit) {

@@ -91,7 +91,7 @@ std::vector<double> nested_scores(const cube& keys, std::size_t head, row_range 
   using anomalies = std::vector<std::vector<double>>;
   const auto to_unit_range = [](std::vector<double> x) {
     const double least = *std::min_element(x.begin(), x.end()), most = *std::max_element(x.begin(), x.end());
-    for (double& v : x) v = most > least ? (v - least) / (most - least) : 0;
+    for (double& v : x) v = most - least > 1e-6 ? (v - least) / (most - least) : 0;
     return x;
   };
   anomalies a(3);

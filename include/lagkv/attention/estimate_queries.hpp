@@ -70,9 +70,11 @@ class query_moments {
 
 /// With `rank` factors in place of the covariance: those that add up to the most of it after moved() to `future` positions, which
 /// averages quick pairs away, and so to about the same scores at rank / channels of the cost (docs/research.md has figures). They
-/// are for moved() with the same rope and future. In doubles; cost d^3 for each query head.
+/// are for moved() with the same rope and future. Statistics without a covariance stay as they are. In doubles; cost d^3 for each
+/// query head.
 inline query_statistics factored(const query_statistics& s, const rope& r, std::size_t future, std::size_t rank) {
   constexpr double gone = 1e-3;  // a pair that keeps less of its length counts for nothing
+  if (s.covariance.empty()) return s;
   const std::size_t channels = s.channels, dims = r.rotated(channels);
   const auto d = static_cast<Eigen::Index>(channels);
   Eigen::VectorXd length = Eigen::VectorXd::Ones(d);

@@ -34,15 +34,16 @@ struct query_statistics {
 
 namespace detail {
 
-/// Mean over the positions [first, first + n) of the cosine and sine of position * angle.
+/// Mean over the positions [first, first + n) of the cosine and sine of position * angle; of `first` alone if n is 0.
 struct mean_turn {
   double cosine, sine;
   double length;  ///< of both, with its sign: the same for every `first`
 
   mean_turn(double angle, std::size_t first, std::size_t n) {
-    const double middle = (static_cast<double>(first) + (static_cast<double>(n) - 1) / 2) * angle;
-    const double one = __builtin_sin(angle / 2), all = __builtin_sin(static_cast<double>(n) * angle / 2);
-    length = __builtin_fabs(one) < 1e-9 ? 1 : all / (static_cast<double>(n) * one);  // below that it is 1 for any n in use
+    const double count = n > 0 ? static_cast<double>(n) : 1;
+    const double middle = (static_cast<double>(first) + (count - 1) / 2) * angle;
+    const double one = __builtin_sin(angle / 2), all = __builtin_sin(count * angle / 2);
+    length = __builtin_fabs(one) < 1e-9 ? 1 : all / (count * one);  // below that it is 1 for any n in use
     cosine = length * __builtin_cos(middle), sine = length * __builtin_sin(middle);
   }
 
@@ -62,9 +63,9 @@ struct mean_turn {
 /// Positions to come that the adapters look at; kvpress's.
 inline constexpr std::size_t expected_queries = 512;
 
-/// Statistics of queries before RoPE, moved by the mean rotation of the positions [first, first + future): what queries to come
-/// will be like. Source: ExpectedAttention (arXiv 2510.00636), kvpress 0.5.5. In doubles; cost d^2, or d for each factor, of each
-/// query head.
+/// Statistics of queries before RoPE, moved by the mean rotation of the positions [first, first + future), or by that of `first`
+/// if future is 0: what queries to come will be like. Source: ExpectedAttention (arXiv 2510.00636), kvpress 0.5.5. In doubles;
+/// cost d^2, or d for each factor, of each query head.
 LAGKV_FN query_statistics moved(const query_statistics& s, const rope& r, std::size_t first, std::size_t future);
 
 #if LAGKV_BODIES

@@ -225,10 +225,12 @@ inline void value_refit::write(std::size_t row, std::span<const double> by) {
 ///
 /// For each KV head it finds the change D of these values that makes |W D - E|^2 + r |D|^2 least: W are the queries' weights to
 /// the kept candidates, after a softmax over the rows that stay, E what their outputs lack, r = `ridge` times the mean over the
-/// queries of a weight's squares. So the error at these queries never grows, and few queries change little. Sinks, window and
-/// earlier survivors stay as they are: a row's value is changed once, and what is always kept is never changed.
+/// queries of a weight's squares. So the error at these queries grows by no more than the values' rounding to their type (f16,
+/// bf16), and few queries change little. Sinks, window and earlier survivors stay as they are: a row's value is changed once, and
+/// what is always kept is never changed.
 ///
-/// Rows whose key or value is not finite, and queries that are not, take no part. A value that would exceed its type stays.
+/// Rows whose key or value is not finite, and queries that are not, take no part. A value that would exceed its type stays, and
+/// the error may grow by it.
 /// Errors: what check_refit() says, and a plan of another layer; then nothing is changed. Allocates.
 ///
 /// Cost of a head, R = queries x group, n rows, m kept, d and d' channels of key and value: 2 R n (3 d + d') + R^2 n + R^3 / 3

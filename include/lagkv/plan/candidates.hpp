@@ -9,8 +9,12 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// int(share * n) as Python computes it: in f64, so that 0.29 * 100 is 28.
-constexpr std::size_t share_of(double share, std::size_t n) { return static_cast<std::size_t>(share * static_cast<double>(n)); }
+/// int(share * n) as Python computes it: in f64, so that 0.29 * 100 is 28. At least 0, and at most what a std::size_t holds.
+constexpr std::size_t share_of(double share, std::size_t n) {
+  constexpr std::size_t most = ~std::size_t{0};
+  const double rows = share * static_cast<double>(n);
+  return !(rows > 0) ? 0 : rows < static_cast<double>(most) ? static_cast<std::size_t>(rows) : most;
+}
 
 /// The rows that may go now. Each head keeps `keep` of them; if `partition` is not 0, `keep_each` of each partition of that
 /// many rows. If a head holds more protected rows than that, all heads keep as many as it holds.

@@ -31,7 +31,8 @@ struct plan {
     return heads() == 0 ? tokens_before : tokens_before - candidates.size() + of(head).size();
   }
 
-  /// Whether anything moves or goes. A plan that drops nothing is empty.
+  /// Whether there are no candidates, so that nothing moves or goes. A plan that keeps all its candidates (ratio=1) is not empty:
+  /// tokens_after() tells what goes.
   bool empty() const { return candidates.empty(); }
 
   /// The row that lies at row `i` of this head after compaction to the front.
@@ -44,7 +45,7 @@ struct plan {
   /// The plan of `n` heads that keep `each` rows of `range`, to be filled in through row().
   void reset(token_range range, std::size_t tokens, std::size_t n, std::size_t each);
 
-  /// The plan that drops nothing.
+  /// The plan without candidates, which drops nothing.
   void clear(std::size_t tokens) {
     candidates = {};
     tokens_before = tokens;

@@ -10,11 +10,12 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// Budgets that fall from layer to layer (PyramidKV, arXiv 2406.02069): the first layer keeps 2 - 1/beta times the average beside
-/// sinks and window, the last 1/beta times, those between less by the same step each. The slope is less steep if the first layer
-/// could not hold that much. All layers together keep what they would without it.
+/// sinks and window, the last 1/beta times, those between less by the same step each; each rounded down, so that all layers
+/// together keep at most what they would without a slope. The window is that of the average. The slope is less steep if the first
+/// layer could not hold that much, or the last would keep less than one row.
 struct pyramid {
-  double beta = 0;  ///< 0: not used; 1: no slope; the paper's is 20
-  std::size_t layer = 0;
+  double beta = 0;        ///< 0: not used; 1: no slope; the paper's is 20
+  std::size_t layer = 0;  ///< below `layers`; a larger one counts as the last
   std::size_t layers = 1;
 
   /// Whether layers are to keep different numbers of rows; holds before for_layer() has said which layer it is.
@@ -23,10 +24,11 @@ struct pyramid {
   /// Whether this layer's number differs from the average: sloped(), and for_layer() has said which of several layers it is.
   bool used() const noexcept { return sloped() && layers > 1; }
 
-  /// What this layer keeps, as a multiple of the average; the first could hold `most` times the average, 1 or more.
+  /// What this layer keeps, as a multiple of the average; the first has at most `most` times the average, 1 or more.
   double factor(double most) const {
     const double steep = 2 - 1 / beta, first = steep < most ? steep : most;
-    return first - 2 * (first - 1) * static_cast<double>(layer) / static_cast<double>(layers - 1);
+    const std::size_t last = layers - 1, own = layer < last ? layer : last;
+    return first - 2 * (first - 1) * static_cast<double>(own) / static_cast<double>(last);
   }
 };
 
@@ -105,7 +107,7 @@ struct budget {
 
   /// The window of a budget of `goal` rows.
   std::size_t recent_rows(std::size_t goal) const {
-    const std::size_t least = share_of(recent_share, goal);
+    const std::size_t least = recent_share > 0 ? share_of(recent_share, goal) : 0;
     return least > recent ? least : recent;
   }
 
@@ -115,7 +117,8 @@ struct budget {
   candidates due_capacity(const keep::capacity& c, std::size_t tokens, std::size_t seen) const;
   static candidates due_window(const keep::window& w, std::size_t begin, std::size_t tokens, std::size_t seen);
 
-  std::size_t sloped(std::size_t goal, std::size_t seen) const;
+  /// What this layer has of a goal that is the average of all layers, beside sinks and a window of `last` rows.
+  std::size_t sloped(std::size_t goal, std::size_t last, std::size_t seen) const;
 
   static std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 };
@@ -145,7 +148,8 @@ LAGKV_FN candidates budget::due_partitions(const keep::partitions& p, std::size_
 }
 
 LAGKV_FN candidates budget::due_share(const keep::share& s, std::size_t begin, std::size_t tokens, std::size_t seen) const {
-  std::size_t goal = sloped(share_of(s.of_all, seen), seen), last = recent_rows(goal);
+  const std::size_t average = share_of(s.of_all, seen);
+  std::size_t last = recent_rows(average), goal = sloped(average, last, seen);
   if (goal <= 1) goal = 1, last = last > 1 ? last : 1;  // the last row stays
   if (tokens <= begin || (tokens <= goal && !even_with_room)) return {};
   const std::size_t unit = s.lag != 0 ? s.lag : last;
@@ -156,9 +160,9 @@ LAGKV_FN candidates budget::due_share(const keep::share& s, std::size_t begin, s
 }
 
 LAGKV_FN candidates budget::due_capacity(const keep::capacity& c, std::size_t tokens, std::size_t seen) const {
-  const std::size_t goal = sloped(c.rows, seen);
+  const std::size_t last = recent_rows(c.rows), goal = sloped(c.rows, last, seen);
   if (tokens <= sink || tokens <= goal || tokens - goal < c.every) return {};
-  const std::size_t last = recent_rows(goal), end = tokens > last ? tokens - last : 0;
+  const std::size_t end = tokens > last ? tokens - last : 0;
   if (end <= sink) return {};
   return {.rows = {sink, end}, .keep = end - sink - least(tokens - goal, end - sink)};
 }
@@ -169,13 +173,15 @@ LAGKV_FN candidates budget::due_window(const keep::window& w, std::size_t begin,
   return {.rows = {begin, begin + least(tokens - goal, tokens - begin - 1)}};  // the last row stays
 }
 
-LAGKV_FN std::size_t budget::sloped(std::size_t goal, std::size_t seen) const {
+LAGKV_FN std::size_t budget::sloped(std::size_t goal, std::size_t last, std::size_t seen) const {
   if (!slope.used()) return goal;
-  const std::size_t outside = sink + recent_rows(goal);
+  const std::size_t outside = sink + last;
   if (goal <= outside || seen <= goal) return goal;
-  const double average = static_cast<double>(goal - outside);
-  const double factor = slope.factor(static_cast<double>(seen - outside) / average);
-  return outside + static_cast<std::size_t>(average * factor + 0.5);
+  constexpr double rounding = 1e-6;  // a whole number stays one
+  const double average = static_cast<double>(goal - outside), room = static_cast<double>(seen - outside) / average;
+  const double steepest = 2 - 1 / average;  // the last layer keeps one row
+  const auto own = static_cast<std::size_t>(average * slope.factor(room < steepest ? room : steepest) + rounding);
+  return outside + own;
 }
 
 #endif

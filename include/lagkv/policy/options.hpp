@@ -115,8 +115,8 @@ requires(!std::is_same_v<Scorer, method>) result<policy> make_policy(Scorer s, c
 
 /// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
 /// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
-/// makes room for the next of both. The window is the largest `recent` of the methods, unless o.recent is given; their own
-/// recent_share does not count.
+/// makes room for the next of both. Weights that are all below 1e-20 are divided by the largest. The window is the largest
+/// `recent` of the methods, unless o.recent is given; their own recent_share does not count.
 LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const policy_options& o = {}, fusion by = fusion::sum);
 
 #if LAGKV_BODIES
@@ -202,13 +202,15 @@ LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const pol
   constexpr std::size_t most = policy::most_fused + 1;
   if (methods.size() < 2 || methods.size() > most)
     return detail::refuse({"methods=", methods.size(), ": must be from 2 to ", most});
-  double weights = 0;
+  double heaviest = 0;
   for (const method& m : methods) {
     if (!detail::fits(accepts::weight, m.weight)) return detail::refuse({"weight=", m.weight, ": ", text(accepts::weight)});
-    weights += m.weight;
+    heaviest = m.weight > heaviest ? m.weight : heaviest;
   }
-  if (!(weights > 0)) return error{"weights: all are 0: one at least must be above"};
+  if (!(heaviest > 0)) return error{"weights: all are 0: one at least must be above"};
+  const double unit = heaviest < 1e-20 ? heaviest : 1;  // ranks times less would be too small for f32
   method first = methods[0];
+  first.weight /= unit;
   for (const method& other : methods.subspan(1)) first.recent = first.recent > other.recent ? first.recent : other.recent;
   first.recent_share = 0;
   result<policy> made = make_policy(first, o);
@@ -218,6 +220,7 @@ LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const pol
   for (const method& other : methods.subspan(1)) {
     method& next = p.fused[p.fused_count++];
     next = other;
+    next.weight /= unit;
     if (status s = detail::adjust(next, o); !s) return error{s.message()};
     p.needs = p.needs | next.needs;
     p.same_rows = p.same_rows && (next.shared_heads || o.select == selection::chunks);

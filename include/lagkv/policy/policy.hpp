@@ -51,11 +51,12 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 
 /// The most rows that a layer has in use at once, if a sequence of at most `tokens` tokens comes in pieces of at most `chunk`
 /// tokens (a prompt is one piece unless the host splits it) and compress() is called after each: what to allocate. Protected
-/// tokens are not counted. With `slope`d budgets it is that of the layer of most rows. Cost: a few operations.
+/// tokens are not counted. With `slope`d budgets it is that of the layer of most rows. `tokens` above 4294967295, which check()
+/// refuses, count as so many. Cost: a few operations.
 [[nodiscard]] LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens);
 
-/// `p` for one layer of `layers`: if its budgets fall from layer to layer, this one's. Hosts whose layers must hold equal
-/// numbers of tokens refuse policies whose budget.slope.sloped().
+/// `p` for one layer of `layers`, 0 to layers - 1 (a larger one counts as the last): if its budgets fall from layer to layer,
+/// this one's. Hosts whose layers must hold equal numbers of tokens refuse policies whose budget.slope.sloped().
 [[nodiscard]] LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
 
 /// `p` for one head whose rows lie by themselves: with `multiple` of its budget (extras.head_budgets), and without
@@ -81,6 +82,9 @@ LAGKV_FN bool reads_positions(const policy& p);
 
 /// Whether positions, where there are any, are of each head if heads keep different rows.
 LAGKV_FN bool positions_suit(const policy& p, const layer& l);
+
+/// Whether protected rows, if there are any, can be told among survivors that are candidates again.
+LAGKV_FN bool knows_protected(const policy& p, const layer& l);
 
 /// Refuses keys before RoPE for a scorer that reads attention.
 LAGKV_EDGE status check_pre_rope(const needs& n);
@@ -181,6 +185,11 @@ LAGKV_FN bool positions_suit(const policy& p, const layer& l) {
   return e == nullptr || !e->positions || e->positions.head_stride.value != 0 || keeps_same_rows(p, l);
 }
 
+LAGKV_FN bool knows_protected(const policy& p, const layer& l) {
+  const extras* e = l.extra;
+  return e == nullptr || e->protect.empty() || !p.budget.again() || e->positions;
+}
+
 /// Whether the layer has positions where the policy reads them, and such as suit it.
 LAGKV_EDGE status check_positions(const policy& p, const layer& l) {
   if (!positions_suit(p, l))
@@ -233,7 +242,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
     return error{"head_budgets: the policy reads the budget of each head; the layer offers none"};
   if (status s = detail::check_rope(p, l); !s) return s;
   if (status s = detail::check_positions(p, l); !s) return s;
-  if (e != nullptr && !e->protect.empty() && b.again() && !e->positions)
+  if (!detail::knows_protected(p, l))
     return error{"protect: survivors are candidates again, so the policy needs positions to know protected ones"};
   if (status s = detail::check_count("tokens", l.tokens); !s) return s;
   if (p.ragged && l.tokens > (std::numeric_limits<std::uint32_t>::max)() / l.keys.heads())
@@ -243,25 +252,33 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
 }
 
 LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens) {
+  using count = std::uint64_t;  // of numbers below 2^32: no sum or product wraps
+  constexpr std::size_t most = (std::numeric_limits<std::uint32_t>::max)();
+  if (tokens > most) tokens = most;
   const budget& b = p.budget;
-  const auto larger = [](std::size_t x, std::size_t y) { return x > y ? x : y; };
-  std::size_t rest = tokens;  // the most rows after a call, if the sequence goes on for ever
+  const auto larger = [](count x, count y) { return x > y ? x : y; };
+  const auto within = [&](count rows) { return rows < tokens ? rows : tokens; };  // more rows than tokens are as many
+  const count sink = within(b.sink);
+  count rest = tokens;  // the most rows after a call, if the sequence goes on for ever
   if (const auto* each = b.as<keep::partitions>()) {
-    const std::size_t partitions = tokens > b.sink ? (tokens - b.sink) / each->lag : 0;
-    rest = b.sink + partitions * share_of(each->ratio, each->lag) + 2 * each->lag;
+    const count lag = within(each->lag), partitions = lag != 0 ? (tokens - sink) / lag : 0;
+    rest = sink + partitions * within(share_of(each->ratio, each->lag)) + 2 * lag;
   } else if (const auto* share = b.as<keep::share>()) {
-    const std::size_t goal = share_of(share->of_all, tokens), window = b.recent_rows(goal);
+    const std::size_t average = share_of(share->of_all, tokens);
+    const count goal = within(average), window = within(b.recent_rows(average));
     // Nothing goes before there are two units of candidates behind what stays.
-    rest = larger(goal, b.sink) + 2 * (share->lag != 0 ? share->lag : larger(window, 1));
+    rest = larger(goal, sink) + 2 * (share->lag != 0 ? within(share->lag) : larger(window, 1));
     if (b.slope.sloped()) rest = larger(rest, 2 * goal + 2 * window);
   } else if (const auto* rows = b.as<keep::capacity>()) {
-    const std::size_t window = b.recent_rows(rows->rows);
-    rest = larger(b.slope.sloped() ? 2 * rows->rows : rows->rows, b.sink + window) + rows->every - 1;
+    const count goal = within(rows->rows), outside = sink + within(b.recent_rows(rows->rows));
+    rest = larger(b.slope.sloped() ? 2 * goal : goal, outside) + within(rows->every - 1);
   } else if (const auto* window = b.as<keep::window>()) {
-    const std::size_t goal = window->rows != 0 ? window->rows : share_of(window->of_all, tokens);
-    rest = larger(goal, b.sink + 1) + window->every - 1;
+    const count goal = within(window->rows != 0 ? window->rows : share_of(window->of_all, tokens));
+    rest = larger(goal, sink + 1) + within(window->every - 1);
   }
-  const auto and_chunk = [&](std::size_t rows) { return chunk >= tokens || rows >= tokens - chunk ? tokens : rows + chunk; };
+  const auto and_chunk = [&](count rows) {
+    return chunk >= tokens || rows >= tokens - chunk ? tokens : static_cast<std::size_t>(rows) + chunk;
+  };
   return and_chunk(p.ragged ? and_chunk(rest) : rest);  // the first plan of all heads may leave one of them all that it has
 }
 

@@ -14,7 +14,8 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// Minus the number of later rows with the same code; of rows with equally many the later one scores higher, by less than 1/2.
-/// Later rows are the candidates behind it and all rows behind those, or in its partition and the next.
+/// (Not if they lie closer than count * rows / 2^22: then f32 may give them the same score.) Later rows are the candidates behind
+/// it and all rows behind those, or in its partition and the next.
 ///
 /// The code of a key are `bits` signs: of sum over channels of s_bc (u - m) / sqrt(v), u = k / |k|, m and v as novelty has them,
 /// s_bc = 1 or -1 as sign() says. So keys that differ by an angle a, in units of what is usual, share each sign with probability

@@ -16,7 +16,8 @@ namespace lagkv::inline LAGKV_ABI {
 /// `window` rows up to its own: s = -cos(u, a), brought to [0, 1] over the candidates of the head. The score is
 ///     (1 - g) * sum of w s + g * max of s,
 /// w the softmax over anchors of log(prior) + 3 * (mean of the best tenth - mean of the worst tenth of s), prior 0.4, 0.4, 0.2;
-/// g = sigmoid(10 * (d - 0.6)), d the standard deviation of the three s, brought to [0, 1] and less its mean, 0 at least.
+/// g = sigmoid(10 * (d - 0.6)), d the standard deviation of the three s, brought to [0, 1] and less its mean, 0 at least. What
+/// differs by 1e-6 at most, which may be rounding, is brought to 0.
 ///
 /// A key that is not finite takes no part and gets NaN, so it goes first. Reads each key four times. Source: the paper, sections
 /// 2.2 to 2.4 and appendix A, whose constants these are; where it is silent: blocks count from row 0, a tenth is its mean, keys
@@ -34,7 +35,7 @@ struct nested_score {
   void away_from_blocks(const layer& l, std::size_t head, token_range candidates, float* out, workspace& ws) const;
   void away_from_window(const layer& l, std::size_t head, token_range candidates, float* out, workspace& ws) const;
 
-  /// x -> (x - least) / (most - least) over the finite ones; 0 if they are all alike.
+  /// x -> (x - least) / (most - least) over the finite ones; 0 if they are all alike, but for rounding.
   static void bring_to_one(std::span<float> x);
 
   /// Mean of the best tenth of x, less that of the worst.
@@ -140,9 +141,10 @@ LAGKV_FN void nested_score::bring_to_one(std::span<float> x) {
   float least = detail::infinity(), most = -least;
   for (const float v : x)
     if (detail::finite(v)) least = v < least ? v : least, most = v > most ? v : most;
+  constexpr float alike = 1e-6F;  // cosines that differ by less may differ by rounding alone
   const float width = most - least;
   for (float& v : x)
-    if (detail::finite(v)) v = width > 0 ? (v - least) / width : 0.0F;
+    if (detail::finite(v)) v = width > alike ? (v - least) / width : 0.0F;
 }
 
 LAGKV_FN float nested_score::spread(std::span<const float> x, workspace& ws) {

@@ -33,7 +33,7 @@ struct chunks {
 
   /// Marks up to `left` rows more, the best of a chunk where they are fewer than its own; says how many. Those that are NaN only
   /// if they are asked for.
-  static std::size_t take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan);
+  static std::size_t take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan, workspace& ws);
 
   std::size_t each() const { return length > 0 ? length : 1; }
   token_range of(std::size_t chunk, std::size_t n) const;
@@ -86,24 +86,31 @@ LAGKV_FN void chunks::choose(float* sum, float* taken, std::size_t n, std::size_
     means[k] = good > 0 ? total : detail::not_a_number();
   }
   const std::uint32_t* order = detail::ascending(means, ws);
+  const std::size_t longest = of(0, n).size();
+  ws.reserve(3 * (longest * sizeof(float) + 64));  // of take(), also where no chunk is cut: later calls need no more
   for (const bool nan : {false, true})
-    for (std::size_t i = count; i-- > 0 && left > 0;) left -= take(of(order[2 * i + 1], n), sum, taken, left, nan);
+    for (std::size_t i = count; i-- > 0 && left > 0;) left -= take(of(order[2 * i + 1], n), sum, taken, left, nan, ws);
 }
 
-LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan) {
+LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan, workspace& ws) {
   const auto open = [&](std::size_t i) { return !(taken[i] > 0) && detail::is_nan(sum[i]) == nan; };
   std::size_t all = 0;
   for (std::size_t i = rows.begin; i < rows.end; ++i) all += open(i) ? 1U : 0U;
-  const std::size_t n = all < left ? all : left;
-  for (std::size_t i = rows.begin; i < rows.end && n == all; ++i)
-    if (open(i)) taken[i] = 1;
-  for (std::size_t k = 0; k < n && n < all; ++k) {
-    std::size_t best = rows.end;
+  if (all <= left) {
     for (std::size_t i = rows.begin; i < rows.end; ++i)
-      if (open(i) && (best == rows.end || sum[i] > sum[best])) best = i;
-    taken[best] = 1;
+      if (open(i)) taken[i] = 1;
+    return all;
   }
-  return n;
+  const workspace::frame scratch(ws);
+  float* scores = ws.take<float>(rows.size());
+  std::uint32_t* best = ws.take<std::uint32_t>(left);
+  for (std::size_t i = rows.begin; i < rows.end; ++i) {
+    const float score = nan ? 0 : sum[i];  // of rows that are NaN the earliest
+    scores[i - rows.begin] = open(i) ? score : detail::not_a_number();
+  }
+  top_k::pick(scores, rows.size(), left, rows.begin, best, ws);
+  for (std::size_t k = 0; k < left; ++k) taken[best[k]] = 1;
+  return left;
 }
 
 LAGKV_FN token_range chunks::of(std::size_t chunk, std::size_t n) const {

@@ -10,12 +10,14 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// What `View` shows, where each `block` neighbouring channels of a row are stored as H x: H is the orthonormal
 /// Walsh-Hadamard matrix, which is its own inverse. Scorers get x; rows move as they are. Queries that meet such keys are
-/// given with the same wrapper, if they were transformed, too.
+/// given with the same wrapper, if they were transformed, too. Scales go inside: hadamard(scaled(bytes, scales), n).
 ///
 /// Cost: log2(block) additions an element. Source: llama.cpp (llama-kv-cache.cpp, ggml_gen_hadamard; its quantised caches are
 /// stored so), QuaRot (arXiv 2404.00456).
 template <kv_tensor View>
 class hadamard : public View {
+  static_assert(!has_transform<View>, "rows are stored under one transform");
+
  public:
   hadamard() = default;
   hadamard(const View& stored, std::size_t block) : View(stored), block_(block) {}

@@ -25,6 +25,10 @@ struct shared_scales {
 /// second kind moves with the rows, whatever its layout: beside the elements or in front of each row, in blocks or not.
 template <kv_tensor Elements, class Scales = shared_scales>
 class scaled {
+  static_assert(!has_transform<Elements>, "put scaled inside hadamard");
+  static_assert(!has_row_scales<Elements>, "elements have one scale: multiply the factors");
+  static_assert(!has_row_scales<Scales> && !has_transform<Scales>, "scales are plain floats");
+
  public:
   static constexpr bool each_token = !std::is_same_v<Scales, shared_scales>;
 
