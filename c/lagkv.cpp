@@ -175,6 +175,9 @@ status held_layer::set(const lagkv_extras& given) {
   extras_.scale = e.scale;
   if (e.protect == nullptr && e.protect_count != 0) return refuse({"protect: is NULL, protect_count=", e.protect_count});
   extras_.protect = {e.protect, e.protect_count};
+  if (e.head_budgets == nullptr && e.head_budget_count != 0)
+    return refuse({"head_budgets: is NULL, head_budget_count=", e.head_budget_count});
+  extras_.head_budgets = {e.head_budgets, e.head_budget_count};
   if (e.rope != nullptr) {
     const lagkv_rope& r = *e.rope;
     if (r.pairs != LAGKV_HALVES && r.pairs != LAGKV_NEIGHBOURS)
@@ -330,6 +333,17 @@ int32_t lagkv_policy_for_layer(const lagkv_policy* policy, size_t i, size_t n, l
   });
 }
 
+int32_t lagkv_policy_for_head(const lagkv_policy* policy, double multiple, lagkv_policy** out, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"policy", policy}, {"out", out}}); !s) return s;
+    *out = nullptr;
+    if (!lagkv::detail::finite(multiple) || !(multiple >= 0))
+      return refuse({"multiple=", multiple, ": must be 0 or more, and finite"});
+    *out = new lagkv_policy{lagkv::for_head(policy->policy, multiple)};
+    return {};
+  });
+}
+
 int32_t lagkv_policy_fit(const lagkv_policy* policy, const lagkv_layer* layer, size_t n, lagkv_policy** out, lagkv_error* error) {
   return edge(error, [&]() -> status {
     if (status s = given({{"policy", policy}, {"layer", layer}, {"out", out}}); !s) return s;
@@ -353,7 +367,8 @@ uint32_t lagkv_policy_needs(const lagkv_policy* policy) {
          bit(n.rope, LAGKV_NEEDS_ROPE) | bit(n.key_statistics, LAGKV_READS_KEY_STATISTICS) |
          bit(n.importance, LAGKV_NEEDS_IMPORTANCE) | bit(n.calibrated, LAGKV_NEEDS_QUERY_MEAN) |
          bit(lagkv::detail::reads_positions(policy->policy), LAGKV_NEEDS_POSITIONS) | bit(n.all_rows, LAGKV_READS_ALL_ROWS) |
-         bit(policy->policy.ragged, LAGKV_IS_RAGGED) | bit(policy->policy.budget.slope.sloped(), LAGKV_IS_SLOPED);
+         bit(n.head_budgets, LAGKV_NEEDS_HEAD_BUDGETS) | bit(policy->policy.ragged, LAGKV_IS_RAGGED) |
+         bit(policy->policy.budget.slope.sloped(), LAGKV_IS_SLOPED);
 }
 
 size_t lagkv_policy_queries(const lagkv_policy* policy) { return policy == nullptr ? 0 : policy->policy.needs.queries; }

@@ -129,8 +129,10 @@ typedef struct lagkv_extras {
   const lagkv_rope* rope;
   const uint32_t* protect; /* positions that are never dropped, ascending */
   size_t protect_count;
-  float scale;           /* of q.k before the softmax; 0: 1 / sqrt(channels) */
-  lagkv_view importance; /* [heads][1][channels of keys + channels of values + 1]: the map that kvzap reads */
+  float scale;               /* of q.k before the softmax; 0: 1 / sqrt(channels) */
+  lagkv_view importance;     /* [heads][1][channels of keys + channels of values + 1]: the map that kvzap reads */
+  const float* head_budgets; /* for select=by_head: of each head a multiple of the policy's budget */
+  size_t head_budget_count;  /* the heads */
 } lagkv_extras;
 
 /* Nothing offered yet. Compiled into the caller, so that struct_size is the caller's. */
@@ -163,6 +165,9 @@ LAGKV_API void lagkv_policy_free(lagkv_policy* policy);
 /* The policy for layer i of n, if its budgets fall from layer to layer (pyramid); a copy otherwise. */
 LAGKV_API int32_t lagkv_policy_for_layer(const lagkv_policy* policy, size_t i, size_t n, lagkv_policy** out, lagkv_error* error);
 
+/* The policy for one head whose rows lie by themselves, with this multiple of its budget, 0 or more (head_budgets). */
+LAGKV_API int32_t lagkv_policy_for_head(const lagkv_policy* policy, double multiple, lagkv_policy** out, lagkv_error* error);
+
 /* The policy with a budget in bytes (budget_mb) made one of rows, for n layers like this one; a copy otherwise. */
 LAGKV_API int32_t lagkv_policy_fit(const lagkv_policy* policy, const lagkv_layer* layer, size_t n, lagkv_policy** out,
                                    lagkv_error* error);
@@ -180,7 +185,8 @@ enum lagkv_needs {
   LAGKV_NEEDS_IMPORTANCE = 256,
   LAGKV_NEEDS_QUERY_MEAN = 512, /* with LAGKV_NEEDS_QUERY_STATISTICS: queries do not do in its place */
   LAGKV_NEEDS_POSITIONS = 1024,
-  LAGKV_READS_ALL_ROWS = 2048 /* those before the candidates too */
+  LAGKV_READS_ALL_ROWS = 2048, /* those before the candidates too */
+  LAGKV_NEEDS_HEAD_BUDGETS = 4096
 };
 LAGKV_API uint32_t lagkv_policy_needs(const lagkv_policy* policy);
 LAGKV_API size_t lagkv_policy_queries(const lagkv_policy* policy);

@@ -31,4 +31,5 @@ class Offers(TypedDict, total=False):
     positions: Optional[Array]
     rope: Optional[Rope]
     protect: Optional[Sequence[int]]
+    head_budgets: Optional[Sequence[float]]
     scale: Optional[float]

@@ -95,6 +95,7 @@ void layer_object::offer(nb::dict offers) {
   for (auto [key, x] : offers) add(all, nb::cast<std::string>(key), x);
   for (std::size_t i = 0; i < batch(); ++i) {
     all.of[i].protect = all.protect;
+    all.of[i].head_budgets = all.head_budgets;
     all.of[i].rope = all.rope ? all.rope->get() : nullptr;
   }
   offers_ = std::move(all);  // its elements stay where they are
@@ -149,6 +150,8 @@ void layer_object::add(offered_set& to, const std::string& name, nb::handle x) c
     to.rope = x.is_none() ? nullptr : std::make_shared<rope_object>(nb::cast<const rope_object&>(x));
   } else if (name == "protect") {
     to.protect = number<std::vector<std::uint32_t>>("protect", x, "positions, whole numbers from 0 to 4294967295");
+  } else if (name == "head_budgets") {
+    to.head_budgets = number<std::vector<float>>("head_budgets", x, "a number of each head, 0 or more");
   } else if (name == "scale") {
     const auto scale = number<float>("scale", x, "a number");
     for (lagkv::extras& e : to.of) e.scale = scale;
@@ -156,7 +159,8 @@ void layer_object::add(offered_set& to, const std::string& name, nb::handle x) c
     throw nb::type_error(
         lagkv::detail::joined({"unknown offer '", name,
                                "': must be one of queries, weights, query_count, accumulated_attention, key_statistics, "
-                               "query_mean, query_covariance, query_factors, importance, positions, rope, protect, scale"})
+                               "query_mean, query_covariance, query_factors, importance, positions, rope, protect, "
+                               "head_budgets, scale"})
             .c_str());
   }
 }

@@ -74,6 +74,7 @@ class layer_object {
     array queries, weights, accumulated_attention, key_statistics, query_mean, query_covariance, query_factors, importance,
         positions;
     std::vector<std::uint32_t> protect{};
+    std::vector<float> head_budgets{};
     std::shared_ptr<rope_object> rope{};
     std::vector<lagkv::extras> of;  ///< an entry of the batch each
   };

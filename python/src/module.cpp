@@ -117,6 +117,8 @@ struct policy_object {
   std::string text;
   lagkv::policy policy;
   std::size_t rows = 0;  ///< of a budget in bytes, once it has been made one of rows
+  bool of_head = false;  ///< made by for_head(), with this multiple of the budget
+  double multiple = 1;
 
   explicit policy_object(std::string t) : text(std::move(t)), policy(expect(parsed(text))) {}
 
@@ -134,6 +136,15 @@ struct policy_object {
     return out;
   }
 
+  policy_object for_head(double multiple) const {
+    if (!lagkv::detail::finite(multiple) || !(multiple >= 0)) refuse({"multiple=", multiple, ": must be 0 or more, and finite"});
+    policy_object out = *this;
+    out.policy = lagkv::for_head(policy, multiple);
+    out.multiple *= multiple;
+    out.of_head = true;
+    return out;
+  }
+
   policy_object fit(layer_object& l, std::size_t layers) const {
     if (layers == 0) refuse({"layers=0: must be 1 or more"});
     policy_object out = *this;
@@ -142,9 +153,9 @@ struct policy_object {
     return out;
   }
 
-  using state = std::tuple<std::string, std::size_t, std::size_t, std::size_t>;
+  using state = std::tuple<std::string, std::size_t, std::size_t, std::size_t, bool, double>;
 
-  state get() const { return {text, policy.budget.slope.layer, policy.budget.slope.layers, rows}; }
+  state get() const { return {text, policy.budget.slope.layer, policy.budget.slope.layers, rows, of_head, multiple}; }
 
   static policy_object from(const state& s) {
     policy_object out(std::get<0>(s));
@@ -152,6 +163,8 @@ struct policy_object {
     out.rows = std::get<3>(s);
     if (const auto* b = out.policy.budget.as<lagkv::keep::bytes>(); b != nullptr && out.rows != 0)
       out.policy.budget.keeps = lagkv::keep::capacity{out.rows, b->every};
+    out.of_head = std::get<4>(s), out.multiple = std::get<5>(s);
+    if (out.of_head) out.policy = lagkv::for_head(out.policy, out.multiple);
     return out;
   }
 };
@@ -162,7 +175,7 @@ nb::dict needs_of(const policy_object& p) {
   d["values"] = n.values, d["all_rows"] = n.all_rows, d["queries"] = n.queries;
   d["accumulated_attention"] = n.accumulated_attention, d["query_statistics"] = n.query_statistics;
   d["calibrated"] = n.calibrated, d["importance"] = n.importance, d["rope"] = n.rope, d["positions"] = n.positions;
-  d["key_statistics"] = n.key_statistics;
+  d["key_statistics"] = n.key_statistics, d["head_budgets"] = n.head_budgets;
   return d;
 }
 
@@ -558,6 +571,10 @@ NB_MODULE(_core, m) {
       .def_prop_ro("has_scores", [](const policy_object& p) { return static_cast<bool>(p.policy.score); })
       .def("for_layer", &policy_object::for_layer, "layer"_a, "layers"_a,
            "The policy for one layer (from 0) of so many: if its budgets fall from layer to layer (pyramid), this one's.")
+      .def("for_head", &policy_object::for_head, "multiple"_a,
+           "The policy for one head whose rows lie by themselves, with this multiple of its budget (an entry of head_budgets), "
+           "and\n"
+           "without select=by_head. multiple: 0 or more; another raises lagkv.Error.")
       .def(
           "fit", &policy_object::fit, "layer"_a, "layers"_a,
           "The policy with a budget in bytes (budget_mb) made one of rows, for `layers` layers like `layer`; others as they are.")
@@ -682,6 +699,7 @@ NB_MODULE(_core, m) {
       "  query_mean             float32 [query heads, dim]; query_covariance [query heads, dim, dim], or query_factors\n"
       "                         [query heads, n, dim]: statistics of queries to come, made by moved()\n"
       "  importance             float32 [heads, dim of keys + dim of values + 1]: the map that kvzap reads\n"
+      "  head_budgets           of each head a multiple of the policy's budget, 0 or more, for select=by_head\n"
       "  positions              int32 or uint32 [heads, at least tokens], or [1, ...] if all heads keep the same tokens\n"
       "  rope                   Rope: that the keys carry\n"
       "  protect                positions that are never dropped, ascending, each once\n"

@@ -179,6 +179,29 @@ def test_ragged_plans():
     assert cursor.tokens == plan.tokens_after(0)
 
 
+def test_heads_of_their_own_budgets():
+    keys, values = random_cache((3, 300, 8))
+    policy = lagkv.parse("key_diff:sink=4,recent=8,keep=0.25,select=by_head")
+    assert policy.ragged and policy.needs["head_budgets"]
+    with pytest.raises(lagkv.Error, match="head_budgets: the policy reads the budget of each head"):
+        lagkv.plan_eviction(policy, keys, values)
+    for wrong, said in (([1, 2], "head_budgets: 2 heads: must be the 3"), ([1, 1, -1], "head_budgets: -1 of head 2")):
+        with pytest.raises(lagkv.Error, match=said):
+            lagkv.plan_eviction(policy, keys, values, head_budgets=wrong)
+    with pytest.raises(TypeError, match="head_budgets=.*: must be a number of each head"):
+        lagkv.Layer(keys, values, head_budgets="half")
+    plan = lagkv.plan_eviction(policy, keys, values, head_budgets=np.array([0.5, 4, 0]))
+    assert [plan.tokens_after(h) for h in range(3)] == [38, 300, 12]
+
+    for multiple, rows in ((0.5, 37), (2, 150)):
+        own = policy.for_head(multiple)
+        assert not own.ragged and not own.needs["head_budgets"]
+        for one in (own, pickle.loads(pickle.dumps(own)), policy.for_head(2).for_head(multiple / 2)):
+            assert lagkv.compress(one, keys[:1].copy(), values[:1].copy(), lagkv.Cursor()) == rows
+    with pytest.raises(lagkv.Error, match="multiple=-1: must be 0 or more, and finite"):
+        policy.for_head(-1)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_do_not_change_a_byte(threads):
     keys, values = random_cache((5, 700, 16), np.float16)

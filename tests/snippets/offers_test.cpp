@@ -240,6 +240,41 @@ TEST(offers, importance_of_layers) {
   EXPECT_EQ(layers[1].tokens, n * 5 / 100);
 }
 
+/// The prompt of a host whose heads hold different numbers of rows: what it was refused, or nothing.
+struct uneven_host {
+  std::vector<lagkv::layer> layers;
+  std::vector<lagkv::extras> offers{layers.size()};
+  std::vector<std::vector<lagkv::cursor>> cursors{layers.size(), std::vector<lagkv::cursor>(heads)};
+  std::vector<std::vector<lagkv::policy>> policies{layers.size(), std::vector<lagkv::policy>(heads)};
+
+  std::string take_prompt(const std::vector<std::vector<std::vector<float>>>& importance, const lagkv::policy& policy) {
+    for (std::size_t i = 0; i < layers.size(); ++i) layers[i].extra = &offers[i];
+    lagkv::workspace workspace;
+    const auto refuse = [](const std::string& why) { return why; };
+#include "offers/budgets-of-heads-1.inc"
+    return {};
+  }
+};
+
+TEST(offers, budgets_of_heads) {
+  host my("key_diff:keep=0.25,select=by_head"), other("key_diff:keep=0.25,select=by_head");
+  uneven_host uneven{{my.layer(), other.layer()}};
+  const std::vector<float> much(300, 0.9F), little(300, 0.1F);
+  ASSERT_EQ(uneven.take_prompt({{much, little}, {little, little}}, *my.policy), "");
+  EXPECT_GE(uneven.cursors[0][0].tokens, 275U) << "all but what is safe of the others";
+  std::size_t rows = 0;
+  for (const auto& of_layer : uneven.cursors)
+    for (const lagkv::cursor& c : of_layer) rows += c.tokens;
+  EXPECT_NEAR(static_cast<double>(rows), 300, 3 * 36) << "the others have sinks and window";
+
+  // Each head goes on by itself.
+  lagkv::workspace workspace;
+  const lagkv::strided<float> little_head(my.k.data() + capacity * channels, {1, channels}, {0, channels, 1}, capacity);
+  lagkv::cursor& at = uneven.cursors[0][1];
+  const std::size_t before = at.tokens;
+  EXPECT_LE(lagkv::compress(uneven.policies[0][1], {little_head, {}, before + 90}, at, workspace), before + 40);
+}
+
 TEST(offers, query_statistics) {
   static const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
   host my("expected_attention:calibrated=yes,keep=0.25");
