@@ -339,6 +339,7 @@ int32_t lagkv_policy_for_head(const lagkv_policy* policy, double multiple, lagkv
     *out = nullptr;
     if (!lagkv::detail::finite(multiple) || !(multiple >= 0))
       return refuse({"multiple=", multiple, ": must be 0 or more, and finite"});
+    if (policy->policy.budget.as<lagkv::keep::bytes>() != nullptr) return lagkv::detail::is_in_bytes();
     *out = new lagkv_policy{lagkv::for_head(policy->policy, multiple)};
     return {};
   });

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -86,32 +87,44 @@ TEST(layer_shares, of_what_is_none) {
   EXPECT_EQ(lagkv::layer_shares(one, 0.5, 1.5).message(), "safeguard=1.5: must be from 0 to 1");
 }
 
-TEST(head_budgets, are_multiples_of_the_shares_of_all_heads) {
+// Together as many rows as with equal budgets, of each head `least` at least, and of the rest the most important ones of all.
+TEST(head_budgets, share_out_the_most_important_rows_of_all_heads) {
   std::mt19937 draw(32);
-  for (int run = 0; run < 50; ++run) {
-    const std::size_t layers = 1 + draw() % 4, heads = 1 + draw() % 3, rows = 100;
+  for (int run = 0; run < 200; ++run) {
+    const std::size_t layers = 1 + draw() % 4, heads = 1 + draw() % 3, rows = run % 2 == 0 ? 256 : 7;
     std::vector<std::vector<std::vector<float>>> importance(layers, std::vector<std::vector<float>>(heads));
-    std::vector<std::vector<float>> lists;
     for (auto& of_layer : importance)
       for (auto& list : of_layer) {
         const auto scale = static_cast<float>(1 + draw() % 9);
         for (std::size_t i = 0; i < rows; ++i) list.push_back(scale * static_cast<float>(draw() % 1000));
-        lists.push_back(list);
       }
-    const double share = static_cast<double>(1 + draw() % 9) / 10;
-    const auto budgets = lagkv::head_budgets(importance, share);
-    const auto shares = lagkv::layer_shares(lists, share, 0.1);
+    const double share = static_cast<double>(1 + draw() % 100) / 100, least = share * static_cast<double>(draw() % 5) / 4;
+    const auto budgets = lagkv::head_budgets(importance, share, least);
     ASSERT_TRUE(budgets) << budgets.message();
-    double sum = 0;
+    double sum = 0, most_dropped = -1, least_kept = 1e9;
     for (std::size_t i = 0; i < layers; ++i)
       for (std::size_t h = 0; h < heads; ++h) {
-        EXPECT_FLOAT_EQ((*budgets)[i][h], static_cast<float>((*shares)[i * heads + h] / share));
-        sum += static_cast<double>((*budgets)[i][h]);
+        const double of_all = static_cast<double>((*budgets)[i][h]) * share;
+        sum += of_all;
+        ASSERT_GE(of_all, least - 1e-6);
+        ASSERT_LE(of_all, 1 + 1e-6);
+        std::vector<float> list = importance[i][h];
+        std::sort(list.rbegin(), list.rend());
+        const auto kept = static_cast<std::size_t>(std::max(0.0, of_all * static_cast<double>(rows) - 1e-3));  // whole rows
+        if (of_all > least + 1e-6 && kept > 0) least_kept = std::min(least_kept, static_cast<double>(list[kept - 1]));
+        if (kept + 2 < rows) most_dropped = std::max(most_dropped, static_cast<double>(list[kept + 2]));
       }
-    EXPECT_NEAR(sum / static_cast<double>(layers * heads), 1, 0.11) << "1 on the average, but for heads without a row";
+    ASSERT_NEAR(sum / static_cast<double>(layers * heads), share, 1e-5);
+    if (least < share) {
+      ASSERT_LE(most_dropped, least_kept);
+    }
   }
   EXPECT_EQ(lagkv::head_budgets({}, 2).message(), "share=2: must be above 0 and at most 1");
+  EXPECT_EQ(lagkv::head_budgets({}, 0.25, 0.5).message(), "least=0.5: must be from 0 to the share, 0.25");
   EXPECT_TRUE(lagkv::head_budgets({}, 0.5)->empty());
+  const std::vector<std::vector<std::vector<float>>> odd{{{}, {NAN, 1, INFINITY}}};
+  EXPECT_FLOAT_EQ((*lagkv::head_budgets(odd, 0.5))[0][0], 1) << "nothing is known of it";
+  EXPECT_FLOAT_EQ((*lagkv::head_budgets(odd, 0.5))[0][1], 1);
 }
 
 TEST(even_sample, stands_for_the_list) {
@@ -119,7 +132,7 @@ TEST(even_sample, stands_for_the_list) {
   for (int i = 0; i < 1000; ++i) list.push_back(static_cast<float>((i * 37) % 1000));
   const std::vector<float> sample = lagkv::even_sample(list, 10);
   EXPECT_EQ(sample, (std::vector<float>{949, 849, 749, 649, 549, 449, 349, 249, 149, 49}));
-  EXPECT_EQ(lagkv::even_sample({1, NAN, 3}, 10), (std::vector<float>{3, 1, -INFINITY}));
+  EXPECT_EQ(lagkv::even_sample({1, NAN, 3}, 10), (std::vector<float>{3, 1, -FLT_MAX}));
   EXPECT_TRUE(lagkv::even_sample({}, 3).empty());
 }
 

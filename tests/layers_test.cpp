@@ -762,6 +762,11 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
 }
 
 // A head whose values are a hundred times the others' takes nearly all of the budget of the first plan.
+TEST(peak_rows, of_heads_of_their_own_budgets_are_all) {
+  for (const char* budget : {"keep=0.25", "capacity=100", "keep=0.25,lag=16"})
+    EXPECT_EQ(lagkv::peak_rows(named(std::string("key_norm:select=by_head,") + budget), 512, 4096), 4096U) << budget;
+}
+
 TEST(peak_rows, has_room_for_a_head_that_keeps_all) {
   constexpr std::size_t chunk = 512, heads = 2, room = 4 * chunk;
   const lagkv::policy p = named("value_norm:capacity=256,select=adaptive,safeguard=0");

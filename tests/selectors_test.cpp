@@ -382,6 +382,23 @@ TEST(by_head, all_or_nothing) {
   }
 }
 
+// Rows that must stay are no reason for a larger budget of the other heads.
+TEST(by_head, protected_rows_count_in_their_head_alone) {
+  const cube k = make_cube(75, 2, 1000, 8);
+  support::cache own(layout::heads_first, dtype::f32, k, k);
+  const std::vector<float> budgets{2, 1};
+  std::vector<std::uint32_t> stay(200);
+  std::iota(stay.begin(), stay.end(), 300U);
+  lagkv::extras e;
+  e.head_budgets = budgets, e.protect = stay;
+  lagkv::layer l = own.layer(1000);
+  l.extra = &e;
+  lagkv::workspace ws;
+  const lagkv::plan& p = plan_eviction(named("key_diff:sink=4,recent=32,keep=0.1,select=by_head"), l, {}, ws);
+  EXPECT_EQ(p.tokens_after(0), 236U) << "those and 36 beside";
+  EXPECT_EQ(p.tokens_after(1), 236U);
+}
+
 // Each head goes on by itself as its own budget says, not as the even one does.
 TEST(by_head, heads_go_on_by_themselves) {
   constexpr std::size_t first = 400, last = 1200, channels = 8;

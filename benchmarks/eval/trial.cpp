@@ -201,9 +201,9 @@ sample_result run_uneven(const trial& t, host::session& s, const std::function<c
     r.failure = "heads of different lengths: not in a text that grows";
     return r;
   }
-  add(r, hide_what_goes(s, t.policy, *t.prefill));
   const auto seen_again = [&s](void*) { s.hidden().clear(); };
   const std::unique_ptr<void, decltype(seen_again)> at_end(&r, seen_again);
+  add(r, hide_what_goes(s, t.policy, *t.prefill));
   if (t.what->how == kind::answer)
     answer(t, s, full, said, r);
   else

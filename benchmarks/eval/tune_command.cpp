@@ -23,14 +23,16 @@ namespace {
 
 using clock = std::chrono::steady_clock;
 
-bool reads_calibration(const std::string& policy) { return needs_of(policy).calibrated || needs_of(policy).importance; }
+bool reads_importance(const std::string& policy) { return needs_of(policy).importance || needs_of(policy).head_budgets; }
+
+bool reads_calibration(const std::string& policy) { return needs_of(policy).calibrated || reads_importance(policy); }
 
 // A file of an earlier call has what the candidates of that call read. Results of this call's files are bound to it, so it is
 // not written anew.
 void check_holds(const std::string& path, const std::string& model, const std::vector<std::string>& wanted) {
   const host::calibration there = host::read_calibration(path, host::model(model).signature());
   for (const std::string& what : wanted)
-    if (what == "queries" ? there.queries.empty() : there.importance.empty())
+    if (what == "queries" ? there.queries.empty() : there.importance.empty() || there.head_importance.empty())
       throw std::invalid_argument(
           fmt::format("{}: has no {}, which a candidate reads: name another --out, or other --policies", path, what));
 }
@@ -105,8 +107,7 @@ int tune_command(const tune_options& o) {
   calibrate_options c;
   c.count.clear();
   if (std::ranges::any_of(o.policies, [](const std::string& p) { return needs_of(p).calibrated; })) c.count.push_back("queries");
-  if (std::ranges::any_of(o.policies, [](const std::string& p) { return needs_of(p).importance; }))
-    c.count.push_back("importance");
+  if (std::ranges::any_of(o.policies, reads_importance)) c.count.push_back("importance");
   if (!c.count.empty()) {
     calibration = o.out + ".safetensors";
     c.model = o.model, c.threads = o.threads, c.out = calibration;

@@ -22,8 +22,10 @@ using head_budgets = std::vector<std::vector<float>>;
 head_budgets budgets(const host::session& s, const lagkv::policy& rules, std::size_t tokens) {
   if (!rules.needs.head_budgets) return {};
   const lagkv::candidates due = rules.budget.due({}, tokens);
-  const double share = static_cast<double>(tokens - due.rows.size() + due.keep) / static_cast<double>(tokens);
-  auto made = lagkv::head_budgets(s.counted().head_importance, share);
+  const auto n = static_cast<double>(tokens);
+  const std::size_t beside = tokens - due.rows.size();  // sinks and window
+  auto made = lagkv::head_budgets(s.counted().head_importance, static_cast<double>(beside + due.keep) / n,
+                                  static_cast<double>(beside) / n);
   if (!made) throw std::invalid_argument(made.message());
   return *made;
 }
@@ -42,9 +44,10 @@ std::vector<std::vector<std::int32_t>> cells_that_go(const lagkv::plan& p) {
 
 }  // namespace
 
-std::string uneven_obstacle(const host::named_policy& policy, const host::session& s, bool transposed, bool chunks) {
+std::string uneven_obstacle(const host::named_policy& policy, host::session& s, bool transposed, bool chunks) {
   if (!transposed) return "heads of different lengths: give --transposed";
   if (chunks) return "heads of different lengths: not with --chunk";
+  if (!s.probe().obstacle().empty()) return "heads of different lengths: " + s.probe().obstacle();
   if (policy.change) return "heads of different lengths: not with refit";
   if (policy.rules.needs.head_budgets && s.counted().head_importance.empty())
     return "select=by_head: give --calibration a file of calibrate --count importance";
@@ -78,12 +81,12 @@ host::compression hide_what_goes(host::session& s, const host::named_policy& pol
   if (!layers) throw std::invalid_argument(policy.name + ": " + layers.message());
   std::size_t kept = 0, heads = 0, each = 0;
   for (std::size_t i = 0; i < layers->size(); ++i) {
-    const lagkv::plan& plan = lagkv::plan_eviction(policy.rules, (*layers)[i], {}, ws);
-    if (plan.empty()) throw std::invalid_argument(policy.name + ": drops nothing here");
-    for (std::size_t head = 0; head < plan.heads(); ++head) kept += plan.tokens_after(head);
-    heads += plan.heads();
-    each += (*layers)[i].keys.row_bytes() * plan.heads() + (*layers)[i].values.row_bytes() * plan.heads();
-    s.hidden().hide(seen[i].id, cells_that_go(plan));
+    const lagkv::layer& l = (*layers)[i];
+    const lagkv::plan& plan = lagkv::plan_eviction(lagkv::for_layer(policy.rules, i, layers->size()), l, {}, ws);
+    for (std::size_t head = 0; head < l.keys.heads(); ++head) kept += plan.tokens_after(plan.empty() ? 0 : head);
+    heads += l.keys.heads();
+    each += (l.keys.row_bytes() + l.values.row_bytes()) * l.keys.heads();
+    if (!plan.empty()) s.hidden().hide(seen[i].id, cells_that_go(plan));
   }
   const std::size_t after = (kept + heads / 2) / heads;
   return {n, after, n * each, after * each, watch.seconds()};

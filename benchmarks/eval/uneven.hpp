@@ -9,7 +9,7 @@
 namespace eval {
 
 /// Why such a policy cannot be measured in this session; empty where it can.
-[[nodiscard]] std::string uneven_obstacle(const host::named_policy& policy, const host::session& s, bool transposed, bool chunks);
+[[nodiscard]] std::string uneven_obstacle(const host::named_policy& policy, host::session& s, bool transposed, bool chunks);
 
 /// Has each head of sequence 0, which has just been restored from `saved`, not see what the policy would drop there; tokens and
 /// bytes are means over layers and heads. s.hidden().clear() ends it. Throws std::invalid_argument where the policy cannot work.

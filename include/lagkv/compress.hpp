@@ -221,6 +221,7 @@ LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c)
       c.rows.end = end > c.rows.end ? end : c.rows.end;
     }
   }
+  if (p.needs.head_budgets) return c;  // each head counts its own
   const std::size_t group = c.group();
   std::size_t keep = 0;
   for (std::size_t begin = c.rows.begin; begin < c.rows.end; begin += group) keep += c.keep_of({begin, begin + group});

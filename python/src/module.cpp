@@ -116,9 +116,8 @@ struct workspace_object {
 struct policy_object {
   std::string text;
   lagkv::policy policy;
-  std::size_t rows = 0;  ///< of a budget in bytes, once it has been made one of rows
-  bool of_head = false;  ///< made by for_head(), with this multiple of the budget
-  double multiple = 1;
+  std::size_t rows = 0;             ///< of a budget in bytes, once it has been made one of rows
+  std::vector<double> multiples{};  ///< that for_head() was called with
 
   explicit policy_object(std::string t) : text(std::move(t)), policy(expect(parsed(text))) {}
 
@@ -138,10 +137,10 @@ struct policy_object {
 
   policy_object for_head(double multiple) const {
     if (!lagkv::detail::finite(multiple) || !(multiple >= 0)) refuse({"multiple=", multiple, ": must be 0 or more, and finite"});
+    if (policy.budget.as<lagkv::keep::bytes>() != nullptr) refuse({lagkv::detail::is_in_bytes().message});
     policy_object out = *this;
     out.policy = lagkv::for_head(policy, multiple);
-    out.multiple *= multiple;
-    out.of_head = true;
+    out.multiples.push_back(multiple);
     return out;
   }
 
@@ -153,9 +152,9 @@ struct policy_object {
     return out;
   }
 
-  using state = std::tuple<std::string, std::size_t, std::size_t, std::size_t, bool, double>;
+  using state = std::tuple<std::string, std::size_t, std::size_t, std::size_t, std::vector<double>>;
 
-  state get() const { return {text, policy.budget.slope.layer, policy.budget.slope.layers, rows, of_head, multiple}; }
+  state get() const { return {text, policy.budget.slope.layer, policy.budget.slope.layers, rows, multiples}; }
 
   static policy_object from(const state& s) {
     policy_object out(std::get<0>(s));
@@ -163,8 +162,8 @@ struct policy_object {
     out.rows = std::get<3>(s);
     if (const auto* b = out.policy.budget.as<lagkv::keep::bytes>(); b != nullptr && out.rows != 0)
       out.policy.budget.keeps = lagkv::keep::capacity{out.rows, b->every};
-    out.of_head = std::get<4>(s), out.multiple = std::get<5>(s);
-    if (out.of_head) out.policy = lagkv::for_head(out.policy, out.multiple);
+    out.multiples = std::get<4>(s);
+    for (const double multiple : out.multiples) out.policy = lagkv::for_head(out.policy, multiple);
     return out;
   }
 };

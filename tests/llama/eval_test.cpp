@@ -576,7 +576,7 @@ TEST_F(Run, TunesByTheResultsOfItsOwnCall) {
   o.removed = 0.75, o.policies = {"key_diff", "streaming_llm"};
   EXPECT_EQ(said(), alone);
   o.policies.emplace_back("snapkv:select=adaptive");  // which this cache cannot hold
-  EXPECT_NE(said().find("snapkv:select=adaptive: failed on 1 of 1 prompts: snapkv"), std::string::npos);
+  EXPECT_NE(said().find("snapkv:select=adaptive: failed on 1 of 1 prompts: heads of different lengths"), std::string::npos);
   o.policies = {"lagkv:lag=1024"};  // there is no partition of that
   EXPECT_THROW(static_cast<void>(said()), std::runtime_error);
   static_cast<void>(testing::internal::GetCapturedStdout());
@@ -638,7 +638,7 @@ TEST_F(Run, RefusesBeforeItWorks) {
   o.tasks = "niah_single_9";
   EXPECT_NE(message(o).find("niah_single_9"), std::string::npos);
   o = options(), o.policies = {"snapkv:select=adaptive"};
-  EXPECT_NE(message(o).find("keeps different numbers of tokens a head"), std::string::npos);
+  EXPECT_NE(message(o).find("heads of different lengths: give --transposed"), std::string::npos);
   o = options(), o.lengths = {80};
   EXPECT_NE(message(o).find("length"), std::string::npos);
   o = options(), o.first_sample = 2;
@@ -663,7 +663,7 @@ TEST_F(Run, APolicyThatTheModelCannotHaveStopsNoOther) {
   std::map<std::string, std::string> failures;
   for (const eval::sample_result& r : eval::read_results(o.out).samples) failures[r.key.policy] = r.failure;
   EXPECT_EQ(failures.size(), 4U);
-  EXPECT_NE(failures.at("snapkv:select=adaptive").find("keeps different numbers of tokens a head"), std::string::npos);
+  EXPECT_NE(failures.at("snapkv:select=adaptive").find("heads of different lengths: give --transposed"), std::string::npos);
   EXPECT_EQ(failures.at("full") + failures.at("lagkv:lag=32") + failures.at("random"), "");
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <functional>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -71,16 +72,44 @@ inline result<std::vector<double>> layer_shares(std::span<const std::vector<floa
 }
 
 /// Of each head of each layer its budget, for extras.head_budgets (select=by_head): what it would keep if the most important rows
-/// of all heads and layers stayed, `share` of all, as a multiple of that share. importance[layer][head]: a list of all texts, as
-/// most_attention() has it, or an even sample of it; all of equal lengths. Refusals, safeguard, cost and source: layer_shares().
+/// of all heads and layers stayed, `share` of all, as a multiple of that share; 1 on the average. importance[layer][head]: a list
+/// of all texts, as most_attention() has it, or an even sample of it. `least`: the share of its rows that each head keeps for
+/// sure, so that the others have less: give that of sinks and window. share: above 0 and at most 1; least: from 0 to share;
+/// others are refused. What is not a number counts as least. Cost: a sort of all. Source: KVzip (arXiv 2505.23416), one budget of
+/// all layers and heads.
 inline result<std::vector<std::vector<float>>> head_budgets(std::span<const std::vector<std::vector<float>>> importance,
-                                                            double share, double safeguard = 0.1) {
-  std::vector<std::vector<float>> lists;
-  for (const std::vector<std::vector<float>>& heads : importance) lists.insert(lists.end(), heads.begin(), heads.end());
-  const result<std::vector<double>> shares = layer_shares(lists, share, safeguard);
-  if (!shares) return error{shares.message()};
+                                                            double share, double least = 0) {
+  if (!detail::finite(share) || !(share > 0 && share <= 1))
+    return detail::refuse({"share=", share, ": must be above 0 and at most 1"});
+  if (!detail::finite(least) || !(least >= 0 && least <= share))
+    return detail::refuse({"least=", least, ": must be from 0 to the share, ", share});
+  struct candidate {
+    float score;
+    std::size_t head;
+    double share;  // of its head's rows
+  };
+  std::vector<candidate> rest;
+  std::vector<double> kept;  // shares, head after head of all layers
+  double left = 0;
+  for (const std::vector<std::vector<float>>& heads : importance)
+    for (std::vector<float> list : heads) {
+      for (float& x : list)
+        if (detail::is_nan(x)) x = -detail::infinity();
+      std::sort(list.begin(), list.end(), std::greater<float>());
+      const auto n = static_cast<double>(list.size());
+      for (auto row = static_cast<std::size_t>(least * n); row < list.size(); ++row)
+        rest.push_back({list[row], kept.size(), 1 / n});
+      kept.push_back(list.empty() ? share : least);
+      left += share - kept.back();
+    }
+  std::stable_sort(rest.begin(), rest.end(), [](const candidate& a, const candidate& b) { return a.score > b.score; });
+  for (const candidate& c : rest) {
+    if (!(left > 0)) break;
+    const double more = (std::min)({c.share, left, 1 - kept[c.head]});
+    kept[c.head] += more, left -= more;
+  }
   std::vector<std::vector<float>> all;
-  auto next = shares->begin();
+  auto next = kept.begin();
   for (const std::vector<std::vector<float>>& heads : importance) {
     std::vector<float>& of = all.emplace_back();
     for (std::size_t head = 0; head < heads.size(); ++head) of.push_back(static_cast<float>(*next++ / share));
@@ -89,10 +118,10 @@ inline result<std::vector<std::vector<float>>> head_budgets(std::span<const std:
 }
 
 /// `n` numbers that stand for a longer list, in descending order: those in the middle of n equal parts of it when it is sorted. A
-/// list of n numbers or fewer is only sorted. What is not a number counts as least.
+/// list of n numbers or fewer is only sorted. What is not a number becomes the least of all finite ones.
 inline std::vector<float> even_sample(std::vector<float> list, std::size_t n) {
   for (float& x : list)
-    if (detail::is_nan(x)) x = -detail::infinity();
+    if (detail::is_nan(x)) x = std::numeric_limits<float>::lowest();
   std::sort(list.begin(), list.end(), std::greater<float>());
   if (list.size() <= n) return list;
   std::vector<float> sample;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <string_view>
+#include <type_traits>
 
 #include <lagkv/detail/numbers.hpp>
 #include <lagkv/policy/budget.hpp>
@@ -61,8 +62,8 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 
 /// `p` for one head whose rows lie by themselves: with `multiple` of its budget (extras.head_budgets), and without
 /// select=by_head. Hosts compress all heads of a layer at once the first time; from then on heads have different lengths, and
-/// each is a layer of one head with a cursor of its own. multiple: 0 or more; others count as 0. A budget in bytes must have been
-/// made one of rows.
+/// each is a layer of one head with a cursor of its own. multiple: 0 or more; others count as 0. For policies with
+/// select=by_head; a budget in bytes must have been made one of rows.
 [[nodiscard]] LAGKV_FN policy for_head(policy p, double multiple);
 
 /// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are. A row's scales count.
@@ -255,6 +256,7 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
   using count = std::uint64_t;  // of numbers below 2^32: no sum or product wraps
   constexpr std::size_t most = (std::numeric_limits<std::uint32_t>::max)();
   if (tokens > most) tokens = most;
+  if (p.needs.head_budgets) return tokens;  // a head may keep all
   const budget& b = p.budget;
   const auto larger = [](count x, count y) { return x > y ? x : y; };
   const auto within = [&](count rows) { return rows < tokens ? rows : tokens; };  // more rows than tokens are as many
@@ -276,9 +278,13 @@ LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t
     const count goal = within(window->rows != 0 ? window->rows : share_of(window->of_all, tokens));
     rest = larger(goal, sink + 1) + within(window->every - 1);
   }
-  const auto and_chunk = [&](count rows) {
-    return chunk >= tokens || rows >= tokens - chunk ? tokens : static_cast<std::size_t>(rows) + chunk;
+  const auto sized = [](auto n) {  // GCC warns of a cast to the same type
+    if constexpr (std::is_same_v<decltype(n), std::size_t>)
+      return n;
+    else
+      return static_cast<std::size_t>(n);
   };
+  const auto and_chunk = [&](count rows) { return chunk >= tokens || rows >= tokens - chunk ? tokens : sized(rows) + chunk; };
   return and_chunk(p.ragged ? and_chunk(rest) : rest);  // the first plan of all heads may leave one of them all that it has
 }
 
