@@ -19,13 +19,13 @@ namespace {
 using head_budgets = std::vector<std::vector<float>>;
 
 // Of each head, for a budget that keeps this share of all rows.
-head_budgets budgets(const host::session& s, const lagkv::policy& rules, std::size_t tokens) {
+head_budgets budgets(const host::calibration& counted, const lagkv::policy& rules, std::size_t tokens) {
   if (!rules.needs.head_budgets) return {};
   const lagkv::candidates due = rules.budget.due({}, tokens);
   const auto n = static_cast<double>(tokens);
   const std::size_t beside = tokens - due.rows.size();  // sinks and window
-  auto made = lagkv::head_budgets(s.counted().head_importance, static_cast<double>(beside + due.keep) / n,
-                                  static_cast<double>(beside) / n);
+  auto made =
+      lagkv::head_budgets(counted.head_importance, static_cast<double>(beside + due.keep) / n, static_cast<double>(beside) / n);
   if (!made) throw std::invalid_argument(made.message());
   return *made;
 }
@@ -61,18 +61,15 @@ host::compression hide_what_goes(host::session& s, const host::named_policy& pol
   const auto state = lagkv::llama::saved_sequence::parse(bytes, lagkv::llama::saved_sequence::unknown_rest);
   if (!state) throw std::invalid_argument(state.message());
   const std::size_t n = state->tokens();
-  std::vector<lagkv::query_statistics> queries;
-  if (policy.rules.needs.calibrated) queries = s.counted().queries;
-  std::vector<lagkv::importance_map> importance;
-  if (policy.rules.needs.importance) importance = s.counted().importance;
-  lagkv::llama::offers offers(s.get(), policy.rules, &s.probe(), std::move(queries), std::move(importance),
-                              budgets(s, policy.rules, n));
+  host::calibration counted = host::counted_for(s, policy.rules);
+  lagkv::llama::offers offers(s.get(), policy.rules, &s.probe(), std::move(counted.queries), std::move(counted.importance),
+                              budgets(counted, policy.rules, n));
   lagkv::llama::offered_rows rows{state->all_layers(), state->cells(), state->positions()};
   if (const lagkv::status found = lagkv::llama::find_recorded_cache(s.get(), s.probe()); !found)
     throw std::invalid_argument(found.message());
   const std::span<const lagkv::llama::cached_layer> seen = s.probe().layers();
-  if (seen.size() != rows.layers.size()) throw std::invalid_argument(policy.name + ": the model's layers have not been seen");
-  for (std::size_t i = 0; i < seen.size(); ++i) rows.layers[i].id = seen[i].id, rows.layers[i].heads = seen[i].heads;
+  if (!lagkv::llama::take_seen(rows.layers, seen))
+    throw std::invalid_argument(policy.name + ": the model's layers have not been seen");
   lagkv::llama::recording recorded = saved.attention;
   if (offers.reads().any()) rows.recorded = &recorded;
   lagkv::llama::progress begun;

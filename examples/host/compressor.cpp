@@ -9,11 +9,9 @@ namespace host {
 namespace {
 
 lagkv::llama::compressor make(session& s, const named_policy& policy) {
-  std::vector<lagkv::query_statistics> queries;  // without them a policy takes the prompt's own
-  if (policy.rules.needs.calibrated) queries = s.counted().queries;
-  std::vector<lagkv::importance_map> importance;
-  if (policy.rules.needs.importance) importance = s.counted().importance;
-  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(queries), std::move(importance));
+  calibration counted = counted_for(s, policy.rules);
+  auto made = lagkv::llama::compressor::make(s.get(), policy.rules, &s.probe(), std::move(counted.queries),
+                                             std::move(counted.importance));
   if (!made) throw std::invalid_argument(policy.name + ": " + made.message());
   made->set_before_moving(policy.change);
   return *made;
@@ -25,6 +23,14 @@ named_policy parse(const std::string& text, std::span<const lagkv::method_entry*
   const auto made = lagkv::parse(text, known);
   if (!made) throw std::invalid_argument(made.message());
   return {text, *made};
+}
+
+calibration counted_for(const session& s, const lagkv::policy& rules) {
+  calibration read{.model = s.counted().model};
+  if (rules.needs.calibrated) read.queries = s.counted().queries;
+  if (rules.needs.importance) read.importance = s.counted().importance;
+  if (rules.needs.head_budgets) read.head_importance = s.counted().head_importance;
+  return read;
 }
 
 void compressor::prepare(session& s, std::span<const named_policy> policies) {

@@ -24,6 +24,10 @@ struct named_policy {
 /// One of lagkv's policy strings. Throws std::invalid_argument that says what is wrong.
 [[nodiscard]] named_policy parse(const std::string& text, std::span<const lagkv::method_entry* const> known = lagkv::methods());
 
+/// What has been counted of the session's model, as far as the policy reads it: without statistics of queries it takes those of
+/// the prompt.
+[[nodiscard]] calibration counted_for(const session& s, const lagkv::policy& rules);
+
 /// What one call of compressor::compress did.
 struct compression {
   std::size_t tokens_before = 0;  ///< in the cache; the same for all layers and heads

@@ -233,11 +233,12 @@ TEST_F(Trial, ChunksAndSeenQuestionsKeepTheBudget) {
 // A session of plain attention, of whose heads each has the budget of all.
 class UnevenTrial : public Trial {
  protected:
-  UnevenTrial() : plain_(model(), plain_options()) {}
+  explicit UnevenTrial(ggml_type keys = GGML_TYPE_F16) : plain_(model(), plain_options(keys)) {}
 
-  static host::session_options plain_options() {
+  static host::session_options plain_options(ggml_type keys) {
     host::session_options o = options();
     o.flash_attention = false;
+    o.types.keys = keys;
     const auto layers = static_cast<std::size_t>(llama_model_n_layer(model().get()));
     const auto heads = static_cast<std::size_t>(llama_model_n_head_kv(model().get()));
     std::vector<float> falling(10000);
@@ -288,6 +289,20 @@ TEST_F(UnevenTrial, HiddenRowsAreAsGoodAsDropped) {
     EXPECT_EQ(a.kept_tokens, b.kept_tokens) << hidden;
     EXPECT_LT(b.scores.at("kl"), 5e-3) << hidden << ": from plain to flash attention it is 0.003";
   }
+}
+
+class UnevenQuantisedTrial : public UnevenTrial {
+ protected:
+  UnevenQuantisedTrial() : UnevenTrial(GGML_TYPE_Q8_0) {}
+};
+
+// Such keys are stored transformed: the scores of what is hidden are those of the keys that the model means.
+TEST_F(UnevenQuantisedTrial, HiddenRowsAreAsGoodAsDropped) {
+  const std::string dropped = "novelty:keep=0.25", hidden = dropped + ",select=by_head";
+  prepare_plain("perplexity", 600, {dropped, hidden});
+  EXPECT_GT(run_plain(hidden).scores.at("kl"), 1e-2) << "or nothing is told apart";
+  static_cast<void>(run_plain(dropped, true));
+  EXPECT_LT(run_plain(hidden).scores.at("kl"), 5e-3);
 }
 
 // Whatever was hidden is seen again in the next trial; heads that share a budget unequally keep as many in the mean.

@@ -103,13 +103,7 @@ result<report> repack(const compression& c, bool followed, const Observe& observ
   c.where.tell_apart(c.sequence);
 
   offered_rows offered{saved.all_layers(), saved.cells(), saved.positions(), c.recorded(), c.where.written()};
-  if (const seen_cache* base = c.where.base(); base != nullptr && base->layers.size() == offered.layers.size())
-    for (std::size_t i = 0; i < base->layers.size(); ++i) {
-      const cached_layer& seen = base->layers[i];
-      cached_layer& l = offered.layers[i];
-      l.id = seen.id, l.heads = seen.heads;
-      l.keys.hadamard_block = seen.keys.hadamard_block, l.values.hadamard_block = seen.values.hadamard_block;
-    }
+  if (const seen_cache* base = c.where.base(); base != nullptr) take_seen(offered.layers, base->layers);
   const result<std::vector<layer>> layers = c.with.make(s, offered, c.workspace);
   if (!layers) return error{layers.message()};
   std::vector<plan> plans;

@@ -51,6 +51,18 @@ struct cached_layer {
   }
 };
 
+/// Has the layers of a saved state know what only a graph shows: the model's number of each, its heads, how its rows are stored.
+/// False, and nothing done, where these are not as many layers.
+inline bool take_seen(std::span<cached_layer> of_state, std::span<const cached_layer> seen) {
+  if (seen.size() != of_state.size()) return false;
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    cached_layer& l = of_state[i];
+    l.id = seen[i].id, l.heads = seen[i].heads;
+    l.keys.hadamard_block = seen[i].keys.hadamard_block, l.values.hadamard_block = seen[i].values.hadamard_block;
+  }
+  return true;
+}
+
 /// Bytes of the keys, or values, of a cell.
 inline std::size_t row_bytes(const matrix& m) { return ggml_row_size(m.type, static_cast<std::int64_t>(m.width)); }
 
