@@ -193,22 +193,25 @@ void generation(const trial& t, host::session& s, host::compressor& c, const std
               {"nll", nll / static_cast<double>(n - n / 2)}};
 }
 
-// The cells that a head would have dropped are hidden from it.
-sample_result run_uneven(const trial& t, host::session& s, const std::function<const reference&()>& full, reference* said) {
-  sample_result r;
-  r.prompt_tokens = t.tokens->before.size() + t.tokens->after.size();
-  if (t.what->how == kind::generation) {
-    r.failure = "heads of different lengths: not in a text that grows";
-    return r;
-  }
-  const auto seen_again = [&s](void*) { s.hidden().clear(); };
-  const std::unique_ptr<void, decltype(seen_again)> at_end(&r, seen_again);
-  add(r, hide_what_goes(s, t.policy, *t.prefill));
+// What comes after the cache has been compressed.
+void read_on(const trial& t, host::session& s, const std::function<const reference&()>& full, reference* said, sample_result& r) {
   if (t.what->how == kind::answer)
     answer(t, s, full, said, r);
   else
     perplexity(t, s, full, said, r);
-  return r;
+}
+
+// The cells that a head would have dropped are hidden from it.
+void run_uneven(const trial& t, host::session& s, const std::function<const reference&()>& full, reference* said,
+                sample_result& r) {
+  if (t.what->how == kind::generation) {
+    r.failure = "heads of different lengths: not in a text that grows";
+    return;
+  }
+  const auto seen_again = [&s](void*) { s.hidden().clear(); };
+  const std::unique_ptr<void, decltype(seen_again)> at_end(&r, seen_again);
+  add(r, hide_what_goes(s, t.policy, *t.prefill));
+  read_on(t, s, full, said, r);
 }
 
 }  // namespace
@@ -251,14 +254,17 @@ tokenized tokenize(const host::model& m, const task& t, const prompt& p, bool qu
 
 sample_result run(const trial& t, host::session& s, const std::function<const reference&()>& full, reference* said) {
   sample_result r;
+  r.prompt_tokens = t.tokens->before.size() + t.tokens->after.size();
   if (t.prefill != nullptr)
     s.restore(*t.prefill);
   else
     s.clear();
-  if (t.policy.rules.ragged) return run_uneven(t, s, full, said);
+  if (t.policy.rules.ragged) {
+    run_uneven(t, s, full, said, r);
+    return r;
+  }
   host::compressor c(s, t.policy, t.prefill, t.picture_columns > 0);
   fill(t, s, c, r);
-  r.prompt_tokens = t.tokens->before.size() + t.tokens->after.size();
   if (t.picture_columns > 0) {
     const auto n = static_cast<double>(t.tokens->before.size());
     r.survivors = picture(c.kept(), t.tokens->before.size(), t.picture_columns);
@@ -271,10 +277,7 @@ sample_result run(const trial& t, host::session& s, const std::function<const re
   }
   s.probe().record({});  // the answer is not compressed
   c.defragment();
-  if (t.what->how == kind::answer)
-    answer(t, s, full, said, r);
-  else
-    perplexity(t, s, full, said, r);
+  read_on(t, s, full, said, r);
   return r;
 }
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <Eigen/Cholesky>
@@ -32,6 +33,18 @@ inline std::vector<float> most_attention(const layer& l, std::size_t head, std::
   return {most, most + n};
 }
 
+namespace detail {
+
+/// Descending; what is not a number becomes the least of all finite ones.
+inline std::vector<float> most_important_first(std::vector<float> list) {
+  for (float& x : list)
+    if (is_nan(x)) x = std::numeric_limits<float>::lowest();
+  std::sort(list.begin(), list.end(), std::greater<float>());
+  return list;
+}
+
+}  // namespace detail
+
 /// Of each layer the share of its rows that it would keep if the most important rows of all layers stayed, `share` of all.
 /// importance[layer]: one list, of all heads and texts, as most_attention() has it. Each layer has `safeguard` of its even share
 /// for sure, and one row at least; a layer without rows has `share`. For hosts whose layers can hold different numbers of rows:
@@ -52,10 +65,7 @@ inline result<std::vector<double>> layer_shares(std::span<const std::vector<floa
   std::vector<std::size_t> kept(importance.size());
   std::size_t left = 0;
   for (std::size_t i = 0; i < importance.size(); ++i) {
-    std::vector<float> all = importance[i];
-    for (float& x : all)
-      if (detail::is_nan(x)) x = -detail::infinity();
-    std::sort(all.begin(), all.end(), std::greater<float>());
+    const std::vector<float> all = detail::most_important_first(importance[i]);
     kept[i] = share_of(safeguard * share, all.size());
     left += share_of(share, all.size()) - kept[i];
     for (std::size_t row = kept[i]; row < all.size(); ++row) rest.push_back({all[row], i});
@@ -92,10 +102,8 @@ inline result<std::vector<std::vector<float>>> head_budgets(std::span<const std:
   std::vector<double> kept;  // shares, head after head of all layers
   double left = 0;
   for (const std::vector<std::vector<float>>& heads : importance)
-    for (std::vector<float> list : heads) {
-      for (float& x : list)
-        if (detail::is_nan(x)) x = -detail::infinity();
-      std::sort(list.begin(), list.end(), std::greater<float>());
+    for (const std::vector<float>& unsorted : heads) {
+      const std::vector<float> list = detail::most_important_first(unsorted);
       const auto n = static_cast<double>(list.size());
       for (auto row = static_cast<std::size_t>(least * n); row < list.size(); ++row)
         rest.push_back({list[row], kept.size(), 1 / n});
@@ -120,9 +128,7 @@ inline result<std::vector<std::vector<float>>> head_budgets(std::span<const std:
 /// `n` numbers that stand for a longer list, in descending order: those in the middle of n equal parts of it when it is sorted. A
 /// list of n numbers or fewer is only sorted. What is not a number becomes the least of all finite ones.
 inline std::vector<float> even_sample(std::vector<float> list, std::size_t n) {
-  for (float& x : list)
-    if (detail::is_nan(x)) x = std::numeric_limits<float>::lowest();
-  std::sort(list.begin(), list.end(), std::greater<float>());
+  list = detail::most_important_first(std::move(list));
   if (list.size() <= n) return list;
   std::vector<float> sample;
   for (std::size_t i = 0; i < n; ++i) sample.push_back(list[(2 * i + 1) * list.size() / (2 * n)]);

@@ -43,9 +43,9 @@ struct policy_options {
   std::optional<std::size_t> capacity{};  ///< tokens, at least sink + recent + 1; empty: no such budget
   std::optional<double> budget_mb{};      ///< 10^6 bytes of all layers together, above 0: see fit(); empty: no such budget
   std::size_t every = 1;                  ///< tokens by which capacity is exceeded when compress() acts, 1 or more
-  std::optional<double>
-      recent_share{};    ///< at least this share of the budget is the window, 0 to 1; empty: the method's own, 0 for by_head
-  std::size_t pool = 1;  ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
+  std::optional<double> recent_share{};   ///< the window is at least this share of the budget, 0 to 1; empty: the method's own
+                                          ///< (with selection::by_head 0)
+  std::size_t pool = 1;                   ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
   std::optional<std::size_t> smooth{};    ///< neighbours on each side that smooth it; 0: none; empty: the method's own
   std::optional<deciding_heads> heads{};  ///< whose scores decide; empty: the method's own, deciding_heads::own for most
   std::optional<bool> pre_rope{};         ///< whether keys are scored as before RoPE; empty: the method's own, no for most

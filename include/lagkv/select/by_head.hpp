@@ -38,30 +38,21 @@ struct by_head {
 LAGKV_FN void by_head::operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out,
                                   workspace& ws) const {
   const std::size_t n = c.rows.size(), part = c.group(), beside = c.partition != 0 ? 0 : out.tokens_before - n;
-  const workspace::frame scratch(ws);
-  std::size_t* keep = ws.take<std::size_t>(heads * (n / part));
+  out.kept.resize(heads * n);
   std::size_t count = 0;
   for (std::size_t head = 0; head < heads; ++head) {
     out.first[head] = count;
     for (std::size_t at = 0; at < n; at += part) {
-      const token_range group{c.rows.begin + at, c.rows.begin + at + part};
+      const std::size_t begin = c.rows.begin + at, held = c.count_protected(head, {begin, begin + part});
       std::size_t rows = rows_of(c.head_budgets[head], c.partition != 0 ? c.keep_each : c.keep, part, beside);
-      if (const std::size_t least = c.count_protected(head, group); rows < least) rows = least;
+      if (rows < held) rows = held;
       if (rows == 0 && n == out.tokens_before && at + part == n && count == out.first[head]) rows = 1;
-      keep[head * (n / part) + at / part] = rows;
+      top_k::pick(scores.data() + head * n + at, part, rows, begin, out.kept.data() + count, ws);
       count += rows;
     }
   }
   out.first[heads] = count;
   out.kept.resize(count);
-  for (std::size_t head = 0; head < heads; ++head) {
-    std::uint32_t* to = out.row(head);
-    for (std::size_t at = 0; at < n; at += part) {
-      const std::size_t rows = keep[head * (n / part) + at / part];
-      top_k::pick(scores.data() + head * n + at, part, rows, c.rows.begin + at, to, ws);
-      to += rows;
-    }
-  }
 }
 
 #endif
