@@ -5,6 +5,7 @@
 #include <ggml.h>
 #include <openssl/evp.h>
 #include <sys/utsname.h>
+#include <lagkv_eval_revision.hpp>
 
 #include <array>
 #include <ctime>
@@ -78,7 +79,7 @@ run_info facts(const host::model& m, const std::string& path) {
   run.model = std::filesystem::path(path).filename().string();
   run.model_sha256 = sha256(path);
   run.model_name = name_of(m.get());
-  run.lagkv = LAGKV_EVAL_VERSION;
+  run.lagkv = fmt::format("{} ({})", LAGKV_EVAL_VERSION, LAGKV_EVAL_REVISION);
   run.llama = fmt::format("ggml {} ({})", ggml_version(), ggml_commit());
   run.compiler = fmt::format("{} {}", LAGKV_COMPILER, __VERSION__);
   run.machine = machine();

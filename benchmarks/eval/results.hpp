@@ -20,7 +20,7 @@ struct run_info {
   std::string model;                   ///< file name, without its folder
   std::string model_sha256;            ///< of the file, hexadecimal
   std::string model_name;              ///< as the file describes itself: "llama 135M Q4_1"
-  std::string lagkv, llama, compiler;  ///< versions
+  std::string lagkv, llama, compiler;  ///< versions; of lagkv and ggml with their revision in git: "0.2.0 (9a4e299d1c02)"
   std::string machine;                 ///< processor, cores, system
   std::uint64_t seed = 0;
   int threads = 0;

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <regex>
 #include <set>
 #include <span>
 #include <string>
@@ -354,6 +355,8 @@ TEST_F(Run, GoesOnWhereItWasInterrupted) {
   EXPECT_EQ(before.samples.size(), whole.size());
   EXPECT_EQ(before.runs.size(), 1U);
   EXPECT_EQ(before.runs[0].model_sha256.size(), 64U);
+  EXPECT_TRUE(std::regex_match(before.runs[0].lagkv, std::regex(R"(\d+\.\d+\.\d+ \(([0-9a-f]{12}(-dirty)?|unknown)\))")))
+      << before.runs[0].lagkv;
   double full = 0;
   std::size_t pictures = 0;
   for (const eval::sample_result& r : before.samples) {
