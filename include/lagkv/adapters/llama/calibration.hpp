@@ -84,8 +84,8 @@ class calibration {
   std::vector<layer_part> layers_;
 };
 
-/// What a model looks back at when it says texts again, and the map to that of each layer, for `kvzap`. Source: KVzap
-/// (arXiv 2601.07891), KVzip (arXiv 2505.23416).
+/// What a model looks back at when it says texts again: the map of each layer for `kvzap`, shares of layers, and the importance
+/// of which head_budgets() makes budgets for `select=by_head`. Source: KVzap (arXiv 2601.07891), KVzip (arXiv 2505.23416).
 class importance_calibration {
  public:
   /// Has the probe record the queries of the last `tokens` tokens from now on. The probe must outlive it.
@@ -138,14 +138,14 @@ class importance_calibration {
     return {};
   }
 
-  /// Of each layer of the cache with full attention.
+  /// The map of each layer with full attention.
   std::vector<importance_map> maps() const {
     std::vector<importance_map> all;
     for (const importance_fit& f : fits_) all.push_back(f.map());
     return all;
   }
 
-  /// Of each of these layers its share, as lagkv::layer_shares() has it; for another host, since llama.cpp's layers share cells.
+  /// lagkv::layer_shares() of these layers: for another host, since llama.cpp's layers share cells.
   result<std::vector<double>> layer_shares(double share, double safeguard = 0.2) const {
     std::vector<std::vector<float>> of_layers;
     for (const std::vector<std::vector<float>>& heads : importance_) {
@@ -155,7 +155,7 @@ class importance_calibration {
     return lagkv::layer_shares(of_layers, share, safeguard);
   }
 
-  /// Of each of these layers and each head the importance of the rows that were counted, for head_budgets().
+  /// [layer][head][row]: the importance of the rows that were counted, for head_budgets().
   const std::vector<std::vector<std::vector<float>>>& importance() const { return importance_; }
 
  private:
