@@ -34,14 +34,14 @@ inline status check_recorded(cache_probe& probe) {
 
 }  // namespace detail
 
-/// Has the probe record the queries of up to `tokens` tokens from now on; in doubles, 4 MB of a layer of 32 query heads and 128
-/// channels. The probe must outlive it.
+/// What the queries of a model usually are. From now on the probe records the queries of up to `tokens` tokens. The sums are in
+/// doubles, 4 MB for a layer of 32 query heads and 128 channels. The probe must outlive it.
 class calibration {
  public:
   calibration(cache_probe& probe, std::size_t tokens) : probe_(probe) { probe.record({.queries = tokens}); }
 
-  /// Counts the queries of the sequence that has been decoded since the last time, less those of its first `skip` tokens, which
-  /// are unlike the rest. Where it fails nothing has been counted.
+  /// Counts the queries of the sequence that has been decoded since the last time, without its first `skip` tokens, which are
+  /// unlike the rest. If it fails nothing has been counted.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
     if (status ok = detail::check_recorded(probe_); !ok) return ok;
@@ -60,8 +60,8 @@ class calibration {
     return {};
   }
 
-  /// Of each layer, before RoPE, with `rank` factors, as they count where q.k is multiplied by 1 / sqrt(channels): where the
-  /// model has another scale, the rest of it is in them.
+  /// The statistics of each layer, before RoPE, with `rank` factors, for q.k times 1 / sqrt(channels): if the model has another
+  /// scale, the queries are multiplied by the ratio.
   std::vector<query_statistics> statistics(std::size_t rank = 16) const {
     std::vector<query_statistics> all;
     for (const layer_part& l : layers_) {
@@ -88,14 +88,14 @@ class calibration {
 /// of which head_budgets() makes budgets for `select=by_head`. Source: KVzap (arXiv 2601.07891), KVzip (arXiv 2505.23416).
 class importance_calibration {
  public:
-  /// Has the probe record the queries of the last `tokens` tokens from now on. The probe must outlive it.
+  /// From now on the probe records the queries of the last `tokens` tokens. The probe must outlive it.
   importance_calibration(cache_probe& probe, std::size_t tokens) : probe_(probe), tokens_(tokens) {
     probe.record({.queries = tokens});
   }
 
   /// Counts the sequence that has been decoded into an empty cache: `tokens` of a text, something between, and these tokens
-  /// again. The first `skip` of them, sinks, are not counted. Where it fails nothing has been counted. Holds 4 bytes of each row
-  /// from then on, for layer_shares() and head_budgets(): 8 MB of a text of 8,192 tokens in 32 layers of 8 heads.
+  /// again. The first `skip` of them (sinks) are not counted. If it fails nothing has been counted. For layer_shares() and
+  /// head_budgets() it holds 4 bytes a row: 8 MB for a text of 8,192 tokens in 32 layers of 8 heads.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
     if (status ok = detail::check_recorded(probe_); !ok) return ok;
