@@ -131,8 +131,8 @@ typedef struct lagkv_extras {
   size_t protect_count;
   float scale;               /* of q.k before the softmax; 0: 1 / sqrt(channels) */
   lagkv_view importance;     /* [heads][1][channels of keys + channels of values + 1]: the map that kvzap reads */
-  const float* head_budgets; /* for select=by_head: of each head a multiple of the policy's budget */
-  size_t head_budget_count;  /* the heads */
+  const float* head_budgets; /* [heads], for select=by_head: multiples of the policy's budget, 0 or more */
+  size_t head_budget_count;  /* the number of heads */
 } lagkv_extras;
 
 /* Nothing offered yet. Compiled into the caller, so that struct_size is the caller's. */
@@ -165,7 +165,7 @@ LAGKV_API void lagkv_policy_free(lagkv_policy* policy);
 /* The policy for layer i of n, if its budgets fall from layer to layer (pyramid); a copy otherwise. */
 LAGKV_API int32_t lagkv_policy_for_layer(const lagkv_policy* policy, size_t i, size_t n, lagkv_policy** out, lagkv_error* error);
 
-/* The policy for one head whose rows lie by themselves, with this multiple of its budget, 0 or more (head_budgets). */
+/* The policy for one head by itself: with `multiple` times its budget, 0 or more (the head's entry of head_budgets). */
 LAGKV_API int32_t lagkv_policy_for_head(const lagkv_policy* policy, double multiple, lagkv_policy** out, lagkv_error* error);
 
 /* The policy with a budget in bytes (budget_mb) made one of rows, for n layers like this one; a copy otherwise. */
@@ -181,9 +181,9 @@ enum lagkv_needs {
   LAGKV_NEEDS_ROPE = 16,
   LAGKV_READS_KEY_STATISTICS = 32, /* if they are offered */
   LAGKV_IS_RAGGED = 64,            /* heads keep different numbers of rows: plans only */
-  LAGKV_IS_SLOPED = 128,           /* layers do */
+  LAGKV_IS_SLOPED = 128,           /* layers keep different numbers of rows */
   LAGKV_NEEDS_IMPORTANCE = 256,
-  LAGKV_NEEDS_QUERY_MEAN = 512, /* with LAGKV_NEEDS_QUERY_STATISTICS: queries do not do in its place */
+  LAGKV_NEEDS_QUERY_MEAN = 512, /* with LAGKV_NEEDS_QUERY_STATISTICS: query_mean, and not queries in its place */
   LAGKV_NEEDS_POSITIONS = 1024,
   LAGKV_READS_ALL_ROWS = 2048, /* those before the candidates too */
   LAGKV_NEEDS_HEAD_BUDGETS = 4096
@@ -254,8 +254,8 @@ LAGKV_API int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagk
                                           lagkv_workspace* const* workspaces, size_t workers, lagkv_run run, void* context,
                                           int32_t toward, size_t* tokens, lagkv_error* error);
 
-/* Adds the last n tokens to accumulated_attention and key_statistics, where the policy reads them and they are offered: call it
- * before lagkv_compress(). Attention is added of as many of them as queries or weights are offered for. */
+/* Adds the last n tokens to accumulated_attention and key_statistics, if the policy reads them and they are offered: call it
+ * before lagkv_compress(). Only tokens whose queries or weights are offered add attention. */
 LAGKV_API int32_t lagkv_accumulate(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_cursor* cursor, size_t n,
                                    lagkv_workspace* workspace, lagkv_error* error);
 
@@ -288,7 +288,7 @@ LAGKV_API int32_t lagkv_advance(lagkv_cursor* cursor, const lagkv_plan* plan, si
 typedef struct lagkv_candidates {
   size_t begin;
   size_t end;
-  size_t keep;      /* rows of them that each head keeps */
+  size_t keep;      /* of these rows each head keeps so many */
   size_t partition; /* not 0: keep_each of each partition of so many rows */
   size_t keep_each;
   size_t dropped; /* rows dropped so far: row r holds position r + dropped, where the extras have no positions */

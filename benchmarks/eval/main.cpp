@@ -47,7 +47,7 @@ void declare_run(CLI::App& run, eval::run_options& o) {
   run.add_flag("--question-seen", o.question_seen, "The question is in the cache when it is compressed");
   run.add_option("--chunk", o.chunk, "Compress after each so many tokens of the prompt; 0: once, after all")
       ->check(CLI::Range(0, 1 << 20));
-  run.add_option("--calibration", o.calibration, "What calibrate has written, for calibrated=yes and kvzap");
+  run.add_option("--calibration", o.calibration, "What calibrate has written, for calibrated=yes, kvzap and select=by_head");
   run.add_option("--squad", o.files["qa_1"], "SQuAD 2.0 file, for qa_1");
   run.add_option("--hotpotqa", o.files["qa_2"], "HotpotQA file (distractor setting), for qa_2");
   run.add_option("--out", o.out, "Results, a JSON line each; a run that was interrupted goes on with them");
@@ -62,7 +62,7 @@ void declare_calibrate(CLI::App& calibrate, eval::calibrate_options& o) {
   calibrate.add_option("--length", o.length, "Tokens that are read as one text")->check(CLI::Range(64, 1 << 20));
   calibrate.add_option("--rank", o.rank, "Vectors that stand for the covariance of a head's queries")->check(CLI::Range(0, 1024));
   calibrate.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
-  calibrate.add_option("--count", o.count, "queries (for calibrated=yes), importance (for kvzap), or both")
+  calibrate.add_option("--count", o.count, "queries (for calibrated=yes), importance (for kvzap and select=by_head), or both")
       ->delimiter(',')
       ->check(CLI::IsMember({"queries", "importance"}));
   calibrate.add_option("--out", o.out, "The file, safetensors");

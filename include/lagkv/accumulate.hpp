@@ -13,15 +13,16 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Adds the last n tokens to all that `p` has the host keep for it (needs.accumulated_attention, needs.key_statistics) and the
-/// layer offers. Call it before compress(), with the tokens appended since the last time; for attention, with their queries or
-/// weights. Nothing happens for what is not offered. Tokens that the host takes back stay counted.
+/// Adds the last n tokens to the sums that `p` reads (needs.accumulated_attention, needs.key_statistics) and the layer offers;
+/// what is not offered is left out. Call it before compress(), with the tokens appended since the last time; for attention,
+/// with their queries or weights. Tokens that the host takes back stay counted.
 ///
-/// Cost: attention of n tokens to all rows (accumulate_attention()); of statistics one look at the n rows. Fails only if the
-/// workspace cannot grow (std::bad_alloc), before the first sum changes.
+/// Cost: attention of n tokens to all rows (accumulate_attention()); for key statistics, the n rows are read once. Fails only if
+/// the workspace cannot grow (std::bad_alloc), before the first sum changes.
 LAGKV_FN void accumulate(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
 
-/// Only the key statistics: the last n rows, but the sinks, as `p` reads keys, to extras.key_statistics. Fails as accumulate().
+/// The part of accumulate() for key statistics: adds the keys of the last n rows, without sinks, as `p` reads keys (before RoPE
+/// or after).
 LAGKV_FN void accumulate_key_statistics(const policy& p, const layer& l, const cursor& at, std::size_t n, workspace& ws);
 
 #if LAGKV_BODIES

@@ -35,37 +35,37 @@ namespace lagkv::inline LAGKV_ABI {
 /// layers; a call at which something that it reads is missing drops nothing.
 std::size_t compress(const policy& p, const layer& l, cursor& at, workspace& ws, toward direction = toward::front);
 
-/// The plan of the last call of compress(), or plan_eviction(), with this workspace; of all layers at once the last layer's.
+/// The plan of the last call of compress() or plan_eviction() with this workspace; after a call for all layers, the last layer's.
 /// Empty if nothing was due, or the call was refused or failed.
 inline const plan& last_plan(workspace& ws) { return ws.kept<plan>(); }
 
-/// Plans without touching the cache: for hosts that move memory themselves, and then call advance(). The plan is the workspace's
-/// and holds until its next use; it is empty if nothing is due.
+/// Plans without touching the cache, for hosts that move memory themselves and then call advance(). The plan belongs to the
+/// workspace and holds until its next use; it is empty if nothing is due.
 [[nodiscard]] LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws);
 
-/// Moves the cursor past a plan that has been applied, as `head` has it.
+/// Moves the cursor past a plan that has been applied, by the rows that `head` keeps.
 LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head);
 
-/// The same for all heads; if they differ, for the one that keeps most.
+/// The same for all heads; if they keep different numbers of rows, by the head that keeps most.
 LAGKV_FN void advance(cursor& at, const plan& applied);
 
-/// The scores [heads][candidates] as the selector gets them: transformed, and fused if there are several scorers. They are the
-/// workspace's and hold until its next use. Does not look at protected rows, nor whether scores are needed. A policy without a
-/// scorer gives zeros. The rows of `c` are whole groups: its partitions, or all of them at once. Positions: those of `c`, else
-/// those that the layer offers, else row + c.positions.dropped.
+/// The scores [heads][candidates] as the selector gets them: transformed, and fused if there are several scorers. They belong
+/// to the workspace and hold until its next use. Protected rows have their own scores. A policy without a scorer gives zeros.
+/// The rows of `c` must be whole groups: its partitions, or all of them at once. Positions are those of `c`, else those that
+/// the layer offers, else row + c.positions.dropped.
 [[nodiscard]] LAGKV_FN std::span<float> score(const policy& p, const layer& l, const candidates& c, workspace& ws);
 
 // ---- all layers -------------------------------------------------------------------------------------------------------
 
-/// Is told of each layer, and its plan.
+/// Called with each layer's place in the list and its plan.
 using each_plan = detail::function_ref<void(std::size_t layer, const plan& applied)>;
 
 struct compress_options {
   toward direction = toward::front;
-  /// The host holds all heads of all layers in the same number of rows: whatever would leave different numbers is refused.
+  /// All heads of all layers must hold the same number of rows: what would leave different numbers is refused.
   bool equal_counts = true;
-  /// Called for each layer before the first row of any moves, if something is due: it may change rows that stay
-  /// (attention/refit_values.hpp), and copy rows that are shared. Like `moved` it is a reference: what is called must outlive the
+  /// Called for each layer before the first row of any layer moves, if something is due: it may change rows that stay
+  /// (attention/refit_values.hpp), and copy rows that are shared. Like `moved` it is a reference: the callable must outlive the
   /// call of compress().
   each_plan planned{};
   each_plan moved{};  ///< called for each layer after its rows have moved; with an empty plan where nothing was due
@@ -78,8 +78,8 @@ struct compress_options {
 ///
 /// An allocation that fails leaves cache, cursors and side arrays as they were, too.
 ///
-/// Cost: what is due is asked twice a layer. The plans of all layers are held in the workspace until the first row moves (4 bytes
-/// a row that stays of the candidates), unless each partition is planned by itself, all layers are alike, and `planned` is empty.
+/// Cost: what is due is asked twice a layer. The workspace holds the plans of all layers until the first row moves (4 bytes for
+/// each candidate that stays), unless each partition is planned by itself, all layers are alike, and `planned` is empty.
 status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
                 const compress_options& o = {});
 

@@ -30,7 +30,7 @@ class [[nodiscard]] result {
   result(lagkv::error e) : message_(std::move(e.message)) {}
 
   explicit operator bool() const noexcept { return value_.has_value(); }
-  /// Only where the result holds a value: debug builds stop elsewhere.
+  /// Only if the result holds a value: debug builds stop otherwise.
   T& operator*() { return expect_value(), *value_; }
   const T& operator*() const { return expect_value(), *value_; }
   T* operator->() { return expect_value(), &*value_; }

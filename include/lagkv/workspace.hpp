@@ -33,7 +33,7 @@ inline void allow(const void*, std::size_t) noexcept {}
 /// calls before it.
 class workspace {
  public:
-  /// The kernels of `t`; those of simd::best() if this CPU cannot run `t` (target() tells).
+  /// With the kernels of `t`, or those of simd::best() if this CPU cannot run `t`; target() tells which.
   explicit workspace(simd::target t = simd::best()) : target_(simd::supported(t) ? t : simd::best()) {}
   /// A copy has scratch of its own.
   workspace(const workspace& other) : workspace(other.target_) {}
@@ -86,7 +86,7 @@ class workspace {
     return reinterpret_cast<T*>(bytes(n * sizeof(T)));
   }
 
-  /// Makes sure that so many bytes more, each number of them rounded up to 64, can be taken without an allocation.
+  /// Makes sure that so many more bytes can be taken without an allocation; each number taken counts rounded up to 64.
   void reserve(std::size_t n);
 
   /// Bytes that were in use at once, at most, since the outermost frame was opened.

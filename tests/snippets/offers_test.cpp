@@ -251,7 +251,7 @@ struct uneven_host {
     for (std::size_t i = 0; i < layers.size(); ++i) layers[i].extra = &offers[i];
     lagkv::workspace workspace;
     const auto refuse = [](const std::string& why) { return why; };
-#include "offers/budgets-of-heads-1.inc"
+#include "offers/head-budgets-1.inc"
     return {};
   }
 };

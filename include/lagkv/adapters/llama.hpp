@@ -49,14 +49,14 @@
 
 namespace lagkv::inline LAGKV_ABI::llama {
 
-/// Compresses the sequences of one context. All layers and heads keep the same number of tokens, each its own choice.
+/// Compresses the sequences of one context. All layers and heads keep the same number of tokens, but each chooses its own.
 /// Use it from the thread that decodes.
 class compressor {
  public:
-  /// Fails where the model's memory is of a kind that is not taken, or cannot hold what the policy keeps, or the policy reads
-  /// what cannot be recorded. `context` and `probe` must outlive it. The probe records what this policy reads, and no more
-  /// what an earlier one did. `queries`: of each layer what its queries usually are, before RoPE; policies that read
-  /// statistics then take these, moved to the 512 positions that come next, and nothing is recorded for them. `importance`: of
+  /// Fails if the model's memory is of an unknown kind or cannot hold what the policy keeps, or if the policy reads what cannot
+  /// be recorded. `context` and `probe` must outlive the compressor. From now on the probe records what this policy reads, and
+  /// nothing else. queries: for each layer the statistics of its queries before RoPE (calibration.hpp); policies that read
+  /// statistics then take these, moved to the 512 positions that come next, and nothing is recorded for them. importance: for
   /// each layer the map that `kvzap` reads.
   static result<compressor> make(llama_context* context, const policy& p, cache_probe* probe = nullptr,
                                  std::vector<query_statistics> queries = {}, std::vector<importance_map> importance = {}) {
@@ -91,13 +91,12 @@ class compressor {
     sequences_[sequence].protect = std::move(positions);
   }
 
-  /// From now on compress() calls this for each layer with what it will keep, before any row moves; it may change rows that stay,
-  /// by refit_values() say. What it reads must be recorded: raise needs.queries of the policy that make() gets.
+  /// From now on compress() calls this for each layer, with its plan, before any row moves; it may change rows that stay, by
+  /// refit_values() for example. What it reads must be recorded: raise needs.queries of the policy that make() gets.
   void set_before_moving(before_moving call) { change_ = std::move(call); }
 
-  /// Drops what is due of `sequence`. Call it after llama_decode has used the new tokens. Where it fails the
-  /// sequence is as it was. `observe(layer, plan)` is called for each layer with what it keeps, after all is done: what it throws
-  /// leaves the sequence compressed.
+  /// Drops what is due of `sequence`. Call it after llama_decode has used the new tokens. If it fails the sequence is as it was.
+  /// `observe(layer, plan)` is called for each layer after all is done; if it throws, the sequence stays compressed.
   ///
   /// What the host has done since (tokens taken back, a span removed, a context shift) is seen in the cache. In place needs a
   /// probe and a cache in host memory. A sequence that shares cells with another (llama_memory_seq_cp) is repacked, which gives
@@ -140,10 +139,10 @@ class compressor {
 
   result<report> compress(llama_seq_id sequence, way how = way::automatic) { return compress(sequence, how, unobserved{}); }
 
-  /// Puts the rows of a sequence into adjacent cells, as repack does, without a change to any row. Attention reads up to the
-  /// highest cell in use, so a token is decoded faster afterwards, if compression in place has left holes. Call it once, between
-  /// a prompt that was compressed in chunks and its answer. Costs a copy of the sequence's state and back, or nothing if the
-  /// cells are adjacent already. Where it fails the sequence is as it was.
+  /// Puts the rows of a sequence into adjacent cells, as repack does; no row changes. Attention reads up to the highest cell in
+  /// use, so tokens are decoded faster afterwards if compression in place has left holes. Call it once, between a prompt that was
+  /// compressed in chunks and its answer. Costs a copy of the sequence's state and back, or nothing if the cells are adjacent
+  /// already. If it fails the sequence is as it was.
   status defragment(llama_seq_id sequence) {
     if (status ok = in_range(sequence); !ok) return ok;
     const llama_pos last = llama_memory_seq_pos_max(memory_, sequence);
@@ -198,8 +197,8 @@ class compressor {
     return c;
   }
 
-  /// Call it when the whole context has been loaded anew (llama_state_set_data), for each sequence; without a probe also when a
-  /// sequence is cleared, or its tokens are replaced. With one it is seen.
+  /// Call it for each sequence when the whole context has been loaded anew (llama_state_set_data). Without a probe, call it also
+  /// when a sequence is cleared or its tokens are replaced; a probe sees that.
   void forget(llama_seq_id sequence) {
     sequences_.erase(sequence);
     where_.lose_sight_of(sequence);
@@ -215,10 +214,10 @@ class compressor {
     copied.track = where_.copied(from, to, copied.track);
   }
 
-  /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} where they have never
-  /// been compressed). If the policy reads queries or attention, c.recorded must have them. Compression goes on from there; in
-  /// place as soon as the sequence has been found in the cache, at the latest when its next token is decoded. Key statistics of
-  /// other layers, heads or channels than the cache has are refused by the next compress(), with the sequence left as it was.
+  /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} if they have never been
+  /// compressed). If the policy reads queries or attention, c.recorded must have them. Compression goes on from there, in place
+  /// once the sequence has been found in the cache, at the latest when its next token is decoded. The next compress() refuses key
+  /// statistics of other layers, heads or channels than the cache has, and leaves the sequence as it was.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c) {
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()},  // only read

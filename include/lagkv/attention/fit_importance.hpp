@@ -1,5 +1,5 @@
-// Part of lagkv (MIT). How much a model that says a text again looks back at each token: a map to that, and which layers need
-// most rows for it. Needs Eigen.
+// Part of lagkv (MIT). How much a model that says a text again looks back at each token (its importance): a map that predicts it
+// from keys and values, and which layers and heads need most rows for it. Needs Eigen.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ inline std::vector<float> most_attention(const layer& l, std::size_t head, std::
 
 namespace detail {
 
-/// Descending; what is not a number becomes the least of all finite ones.
+/// Descending; a NaN becomes the lowest finite number.
 inline std::vector<float> most_important_first(std::vector<float> list) {
   for (float& x : list)
     if (is_nan(x)) x = std::numeric_limits<float>::lowest();
@@ -45,12 +45,12 @@ inline std::vector<float> most_important_first(std::vector<float> list) {
 
 }  // namespace detail
 
-/// Of each layer the share of its rows that it would keep if the most important rows of all layers stayed, `share` of all.
-/// importance[layer]: one list, of all heads and texts, as most_attention() has it. Each layer has `safeguard` of its even share
-/// for sure, and one row at least; a layer without rows has `share`. For hosts whose layers can hold different numbers of rows:
-/// give each layer's policy its own keep::share. What is not a number counts as least. share: above 0 and at most 1, safeguard:
-/// from 0 to 1; others are refused. Cost: a sort of all, and 16 bytes of each row. Source: KVzip (arXiv 2505.23416), whose budget
-/// is one of all layers and heads; the safeguard is AdaKV's (arXiv 2407.11550).
+/// For each layer the share of its rows that it would keep if `share` of all rows of all layers stayed, the most important
+/// ones. For hosts whose layers can hold different numbers of rows: give each layer's policy its own keep::share.
+/// importance[layer]: one list, what most_attention() returned, of all heads and texts. Each layer has at least `safeguard` of
+/// its even share, and one row; a layer without rows has `share`. A NaN counts as least. share: above 0 and at most 1,
+/// safeguard: from 0 to 1; others are refused. Cost: sorts all rows, in 16 bytes each. Source: KVzip (arXiv 2505.23416), whose
+/// budget is one for all layers and heads; the safeguard is AdaKV's (arXiv 2407.11550).
 inline result<std::vector<double>> layer_shares(std::span<const std::vector<float>> importance, double share,
                                                 double safeguard = 0.2) {
   if (!detail::finite(static_cast<float>(share)) || !(share > 0 && share <= 1))
@@ -81,12 +81,12 @@ inline result<std::vector<double>> layer_shares(std::span<const std::vector<floa
   return shares;
 }
 
-/// Of each head of each layer its budget, for extras.head_budgets (select=by_head): what it would keep if the most important rows
-/// of all heads and layers stayed, `share` of all, as a multiple of that share; 1 on the average. importance[layer][head]: a list
-/// of all texts, as most_attention() has it, or an even sample of it. `least`: the share of its rows that each head keeps for
-/// sure, so that the others have less: give that of sinks and window. share: above 0 and at most 1; least: from 0 to share;
-/// others are refused. What is not a number counts as least. Cost: a sort of all. Source: KVzip (arXiv 2505.23416), one budget of
-/// all layers and heads.
+/// [layer][head]: the budget of each head, for extras.head_budgets (select=by_head). It is the share of its rows that the head
+/// would keep if `share` of all rows of all heads and layers stayed, the most important ones, divided by `share`; the average
+/// is 1. importance[layer][head]: what most_attention() returned, of all texts, or an even_sample() of it. least: the share of
+/// its rows that each head keeps whatever their importance; give the share that sinks and window take. share: above 0 and at
+/// most 1; least: from 0 to share; others are refused. A NaN counts as least important. Cost: sorts all rows. Source: KVzip
+/// (arXiv 2505.23416), which has one budget for all layers and heads.
 inline result<std::vector<std::vector<float>>> head_budgets(std::span<const std::vector<std::vector<float>>> importance,
                                                             double share, double least = 0) {
   if (!detail::finite(share) || !(share > 0 && share <= 1))
@@ -125,8 +125,8 @@ inline result<std::vector<std::vector<float>>> head_budgets(std::span<const std:
   return all;
 }
 
-/// `n` numbers that stand for a longer list, in descending order: those in the middle of n equal parts of it when it is sorted. A
-/// list of n numbers or fewer is only sorted. What is not a number becomes the least of all finite ones.
+/// `n` numbers that stand for a longer list: it is sorted, descending, and cut into n equal parts; the middle of each is taken.
+/// A list of n numbers or fewer is only sorted. A NaN becomes the lowest finite number.
 inline std::vector<float> even_sample(std::vector<float> list, std::size_t n) {
   list = detail::most_important_first(std::move(list));
   if (list.size() <= n) return list;
@@ -135,14 +135,14 @@ inline std::vector<float> even_sample(std::vector<float> list, std::size_t n) {
   return sample;
 }
 
-/// Adds up, over any number of texts, what the importance_map of a layer is fitted to.
+/// Fits the importance_map of a layer: sums over any number of texts, then map().
 class importance_fit {
  public:
   importance_fit(std::size_t heads, std::size_t key_channels, std::size_t value_channels)
       : heads_(heads), keys_(key_channels), values_(value_channels), sums_(heads, detail::matrix::Zero(width(), width())) {}
 
-  /// Rows `used` of a head: their keys before RoPE, their values, and importance[row] of each, as most_attention() has it; it
-  /// counts as 1e-6 at least. Rows that are not finite are passed over. In doubles; cost n (channels of key and value)^2.
+  /// Adds the rows `used` of a head: keys before RoPE, values, and importance[row], what most_attention() returned (below 1e-6 it
+  /// counts as 1e-6). Rows that are not finite are passed over. In doubles; cost n (channels of key and value)^2.
   void add(const tensor& keys, const tensor& values, std::size_t head, token_range used, std::span<const float> importance,
            workspace& ws) {
     detail::matrix all(static_cast<Eigen::Index>(used.size()), width());
@@ -162,7 +162,8 @@ class importance_fit {
     sums_[head].noalias() += all.transpose() * all;
   }
 
-  /// By ridge regression of the logarithm of importance, `ridge` in variances of a channel. Cost (channels of key and value)^3.
+  /// The map, by ridge regression of the logarithm of importance; `ridge` in variances of a channel. Cost (channels of key and
+  /// value)^3 for each head.
   importance_map map(double ridge = 0.03) const {
     importance_map out{heads_, keys_, values_, {}};
     const Eigen::Index n = width() - 2;

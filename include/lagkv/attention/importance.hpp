@@ -1,4 +1,4 @@
-// Part of lagkv (MIT). A map from a token's key and value to how much will be looked back at it.
+// Part of lagkv (MIT). A map that predicts from a token's key and value how much attention it will get.
 #pragma once
 
 #include <cstddef>
@@ -9,15 +9,16 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// The map of a layer: for each head what multiplies the channels of a key (before RoPE) and of its value, and what is added; the
-/// sum is the logarithm of the most attention that the token will get. fit_importance.hpp fits it, extras.importance is its view.
+/// The map of a layer: for each head the factors of the channels of a key (before RoPE) and of its value, then a constant. The
+/// sum is the logarithm of the most attention that the token will get. fit_importance.hpp fits it, extras.importance is its
+/// view.
 struct importance_map {
   std::size_t heads = 0, key_channels = 0, value_channels = 0;
   std::vector<float> weights;  ///< [heads][key_channels + value_channels + 1]
 
   std::size_t width() const { return key_channels + value_channels + 1; }
 
-  /// Valid as long as the weights are; empty where they are not as many as it says.
+  /// Valid as long as the weights are; empty if there are not heads * width() of them.
   tensor view() const;
 };
 

@@ -16,11 +16,11 @@ namespace lagkv::inline LAGKV_ABI {
 struct cursor {
   std::size_t tokens = 0;      ///< rows in use after the last compress()
   std::size_t dropped = 0;     ///< rows dropped so far
-  std::size_t compressed = 0;  ///< rows [0, compressed) are sinks or survivors: no candidates again, unless by a capacity
+  std::size_t compressed = 0;  ///< rows [0, compressed) are sinks or survivors: candidates again only with a capacity
   std::uint32_t mark = 0;  ///< debug builds: what row `compressed` - 1 held, so that another sequence is noticed; 0: not known
 
-  /// Tokens of the sequence up to the last compress(): the position of the next one for RoPE. It stands still until the next
-  /// call, so while tokens are appended the host counts on from here.
+  /// Tokens of the sequence up to the last compress(): the position of the next one for RoPE. It changes only in compress(), so
+  /// the host counts the tokens appended since by itself.
   std::size_t seen() const noexcept { return tokens + dropped; }
 
   friend bool operator==(const cursor& a, const cursor& b) noexcept {
@@ -28,8 +28,9 @@ struct cursor {
   }
 };
 
-/// The host has removed rows from the end, so that `rows` of them are left (speculation that failed, an answer that is tried
-/// again); at.tokens and at.compressed are at most that afterwards. What was dropped before stays dropped.
+/// The host has removed rows from the end, so that `rows` are left (speculation that failed, an answer that is tried again):
+/// at.tokens and at.compressed become at most that. What was dropped before stays dropped. `rows` below at.compressed is not
+/// refused, but positions are then wrong (docs/cursor.md).
 inline void take_back(cursor& at, std::size_t rows) noexcept {
   if (rows < at.tokens) at.tokens = rows;
   if (rows < at.compressed) at.compressed = rows, at.mark = 0;

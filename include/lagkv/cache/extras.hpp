@@ -12,9 +12,9 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Sums over all keys that a sequence has had, dropped ones too, in the host's memory, 0 at its start: for each head size()
-/// doubles, the sum and the sum of squares of each channel of k / |k|, and of how many keys. accumulate() adds to them; copy them
-/// with a forked sequence, save them with a saved one.
+/// Sums over all keys that a sequence has had, dropped ones too, in the host's memory. For each head size() doubles, 0 at the
+/// start of the sequence: the sum and the sum of squares of each channel of k / |k|, and the number of keys. accumulate() adds
+/// to them; copy them with a forked sequence, save them with a saved one.
 struct key_statistics {
   double* data = nullptr;
 
@@ -23,9 +23,8 @@ struct key_statistics {
   double* of(std::size_t head, std::size_t channels) const { return data + head * size(channels); }
 };
 
-/// What a host may offer beside keys and values: all of it is optional, policy.needs says what a policy reads, check() what is
-/// missing. docs/offers.md has a page on it. Views are of the host's memory and, like all pointers here, must be valid during the
-/// call that they are given to.
+/// What a host may offer beside keys and values (docs/offers.md). All of it is optional: policy.needs says what a policy reads,
+/// check() what is missing. Views and pointers are of the host's memory and must be valid during the call that they are given to.
 ///
 /// Query head q belongs to KV head q / (query heads / KV heads). "The last n tokens" are the last n rows in use, oldest first: a
 /// host that gives more queries than a policy asks for pays nothing for them, but all of them must still be in the cache.
@@ -34,22 +33,22 @@ struct extras {
   tensor queries{};
   /// [query heads][n][at least tokens]: attention weights (after softmax) of the last n tokens, in place of queries.
   tensor weights{};
-  /// n, if it is less than the capacity of queries (or weights): their first n rows are in use. 0: all of them. Where both are
-  /// offered, of different capacities, each has at most its own.
+  /// n, if it is less than the capacity of queries (or weights): their first n rows are in use. 0: all of them. It counts in
+  /// each of the two up to its own capacity.
   std::size_t query_count = 0;
   /// [heads][tokens]: attention that each row has received so far, 0 for a new row. accumulate() adds to it, compress() moves it
   /// with the rows: it lives as long as the sequence.
   side_array<float> accumulated_attention{};
-  /// Of all keys of the sequence, dropped ones too; without them a policy takes those of the candidates and the rows behind.
-  /// accumulate() adds to them: they live as long as the sequence.
+  /// Statistics of all keys of the sequence, dropped ones too; without them a policy takes those of the candidates and the rows
+  /// behind. accumulate() adds to them: they live as long as the sequence.
   lagkv::key_statistics key_statistics{};
   /// Statistics of queries to come, after the mean RoPE of the positions to come: mean [query heads][1][channels]; covariance
   /// [query heads][channels][channels], or in its place factors [query heads][n][channels], vectors whose products f f^T add up
   /// to it, or nearly. attention/query_statistics.hpp makes them.
   tensor query_mean{}, query_covariance{}, query_factors{};
-  /// [heads][1][channels of the keys + channels of the values + 1], f32: for each head what multiplies the channels of a key
-  /// (before RoPE) and of its value, and what is added, so that the sum tells how much will be looked back at a token.
-  /// attention/importance.hpp has it for a model.
+  /// [heads][1][channels of the keys + channels of the values + 1], f32: for each head the factors of the channels of a key
+  /// (before RoPE) and of its value, then a constant. The sum predicts how much attention a token will get:
+  /// attention/importance.hpp.
   tensor importance{};
   /// Positions of the rows, if the host keeps them; compress() moves them with the rows. Without them row r is taken to be
   /// position r + cursor.dropped, which holds for rows that are candidates for the first time.
@@ -58,10 +57,10 @@ struct extras {
   const lagkv::rope* rope = nullptr;
   /// Positions that are never dropped, ascending, each once.
   std::span<const std::uint32_t> protect{};
-  /// [heads]: the budget of each head, for select=by_head, as a multiple of the policy's: 0 or more, 1 on the average of all
-  /// layers. attention/fit_importance.hpp learns them once a model.
+  /// [heads], for select=by_head: the budget of each head as a multiple of the policy's. 0 or more; the average over all heads of
+  /// all layers is 1. head_budgets() of attention/fit_importance.hpp makes them, once a model.
   std::span<const float> head_budgets{};
-  /// What multiplies q.k before the softmax; 0: 1 / sqrt(channels).
+  /// The factor of q.k before the softmax; 0: 1 / sqrt(channels).
   float scale = 0;
 
   /// `scale`, or what stands for it with keys of so many channels.

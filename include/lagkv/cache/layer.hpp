@@ -18,8 +18,8 @@ struct layer {
   tensor values{};
   std::size_t tokens = 0;
   const extras* extra = nullptr;  ///< must outlive the call
-  /// Which layer of the sequence it is, for methods that treat layers unlike. 0: the first, or not known; compress()
-  /// for all layers takes the place in the list then.
+  /// Which layer of the sequence it is, for methods that treat layers differently. 0: the first, or not known; then compress()
+  /// for all layers takes its place in the list.
   std::size_t index = 0;
 };
 

@@ -17,7 +17,8 @@ constexpr std::size_t share_of(double share, std::size_t n) {
 }
 
 /// The rows that may go now. Each head keeps `keep` of them; if `partition` is not 0, `keep_each` of each partition of that
-/// many rows. If a head holds more protected rows than that, all heads keep as many as it holds.
+/// many rows. If a head holds more protected rows than that, all heads keep as many as it holds. With head_budgets each head has
+/// its own number.
 struct candidates {
   token_range rows{};  ///< empty: nothing goes now
   std::size_t keep = 0;
@@ -25,8 +26,8 @@ struct candidates {
   std::size_t keep_each = 0;
   row_positions positions{};
   std::span<const std::uint32_t> protect{};  ///< positions that stay whatever their scores, ascending
-  std::span<const float> head_budgets{};     ///< of each head, a multiple of `keep` and the rows beside the candidates
-  std::size_t heads = 1;                     ///< whose rows differ in position: those of the layer, or 1 if they have the same
+  std::span<const float> head_budgets{};     ///< [heads]: multiples of `keep` + the rows that are not candidates; or empty
+  std::size_t heads = 1;                     ///< heads whose rows have positions of their own: all, or 1 if all have the same
 
   bool empty() const noexcept { return rows.empty(); }
 

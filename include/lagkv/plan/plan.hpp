@@ -11,10 +11,10 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Which rows of a layer stay. Tokens that are no candidates all stay; of the candidates each head keeps the ones
-/// listed, in ascending order. Plain data: print it, send it to a device, apply it with compact().
+/// Which rows of a layer stay: all that are not candidates, and of the candidates those listed for each head, in ascending
+/// order. Plain data: print it, send it to a device, apply it with compact().
 struct plan {
-  token_range candidates{};              ///< rows this plan speaks of, as they lay before compaction
+  token_range candidates{};              ///< the rows that this plan chooses among, as they lay before compaction
   std::size_t tokens_before = 0;         ///< rows in use before compaction
   detail::vector<std::uint32_t> kept{};  ///< rows that stay, head after head
   detail::vector<std::size_t> first{0};  ///< head h keeps kept[first[h]] .. kept[first[h + 1] - 1]
@@ -31,8 +31,8 @@ struct plan {
     return heads() == 0 ? tokens_before : tokens_before - candidates.size() + of(head).size();
   }
 
-  /// Whether there are no candidates, so that nothing moves or goes. A plan that keeps all its candidates (ratio=1) is not empty:
-  /// tokens_after() tells what goes.
+  /// Whether there are no candidates: nothing moves or goes. A plan that keeps all its candidates (ratio=1) is not empty; compare
+  /// tokens_after() with tokens_before.
   bool empty() const { return candidates.empty(); }
 
   /// The row that lies at row `i` of this head after compaction to the front.

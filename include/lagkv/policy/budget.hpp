@@ -9,10 +9,10 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Budgets that fall from layer to layer (PyramidKV, arXiv 2406.02069): the first layer keeps 2 - 1/beta times the average beside
-/// sinks and window, the last 1/beta times, those between less by the same step each; each rounded down, so that all layers
-/// together keep at most what they would without a slope. The window is that of the average. The slope is less steep if the first
-/// layer could not hold that much, or the last would keep less than one row.
+/// Budgets that fall from layer to layer (PyramidKV, arXiv 2406.02069). Beside sinks and window, the first layer keeps 2 -
+/// 1/beta times the average, the last 1/beta times; the steps between are equal. Each is rounded down, so all layers together
+/// keep at most what they would without a slope. The window is that of the average. The slope is less steep if the first layer
+/// could not hold that much, or the last would keep less than one row.
 struct pyramid {
   double beta = 0;        ///< 0: not used; 1: no slope; the paper's is 20
   std::size_t layer = 0;  ///< below `layers`; a larger one counts as the last
@@ -42,7 +42,7 @@ struct partitions {
   double ratio = 0.5;
 };
 
-/// int(of_all * tokens seen), sinks and window counted. Tokens between the part already compressed and the window are
+/// int(of_all * tokens seen) rows, sinks and window included. Tokens between the part already compressed and the window are
 /// candidates, once ever, as soon as they are as many as the window; with `lag` they are whole partitions, as above.
 struct share {
   double of_all = 0.5;
@@ -75,8 +75,8 @@ struct everything {};
 
 }  // namespace keep
 
-/// What a policy keeps: the first `sink` tokens, the last ones (the window), and of those between what `keeps` says. At least one
-/// row always stays.
+/// What a policy keeps: the first `sink` tokens, the last ones (the window), and of those between as many as `keeps` says. At
+/// least one row always stays.
 struct budget {
   std::size_t sink = 16;
   std::size_t recent = 0;   ///< the window, if `keeps` does not say it

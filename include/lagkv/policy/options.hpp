@@ -24,7 +24,7 @@ enum class selection : std::uint8_t {
   top_k,     ///< the best tokens of each head
   chunks,    ///< whole chunks of neighbours, the same for all heads (ChunkKV)
   adaptive,  ///< the best of all heads together, so that heads keep different numbers (AdaKV)
-  by_head    ///< the best tokens of each head, as many as its own budget says (extras.head_budgets)
+  by_head    ///< the best tokens of each head, by budgets of its own (extras.head_budgets)
 };
 
 /// Whose scores decide in a head.
@@ -99,7 +99,7 @@ inline constexpr parameter policy_parameters[] = {
 
 inline constexpr option_table shared_options = table_of<policy_options>(policy_parameters);
 
-/// A policy from a method. If its scorer works in partitions their length must be o.lag. Errors name the option, its value and
+/// A policy from a method. If its scorer works in partitions, their length must be o.lag. Errors name the option, its value and
 /// what is accepted.
 LAGKV_EDGE result<policy> make_policy(const method& m, const policy_options& o = {});
 
@@ -114,9 +114,9 @@ requires(!std::is_same_v<Scorer, method>) result<policy> make_policy(Scorer s, c
 }
 
 /// A policy from two to four methods, whose scorers work in partitions of o.lag. With fusion::best a method whose weight is a
-/// share w of the sum of the weights has at least its int(w * kept) best tokens kept; what two methods choose counts once, and
-/// makes room for the next of both. Weights that are all below 1e-20 are divided by the largest. The window is the largest
-/// `recent` of the methods, unless o.recent is given; their own recent_share does not count.
+/// share w of the sum of the weights has at least its int(w * kept) best tokens kept; a token that two methods choose counts
+/// once, which makes room for the next of both. Weights that are all below 1e-20 are divided by the largest. The window is the
+/// largest `recent` of the methods, unless o.recent is given; their own recent_share does not count.
 LAGKV_EDGE result<policy> make_fusion(std::span<const method> methods, const policy_options& o = {}, fusion by = fusion::sum);
 
 #if LAGKV_BODIES

@@ -34,8 +34,8 @@ struct policy {
   key_view pre_rope = nullptr;  ///< pre_rope_keys: `score` is shown keys as they were before RoPE
   /// The selector may keep different numbers of rows in each head. Such plans are for plan_eviction() and compact(): see check().
   bool ragged = false;
-  /// All heads of a layer keep the same rows: by shared scores, or a selector that looks at all heads. Where it is false they may
-  /// differ (unless nothing is scored, or there is one head), and positions must be of each head: see check().
+  /// All heads of a layer keep the same rows, by shared scores or a selector that looks at all heads. If false they may differ
+  /// (unless nothing is scored, or there is one head), and each head needs positions of its own: see check().
   bool same_rows = false;
   lagkv::fusion by = lagkv::fusion::sum;  ///< how `score` and `fused` decide together
   /// Further scorers, fused with `score`.
@@ -45,32 +45,34 @@ struct policy {
 };
 
 /// Whether `p` can work on this layer and finds what it needs. Call it when a cache is set up, with the most rows that the layer
-/// will have, and with all that will be offered; afterwards compress() fails only for want of memory. With fewer rows it cannot
-/// see that arrays are too small for more. It refuses budgets that make no sense, too: a share that is not above 0 and at most 1,
-/// every=0. Hosts that hold heads of different lengths say so by `any_length`; for others policies that need it are refused.
+/// will have (with fewer it cannot see that arrays are too small), and with all that will be offered; afterwards compress() fails
+/// only if memory runs out. It also refuses budgets that make no sense (a share that is not above 0 and at most 1, every=0), and
+/// ragged policies unless any_length is true: the host can hold heads of different lengths.
 LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false);
 
 /// The most rows that a layer has in use at once, if a sequence of at most `tokens` tokens comes in pieces of at most `chunk`
 /// tokens (a prompt is one piece unless the host splits it) and compress() is called after each: what to allocate. Protected
-/// tokens are not counted. With `slope`d budgets it is that of the layer of most rows. `tokens` above 4294967295, which check()
-/// refuses, count as so many. Cost: a few operations.
+/// tokens are not counted. If budgets fall from layer to layer, it is the number of the largest layer; with head budgets it is
+/// `tokens`, since a head may keep all. `tokens` above 4294967295, which check() refuses, count as so many. Cost: a few
+/// operations.
 [[nodiscard]] LAGKV_EDGE std::size_t peak_rows(const policy& p, std::size_t chunk, std::size_t tokens);
 
-/// `p` for one layer of `layers`, 0 to layers - 1 (a larger one counts as the last): if its budgets fall from layer to layer,
-/// this one's. Hosts whose layers must hold equal numbers of tokens refuse policies whose budget.slope.sloped().
+/// `p` with the budget of one layer, if budgets fall from layer to layer; else `p`. layer: 0 to layers - 1; a larger one counts
+/// as the last. Hosts whose layers must hold equal numbers of tokens refuse policies whose budget.slope.sloped().
 [[nodiscard]] LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers);
 
-/// `p` for one head whose rows lie by themselves: with `multiple` of its budget (extras.head_budgets), and without
-/// select=by_head. Hosts compress all heads of a layer at once the first time; from then on heads have different lengths, and
-/// each is a layer of one head with a cursor of its own. multiple: 0 or more; others count as 0. For policies with
-/// select=by_head; a budget in bytes must have been made one of rows.
+/// `p`, a policy with select=by_head, for one head by itself: with `multiple` times its budget (the head's entry of
+/// extras.head_budgets), and without select=by_head. The first time, compress all heads of a layer together; from then on they
+/// have different lengths, and each is a layer of one head with a cursor of its own. multiple: 0 or more; others count as 0.
+/// fit() a budget in bytes first.
 [[nodiscard]] LAGKV_FN policy for_head(policy p, double multiple);
 
-/// `p` with a budget in bytes, for `layers` layers like `l`, made one of rows; other policies as they are. A row's scales count.
+/// `p` with its budget in bytes turned into rows, for `layers` layers like `l` (a row's scales count); other policies as they
+/// are. Refused if the budget holds fewer rows than sinks, window and one more.
 LAGKV_EDGE result<policy> fit(policy p, const layer& l, std::size_t layers);
 
-/// `p`, whose scorer is shown keys as they were before RoPE; reads extras.rope. Refused for scorers that read attention: queries
-/// meet keys as they are.
+/// `p` with a scorer that is shown keys as they were before RoPE; it reads extras.rope. Refused for scorers that read attention:
+/// queries meet keys as they are.
 LAGKV_EDGE result<policy> pre_rope(policy p);
 
 namespace detail {

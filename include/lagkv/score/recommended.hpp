@@ -6,8 +6,8 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// novelty:ridge=1,value_weight=1,recent_share=0.25. docs/methods.md has the figures that speak for it. Another version may mean
-/// another method by it: to keep this one, write what it stands for.
+/// novelty:ridge=1,value_weight=1,recent_share=0.25. docs/methods.md has the figures behind it. In a later version it may stand
+/// for another method: to keep this one, write it in full.
 struct recommended_score : novelty_score {
   constexpr recommended_score() : novelty_score{.ridge = 1, .value_weight = 1} {}
 };

@@ -15,13 +15,13 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Minus the sum of the cosines of a key to all others, over the number of rows. A row's cosine to the last other row alike,
-/// above `similar`, does not count against that one: so of three or more copies the latest scores highest (two score alike).
-/// Where no rows are alike the order is that of `key_diff` (with lag 0).
+/// Minus the sum of the cosines of a key to all others, divided by the number of rows. For each row, the latest other row that is
+/// alike (cosine above `similar`) is spared: this cosine does not count against it. So of three or more copies the latest scores
+/// highest (two score alike). If no rows are alike the order is that of `key_diff` (with lag 0).
 ///
-/// The others are all rows in use, or those of the partition and of the next one. R-KV takes these scores off attention by recent
-/// queries; here that is a fusion, by ranks: fuse:snapkv+redundancy,weights=1+9. A key that is not finite takes no part and gets
-/// NaN, so it goes first.
+/// The others are all rows in use, or those of the partition and of the next one. R-KV subtracts these scores from the
+/// attention by recent queries; here that is a fusion, by ranks: fuse:snapkv+redundancy,weights=1+9. A key that is not finite
+/// takes no part and gets NaN, so it goes first.
 ///
 /// Cost: reads each key twice; then for each row products with rows from the last one back until one is alike. In most caches
 /// that is one of the last few; n^2 d flops at worst. Scratch: rows * channels floats. Source: the paper, section 3.3; its code,

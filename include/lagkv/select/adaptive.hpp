@@ -14,16 +14,16 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Each head keeps its int(safeguard * keep) best; what is left of the budget of all heads goes to the best of the rest,
-/// whichever head they are of. Ties go to the earlier head, then token. With a `threshold` the budget is the most that stays: of
-/// that rest only rows that score as much or more (set budget.even_with_room then). A head of which nothing else is left keeps
-/// its best row. The plans are ragged: a policy with this selector sets policy.ragged. Source: the paper, algorithm 1; kvpress
-/// 0.5.5, AdaKVPress; thresholds: KVzap (arXiv 2601.07891).
+/// Each head keeps its int(safeguard * keep) best rows; the rest of the budget of all heads goes to the best of the other rows,
+/// whichever head they are of. Ties go to the earlier head, then token. With a `threshold` the budget is the most that stays:
+/// of the other rows only those that score as much or more (set budget.even_with_room then). A head that would be left empty
+/// keeps its best row. The plans are ragged: a policy with this selector sets policy.ragged. Source: the paper, algorithm 1;
+/// kvpress 0.5.5, AdaKVPress; thresholds: KVzap (arXiv 2601.07891).
 struct adaptive {
   double safeguard = 0.2;
   std::optional<float> threshold{};
 
-  /// scores: [heads][candidates], `out` has been reset for them: it is filled in anew.
+  /// scores: [heads][candidates]. `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:

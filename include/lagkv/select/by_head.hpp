@@ -12,18 +12,17 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Each head keeps its best rows, as many as its own budget has room for beside sinks and window: candidates.head_budgets[head]
-/// times the budget that the policy gives (times what it keeps of each partition, where there are partitions). A head whose
-/// budget comes within one of these multiples of all rows keeps them all. Ties go to the earlier token. Each head keeps its
-/// protected rows, and one row at least. The plans are ragged: a policy with this selector sets policy.ragged and
-/// needs.head_budgets. Sources: DuoAttention (arXiv 2410.10819), whose heads keep all or little; KVzip (arXiv 2505.23416), one
-/// budget of all heads and layers.
+/// Each head keeps its best rows by a budget of its own: candidates.head_budgets[head] times the policy's budget, sinks and
+/// window included (with partitions: times what stays of each). A head that would drop no more rows than its multiple keeps
+/// all. Ties go to the earlier token. Each head keeps its protected rows, and one row at least. The plans are ragged: a policy
+/// with this selector sets policy.ragged and needs.head_budgets. Sources: DuoAttention (arXiv 2410.10819), whose heads keep all
+/// or little; KVzip (arXiv 2505.23416), which has one budget for all heads and layers.
 struct by_head {
-  /// scores: [heads][candidates], `out` has been reset for them: it is filled in anew.
+  /// scores: [heads][candidates]. `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:
-  /// Rows that a head keeps of a group of `n`, where the even budget keeps `keep` of them and `beside` others.
+  /// Rows that a head keeps of a group of `n`, if a multiple of 1 means `keep` of them and `beside` others.
   static std::size_t rows_of(float multiple, std::size_t keep, std::size_t n, std::size_t beside) {
     const double even = static_cast<double>(keep + beside), all = static_cast<double>(n + beside),
                  m = static_cast<double>(multiple);

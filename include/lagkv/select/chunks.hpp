@@ -24,7 +24,7 @@ namespace lagkv::inline LAGKV_ABI {
 struct chunks {
   std::size_t length = 20;  ///< tokens, 1 or more; kvpress's default
 
-  /// scores: [heads][candidates], `out` has been reset for them: it is filled in anew.
+  /// scores: [heads][candidates]. `out` has been reset for them.
   void operator()(std::span<const float> scores, std::size_t heads, const candidates& c, plan& out, workspace& ws) const;
 
  private:

@@ -8,8 +8,7 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Element types of a cache. All arithmetic is done in f32. Nothing is ever written in a type narrower than it was read:
-/// rows move as they are.
+/// Element types of a cache. All arithmetic is done in f32; rows move as they are stored.
 ///
 /// A row of channels consists of units: an element each, or a block of 32 elements with its own scale for the types of ggml
 /// (their layout: ggml-common.h). All strides count units.

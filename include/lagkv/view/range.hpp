@@ -57,7 +57,7 @@ struct side_array {
 
 /// Which position each row holds.
 struct row_positions {
-  side_array<std::uint32_t> known{};  ///< the host's own; else row + dropped, which holds for rows that are candidates once
+  side_array<std::uint32_t> known{};  ///< the host's; if empty, row + dropped, which holds for rows that are candidates once
   std::size_t dropped = 0;
 
   std::size_t of(std::size_t head, std::size_t row) const { return known ? known.of(head)[row] : row + dropped; }

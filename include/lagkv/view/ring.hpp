@@ -13,8 +13,8 @@ namespace lagkv::inline LAGKV_ABI {
 /// Token t is token (first + t) % slots of `View`, whose capacity is the slots: a regular array mostly, or a block table.
 /// Scales and transforms go around rings: scaled(ring(bytes, first), ring(scales, first)), hadamard(ring(rows, first), n).
 ///
-/// Where `freed` rows went and n are left, the host does one of these before the next token:
-///  toward::front   nothing but to count: token n goes to slot (first + n) % slots, as ever.
+/// If `freed` rows went and n are left, the host does one of these before the next token:
+///  toward::front   nothing: token n goes to slot (first + n) % slots, as ever.
 ///  toward::window  the freed rows lie right after the tokens before the range. It moves those tokens up by `freed` (compact()
 ///                  with a plan that says so, see docs/layouts.md), and first becomes (first + freed) % slots. The window
 ///                  has not moved: where the last token lies, and where the next one goes, is as without compaction. For

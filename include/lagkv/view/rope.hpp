@@ -11,11 +11,10 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Which rotary embedding the keys carry. Its pair j turns by base^(-2j / dims) / factors[j] * position_scale radians a
-/// position. A factor on the length of keys (YaRN's attention factor) stays as it is.
+/// Which rotary embedding the keys carry. Pair j turns by base^(-2j / dims) / factors[j] * position_scale radians a position. A
+/// factor on the length of keys (YaRN's attention factor) is not undone.
 struct rope {
-  /// Which channels form pair j. There is no default: keys rotated back by the wrong pairs are noise, and nothing else would
-  /// tell.
+  /// Which channels form pair j. There is no default: keys rotated back by the wrong pairs are noise, and nothing else shows it.
   enum class pairing : std::uint8_t {
     unnamed,    ///< refused by check()
     halves,     ///< (j, j + dims / 2): NeoX, and all models as Hugging Face has them

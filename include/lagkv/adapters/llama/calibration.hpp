@@ -34,14 +34,14 @@ inline status check_recorded(cache_probe& probe) {
 
 }  // namespace detail
 
-/// Has the probe record the queries of up to `tokens` tokens from now on; in doubles, 4 MB of a layer of 32 query heads and 128
-/// channels. The probe must outlive it.
+/// What the queries of a model usually are. From now on the probe records the queries of up to `tokens` tokens. The sums are in
+/// doubles, 4 MB for a layer of 32 query heads and 128 channels. The probe must outlive it.
 class calibration {
  public:
   calibration(cache_probe& probe, std::size_t tokens) : probe_(probe) { probe.record({.queries = tokens}); }
 
-  /// Counts the queries of the sequence that has been decoded since the last time, less those of its first `skip` tokens, which
-  /// are unlike the rest. Where it fails nothing has been counted.
+  /// Counts the queries of the sequence that has been decoded since the last time, without its first `skip` tokens, which are
+  /// unlike the rest. If it fails nothing has been counted.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
     if (status ok = detail::check_recorded(probe_); !ok) return ok;
@@ -60,8 +60,8 @@ class calibration {
     return {};
   }
 
-  /// Of each layer, before RoPE, with `rank` factors, as they count where q.k is multiplied by 1 / sqrt(channels): where the
-  /// model has another scale, the rest of it is in them.
+  /// The statistics of each layer, before RoPE, with `rank` factors, for q.k times 1 / sqrt(channels): if the model has another
+  /// scale, the queries are multiplied by the ratio.
   std::vector<query_statistics> statistics(std::size_t rank = 16) const {
     std::vector<query_statistics> all;
     for (const layer_part& l : layers_) {
@@ -84,18 +84,18 @@ class calibration {
   std::vector<layer_part> layers_;
 };
 
-/// What a model looks back at when it says texts again, and the map to that of each layer, for `kvzap`. Source: KVzap
-/// (arXiv 2601.07891), KVzip (arXiv 2505.23416).
+/// What a model looks back at when it says texts again: the map of each layer for `kvzap`, shares of layers, and the importance
+/// of which head_budgets() makes budgets for `select=by_head`. Source: KVzap (arXiv 2601.07891), KVzip (arXiv 2505.23416).
 class importance_calibration {
  public:
-  /// Has the probe record the queries of the last `tokens` tokens from now on. The probe must outlive it.
+  /// From now on the probe records the queries of the last `tokens` tokens. The probe must outlive it.
   importance_calibration(cache_probe& probe, std::size_t tokens) : probe_(probe), tokens_(tokens) {
     probe.record({.queries = tokens});
   }
 
   /// Counts the sequence that has been decoded into an empty cache: `tokens` of a text, something between, and these tokens
-  /// again. The first `skip` of them, sinks, are not counted. Where it fails nothing has been counted. Holds 4 bytes of each row
-  /// from then on, for layer_shares() and head_budgets(): 8 MB of a text of 8,192 tokens in 32 layers of 8 heads.
+  /// again. The first `skip` of them (sinks) are not counted. If it fails nothing has been counted. For layer_shares() and
+  /// head_budgets() it holds 4 bytes a row: 8 MB for a text of 8,192 tokens in 32 layers of 8 heads.
   status add(std::size_t skip = 4) {
     recording& seen = probe_.recorded();
     if (status ok = detail::check_recorded(probe_); !ok) return ok;
@@ -138,14 +138,14 @@ class importance_calibration {
     return {};
   }
 
-  /// Of each layer of the cache with full attention.
+  /// The map of each layer with full attention.
   std::vector<importance_map> maps() const {
     std::vector<importance_map> all;
     for (const importance_fit& f : fits_) all.push_back(f.map());
     return all;
   }
 
-  /// Of each of these layers its share, as lagkv::layer_shares() has it; for another host, since llama.cpp's layers share cells.
+  /// lagkv::layer_shares() of these layers: for another host, since llama.cpp's layers share cells.
   result<std::vector<double>> layer_shares(double share, double safeguard = 0.2) const {
     std::vector<std::vector<float>> of_layers;
     for (const std::vector<std::vector<float>>& heads : importance_) {
@@ -155,7 +155,7 @@ class importance_calibration {
     return lagkv::layer_shares(of_layers, share, safeguard);
   }
 
-  /// Of each of these layers and each head the importance of the rows that were counted, for head_budgets().
+  /// [layer][head][row]: the importance of the rows that were counted, for head_budgets().
   const std::vector<std::vector<std::vector<float>>>& importance() const { return importance_; }
 
  private:

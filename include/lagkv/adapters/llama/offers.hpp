@@ -37,7 +37,7 @@ struct offered_rows {
 class offers {
  public:
   /// `queries`: of each layer what its queries usually are, before RoPE, or nothing; `importance`: its map, or nothing;
-  /// `head_budgets`: the budget of each head, or nothing.
+  /// `head_budgets`: [layer][head], or empty.
   offers(llama_context* context, const policy& p, const cache_probe* probe, std::vector<query_statistics> queries,
          std::vector<importance_map> importance, std::vector<std::vector<float>> head_budgets = {})
       : heads_(static_cast<std::size_t>(llama_model_n_head_kv(llama_get_model(context)))),

@@ -12,7 +12,7 @@ namespace lagkv::inline LAGKV_ABI::llama {
 enum class way : std::uint8_t {
   automatic,  ///< in place where possible, else through the state API
   in_place,   ///< rows move within the cache, freed cells become holes that the next tokens fill: a few ms, no second
-              ///< buffer, but attention spans the highest used cell until the holes are filled
+              ///< buffer, but until then attention spans all cells up to the highest used one
   repack      ///< through the state API: two copies of the sequence for a moment, then its cells are dense, so that the
               ///< next tokens are decoded faster
 };
