@@ -127,7 +127,7 @@ TEST(parse, accepts_and_refuses_with_reason_and_numbers) {
       {"key_norm:select=by_head", ""},
       {"recommended:select=by_head,recent_share=0", ""},
       {"key_norm:select=by_head,recent_share=0.5", "recent_share=0.5: heads have windows of one length: not with select=by_head"},
-      {"key_norm:select=by_head,pyramid=2", "pyramid=2: the budgets of heads say what layers keep: not with select=by_head"},
+      {"key_norm:select=by_head,pyramid=2", "pyramid=2: head budgets say what layers keep: not with select=by_head"},
       {"key_norm:select=adaptive,threshold=-4", ""},
       {"key_norm:select=adaptive,threshold=nan", "threshold=nan: must be from -100000 to 100000"},
       {"key_norm:threshold=-4", "threshold=-4: heads would keep different numbers of tokens: give select=adaptive"},

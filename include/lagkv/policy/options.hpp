@@ -146,7 +146,7 @@ LAGKV_EDGE result<budget> make_budget(const method& m, const policy_options& o) 
   if (by_head && o.recent_share.value_or(0) > 0)
     return refuse({"recent_share=", *o.recent_share, ": heads have windows of one length: not with select=by_head"});
   if (by_head && o.pyramid)
-    return refuse({"pyramid=", *o.pyramid, ": the budgets of heads say what layers keep: not with select=by_head"});
+    return refuse({"pyramid=", *o.pyramid, ": head budgets say what layers keep: not with select=by_head"});
   budget b{.sink = o.sink,
            .recent = o.recent.value_or(m.recent),
            .recent_share = o.recent_share.value_or(by_head ? 0 : m.recent_share)};
