@@ -550,6 +550,7 @@ TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
 
 TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
   const cube k = make_cube(1, 2, 300, 16), v = make_cube(2, 2, 300, 16), q = make_cube(3, 4, 300, 16);
+  static float nothing;  // rows of it: 0
   std::vector<std::uint32_t> positions(2 * 300);
   for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % 300);
   for (const char* text : {"novelty:keep=0.5", "novelty:capacity=100", "snapkv:keep=0.5", "h2o:keep=0.5", "tova:capacity=100",
@@ -569,6 +570,12 @@ TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
         [](asked_cache& c) { c.extras.queries = {}; },
         [](asked_cache& c) { c.extras.query_count = 0, c.extras.queries = {}; },
         [](asked_cache& c) { c.extras.importance = {}; },
+        [](asked_cache& c) {
+          c.extras.queries = lagkv::strided<float>(&nothing, {4, 16}, {16, 16}, 0);
+        },
+        [](asked_cache& c) {
+          c.extras.weights = lagkv::strided<float>(&nothing, {4, 300}, {300, 300}, 0);
+        },
     };
     for (std::size_t i = 0; i < removals.size(); ++i) {
       asked_cache c(layout::heads_first, dtype::f32, k, v, q);
