@@ -82,6 +82,17 @@ TEST(debug_death, values_that_lie_in_the_rows_of_the_keys_are_noticed) {
   compress(view(0, 24, 1), view(0, 16, 1), 3);  // a plan moves nothing
 }
 
+TEST(debug_death, workspaces_and_cursors_that_are_not_there_are_noticed) {
+  compressed_once c;
+  const std::vector<lagkv::layer> two(2, c.memory.layer(150));
+  std::vector<cursor> one(1);
+  const auto run = [](std::size_t n, const auto& work) {
+    for (std::size_t i = 0; i < n; ++i) work(i, 0U);
+  };
+  EXPECT_DEATH(lagkv::compress(c.policy, two[0], one[0], std::span<lagkv::workspace>{}, run), "no workspace");
+  EXPECT_DEATH(lagkv::compress_each(c.policy, two, one, std::span(&c.ws, 1), run), "a cursor for each layer");
+}
+
 TEST(debug_death, a_refusal_is_not_to_be_taken_for_a_value) {
   const auto refused = lagkv::parse("no_such_policy");
   EXPECT_DEATH((void)*refused, "has no value");

@@ -548,6 +548,17 @@ TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   refused(named("snapkv:keep=0.5"), std::vector<cursor>(3), 300, "layer 0: something that the policy reads is missing");
 }
 
+TEST(layers, are_refused_without_a_workspace) {
+  layers_of_numbers x(3);
+  const auto before = x.rows(300);
+  std::vector<cursor> at(3);
+  const auto never = [](std::size_t, const auto&) { ADD_FAILURE(); };
+  EXPECT_EQ(lagkv::compress(named("cur:recent=8,capacity=90"), x.views(300), at, std::span<lagkv::workspace>{}, never).message(),
+            "workspaces=0: must be 1 or more, one a worker");
+  EXPECT_EQ(x.rows(300), before);
+  EXPECT_EQ(at, std::vector<cursor>(3));
+}
+
 TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
   const cube k = make_cube(1, 2, 300, 16), v = make_cube(2, 2, 300, 16), q = make_cube(3, 4, 300, 16);
   static float nothing;  // rows of it: 0

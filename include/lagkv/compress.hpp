@@ -181,6 +181,7 @@ status compress(const policy& p, std::span<const layer> layers, std::span<cursor
 template <class ParallelFor>
 void compress_each(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
                    const ParallelFor& run, toward direction) {
+  assert(layers.size() == cursors.size() && "lagkv: there must be a cursor for each layer");
   run(layers.size(), [&](std::size_t i, std::size_t worker) { compress(p, layers[i], cursors[i], workers[worker], direction); });
 }
 
@@ -502,6 +503,7 @@ struct unfinished_plan {
 
 LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head) {
+  assert(!workers.empty() && "lagkv: there is no workspace: one a worker");
   workspace& ws = workers[0];
   plan& out = ws.kept<plan>();
   const auto nothing = [&] {
@@ -689,6 +691,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
 
 LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std::span<cursor> cursors,
                              std::span<workspace> workers, const compress_options& o, each_layer_of each_layer) {
+  if (workers.empty()) return error{"workspaces=0: must be 1 or more, one a worker"};
   unfinished_plan guard{workers[0].kept<plan>(), 0};
   status done;
   if (layers.size() != cursors.size())
