@@ -236,6 +236,13 @@ status prepare(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor&
   return check(p->policy, out.get(), any_length);
 }
 
+/// prepare() for a call that moves rows.
+status prepare_to_move(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor& at, held_layer& out) {
+  if (status s = prepare(p, l, at, out, false); !s) return s;
+  if (lagkv::detail::first_rows_apart(out.get())) return {};
+  return lagkv::error{"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"};
+}
+
 /// Nothing is due: a few comparisons, and the plan is empty.
 bool nothing_due(const lagkv::policy& p, const lagkv_layer& l, const lagkv::cursor& at) {
   return at.tokens <= l.tokens && p.budget.as<lagkv::keep::bytes>() == nullptr && p.budget.due(at, l.tokens).empty();
@@ -458,7 +465,7 @@ int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* layer, lag
     forget_plan(workspace);
     if (only_counts(policy, layer, cursor, workspace, tokens)) return {};
     held_layer l;
-    if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
+    if (status s = prepare_to_move(policy, layer, cursor->at, l); !s) return s;
     out_of(tokens, lagkv::compress(policy->policy, l.get(), cursor->at, workspace->scratch, *direction));
     return {};
   });
@@ -486,7 +493,7 @@ int32_t lagkv_compress_layers(const lagkv_policy* policy, const lagkv_layer* lay
     }
     std::vector<held_layer> held(due ? count : 0);  // most calls find nothing due: views are made and checked where they are read
     for (std::size_t i = 0; i < held.size(); ++i) {
-      if (status s = prepare(policy, &layers[i], at[i], held[i], false); !s) return refuse({"layer ", i, ": ", s.message()});
+      if (status s = prepare_to_move(policy, &layers[i], at[i], held[i]); !s) return refuse({"layer ", i, ": ", s.message()});
       all[i] = held[i].get();
     }
     const lagkv::compress_options options{.direction = *direction, .equal_counts = equal_counts != 0};
@@ -514,7 +521,7 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
     forget_plan(workspaces[0]);
     if (only_counts(policy, layer, cursor, workspaces[0], tokens)) return {};
     held_layer l;
-    if (status s = prepare(policy, layer, cursor->at, l, false); !s) return s;
+    if (status s = prepare_to_move(policy, layer, cursor->at, l); !s) return s;
     lent_scratch lent({workspaces, workers});
     const auto in_parallel = [&](std::size_t n, const auto& work) { tasks(n, workers, work).run(run, context); };
     out_of(tokens, lagkv::compress(policy->policy, l.get(), cursor->at, lent.scratch, in_parallel, *direction));

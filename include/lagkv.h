@@ -143,7 +143,8 @@ static inline lagkv_extras lagkv_no_extras(void) {
   return e;
 }
 
-/* One layer of a cache: the first `tokens` rows are in use. values.data NULL: for policies that do not read them. */
+/* One layer of a cache: the first `tokens` rows are in use. values.data NULL: for policies that do not read them. Values that lie
+ * in the rows of the keys (latent rows, MLA) would move twice: they are refused where rows move. */
 typedef struct lagkv_layer {
   lagkv_view keys;
   lagkv_view values;

@@ -51,6 +51,48 @@ TEST(debug_death, positions_that_heads_share_must_be_those_of_all) {
   EXPECT_EQ(lagkv::compress(*lagkv::parse("key_norm:keep=0.5,heads=shared"), l, at, ws), rows / 2);
 }
 
+// The latent rows of an MLA layer hold its values: as values of their own they would move twice.
+TEST(debug_death, values_that_lie_in_the_rows_of_the_keys_are_noticed) {
+  std::vector<float> memory(2 * rows * 24, 1.0F);
+  const auto view = [&](std::size_t first, std::size_t channels, std::ptrdiff_t step) {
+    return lagkv::strided<float>(memory.data() + first, {2, channels}, {rows * 24, 24, step}, rows);
+  };
+  const lagkv::policy p = *lagkv::parse("lagkv:sink=2,lag=16,ratio=0.5");
+  const auto compress = [&](const lagkv::tensor& k, const lagkv::tensor& v, int mode) {
+    lagkv::workspace ws;
+    std::vector<cursor> at(2);
+    const std::vector<lagkv::layer> two{{k, v, 150}, {k, v, 150}};
+    const auto planned = [](std::size_t, const lagkv::plan&) {};
+    bool done = true;
+    if (mode == 0) lagkv::compress(p, two[0], at[0], ws);
+    if (mode == 1) done = static_cast<bool>(lagkv::compress(p, two, at, ws));
+    if (mode == 2) done = static_cast<bool>(lagkv::compress(p, two, at, ws, {.planned = planned}));
+    if (mode == 3) done = !lagkv::plan_eviction(p, two[0], {}, ws).empty();
+    EXPECT_TRUE(done) << mode;
+  };
+  for (const int mode : {0, 1, 2}) {
+    EXPECT_DEATH(compress(view(0, 24, 1), view(0, 24, 1), mode), "move twice") << mode;
+    EXPECT_DEATH(compress(view(0, 24, 1), view(0, 16, 1), mode), "move twice") << mode;
+    EXPECT_DEATH(compress(view(0, 24, 1), view(8, 16, 1), mode), "move twice") << mode;
+    EXPECT_DEATH(compress(view(8, 16, 1), view(0, 24, 1), mode), "move twice") << mode;
+    EXPECT_DEATH(compress(view(23, 24, -1), view(0, 8, 1), mode), "move twice") << mode;
+    compress(view(0, 12, 1), view(12, 12, 1), mode);  // a value behind its key
+    compress(view(0, 12, 2), view(1, 12, 2), mode);   // between its channels
+  }
+  compress(view(0, 24, 1), view(0, 16, 1), 3);  // a plan moves nothing
+}
+
+TEST(debug_death, workspaces_and_cursors_that_are_not_there_are_noticed) {
+  compressed_once c;
+  const std::vector<lagkv::layer> two(2, c.memory.layer(150));
+  std::vector<cursor> one(1);
+  const auto run = [](std::size_t n, const auto& work) {
+    for (std::size_t i = 0; i < n; ++i) work(i, 0U);
+  };
+  EXPECT_DEATH(lagkv::compress(c.policy, two[0], one[0], std::span<lagkv::workspace>{}, run), "no workspace");
+  EXPECT_DEATH(lagkv::compress_each(c.policy, two, one, std::span(&c.ws, 1), run), "a cursor for each layer");
+}
+
 TEST(debug_death, a_refusal_is_not_to_be_taken_for_a_value) {
   const auto refused = lagkv::parse("no_such_policy");
   EXPECT_DEATH((void)*refused, "has no value");

@@ -463,8 +463,14 @@ TEST(check, block_tables) {
   EXPECT_EQ(paged_refusal({7, -1, 3}, 16), "") << "blocks behind the tokens in use may be anything";
   EXPECT_EQ(paged_refusal({7, 8, 3}, 48), "block 8: the pool has 8 blocks");
   EXPECT_EQ(paged_refusal({7, 3, 7}, 48), "block 7: stands twice in the table");
-  EXPECT_EQ(paged_refusal({0, 1}, 32, {16, 127, {4, 8, 1}, 8}), "strides block=127, head=4, token=8, channel=1: overlap");
-  EXPECT_EQ(paged_refusal({0, 1}, 32, {16, 128, {3, 8, 1}, 8}), "strides block=128, head=3, token=8, channel=1: overlap");
+  EXPECT_EQ(paged_refusal({0, 1}, 32, {16, 127, {4, 8, 1}, 8}),
+            "strides block=127, head=4, token=8, channel=1: overlap for 2 blocks of 16 tokens, 2 heads, 4 channels");
+  EXPECT_EQ(paged_refusal({0, 1}, 32, {16, 128, {3, 8, 1}, 8}),
+            "strides block=128, head=3, token=8, channel=1: overlap for 2 blocks of 16 tokens, 2 heads, 4 channels");
+  EXPECT_EQ(paged_refusal({7}, 5, {~std::size_t{0}, 128, {4, 8, 1}, 8}),
+            "strides block=128, head=4, token=8, channel=1: exceed what memory can address for 8 blocks of "
+            "18446744073709551615 tokens, 2 heads, 4 channels")
+      << "the number that is wrong is not a stride";
   EXPECT_EQ(paged_refusal({0, 1}, 0, {0, 128, {4, 8, 1}, 8}), "block tokens=0: must be 1 or more");
   EXPECT_EQ(
       refusal(lagkv::paged<float>(static_cast<float*>(nullptr), {2, 4}, {16, 128, {4, 8, 1}, 0}, std::vector<std::int32_t>{0}),

@@ -548,8 +548,20 @@ TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   refused(named("snapkv:keep=0.5"), std::vector<cursor>(3), 300, "layer 0: something that the policy reads is missing");
 }
 
+TEST(layers, are_refused_without_a_workspace) {
+  layers_of_numbers x(3);
+  const auto before = x.rows(300);
+  std::vector<cursor> at(3);
+  const auto never = [](std::size_t, const auto&) { ADD_FAILURE(); };
+  EXPECT_EQ(lagkv::compress(named("cur:recent=8,capacity=90"), x.views(300), at, std::span<lagkv::workspace>{}, never).message(),
+            "workspaces=0: must be 1 or more, one a worker");
+  EXPECT_EQ(x.rows(300), before);
+  EXPECT_EQ(at, std::vector<cursor>(3));
+}
+
 TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
   const cube k = make_cube(1, 2, 300, 16), v = make_cube(2, 2, 300, 16), q = make_cube(3, 4, 300, 16);
+  static float nothing;  // rows of it: 0
   std::vector<std::uint32_t> positions(2 * 300);
   for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % 300);
   for (const char* text : {"novelty:keep=0.5", "novelty:capacity=100", "snapkv:keep=0.5", "h2o:keep=0.5", "tova:capacity=100",
@@ -569,6 +581,12 @@ TEST(layers, drop_nothing_at_a_call_at_which_something_is_missing) {
         [](asked_cache& c) { c.extras.queries = {}; },
         [](asked_cache& c) { c.extras.query_count = 0, c.extras.queries = {}; },
         [](asked_cache& c) { c.extras.importance = {}; },
+        [](asked_cache& c) {
+          c.extras.queries = lagkv::strided<float>(&nothing, {4, 16}, {16, 16}, 0);
+        },
+        [](asked_cache& c) {
+          c.extras.weights = lagkv::strided<float>(&nothing, {4, 300}, {300, 300}, 0);
+        },
     };
     for (std::size_t i = 0; i < removals.size(); ++i) {
       asked_cache c(layout::heads_first, dtype::f32, k, v, q);

@@ -488,18 +488,21 @@ TEST(selectors, keep_bad_rows_only_where_no_others_are_left) {
     }
 }
 
-TEST(pool, is_an_average_with_zeros_beyond_the_ends) {
-  std::vector<float> scores{3, 0, 6, 9, 1, 1, 1, 1};
+TEST(pool, is_an_average_of_the_neighbours_that_are_there_or_with_zeros_beyond_the_ends) {
+  const std::vector<float> scores{3, 0, 6, 9, 1, 1, 1, 1};
   lagkv::workspace ws;
-  lagkv::pool{3}(scores, 2, {}, ws);
-  EXPECT_EQ(scores, (std::vector<float>{1, 3, 5, 5, 2.0F / 3, 1, 1, 2.0F / 3}));
+  std::vector<float> there = scores, zeros = scores;
+  lagkv::pool{3}(there, 2, {}, ws);
+  EXPECT_EQ(there, (std::vector<float>{1.5F, 3, 5, 7.5F, 1, 1, 1, 1}));
+  lagkv::pool{3, true}(zeros, 2, {}, ws);
+  EXPECT_EQ(zeros, (std::vector<float>{1, 3, 5, 5, 2.0F / 3, 1, 1, 2.0F / 3}));
 }
 
 TEST(pool, stays_within_a_partition) {
   std::vector<float> scores{3, 0, 6, 9, 1, 1, 1, 1};
   lagkv::workspace ws;
   lagkv::pool{3}(scores, 1, {.rows = {0, 8}, .partition = 4}, ws);
-  EXPECT_EQ(scores, (std::vector<float>{1, 3, 5, 5, 2.0F / 3, 1, 1, 2.0F / 3}));
+  EXPECT_EQ(scores, (std::vector<float>{1.5F, 3, 5, 7.5F, 1, 1, 1, 1}));
 }
 
 TEST(mean_of_heads, gives_every_head_the_mean) {

@@ -140,17 +140,18 @@ TEST(transforms, a_bad_score_leaves_those_of_other_tokens_alone) {
   }
 }
 
-/// The mean over `width` neighbours with zeros beyond the ends, those that are not finite left out.
-std::vector<double> box(const std::vector<float>& x, std::size_t begin, std::size_t end, std::size_t width) {
+/// The mean over `width` neighbours, those that are not finite left out; beyond the ends are zeros, or nothing.
+std::vector<double> box(const std::vector<float>& x, std::size_t begin, std::size_t end, const lagkv::pool& p) {
   std::vector<double> out;
   for (std::size_t i = begin; i < end; ++i) {
     double sum = 0, all = 0, good = 0;
     for (std::size_t j = begin; j < end; ++j) {
-      if ((i > j ? i - j : j - i) > width / 2) continue;
+      if ((i > j ? i - j : j - i) > p.width / 2) continue;
       ++all;
       if (std::isfinite(x[j])) sum += static_cast<double>(x[j]), ++good;
     }
-    out.push_back(std::isfinite(x[i]) ? sum * all / good / static_cast<double>(width) : static_cast<double>(x[i]));
+    const double divided_by = p.zeros_beyond ? static_cast<double>(p.width) : all;
+    out.push_back(std::isfinite(x[i]) ? sum * all / good / divided_by : static_cast<double>(x[i]));
   }
   return out;
 }
@@ -159,13 +160,15 @@ TEST(pool, is_a_box_among_the_candidates_or_in_the_partition) {
   lagkv::workspace ws;
   for (std::size_t width : {1U, 3U, 5U, 17U, 101U, 4097U})
     for (std::size_t n : {1U, 2U, 7U, 30U, 60U})
-      for (bool broken : {false, true}) {
+      for (unsigned form = 0; form < 4; ++form) {
+        const bool broken = form % 2 == 1;
+        const lagkv::pool pool{width, form / 2 == 1};
         std::vector<float> scores = numbers(17, 4 * n);
         if (broken) scores[n / 2] = std::numeric_limits<float>::quiet_NaN(), scores[2 * n - 1] = lagkv::detail::infinity();
         const std::vector<float> before = scores;
-        lagkv::pool{width}(scores, 2, {.rows = {4, 4 + 2 * n}, .keep = 1, .partition = n}, ws);
+        pool(scores, 2, {.rows = {4, 4 + 2 * n}, .keep = 1, .partition = n}, ws);
         for (std::size_t at = 0; at < 4 * n; at += n) {
-          const std::vector<double> exact = box(before, at, at + n, width);
+          const std::vector<double> exact = box(before, at, at + n, pool);
           for (std::size_t i = 0; i < n; ++i) {
             if (std::isfinite(exact[i]))
               ASSERT_NEAR(scores[at + i], exact[i], 1e-5) << width << " " << n << " " << at + i;
@@ -182,9 +185,40 @@ TEST(pool, of_any_width_costs_the_same) {
   for (const std::size_t width : {std::size_t{1000001}, std::size_t{0x7fffffff}, ~std::size_t{0}}) {
     std::vector<float> pooled = scores;
     lagkv::workspace ws;
-    lagkv::pool{width}(pooled, 1, {.rows = {0, scores.size()}, .keep = 1}, ws);
+    lagkv::pool{width, true}(pooled, 1, {.rows = {0, scores.size()}, .keep = 1}, ws);
     EXPECT_LE(ws.peak(), 64 * scores.size() + 1000);
     EXPECT_FLOAT_EQ(pooled[500000], static_cast<float>(2e6 / static_cast<double>(width)));
+    lagkv::pool{width}(pooled = scores, 1, {.rows = {0, scores.size()}, .keep = 1}, ws);
+    EXPECT_EQ(pooled, scores);
+  }
+}
+
+// What stays goes by differences of scores: an average of scores that are all the same is that score, at the ends too.
+TEST(transforms, leave_scores_that_are_all_the_same) {
+  constexpr std::size_t n = 40;
+  lagkv::workspace ws;
+  const auto averages = {lagkv::transform(lagkv::pool{5}), lagkv::transform(lagkv::pool{101}), lagkv::transform(lagkv::smooth{3}),
+                         lagkv::transform(lagkv::smooth{100}), lagkv::transform(lagkv::mean_of_heads{})};
+  for (const float same : {-8.0F, 0.0F, 3.0F})
+    for (const std::size_t partition : {0U, 8U})
+      for (const lagkv::transform& average : averages) {
+        std::vector<float> scores(2 * n, same);
+        average(scores, 2, {.rows = {4, 4 + n}, .keep = 1, .partition = partition}, ws);
+        for (const float s : scores) EXPECT_FLOAT_EQ(s, same);
+      }
+}
+
+// The same of the rows that stay: scores below 0, as most methods have.
+TEST(transforms, of_scores_below_zero_favour_no_end_of_a_partition) {
+  constexpr std::size_t n = 96, lag = 32;
+  cube k(1, n, 4), v(1, n, 4);
+  for (std::size_t t = 0; t < n; ++t) k.row(0, t)[0] = t % lag >= 12 && t % lag < 20 ? 1.0F : 2.0F;  // short keys stay
+  cache c(layout::heads_first, lagkv::dtype::f32, k, v);
+  for (const char* text : {"key_norm:sink=0,lag=32,keep=0.25,pool=3", "key_norm:sink=0,lag=32,keep=0.25,smooth=1"}) {
+    lagkv::workspace ws;
+    const lagkv::plan& plan = plan_eviction(named(text), c.layer(n), {}, ws);
+    ASSERT_EQ(plan.of(0).size(), 16U) << text;
+    for (const std::uint32_t row : plan.of(0)) EXPECT_TRUE(row % lag >= 12 && row % lag < 20) << text << ": " << row;
   }
 }
 

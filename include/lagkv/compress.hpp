@@ -181,6 +181,7 @@ status compress(const policy& p, std::span<const layer> layers, std::span<cursor
 template <class ParallelFor>
 void compress_each(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, std::span<workspace> workers,
                    const ParallelFor& run, toward direction) {
+  assert(layers.size() == cursors.size() && "lagkv: there must be a cursor for each layer");
   run(layers.size(), [&](std::size_t i, std::size_t worker) { compress(p, layers[i], cursors[i], workers[worker], direction); });
 }
 
@@ -443,6 +444,7 @@ LAGKV_FN void plan_and_move_all(const policy& p, const layer& l, const candidate
 }
 
 #if defined(NDEBUG)
+inline void expect_rows_apart(const layer&) {}
 inline void expect_room_beside(const layer&) {}
 inline void expect_same_sequence(const layer&, const cursor&) {}
 inline void remember_sequence(const layer&, cursor&, const plan&, toward) {}
@@ -457,6 +459,11 @@ inline std::uint32_t mark_of(const layer& l, std::size_t row) {
     for (std::size_t i = 0; i < unit; ++i) hash = (hash ^ static_cast<std::uint32_t>(at[i])) * 16777619U;
   }
   return hash | 1U;
+}
+
+inline void expect_rows_apart(const layer& l) {
+  assert(first_rows_apart(l) &&
+         "lagkv: values lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values");
 }
 
 inline void expect_room_beside(const layer& l) {
@@ -496,6 +503,7 @@ struct unfinished_plan {
 
 LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head) {
+  assert(!workers.empty() && "lagkv: there is no workspace: one a worker");
   workspace& ws = workers[0];
   plan& out = ws.kept<plan>();
   const auto nothing = [&] {
@@ -508,6 +516,7 @@ LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::
   if (due.empty()) return nothing();  // most calls end here
   const candidates c = candidates_of(p, l, due);
   if (c.empty()) return nothing();
+  expect_rows_apart(l);
   expect_room_beside(l);
   unfinished_plan guard{out, l.tokens};
   const workspace::frame scratch(ws);
@@ -671,6 +680,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   for (std::size_t i = 0; i < layers.size() && o.planned; ++i) o.planned(i, plans[i]);
   workers[0].kept<plan>() = plans[layers.size() - 1];  // the last that can fail
   each_layer(layers.size(), [&](std::size_t i, workspace&) {
+    if (!plans[i].empty()) expect_rows_apart(layers[i]);
     compact(layers[i], plans[i], o.direction);
     if (layers[i].extra != nullptr) compact(*layers[i].extra, plans[i], o.direction);
     advance(cursors[i], plans[i]);
@@ -681,6 +691,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
 
 LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std::span<cursor> cursors,
                              std::span<workspace> workers, const compress_options& o, each_layer_of each_layer) {
+  if (workers.empty()) return error{"workspaces=0: must be 1 or more, one a worker"};
   unfinished_plan guard{workers[0].kept<plan>(), 0};
   status done;
   if (layers.size() != cursors.size())

@@ -6,3 +6,7 @@
 #define LAGKV_COMPILING
 
 #include <lagkv/lagkv.hpp>
+
+#if !LAGKV_BODIES
+#error "lagkv: a header of lagkv was included before this file: no precompiled header and no unity build for it"
+#endif

@@ -395,6 +395,36 @@ static void does_what_is_not_there(void* context, size_t n, lagkv_work work, voi
   work(argument, n, 0), work(argument, 0, 2), work(argument, (size_t)-1, (size_t)-1);
 }
 
+/* Latent rows hold keys and values: as values of their own they would move twice. Plans may be made of them. */
+static void test_values_in_the_rows_of_the_keys(void) {
+  lagkv_policy* p = policy_of("lagkv:lag=32,ratio=0.5");
+  lagkv_workspace *w = new_workspace(), *both[] = {w, new_workspace()};
+  lagkv_cursor *c = lagkv_cursor_new(), *d = lagkv_cursor_new(), *cursors[] = {c, d};
+  float *k = numbers(1), *v = numbers(2), *before = numbers(1);
+  lagkv_layer l = layer_of(k, k), layers[2];
+  const lagkv_plan* plan = NULL;
+  size_t left = 7;
+  int runs = 0;
+  l.values.channels = 24;
+  l.values.data = k + 8;
+  layers[0] = layer_of(v, numbers(3)), layers[1] = l;
+  REFUSED(lagkv_compress(p, &l, c, w, LAGKV_FRONT, &left, &error), "values: lie in the rows of the keys");
+  REFUSED(lagkv_compress_layers(p, layers, cursors, 2, w, LAGKV_FRONT, 1, &error),
+          "layer 1: values: lie in the rows of the keys");
+  REFUSED(lagkv_compress_parallel(p, &l, c, both, 2, one_after_the_other, &runs, LAGKV_FRONT, &left, &error),
+          "values: lie in the rows of the keys");
+  EXPECT(left == 7 && runs == 0 && lagkv_cursor_tokens(c) == 0 && memcmp(k, before, size * sizeof *k) == 0);
+  OK(lagkv_check(p, &l, 0, &error));
+  OK(lagkv_plan_eviction(p, &l, c, w, &plan, &error));
+  EXPECT(!lagkv_plan_empty(plan));
+  l.values.data = NULL;
+  lagkv_policy_free(p), p = policy_of("lagkv:lag=32,ratio=0.5,value_weight=0");
+  OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, &left, &error));
+  EXPECT(left < tokens);
+  free(k), free(v), free(before), free(layers[0].values.data);
+  lagkv_cursor_free(c), lagkv_cursor_free(d), lagkv_workspace_free(w), lagkv_workspace_free(both[1]), lagkv_policy_free(p);
+}
+
 static void test_careless_runs(void) {
   const lagkv_run runs[] = {does_nothing, does_the_first, does_all_twice, does_what_is_not_there};
   for (int i = 0; i < 8; ++i) {
@@ -503,6 +533,7 @@ int main(void) {
   test_block_table();
   test_layers_and_scores();
   test_nothing_due();
+  test_values_in_the_rows_of_the_keys();
   test_careless_runs();
   test_plans_of_refused_calls();
   test_scores_later_on();

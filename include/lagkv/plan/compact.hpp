@@ -104,6 +104,10 @@ namespace detail {
 /// Whether all heads keep the same rows.
 LAGKV_FN bool same_for_all_heads(const plan& p);
 
+/// Whether the first key and the first value lie apart, so that no row moves twice: of latent rows (MLA) a host may show a part
+/// as values, too. Plans may be made of such a layer. Rows that meet elsewhere are not found.
+LAGKV_FN bool first_rows_apart(const layer& l);
+
 }  // namespace detail
 
 #if LAGKV_BODIES
@@ -230,6 +234,20 @@ LAGKV_FN bool same_for_all_heads(const plan& p) {
     for (std::size_t i = 0; i < first.size() && same; ++i) same = first[i] == other[i];
   }
   return same;
+}
+
+LAGKV_FN bool first_rows_apart(const layer& l) {
+  if (!l.values || l.tokens == 0) return true;
+  const auto apart = [](const tensor& x, const tensor& from) {  // whether x begins in no unit of the first row of `from`
+    const auto first = reinterpret_cast<std::uintptr_t>(x.at(0, {0, 1}).data);
+    const tile row = from.at(0, {0, 1});
+    const std::size_t unit = size_of(from.type());
+    const std::ptrdiff_t step = row.channel_stride * static_cast<std::ptrdiff_t>(unit);
+    for (std::size_t u = 0; u < from.row_units(); ++u)
+      if (first - reinterpret_cast<std::uintptr_t>(row.data + static_cast<std::ptrdiff_t>(u) * step) < unit) return false;
+    return true;
+  };
+  return apart(l.values, l.keys) && apart(l.keys, l.values);
 }
 
 }  // namespace detail

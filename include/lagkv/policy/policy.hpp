@@ -225,7 +225,7 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length) {
   if (b.as<keep::bytes>() != nullptr) return detail::is_in_bytes();
   if (p.ragged && !any_length) return error{"policy: keeps different numbers of tokens a head, which this cache cannot hold"};
   if (p.needs.values && !l.values) return error{"values: the policy reads them, the layer has none"};
-  if (p.needs.queries > 0 && !(e != nullptr && (e->queries || e->weights)))
+  if (p.needs.queries > 0 && !(e != nullptr && e->offered() > 0))
     return detail::refuse({"queries: the policy reads those of the last ", p.needs.queries,
                            " tokens, or their attention weights; the layer offers none"});
   if (p.needs.accumulated_attention && !(e != nullptr && (e->accumulated_attention || e->queries || e->weights)))

@@ -50,7 +50,7 @@ LAGKV_FN void snapkv_score::operator()(const layer& l, std::size_t head, token_r
   const float* weights = detail::attention_alone(l, head, queries, share, ws, aggregate);
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = weights[candidates.begin + i];
   detail::mark_bad_keys(l, head, candidates, out, ws);
-  if (kernel > 1) pool{kernel}.apply(out, lag != 0 ? lag : out.size(), ws);
+  if (kernel > 1) pool{.width = kernel, .zeros_beyond = true}.apply(out, lag != 0 ? lag : out.size(), ws);
 }
 
 #endif

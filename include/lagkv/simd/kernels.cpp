@@ -12,3 +12,7 @@
 #include <lagkv/simd/row_kernels.hpp>
 #include <lagkv/simd/score_kernels.hpp>
 #include <lagkv/simd/widen_kernels.hpp>
+
+#if !LAGKV_KERNEL_BODIES
+#error "lagkv: a header of lagkv was included before this file: no precompiled header and no unity build for it"
+#endif

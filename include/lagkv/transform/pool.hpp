@@ -11,11 +11,13 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Average over `width` neighbours (odd) among the candidates, or in the partition, with zeros beyond its ends, always divided by
-/// `width`. Scores that are not finite stay as they are, and others are averaged as if those were absent. A few additions a
-/// score, whatever the width. Source: SnapKV (arXiv 2404.14469); torch's avg_pool1d.
+/// Average over `width` neighbours (odd) among the candidates, or in the partition: fewer at its ends. Scores that are not finite
+/// stay as they are, and others are averaged as if those were absent. A few additions a score, whatever the width.
 struct pool {
   std::size_t width = 5;
+  /// Beyond the ends are zeros, which count: SnapKV's (arXiv 2404.14469), by torch's avg_pool1d. For scores of 0 and above: those
+  /// below 0 would be highest at the ends.
+  bool zeros_beyond = false;
 
   void operator()(std::span<float> scores, std::size_t heads, const candidates& c, workspace& ws) const {
     apply(scores, c.partition != 0 ? c.partition : scores.size() / heads, ws);
@@ -43,7 +45,8 @@ LAGKV_FN void pool::average(std::span<float> scores, workspace& ws) const {
     if (!detail::finite(scores[i])) continue;
     const std::size_t from = i > reach ? i - reach : 0, to = i + reach < n ? i + reach : n - 1;
     const detail::finite_sum box = boxes[i + reach];
-    scores[i] = static_cast<float>(box.sum * (static_cast<double>(to - from + 1) / box.count) / static_cast<double>(width));
+    const double there = static_cast<double>(to - from + 1), all = zeros_beyond ? static_cast<double>(width) : there;
+    scores[i] = static_cast<float>(box.sum * (there / box.count) / all);
   }
 }
 

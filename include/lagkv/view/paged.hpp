@@ -83,7 +83,9 @@ class paged {
                                 {layout_.tokens, layout_.within.token},
                                 {extent_.channels / elements_of(type()), layout_.within.channel}};
     return detail::lie_apart(dims, pool_, sizeof(T),
-                             detail::joined({"block=", layout_.block.value, ", ", detail::text(layout_.within)}), "");
+                             detail::joined({"block=", layout_.block.value, ", ", detail::text(layout_.within)}),
+                             detail::joined({" for ", spanned, " blocks of ", layout_.tokens.value, " tokens, ",
+                                             extent_.heads.value, " heads, ", extent_.channels.value, " channels"}));
   }
 
  private:
