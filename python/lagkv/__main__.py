@@ -107,6 +107,11 @@ def load(path: str, shape: Tuple[Optional[int], ...], words: str) -> Any:
         with open(path, "rb") as f:
             if f.read(6) != b"\x93NUMPY":
                 raise Refused(f"{path}: is not a .npy file")
+            f.seek(0)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            version = np.lib.format.read_magic(f)
+            if version in read and min(read[version](f)[0], default=0) < 0:  # NumPy 1 takes it for what the file has
+                raise Refused(f"{path}: the header has a negative size")
         x = np.load(path, allow_pickle=False)
     except OSError as e:
         raise Refused(f"{path}: cannot be opened: {e.strerror}") from None
