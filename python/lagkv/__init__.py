@@ -93,6 +93,8 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Iterable):
+        if getattr(value, "ndim", None) == 0:  # an array of one number
+            return _text(value.item())  # type: ignore[attr-defined]
         return "+".join(_text(v) for v in value)
     return repr(float(value)) if isinstance(value, float) else str(value)
 
@@ -103,7 +105,12 @@ def make_policy(name: str, **options: Any) -> Policy:
     Options are the keys of policy strings; an option of None is not given. True and False are yes and no. Lists are for fusions:
     make_policy("fuse", of=["novelty", "cur"], weights=[1, 0.5], keep=0.25). Raises Error as parse() does.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: must be a string, not {type(name).__name__}")
     given = [f"{key}={_text(value)}" for key, value in options.items() if value is not None]
+    for option in given:  # one that comes from somewhere else must not set another
+        if "," in option:
+            raise Error(f"{name}: {option}: must have no comma")
     return Policy(name + (":" + ",".join(given) if given else ""))
 
 

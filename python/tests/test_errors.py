@@ -257,6 +257,12 @@ def test_policies_by_keyword():
     assert pickle.loads(pickle.dumps(fused)).text == copy.copy(fused).text == fused.text
     with pytest.raises(lagkv.Error, match="ratio=2: must be"):
         lagkv.make_policy("lagkv", ratio=2)
+    assert lagkv.make_policy("lagkv", lag=np.array(64), ratio=np.float32(0.1)).text == "lagkv:lag=64,ratio=0.1"
+    for options in (dict(form="paper,lag=5"), {"lag=3,sink": 2}, dict(lag=["1", "2,sink=3"])):
+        with pytest.raises(lagkv.Error, match="^lagkv: .*: must have no comma$"):
+            lagkv.make_policy("lagkv", **options)
+    with pytest.raises(TypeError, match="^name: must be a string, not int$"):
+        lagkv.make_policy(3)
     for m in lagkv.methods():
         for key, default, accepted, meaning in m["options"]:
             assert accepted.startswith("must be") and meaning
