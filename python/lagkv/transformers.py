@@ -175,6 +175,7 @@ class CompressedLayer(DynamicLayer):
         """The rows as if they were the last tokens before the new ones: all of them are seen by every new token."""
         return self.rows() + query_length, self.length - self.rows()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Appends; returns all rows for attention, and keeps those that the policy leaves."""
         before = dict(self.__dict__)
@@ -536,6 +537,7 @@ def _before_model(model: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> 
                           "q_proj or qkv_proj, so that this cache cannot see their padding")
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _before_attention(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Optional[Tuple[Any, Dict[str, Any]]]:
     cache = _cache_of(kwargs)
     if cache is None or module.layer_idx >= len(cache.layers):

@@ -333,6 +333,20 @@ def same(x, y):
     return isinstance(x, (lagkv.Policy, lagkv.Rope)) or x == y
 
 
+@torch.no_grad()
+def test_a_compiled_model():
+    """What the cache does is left out of the graph."""
+    ids, rows = tokens_of(1, 100), []
+    for compiled in (False, True):
+        model = tiny(implementation="sdpa")
+        runs = torch.compile(model, backend="eager") if compiled else model
+        cache = LagKVCache("snapkv:window=16,keep=0.4", runs)
+        for n in (80, 20):
+            runs(ids[:, cache.get_seq_length():][:, :n], cache=cache)
+        rows.append(cache.positions(1))
+    assert torch.equal(*rows)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @torch.no_grad()
 def test_a_refused_call_leaves_the_cache(policy, monkeypatch):
