@@ -10,12 +10,12 @@ copied.
     keys, values = keys[..., :tokens, :], values[..., :tokens, :]
 
 What is refused raises lagkv.Error with the library's own message: it names the value and the limit, and no row has moved. What is
-no array at all, or an unknown name, raises TypeError.
+no array or no number that the argument can be (a count of -1, say), or an unknown name, raises TypeError.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from . import _core
 from ._core import Candidates, Cursor, Error, Layer, Plan, Policy, Rope, Workspace, expected_queries
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 PolicyLike = Union[Policy, str]
+T = TypeVar("T")
 
 
 def _policy(policy: PolicyLike) -> Policy:
@@ -53,7 +54,15 @@ def _layer(keys: Union[Layer, Array], values: Optional[Array], tokens: Optional[
     return keys
 
 
+def _of(kind: Type[T], name: str, x: Any) -> T:
+    if not isinstance(x, kind):
+        raise TypeError(f"{name}: must be a lagkv.{kind.__name__}, not {type(x).__name__}")
+    return x
+
+
 def _workspace(workspace: Optional[Workspace], threads: Optional[int]) -> Workspace:
+    if workspace is not None:
+        _of(Workspace, "workspace", workspace)
     if workspace is None:
         return Workspace(1 if threads is None else threads)
     if threads is not None:
@@ -84,6 +93,8 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Iterable):
+        if getattr(value, "ndim", None) == 0:  # an array of one number
+            return _text(value.item())  # type: ignore[attr-defined]
         return "+".join(_text(v) for v in value)
     return repr(float(value)) if isinstance(value, float) else str(value)
 
@@ -94,7 +105,12 @@ def make_policy(name: str, **options: Any) -> Policy:
     Options are the keys of policy strings; an option of None is not given. True and False are yes and no. Lists are for fusions:
     make_policy("fuse", of=["novelty", "cur"], weights=[1, 0.5], keep=0.25). Raises Error as parse() does.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: must be a string, not {type(name).__name__}")
     given = [f"{key}={_text(value)}" for key, value in options.items() if value is not None]
+    for option in given:  # one that comes from somewhere else must not set another
+        if "," in option:
+            raise Error(f"{name}: {option}: must have no comma")
     return Policy(name + (":" + ",".join(given) if given else ""))
 
 
@@ -156,6 +172,7 @@ def compress(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Arr
     if cursor is None:
         raise TypeError("cursor: is missing: one a layer and sequence, lagkv.Cursor() for a new sequence")
     layer = _layer(keys, values, tokens, offers)
+    _of(Cursor, "cursor", cursor)
     return _core.compress(_policy(policy), [layer], [cursor], _workspace(workspace, threads), _toward(direction), True)[0]
 
 
@@ -179,7 +196,7 @@ def plan_eviction(policy: PolicyLike, keys: Union[Layer, Array], values: Optiona
     with compact(), or by keys[head, plan.rows(head)]; then call advance().
     """
     layer = _layer(keys, values, tokens, offers)
-    at = Cursor() if cursor is None else cursor
+    at = Cursor() if cursor is None else _of(Cursor, "cursor", cursor)
     plans = _core.plan_eviction(_policy(policy), layer, at, _workspace(workspace, threads))
     return plans[0] if layer.batch is None else plans
 
@@ -194,6 +211,8 @@ def score(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Array]
     Error for a policy without scores (streaming_llm, full).
     """
     layer = _layer(keys, values, tokens, offers)
+    if candidates is not None:
+        _of(Candidates, "candidates", candidates)
     return _core.score(_policy(policy), layer, candidates, _workspace(workspace, threads))
 
 
@@ -206,23 +225,23 @@ def accumulate(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[A
     are counted as are offered. Nothing happens for what is not offered. cursor: that of compress(); default: of a new sequence.
     """
     layer = _layer(keys, values, tokens, offers)
-    at = Cursor() if cursor is None else cursor
+    at = Cursor() if cursor is None else _of(Cursor, "cursor", cursor)
     _core.accumulate(_policy(policy), layer, at, n, _workspace(workspace, threads))
 
 
 def compact(array: Array, plan: Plan, *, direction: str = "front") -> None:
     """Moves the rows of an array [heads, tokens, dim] as a plan says, in place. plan.tokens_after(head) are then in use."""
-    _core.compact(array, plan, _toward(direction))
+    _core.compact(array, _of(Plan, "plan", plan), _toward(direction))
 
 
 def advance(cursor: Cursor, plan: Plan, head: Optional[int] = None) -> None:
     """Moves the cursor past a plan that has been applied; head: as this head has it (default: the one that keeps most)."""
-    _core.advance(cursor, plan, head)
+    _core.advance(_of(Cursor, "cursor", cursor), _of(Plan, "plan", plan), head)
 
 
 def take_back(cursor: Cursor, rows: int) -> None:
     """The caller has removed rows from the end, so that `rows` of them are left: no further back than cursor.compressed."""
-    cursor.take_back(rows)
+    _of(Cursor, "cursor", cursor).take_back(rows)
 
 
 def rerotate(keys: Array, plan: Plan, rope: Rope, *, workspace: Optional[Workspace] = None) -> None:
@@ -230,7 +249,7 @@ def rerotate(keys: Array, plan: Plan, rope: Rope, *, workspace: Optional[Workspa
 
     The next token's position is then plan.tokens_after(head), not cursor.seen().
     """
-    _core.rerotate(keys, plan, rope, _workspace(workspace, None))
+    _core.rerotate(keys, _of(Plan, "plan", plan), _of(Rope, "rope", rope), _workspace(workspace, None))
 
 
 def moved(mean: Array, covariance: Optional[Array], rope: Rope, first: int, future: int = expected_queries, *,
@@ -241,7 +260,7 @@ def moved(mean: Array, covariance: Optional[Array], rope: Rope, first: int, futu
     dim], vectors whose products f f^T add up to the covariance, or None. Offer the results as query_mean, query_covariance or
     query_factors. Source: ExpectedAttention, arXiv 2510.00636.
     """
-    return _core.moved(mean, covariance, factors, rope, first, future)
+    return _core.moved(mean, covariance, factors, _of(Rope, "rope", rope), first, future)
 
 
 def query_statistics(queries: Any) -> Tuple[Any, ...]:

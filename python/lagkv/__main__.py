@@ -14,6 +14,7 @@ import numpy as np
 import lagkv
 
 BAD_INPUT = 2
+MOST_LAYERS = 2**32 - 1  # of a budget in bytes
 
 
 class Refused(Exception):
@@ -57,7 +58,7 @@ def parser() -> Parser:
 
 
 def whole(text: str) -> Optional[int]:
-    return int(text) if re.fullmatch("[0-9]+", text) else None
+    return int(text) if re.fullmatch("[0-9]{1,4000}", text) else None  # int() takes 4,300 digits
 
 
 def parse_steps(text: str, tokens: int) -> List[int]:
@@ -93,8 +94,8 @@ def parse_layer(text: Optional[str]) -> Tuple[int, int]:
         return 0, 1
     first, _, second = text.partition("/")
     index, count = whole(first), whole(second)
-    if index is None or count is None or index >= count:
-        raise Refused(f"layer={text}: must be I/N, I from 0 to N - 1, such as 2/30")
+    if index is None or count is None or index >= count or count > MOST_LAYERS:
+        raise Refused(f"layer={text}: must be I/N, I from 0 to N - 1, N at most {MOST_LAYERS}, such as 2/30")
     return index, count
 
 
@@ -106,6 +107,11 @@ def load(path: str, shape: Tuple[Optional[int], ...], words: str) -> Any:
         with open(path, "rb") as f:
             if f.read(6) != b"\x93NUMPY":
                 raise Refused(f"{path}: is not a .npy file")
+            f.seek(0)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            version = np.lib.format.read_magic(f)
+            if version in read and min(read[version](f)[0], default=0) < 0:  # NumPy 1 takes it for what the file has
+                raise Refused(f"{path}: the header has a negative size")
         x = np.load(path, allow_pickle=False)
     except OSError as e:
         raise Refused(f"{path}: cannot be opened: {e.strerror}") from None
@@ -146,16 +152,16 @@ class Job:
         self.heads, self.tokens, dim = self.keys.shape
         if self.values.shape[:2] != (self.heads, self.tokens):
             raise Refused(f"keys {list(self.keys.shape)}, values {list(self.values.shape)}: must have the same heads and tokens")
-        self.steps = parse_steps(o.steps, self.tokens) if o.steps else []
+        self.steps = parse_steps(o.steps, self.tokens) if o.steps is not None else []
         self.offers: Dict[str, Any] = {"positions": np.tile(np.arange(self.tokens, dtype=np.int32), (self.heads, 1))}
-        if o.protect:
+        if o.protect is not None:
             self.offers["protect"] = parse_positions(o.protect, self.tokens)
         every = f"[query_heads, {self.tokens}, {dim}], a query for each token"
         for name, shape, words in (("queries", (None, self.tokens, dim), every),
                                    ("query_mean", (None, dim), f"[query_heads, {dim}]"),
                                    ("query_covariance", (None, dim, dim), f"[query_heads, {dim}, {dim}]")):
             path = getattr(o, name)
-            if path:
+            if path is not None:
                 x = load(path, shape, words)
                 self.offers[name] = x if name == "queries" else x.astype(np.float32)
                 self._check("full", path)
@@ -191,7 +197,7 @@ class Job:
         if not 0 <= dims <= dim:
             raise Refused(f"rope: dims={dims}: must be at most the {dim} channels of the keys")
         factors: List[float] = []
-        if o.rope_factors:
+        if o.rope_factors is not None:
             n = (dims or dim) // 2
             x = load(o.rope_factors, (n,), f"[{n}], one a pair")
             if x.dtype != np.float32:

@@ -17,13 +17,13 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 try:
-    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, get_layer_types_and_kwargs
+    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DummyLayer, get_layer_types_and_kwargs
 except ImportError:
     raise ImportError(f"transformers {transformers_version}: must be 5.24 or later for lagkv.transformers") from None
 
@@ -32,40 +32,61 @@ import lagkv
 __all__ = ["LagKVCache"]
 
 FIRST_QUERIES = 4  # of a text, which are unlike the rest: left out of the statistics, as kvpress does
+KEYS_LOOKED_AT = 8  # new keys that a layer's first calls compare with what _projected() makes
+FAR_ENOUGH = 16  # position of a key whose RoPE shows
+SAME_KEYS = 0.03  # relative difference: a rounding of bfloat16 makes 0.004
 
 
 class LagKVCache(Cache):
     """A cache whose layers of full attention are compressed by a policy; layers with a window of their own stay as they are.
 
     policy: a lagkv.Policy or a string. All layers, all heads and all entries of a batch keep the same number of rows: policies
-    with select=adaptive or pyramid are refused. model: the model; or its config, for policies that read keys and values alone and
-    batches without padding. protect: positions that are never dropped, ascending. threads: that share the heads of a layer.
+    with select=adaptive, select=by_head or pyramid are refused, and those that read what only its host can have (kvzap,
+    calibrated=yes). model: the model, wrapped or not; or its config, for policies that read keys and values as they are and
+    batches without padding. protect: positions that are never dropped, ascending. threads: that share the heads of a layer, 1 to
+    1024.
 
-    A batch may be padded on the left: each entry keeps what it would keep alone. Raises lagkv.Error.
+    A batch may be padded on the left: each entry keeps what it would keep alone. The cache can be copied (copy.deepcopy) and
+    pickled.
+
+    Raises lagkv.Error for what is refused, TypeError for what is no policy, model or list of positions. A refused call leaves the
+    layer that refuses it as it was; a refused crop() leaves all layers.
     """
 
     def __init__(self, policy: Union[lagkv.Policy, str], model: Any, *, protect: Optional[Sequence[int]] = None,
                  threads: int = 1) -> None:
         self.policy = policy if isinstance(policy, lagkv.Policy) else lagkv.parse(policy)
-        self.protect = list(protect or [])
+        lagkv.check("full", numpy.zeros((1, 1, 1), numpy.float32), protect=protect)
+        self.protect = [int(p) for p in protect] if protect is not None else []
         self.pads: List[int] = []  # that each entry has among the newest tokens; empty: none
+        self.visible: Optional[torch.Tensor] = None  # of a padded batch, bool [batch, 1, 1, rows]: the rows before the new tokens
+        self.fresh = 0  # new tokens of each entry, beside `visible`
         self.workspace = lagkv.Workspace(threads)
-        module = model if isinstance(model, PreTrainedModel) else None
+        module = _model_of(model)
         self.has_model = module is not None
         config = (module.config if module is not None else model).get_text_config(decoder=True)
         if self.policy.ragged or self.policy.sloped:
             raise lagkv.Error(f"policy {self.policy.text}: keeps different numbers of rows in heads or layers, which this cache "
                               "cannot hold")
         needs = self.policy.needs
+        if needs["importance"] or needs["calibrated"]:
+            raise lagkv.Error(f"policy {self.policy.text}: reads what was fitted to the model beforehand, which this cache "
+                              "does not take")
         self.reads_queries = bool(needs["queries"] or needs["accumulated_attention"] or needs["query_statistics"])
-        if self.reads_queries and module is None:
-            raise lagkv.Error(f"policy {self.policy.text}: reads queries: give the model in place of its config")
+        reads = "queries" if self.reads_queries else "keys as they were before RoPE" if needs["rope"] else ""
+        if reads and module is None:
+            raise lagkv.Error(f"policy {self.policy.text}: reads {reads}: give the model in place of its config")
         types, options = get_layer_types_and_kwargs(config)
         ours = [t == "full_attention" for t in types]
         if not any(ours):
             raise lagkv.Error(f"model: has no layer of full attention (layers: {', '.join(sorted(set(types)))})")
+        seen = {m.layer_idx for m in _attention_modules(module)} if module is not None else set()
+        self.sees_masks = all(i in seen for i, own in enumerate(ours) if own)
+        if module is not None and reads and not self.sees_masks:
+            raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
+                              f"reads {reads}, which this cache cannot see there")
         ropes: Dict[str, lagkv.Rope] = {}
-        if needs["rope"] or needs["query_statistics"]:
+        if module is not None and (needs["rope"] or needs["query_statistics"]):
             pairs = _pairs(module)
             ropes = {t: _rope(config, t, pairs) for t in set(types) if t == "full_attention"}
         layers = [CompressedLayer(self, ropes.get(t)) if own else DYNAMIC_LAYER_TYPE_MAPPING[t](**o)
@@ -87,6 +108,32 @@ class LagKVCache(Cache):
         """The rows that a compressed layer has in use, those of the longest entry of the batch."""
         return self.first().rows()
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last -tokens_to_remove tokens, in all layers or none; lagkv.Error if they are not all the last ones."""
+        ours = [layer for layer in self.layers if isinstance(layer, CompressedLayer)]
+        for layer in ours:
+            layer.check_crop(tokens_to_remove)
+        for other in self.layers:
+            if not isinstance(other, CompressedLayer):
+                other.crop(tokens_to_remove)
+        for layer in ours:
+            layer.crop(tokens_to_remove)
+
+    def hide(self, mask: Optional[torch.Tensor], n: int) -> Optional[torch.Tensor]:
+        """The attention mask of n queries for the rows in use of a padded batch. Transformers makes it for the last tokens before
+        the new ones, which these rows are not."""
+        if self.visible is None:
+            return mask
+        batch = self.visible.shape[0]
+        old = self.visible.to(self.visible.device if mask is None else mask.device).expand(-1, -1, n, -1)
+        if mask is None:
+            new = torch.ones(n, self.fresh, dtype=torch.bool, device=old.device).tril(self.fresh - n).expand(batch, 1, -1, -1)
+        else:
+            new = mask[..., -self.fresh:].expand(batch, -1, n, self.fresh)
+        if new.dtype != torch.bool:
+            old = torch.zeros(old.shape, dtype=new.dtype, device=old.device).masked_fill(~old, torch.finfo(new.dtype).min)
+        return torch.cat([old.expand(-1, new.shape[1], -1, -1), new], -1)
+
     def first(self) -> CompressedLayer:
         """The first layer that is compressed."""
         return next(layer for layer in self.layers if isinstance(layer, CompressedLayer))
@@ -102,6 +149,7 @@ class CompressedLayer(DynamicLayer):
     def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope]) -> None:
         super().__init__()
         self.cache, self.rope = cache, rope
+        self.trusted = not (cache.reads_queries or rope is not None)  # keys are known to be what _projected() says
         self._forget()
 
     def _forget(self) -> None:
@@ -115,6 +163,7 @@ class CompressedLayer(DynamicLayer):
         self.queries: Optional[torch.Tensor] = None  # of the last tokens, after RoPE
         self.moments: Optional[List[torch.Tensor]] = None  # of the queries before RoPE: count, sum, sum of products
         self.scale: Optional[float] = None
+        self.shown: Optional[_Shown] = None  # by the hook before attention, until update() takes it
 
     # ---- what Transformers asks ---------------------------------------------------------------------------------------
 
@@ -126,13 +175,30 @@ class CompressedLayer(DynamicLayer):
         """The rows as if they were the last tokens before the new ones: all of them are seen by every new token."""
         return self.rows() + query_length, self.length - self.rows()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Appends; returns all rows for attention, and keeps those that the policy leaves."""
+        before = dict(self.__dict__)
+        try:
+            return self._updated(key_states, value_states, (kwargs.get("kwargs") or {}).get("position_ids"))
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+        finally:
+            self.shown = None
+
+    def _updated(self, key_states: torch.Tensor, value_states: torch.Tensor, position_ids: Optional[torch.Tensor]) -> Any:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         batch, heads, n, _ = key_states.shape
         fresh = self._numbers(batch, n)
-        self._check_positions((kwargs.get("kwargs") or {}).get("position_ids"), fresh)
+        if not self.cache.has_model and position_ids is None and batch > 1:
+            raise lagkv.Error(f"batch={batch}: nothing tells whether it is padded: give the model in place of its config")
+        self._check_positions(position_ids, fresh)
+        if not self.trusted:
+            self._check_keys(key_states, fresh)
+        if self.shown is not None and self.shown.after_rope is not None:
+            self._observe(self.shown)
         keys = torch.cat([self.keys, key_states], dim=-2) if self.length else key_states
         values = torch.cat([self.values, value_states], dim=-2) if self.length else value_states
         fresh = fresh[:, None].expand(batch, heads, n)
@@ -144,17 +210,21 @@ class CompressedLayer(DynamicLayer):
         super().reset()
         self._forget()
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Takes back tokens that were appended after the last rows were dropped; raises lagkv.Error for others."""
-        n = abs(tokens_to_remove)
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """Raises lagkv.Error for what crop() cannot take back."""
         if tokens_to_remove > 0:
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be 0 or less: minus the tokens to remove")
-        if n == 0 or self.kept is None:
-            return
         least = max(c.compressed - c.tokens for c in self.cursors)
-        if -n < least:
+        if tokens_to_remove < least and self.kept is not None:
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be at least {least}: the rows before are sinks "
                               "and survivors")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back tokens that were appended after the last rows were dropped; raises lagkv.Error for others."""
+        self.check_crop(tokens_to_remove)
+        n = -tokens_to_remove
+        if n == 0 or self.kept is None:
+            return
         rows = self.rows() - n
         self.keys, self.values = self.keys[..., :rows, :], self.values[..., :rows, :]
         self.kept = self.kept[..., :rows].contiguous()
@@ -182,26 +252,23 @@ class CompressedLayer(DynamicLayer):
 
     def look_at(self, mask: Optional[torch.Tensor], batch: int, n: int, implementation: str) -> Optional[torch.Tensor]:
         """Before attention: takes from its mask how much padding comes with n new tokens of each entry; -> the mask for the rows
-        in use. Transformers makes it for the last tokens before the new ones, which the rows of a padded batch are not."""
+        in use."""
+        self.shown = _Shown()
         if self is self.cache.first():  # all layers of full attention have the same mask
             self.cache.pads = self._pads(mask, batch, n)
         if self.length == 0:
             self.padded = bool(self.cache.pads)
             self.cursors = [lagkv.Cursor() for _ in range(batch if self.padded else 1)]
         if not self.padded or self.length == 0:
+            self.cache.visible = None
             return mask
         if implementation not in ("eager", "sdpa"):
             raise lagkv.Error(f"attn_implementation={implementation}: must be eager or sdpa for a padded batch")
         rows, device = self.rows(), self.keys.device
         tokens = torch.tensor([c.tokens for c in self.cursors], device=device)
-        old = (torch.arange(rows, device=device) >= (rows - tokens)[:, None])[:, None, None].expand(-1, 1, n, rows)
-        if mask is None:
-            new = torch.ones(n, n, dtype=torch.bool, device=device).tril().expand(batch, 1, n, n)
-        else:
-            new = mask[..., -n:].expand(batch, -1, n, n)
-        if new.dtype != torch.bool:
-            old = torch.zeros(old.shape, dtype=new.dtype, device=device).masked_fill(~old, torch.finfo(new.dtype).min)
-        return torch.cat([old.expand(-1, new.shape[1], -1, -1), new], -1)
+        self.cache.visible = (torch.arange(rows, device=device) >= (rows - tokens)[:, None])[:, None, None]
+        self.cache.fresh = n
+        return self.cache.hide(mask, n)
 
     def _pads(self, mask: Optional[torch.Tensor], batch: int, n: int) -> List[int]:
         """The padding that each entry has among n new tokens, by an attention mask; empty: none."""
@@ -240,10 +307,11 @@ class CompressedLayer(DynamicLayer):
 
     # ---- compression --------------------------------------------------------------------------------------------------
 
-    def observe(self, before_rope: torch.Tensor, after_rope: torch.Tensor, scale: Optional[float]) -> None:
-        """Queries [batch, query heads, n, dim] of the newest tokens, before they are appended."""
-        needs = self.policy.needs
-        self.scale = scale
+    def _observe(self, shown: _Shown) -> None:
+        """Takes the queries of the newest tokens, before these are appended."""
+        needs, before_rope, after_rope = self.policy.needs, shown.before_rope, shown.after_rope
+        assert before_rope is not None and after_rope is not None
+        self.scale = shown.scale
         if needs["queries"] or needs["accumulated_attention"]:
             n = max(needs["queries"], after_rope.shape[-2] if needs["accumulated_attention"] else 0)
             both = after_rope if self.queries is None else torch.cat([self.queries, after_rope], -2)
@@ -254,6 +322,24 @@ class CompressedLayer(DynamicLayer):
             moments = [counts.sum(-1)[:, None, None], x.sum(-2), x.transpose(-1, -2) @ x]
             self.moments = moments if self.moments is None else [a + b for a, b in zip(self.moments, moments)]
 
+    def _check_keys(self, keys: torch.Tensor, fresh: torch.Tensor) -> None:
+        """Refuses a model whose keys are not what _projected() and the Rope make of its hidden states: its queries would not be
+        either. Looks at a few of the last new keys, until their positions are far enough from 0 for RoPE to show."""
+        if self.shown is None or self.shown.keys is None:
+            raise lagkv.Error("model: is not the one that this cache was made for: its attention has not been seen")
+        before, after = self.shown.keys
+        n = before.shape[-2]
+        keys, positions = keys.detach()[..., -n:, :], fresh[:, -n:]
+        real = (positions >= 0)[:, None, :, None].to(keys.device)
+        off = _difference(keys * real, after * real)
+        if self.rope is not None:
+            off = max(off, _difference(_before_rope(keys, positions, self.rope) * real, before * real))
+        if off > SAME_KEYS:
+            raise lagkv.Error(f"model: {self.shown.module}: its keys are not k_proj, k_norm and RoPE of the hidden states (they "
+                              f"differ by {100 * off:.0f} %): policy {self.cache.policy.text} cannot read its queries, nor keys "
+                              "before RoPE")
+        self.trusted = bool((positions >= FAR_ENOUGH).any())
+
     def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
         batch, heads, rows, _ = keys.shape
         if self.length == 0:  # a budget in bytes is for all layers together
@@ -262,8 +348,8 @@ class CompressedLayer(DynamicLayer):
         if needs["accumulated_attention"]:
             before = self.attention if self.attention is not None else torch.zeros(batch, heads, 0)
             self.attention = torch.cat([before, torch.zeros(batch, heads, rows - before.shape[-1])], -1)
-        if needs["key_statistics"] and self.sums is None:
-            self.sums = numpy.zeros((batch, heads, 2 * keys.shape[-1] + 1))
+        if needs["key_statistics"]:  # a copy: a call that fails leaves those before
+            self.sums = numpy.zeros((batch, heads, 2 * keys.shape[-1] + 1)) if self.sums is None else self.sums.copy()
         pads = self.cache.pads or [0] * len(self.cursors)
         stays = [self._stays(slice(b, b + 1) if self.padded else slice(None), keys, values, cursor, n - pad)
                  for b, (cursor, pad) in enumerate(zip(self.cursors, pads))]
@@ -378,21 +464,36 @@ def _rotation_of(module: torch.nn.Module) -> Any:
     return function
 
 
+def _model_of(model: Any) -> Optional[PreTrainedModel]:
+    """The model of Transformers that this is or wraps (PEFT, torch.compile, DataParallel); None for a config."""
+    if isinstance(model, torch.nn.Module):
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                return module
+    elif isinstance(model, PreTrainedConfig):
+        return None
+    raise TypeError(f"model: must be a model of Transformers, or its config, not {type(model).__name__}")
+
+
 def _attention_modules(model: torch.nn.Module) -> List[torch.nn.Module]:
     """Those that have a layer index and project queries."""
     return [m for m in model.modules() if hasattr(m, "layer_idx") and (hasattr(m, "q_proj") or hasattr(m, "qkv_proj"))]
 
 
-def _pairs(model: Optional[PreTrainedModel]) -> str:
+def _pairs(model: PreTrainedModel) -> str:
     """Which channels the model's RoPE turns together; seen by turning the first channel a quarter turn."""
-    modules = _attention_modules(model) if model is not None else []
-    if not modules:
-        return "halves"  # as nearly all models of Transformers have it
+    module = _attention_modules(model)[0]
+    rotation = _rotation_of(module)
     x = torch.zeros(1, 1, 1, 8)
     x[..., 0] = 1
-    cos, sin = torch.zeros(1, 1, 8), torch.ones(1, 1, 8)
-    turned = _rotation_of(modules[0])(x, x, cos, sin)[0].flatten()
-    return "neighbours" if abs(float(turned[1])) > 0.5 else "halves"
+    for angles in (8, 4):  # some give each pair one angle
+        try:
+            turned = rotation(x, x, torch.zeros(1, 1, angles), torch.ones(1, 1, angles))[0].flatten()
+            return "neighbours" if abs(float(turned[1])) > 0.5 else "halves"
+        except (RuntimeError, TypeError, IndexError, ValueError):
+            pass
+    raise lagkv.Error(f"model: {type(module).__name__} rotates keys in a way that this cache does not know: the policy reads "
+                      "keys as they were before RoPE")
 
 
 def _rope(config: Any, layer_type: str, pairs: str) -> lagkv.Rope:
@@ -416,35 +517,117 @@ def _rope(config: Any, layer_type: str, pairs: str) -> lagkv.Rope:
 
 
 def _watch(model: Any) -> None:
-    """Has every attention module show its mask and its queries to a LagKVCache, once a model."""
-    for module in _attention_modules(model):
+    """Has every attention module show its mask and its queries to a LagKVCache, and the model its mask, once a model."""
+    for module, hook in [(model, _before_model), *((m, _before_attention) for m in _attention_modules(model))]:
         if not getattr(module, "_lagkv_watched", False):
-            module.register_forward_pre_hook(_before_attention, with_kwargs=True)
-            module._lagkv_watched = True  # type: ignore[assignment]
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            module._lagkv_watched = True
 
 
-def _before_attention(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Optional[Tuple[Any, Dict[str, Any]]]:
+def _cache_of(kwargs: Dict[str, Any]) -> Optional[LagKVCache]:
     cache = kwargs.get("cache", kwargs.get("past_key_values"))
-    layer = cache.layers[module.layer_idx] if isinstance(cache, LagKVCache) else None
-    if not isinstance(layer, CompressedLayer):
+    return cache if isinstance(cache, LagKVCache) else None
+
+
+def _before_model(model: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+    """Refuses padding where no attention module shows it."""
+    cache, mask = _cache_of(kwargs), kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if cache is not None and not cache.sees_masks and isinstance(mask, torch.Tensor) and not bool((mask != 0).all()):
+        raise lagkv.Error(f"attention_mask: hides tokens: must hide none for {type(model).__name__}, which has layers without "
+                          "q_proj or qkv_proj, so that this cache cannot see their padding")
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _before_attention(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Optional[Tuple[Any, Dict[str, Any]]]:
+    cache = _cache_of(kwargs)
+    if cache is None or module.layer_idx >= len(cache.layers):
         return None
-    hidden, given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], kwargs.get("attention_mask")
-    mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], module.config._attn_implementation)
-    if layer.cache.reads_queries:
-        _show_queries(module, layer, hidden, *kwargs["position_embeddings"])
+    layer, given = cache.layers[module.layer_idx], kwargs.get("attention_mask")
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    if isinstance(layer, CompressedLayer):
+        mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], module.config._attn_implementation)
+        if cache.reads_queries or not layer.trusted:
+            _show(module, layer, hidden, kwargs.get("position_embeddings"))
+    elif isinstance(layer, DummyLayer) and getattr(module, "layer_type", None) == "full_attention":
+        mask = cache.hide(given, hidden.shape[1])  # it reads the keys and values of a compressed layer
+    else:
+        return None
     return None if mask is given else (args, {**kwargs, "attention_mask": mask})
 
 
-def _show_queries(module: Any, layer: CompressedLayer, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    needs = layer.policy.needs
-    if not needs["accumulated_attention"] and not needs["query_statistics"]:  # the last ones are enough
-        last = needs["queries"]
-        hidden, cos, sin = hidden[:, -last:], cos[:, -last:], sin[:, -last:]
-    with torch.no_grad():
-        queries = module.q_proj(hidden) if hasattr(module, "q_proj") else module.qkv_proj(hidden)
-        heads = module.config.num_attention_heads
-        queries = queries[..., :heads * module.head_dim].unflatten(-1, (heads, module.head_dim))
-        norm = getattr(module, "q_norm", None)
-        queries = (norm(queries) if norm is not None else queries).transpose(1, 2)
-        rotated = _rotation_of(module)(queries, queries, cos, sin)[0]
-    layer.observe(queries, rotated, getattr(module, "scaling", None))
+class _Shown:
+    """What an attention module has shown before its layer's update()."""
+
+    module = ""
+    before_rope: Optional[torch.Tensor] = None  # queries [batch, query heads, n, dim] of the newest tokens
+    after_rope: Optional[torch.Tensor] = None
+    keys: Optional[Tuple[torch.Tensor, torch.Tensor]] = None  # of a few of them, before and after RoPE
+    scale: Optional[float] = None
+
+
+@torch.no_grad()
+def _show(module: Any, layer: CompressedLayer, hidden: torch.Tensor, cos_and_sin: Any) -> None:
+    needs, shown = layer.policy.needs, _Shown()
+    shown.module = f"{type(module).__name__} of layer {module.layer_idx}"
+    try:
+        cos, sin = cos_and_sin
+        rotation = _rotation_of(module)
+        if not layer.trusted:
+            keys = _projected(module, "k", hidden[:, -KEYS_LOOKED_AT:])
+            shown.keys = keys, rotation(keys, keys, cos[:, -KEYS_LOOKED_AT:], sin[:, -KEYS_LOOKED_AT:])[1]
+        if layer.cache.reads_queries:
+            n = hidden.shape[1]
+            if not needs["accumulated_attention"] and not needs["query_statistics"]:  # the last ones are enough
+                n = min(n, needs["queries"])
+            shown.before_rope = _projected(module, "q", hidden[:, -n:])
+            shown.after_rope = rotation(shown.before_rope, shown.before_rope, cos[:, -n:], sin[:, -n:])[0]
+            shown.scale = getattr(module, "scaling", None)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as e:
+        if layer.trusted or isinstance(e, (lagkv.Error, torch.OutOfMemoryError)):
+            raise
+        raise lagkv.Error(f"model: {shown.module}: its queries and keys are not q_proj and k_proj, a norm of each head and RoPE "
+                          f"of the hidden states ({str(e).splitlines()[0]}): policy {layer.policy.text} cannot read them") from e
+    layer.shown = shown
+
+
+def _projected(module: Any, which: str, hidden: torch.Tensor) -> torch.Tensor:
+    """The queries (q) or keys (k) [batch, heads, n, dim] before RoPE, as most models make them."""
+    config, dim = module.config, module.head_dim
+    queries, keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = queries if which == "q" else keys
+    if hasattr(module, "q_proj"):
+        x = getattr(module, f"{which}_proj")(hidden)
+    else:
+        x = module.qkv_proj(hidden)
+        if x.shape[-1] == (queries + 2 * keys) * dim:
+            x = x.split([queries * dim, keys * dim, keys * dim], -1)[0 if which == "q" else 1]
+    if x.shape[-1] != heads * dim:
+        raise ValueError(f"{which}: {x.shape[-1]} numbers a token: must be those of {heads} heads x {dim}")
+    norm = getattr(module, f"{which}_norm", None)
+    x = x.unflatten(-1, (heads, dim))
+    normed: torch.Tensor = norm(x) if norm is not None else x
+    return normed.transpose(1, 2)
+
+
+def _before_rope(keys: torch.Tensor, positions: torch.Tensor, rope: lagkv.Rope) -> torch.Tensor:
+    """Keys [batch, heads, n, dim] of positions [batch, n] turned back, in double, as the library does."""
+    dims = rope.dims or keys.shape[-1]
+    frequencies = rope.base ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims) * rope.position_scale
+    if rope.factors:
+        frequencies = frequencies / torch.tensor(rope.factors, dtype=torch.float64)
+    angles = positions.double()[:, None, :, None] * frequencies
+    halves = rope.pairs == "halves"
+    a, b = (slice(0, dims // 2), slice(dims // 2, dims)) if halves else (slice(0, dims, 2), slice(1, dims, 2))
+    out = keys.cpu().double().clone()
+    x, y, cos, sin = out[..., a].clone(), out[..., b].clone(), angles.cos(), angles.sin()
+    out[..., a], out[..., b] = x * cos + y * sin, y * cos - x * sin
+    return out.to(keys.device)
+
+
+def _difference(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The norm of what x and y differ by but for a common factor (YaRN has one), of the norm of x."""
+    if x.shape != y.shape:
+        return 1.0
+    x, y = x.cpu().double(), y.cpu().double()
+    factor = (x * y).sum() / (y * y).sum().clamp(min=1e-300)
+    return float((x - factor * y).norm() / x.norm().clamp(min=1e-300))

@@ -9,6 +9,14 @@ namespace python {
 
 void refuse(std::initializer_list<lagkv::detail::piece> pieces) { throw refused(lagkv::detail::joined(pieces)); }
 
+void refuse_type(const char* name, nb::handle x, const char* must) {
+  constexpr std::size_t most = 80;  // characters of the value
+  nb::object text = nb::repr(x);
+  const char* rest = "";
+  if (nb::len(text) > most) text = text[nb::slice(nb::int_(0), nb::int_(most), nb::int_(1))], rest = "...";
+  throw nb::type_error(lagkv::detail::joined({name, "=", nb::str(text).c_str(), rest, ": must be ", must}).c_str());
+}
+
 namespace {
 
 std::string name_of(const nb::dlpack::dtype& t) {

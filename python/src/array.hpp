@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -32,6 +33,28 @@ T expect(lagkv::result<T> r) {
   if (!r) throw refused(r.message());
   return std::move(*r);
 }
+
+/// TypeError: NAME=VALUE: must be SUCH. A long value is cut.
+[[noreturn]] void refuse_type(const char* name, nb::handle x, const char* must);
+
+inline const std::string a_whole_number = "a whole number from 0 to " + std::to_string((std::numeric_limits<std::size_t>::max)());
+
+/// An argument that is converted by get(), where its name is known: what Python has in place of a T is refused by name and value.
+template <class T>
+struct given {
+  nb::handle x{};
+
+  T get(const char* name, const char* must) const {
+    T out{};
+    if (x.is_none() || !nb::try_cast(x, out)) refuse_type(name, x, must);
+    return out;
+  }
+};
+
+/// A count, or an index.
+struct whole : given<std::size_t> {
+  std::size_t get(const char* name) const { return given::get(name, a_whole_number.c_str()); }
+};
 
 /// Element types that arrays may have, as a set.
 enum kinds : unsigned { halves_and_floats = 1, float32 = 2, float64 = 4, int32 = 8 };
@@ -87,3 +110,25 @@ class array {
 };
 
 }  // namespace python
+
+namespace nanobind::detail {
+
+template <class T>
+struct type_caster<python::given<T>> {
+  NB_TYPE_CASTER(python::given<T>, make_caster<T>::Name)
+  bool from_python(handle src, std::uint8_t, cleanup_list*) noexcept {
+    value.x = src;
+    return true;
+  }
+};
+
+template <>
+struct type_caster<python::whole> {
+  NB_TYPE_CASTER(python::whole, make_caster<std::size_t>::Name)
+  bool from_python(handle src, std::uint8_t, cleanup_list*) noexcept {
+    value.x = src;
+    return true;
+  }
+};
+
+}  // namespace nanobind::detail

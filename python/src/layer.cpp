@@ -82,8 +82,7 @@ template <class T>
 T number(const char* name, nb::handle x, const char* must, T none = {}) {
   if (x.is_none()) return none;
   T out{};
-  if (!nb::try_cast(x, out))
-    throw nb::type_error(lagkv::detail::joined({name, "=", nb::repr(x).c_str(), ": must be ", must}).c_str());
+  if (!nb::try_cast(x, out)) refuse_type(name, x, must);
   return out;
 }
 
@@ -132,7 +131,7 @@ void layer_object::add(offered_set& to, const std::string& name, nb::handle x) c
   } else if (name == "importance") {
     take_rows(to.importance, &lagkv::extras::importance, "importance", 2, float32);
   } else if (name == "query_count") {
-    const auto n = number<std::size_t>("query_count", x, "a whole number, 0 or more");
+    const auto n = number<std::size_t>("query_count", x, a_whole_number.c_str());
     for (lagkv::extras& e : to.of) e.query_count = n;
   } else if (name == "accumulated_attention") {
     take_numbers(to.accumulated_attention, "accumulated_attention", float32, false,
@@ -145,8 +144,7 @@ void layer_object::add(offered_set& to, const std::string& name, nb::handle x) c
                  [](lagkv::extras& e, const array& a) { e.key_statistics = {reinterpret_cast<double*>(a.data())}; });
     expect_statistics(to.key_statistics, layers_[0]);
   } else if (name == "rope") {
-    if (!x.is_none() && !nb::isinstance<rope_object>(x))
-      throw nb::type_error(lagkv::detail::joined({"rope=", nb::repr(x).c_str(), ": must be a lagkv.Rope"}).c_str());
+    if (!x.is_none() && !nb::isinstance<rope_object>(x)) refuse_type("rope", x, "a lagkv.Rope");
     to.rope = x.is_none() ? nullptr : std::make_shared<rope_object>(nb::cast<const rope_object&>(x));
   } else if (name == "protect") {
     to.protect = number<std::vector<std::uint32_t>>("protect", x, "positions, whole numbers from 0 to 4294967295");

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -87,9 +88,10 @@ struct started_threads {
 
 struct workspace_object {
   std::vector<lagkv::workspace> workers;
+  std::optional<std::string> target;  ///< that was asked for
   std::atomic<bool> busy = false;
 
-  workspace_object(std::size_t threads, const std::optional<std::string>& target) {
+  workspace_object(std::size_t threads, std::optional<std::string> wanted) : target(std::move(wanted)) {
     if (threads == 0 || threads > 1024) refuse({"threads=", threads, ": must be from 1 to 1024"});
     const lagkv::simd::target t = target ? named(*target) : lagkv::simd::best();
     for (std::size_t i = 0; i < threads; ++i) workers.emplace_back(t);
@@ -128,14 +130,16 @@ struct policy_object {
     return lagkv::parse(text, all_methods());
   }
 
-  policy_object for_layer(std::size_t layer, std::size_t layers) const {
+  policy_object for_layer(whole at, whole of) const {
+    const std::size_t layer = at.get("layer"), layers = of.get("layers");
     if (layer >= layers) refuse({"layer=", layer, ": must be below the ", layers, " layers"});
     policy_object out = *this;
     out.policy = lagkv::for_layer(policy, layer, layers);
     return out;
   }
 
-  policy_object for_head(double multiple) const {
+  policy_object for_head(given<double> of) const {
+    const double multiple = of.get("multiple", "a number, 0 or more");
     if (!lagkv::detail::finite(multiple) || !(multiple >= 0)) refuse({"multiple=", multiple, ": must be 0 or more, and finite"});
     if (policy.budget.as<lagkv::keep::bytes>() != nullptr) refuse({lagkv::detail::is_in_bytes().message});
     policy_object out = *this;
@@ -144,7 +148,8 @@ struct policy_object {
     return out;
   }
 
-  policy_object fit(layer_object& l, std::size_t layers) const {
+  policy_object fit(layer_object& l, whole of) const {
+    const std::size_t layers = of.get("layers");
     if (layers == 0) refuse({"layers=0: must be 1 or more"});
     policy_object out = *this;
     out.policy = expect(lagkv::fit(policy, l.at(0), layers));
@@ -234,7 +239,8 @@ void expect_head(const lagkv::plan& p, std::size_t head) {
   if (head >= p.heads()) refuse({"head=", head, ": the plan has ", p.heads()});
 }
 
-nb::object rows_of(const lagkv::plan& p, std::size_t head) {
+nb::object rows_of(const lagkv::plan& p, whole of) {
+  const std::size_t head = of.get("head");
   if (!p.empty()) expect_head(p, head);
   std::vector<std::int64_t> rows(p.tokens_after(p.empty() ? 0 : head));
   for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::int64_t>(p.source(head, i));
@@ -422,7 +428,8 @@ nb::object scores_of(const policy_object& p, layer_object& l, const std::optiona
   return numpy(std::move(out), shape);
 }
 
-void accumulate(const policy_object& p, layer_object& l, const lagkv::cursor& at, std::size_t n, workspace_object& ws) {
+void accumulate(const policy_object& p, layer_object& l, const lagkv::cursor& at, whole newest, workspace_object& ws) {
+  const std::size_t n = newest.get("n");
   const use mine(ws.busy, "workspace"), its(l.busy, "layer");
   l.expect_rows();
   l.expect_sums_writable();
@@ -435,8 +442,8 @@ void accumulate(const policy_object& p, layer_object& l, const lagkv::cursor& at
 }
 
 /// Mean and covariance (or factors) of queries before RoPE, moved to the positions [first, first + future).
-nb::tuple moved(nb::handle mean, nb::handle covariance, nb::handle factors, rope_object& r, std::size_t first,
-                std::size_t future) {
+nb::tuple moved(nb::handle mean, nb::handle covariance, nb::handle factors, rope_object& r, whole from, whole positions) {
+  const std::size_t first = from.get("first"), future = positions.get("future");
   if (future == 0) refuse({"future=0: must be 1 or more"});
   const auto numbers = [](const array& a) {  // in C order
     std::vector<float> out;
@@ -476,10 +483,32 @@ nb::bytes save(const lagkv::cursor& c) {
   return nb::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
-lagkv::cursor cursor_of(std::size_t tokens, std::size_t dropped, std::size_t compressed) {
+lagkv::cursor cursor_of(whole in_use, whole gone, whole before) {
+  const std::size_t tokens = in_use.get("tokens"), dropped = gone.get("dropped"), compressed = before.get("compressed");
+  constexpr std::size_t most = (std::numeric_limits<std::size_t>::max)() / 4;
+  for (const auto& [name, n] : {std::pair("tokens", tokens), std::pair("dropped", dropped)})
+    if (n > most) refuse({name, "=", n, ": must be at most ", most});
   if (compressed > tokens) refuse({"compressed=", compressed, ": must be at most tokens=", tokens});
-  return expect(lagkv::load_cursor(lagkv::save({tokens, dropped, compressed})));
+  return {tokens, dropped, compressed};
 }
+
+rope_object rope_of(double base, std::string_view pairs, std::size_t dims, std::vector<float> factors, float scale) {
+  using pairing = lagkv::rope::pairing;
+  if (pairs != "halves" && pairs != "neighbours") refuse({"pairs=", pairs, ": must be halves or neighbours"});
+  rope_object r;
+  r.rope.base = base, r.rope.pairs = pairs == "halves" ? pairing::halves : pairing::neighbours;
+  r.rope.dims = dims, r.rope.position_scale = scale;
+  r.factors = std::move(factors);
+  // What depends on the keys' channels is checked where they meet.
+  const std::size_t channels = dims != 0 ? dims : r.factors.empty() ? 2 : 2 * r.factors.size();
+  expect(lagkv::check(*r.get(), channels));
+  return r;
+}
+
+std::string pairs_of(const rope_object& r) { return r.rope.pairs == lagkv::rope::pairing::halves ? "halves" : "neighbours"; }
+
+using rope_state = std::tuple<double, std::string, std::size_t, std::vector<float>, float>;
+using workspace_state = std::pair<std::size_t, std::optional<std::string>>;
 
 }  // namespace
 
@@ -505,7 +534,7 @@ NB_MODULE(_core, m) {
       "survivors.")
       .def(
           "__init__",
-          [](lagkv::cursor* c, std::size_t tokens, std::size_t dropped, std::size_t compressed) {
+          [](lagkv::cursor* c, whole tokens, whole dropped, whole compressed) {
             new (c) lagkv::cursor(cursor_of(tokens, dropped, compressed));
           },
           "tokens"_a = 0, "dropped"_a = 0, "compressed"_a = 0)
@@ -515,10 +544,12 @@ NB_MODULE(_core, m) {
       .def("seen", &lagkv::cursor::seen,
            "Tokens of the sequence up to the last compress(): the position of the next one for RoPE.")
       .def(
-          "take_back", [](lagkv::cursor& c, std::size_t rows) { lagkv::take_back(c, rows); }, "rows"_a,
+          "take_back", [](lagkv::cursor& c, whole rows) { lagkv::take_back(c, rows.get("rows")); }, "rows"_a,
           "The caller has removed rows from the end, so that `rows` of them are left: no further back than `compressed`.")
       .def("save", &save, "28 bytes, the same on every machine and in C++.")
-      .def_static("load", &load, "bytes"_a, "The cursor that was saved. Raises Error if the bytes are none.")
+      .def_static(
+          "load", [](given<nb::bytes> b) { return load(b.get("bytes", "the bytes of save()")); }, "bytes"_a,
+          "The cursor that was saved. Raises Error if the bytes are none.")
       .def("__getstate__", &save)
       .def("__setstate__", [](lagkv::cursor& c, nb::bytes b) { new (&c) lagkv::cursor(load(b)); })
       .def("__copy__", [](const lagkv::cursor& c) { return c; })
@@ -557,7 +588,9 @@ NB_MODULE(_core, m) {
       "Which tokens stay; parse() and make_policy() make one. It can be pickled and shared among threads.\n\n"
       "text: as given. needs: what it reads beside keys. ragged: heads may keep different numbers of rows. sloped: layers may.\n"
       "again: survivors are candidates again. sink, lag: tokens. by_partition: each partition keeps a share.")
-      .def(nb::init<std::string>(), "text"_a)
+      .def(
+          "__init__", [](policy_object* p, given<std::string> text) { new (p) policy_object(text.get("policy", "a string")); },
+          "text"_a)
       .def_ro("text", &policy_object::text)
       .def_prop_ro("needs", &needs_of)
       .def_prop_ro("ragged", [](const policy_object& p) { return p.policy.ragged; })
@@ -579,14 +612,18 @@ NB_MODULE(_core, m) {
           "The policy with a budget in bytes (budget_mb) made one of rows, for `layers` layers like `layer`; others as they are.")
       .def(
           "peak_rows",
-          [](const policy_object& p, std::size_t chunk, std::size_t tokens) { return lagkv::peak_rows(p.policy, chunk, tokens); },
+          [](const policy_object& p, whole chunk, whole tokens) {
+            return lagkv::peak_rows(p.policy, chunk.get("chunk"), tokens.get("tokens"));
+          },
           "chunk"_a, "tokens"_a, "The most rows that a layer has in use at once: see peak_rows().")
       .def(
           "due",
-          [](const policy_object& p, const lagkv::cursor& at, std::size_t tokens) { return p.policy.budget.due(at, tokens); },
+          [](const policy_object& p, const lagkv::cursor& at, whole tokens) {
+            return p.policy.budget.due(at, tokens.get("tokens"));
+          },
           "cursor"_a, "tokens"_a, "What may be dropped now, of so many rows in use; nothing most of the time.")
       .def(
-          "all_candidates", [](const policy_object& p, std::size_t tokens) { return all_candidates(p.policy, tokens); },
+          "all_candidates", [](const policy_object& p, whole tokens) { return all_candidates(p.policy, tokens.get("tokens")); },
           "tokens"_a,
           "What may be dropped of a new sequence of so many tokens; were nothing due, what would be if the budget were nearly 0.")
       .def("__getstate__", &policy_object::get)
@@ -603,36 +640,48 @@ NB_MODULE(_core, m) {
       "frequencies, one a pair (Llama 3, YaRN). position_scale: 0.25 stretches the context to 4 times its length.")
       .def(
           "__init__",
-          [](rope_object* self, double base, std::string_view pairs, std::size_t dims, std::vector<float> factors, float scale) {
-            using pairing = lagkv::rope::pairing;
-            if (pairs != "halves" && pairs != "neighbours") refuse({"pairs=", pairs, ": must be halves or neighbours"});
-            auto* r = new (self) rope_object;
-            r->rope.base = base, r->rope.pairs = pairs == "halves" ? pairing::halves : pairing::neighbours;
-            r->rope.dims = dims, r->rope.position_scale = scale;
-            r->factors = std::move(factors);
-            // What depends on the keys' channels is checked where they meet.
-            const std::size_t channels = dims != 0 ? dims : r->factors.empty() ? 2 : 2 * r->factors.size();
-            if (const lagkv::status s = lagkv::check(*r->get(), channels); !s) {
-              const std::string why = s.message();
-              r->~rope_object();
-              throw refused(why);
-            }
+          [](rope_object* self, given<double> base, given<std::string> pairs, whole dims, given<std::vector<float>> factors,
+             given<float> scale) {
+            new (self)
+                rope_object(rope_of(base.get("base", "a number"), pairs.get("pairs", "halves or neighbours"), dims.get("dims"),
+                                    factors.get("factors", "numbers, one a pair"), scale.get("position_scale", "a number")));
           },
           "base"_a = 10000.0, nb::kw_only(), "pairs"_a, "dims"_a = 0, "factors"_a = std::vector<float>{},
           "position_scale"_a = 1.0F)
       .def_prop_ro("base", [](const rope_object& r) { return r.rope.base; })
-      .def_prop_ro("pairs",
-                   [](const rope_object& r) { return r.rope.pairs == lagkv::rope::pairing::halves ? "halves" : "neighbours"; })
+      .def_prop_ro("pairs", &pairs_of)
       .def_prop_ro("dims", [](const rope_object& r) { return r.rope.dims; })
       .def_ro("factors", &rope_object::factors)
-      .def_prop_ro("position_scale", [](const rope_object& r) { return r.rope.position_scale; });
+      .def_prop_ro("position_scale", [](const rope_object& r) { return r.rope.position_scale; })
+      .def("__getstate__",
+           [](const rope_object& r) -> rope_state {
+             return {r.rope.base, pairs_of(r), r.rope.dims, r.factors, r.rope.position_scale};
+           })
+      .def("__setstate__", [](rope_object& r, const rope_state& s) {
+        const auto& [base, pairs, dims, factors, scale] = s;
+        new (&r) rope_object(rope_of(base, pairs, dims, factors, scale));
+      });
 
   nb::class_<workspace_object>(
       m, "Workspace",
-      "Scratch that only grows, for one call at a time; share it among layers and sequences.\n\n"
+      "Scratch that only grows, for one call at a time; share it among layers and sequences. A copy, or one from a pickle, has "
+      "the\n"
+      "same threads and target, and scratch of its own.\n\n"
       "threads: 1 to 1024; started for each call that has work for them. target: an instruction set (sse2, avx2, avx512, neon);\n"
       "default: the widest of this machine.")
-      .def(nb::init<std::size_t, const std::optional<std::string>&>(), "threads"_a = 1, "target"_a = nb::none())
+      .def(
+          "__init__",
+          [](workspace_object* w, whole threads, std::optional<given<std::string>> target) {
+            std::optional<std::string> name;
+            if (target) name = target->get("target", "the name of an instruction set");
+            new (w) workspace_object(threads.get("threads"), std::move(name));
+          },
+          "threads"_a = 1, "target"_a = nb::none())
+      .def("__getstate__",
+           [](const workspace_object& w) -> workspace_state {
+             return {w.workers.size(), w.target};
+           })
+      .def("__setstate__", [](workspace_object& w, const workspace_state& s) { new (&w) workspace_object(s.first, s.second); })
       .def_prop_ro("threads", [](const workspace_object& w) { return w.workers.size(); })
       .def_prop_ro("target", [](const workspace_object& w) { return lagkv::simd::name(w.workers[0].target()); })
       .def(
@@ -651,7 +700,8 @@ NB_MODULE(_core, m) {
       .def_prop_ro("heads", &lagkv::plan::heads)
       .def(
           "of",
-          [](const lagkv::plan& p, std::size_t head) {
+          [](const lagkv::plan& p, whole of) {
+            const std::size_t head = of.get("head");
             expect_head(p, head);
             std::vector<std::int64_t> rows(p.of(head).begin(), p.of(head).end());
             const std::size_t shape[] = {rows.size()};
@@ -660,14 +710,16 @@ NB_MODULE(_core, m) {
           "head"_a, "The candidates that a head keeps, ascending, int64.")
       .def(
           "tokens_after",
-          [](const lagkv::plan& p, std::size_t head) {
+          [](const lagkv::plan& p, whole of) {
+            const std::size_t head = of.get("head");
             if (!p.empty()) expect_head(p, head);
             return p.tokens_after(head);
           },
           "head"_a = 0, "Rows of a head after compaction.")
       .def(
           "source",
-          [](const lagkv::plan& p, std::size_t head, std::size_t row) {
+          [](const lagkv::plan& p, whole of, whole at) {
+            const std::size_t head = of.get("head"), row = at.get("row");
             if (!p.empty()) expect_head(p, head);
             if (row >= p.tokens_after(head))
               refuse({"row=", row, ": must be below the ", p.tokens_after(head), " rows after the plan"});
@@ -706,8 +758,8 @@ NB_MODULE(_core, m) {
       "Raises Error for shapes, types, devices and strides that cannot be, TypeError for what is no array.")
       .def(
           "__init__",
-          [](layer_object* self, nb::handle keys, nb::handle values, std::optional<std::size_t> tokens, nb::kwargs offers) {
-            auto* l = new (self) layer_object(keys, values, tokens.value_or(0), !tokens);
+          [](layer_object* self, nb::handle keys, nb::handle values, std::optional<whole> tokens, nb::kwargs offers) {
+            auto* l = new (self) layer_object(keys, values, tokens ? tokens->get("tokens") : 0, !tokens);
             try {
               l->offer(nb::borrow<nb::dict>(offers));
             } catch (...) {
@@ -720,9 +772,9 @@ NB_MODULE(_core, m) {
           "offer", [](layer_object& l, nb::kwargs offers) { l.offer(nb::borrow<nb::dict>(offers)); },
           "Takes the offers named, in place of those before; None takes one back.")
       .def_prop_rw("tokens", &layer_object::tokens,
-                   [](layer_object& l, std::size_t n) {
+                   [](layer_object& l, whole n) {
                      const use mine(l.busy, "layer");
-                     l.set_tokens(n);
+                     l.set_tokens(n.get("tokens"));
                    })
       .def_prop_ro("heads", &layer_object::heads)
       .def_prop_ro("channels", &layer_object::channels)
@@ -736,7 +788,8 @@ NB_MODULE(_core, m) {
   m.def("accumulate", &accumulate, "policy"_a, "layer"_a, "cursor"_a, "n"_a, "workspace"_a);
   m.def(
       "advance",
-      [](lagkv::cursor& at, const lagkv::plan& p, std::optional<std::size_t> head) {
+      [](lagkv::cursor& at, const lagkv::plan& p, std::optional<whole> of) {
+        const std::optional<std::size_t> head = of ? std::optional(of->get("head")) : std::nullopt;
         if (head && !p.empty()) expect_head(p, *head);
         if (p.tokens_before < at.tokens)
           refuse({"plan: is of ", p.tokens_before, " rows: must be at least the ", at.tokens, " that the cursor counts"});

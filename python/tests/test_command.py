@@ -310,7 +310,7 @@ def test_budgets_of_a_model(files):
 def test_leaves_its_inputs_alone(files, capsys):
     before = {f.name: f.read_bytes() for f in files.glob("*.npy")}
     (files / "link").symlink_to(files)
-    (files / "scores.npy").hardlink_to(files / "keys.npy")
+    os.link(files / "keys.npy", files / "scores.npy")
     (files / "other").mkdir()
     (files / "other" / "kept.npy").symlink_to(files / "queries.npy")
     for out, words in ((files, "keys.npy there is the input --keys: name another folder"), (files / ".", "the input --keys"),
@@ -417,3 +417,19 @@ def test_refuses_in_one_line(files, capsys, monkeypatch, arguments, words):
     assert run(files, *arguments) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and re.search(words, said), said
+
+
+@pytest.mark.parametrize("digits", [19, 30, 5000])
+@pytest.mark.parametrize("option, value", [("--layer", "{}/1"), ("--layer", "0/{}"), ("--protect", "{}"), ("--protect", "0-{}"),
+                                           ("--steps", "{}"), ("--steps", "300x{}")])
+def test_numbers_that_no_array_has_are_refused(files, capsys, option, value, digits):
+    assert run(files, "lagkv:sink=4,lag=32", option, value.format("9" * digits)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"lagkv: {option[2:]}") and said.count("\n") == 1
+    assert "must be" in said or "more than the 300" in said
+
+
+@pytest.mark.parametrize("option", ["--steps", "--protect", "--layer", "--target", "--queries", "--query-mean", "--rope-base"])
+def test_an_empty_value_is_not_taken_for_none(files, capsys, option):
+    assert run(files, "lagkv:sink=4,lag=32", option, "") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

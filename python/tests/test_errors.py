@@ -89,7 +89,7 @@ def test_of_no_known_kind():
         (dict(cursor=None), "cursor: is missing"),
         (dict(workspace=lagkv.Workspace(), threads=2), "threads: must not be given beside a workspace"),
         (dict(keys=lagkv.Layer(K, V)), "must not be given beside a lagkv.Layer"),
-        (dict(query_count=-1), "query_count=-1: must be a whole number, 0 or more"),
+        (dict(query_count=-1), "query_count=-1: must be a whole number from 0 to 18446744073709551615"),
         (dict(rope=10000), "rope=10000: must be a lagkv.Rope"),
         (dict(protect=[-1]), "protect=[-1]: must be positions, whole numbers from 0 to 4294967295"),
         (dict(protect=[2**40]), "protect=[1099511627776]: must be positions"),
@@ -100,6 +100,86 @@ def test_of_no_known_kind():
             lagkv.compress(**{"policy": POLICY, "keys": K, "values": V, "cursor": lagkv.Cursor(), **call})
         assert words in str(refusal.value)
     assert issubclass(lagkv.Error, ValueError)
+
+
+PLAN, CURSOR, ANY = lagkv.plan_eviction(POLICY, K, V), lagkv.Cursor(), lagkv.parse(POLICY)
+COUNTS = {
+    "tokens": [lambda n: lagkv.compress(POLICY, K, V, lagkv.Cursor(), tokens=n), lagkv.Cursor, ANY.all_candidates,
+               lambda n: ANY.due(CURSOR, n), lambda n: lagkv.peak_rows(POLICY, 1, n),
+               lambda n: setattr(lagkv.Layer(K, V), "tokens", n)],
+    "dropped": [lambda n: lagkv.Cursor(dropped=n)], "compressed": [lambda n: lagkv.Cursor(compressed=n)],
+    "rows": [lambda n: lagkv.take_back(lagkv.Cursor(), n)], "chunk": [lambda n: lagkv.peak_rows(POLICY, n, 1)],
+    "n": [lambda n: lagkv.accumulate(POLICY, K, V, n=n)], "threads": [lagkv.Workspace],
+    "layer": [lambda n: ANY.for_layer(n, 3)],
+    "layers": [lambda n: ANY.for_layer(0, n), lambda n: ANY.fit(lagkv.Layer(K, V), n)],
+    "head": [PLAN.rows, PLAN.of, PLAN.tokens_after, lambda n: PLAN.source(n, 0),
+             lambda n: lagkv.advance(lagkv.Cursor(), PLAN, n)],
+    "row": [lambda n: PLAN.source(0, n)], "dims": [lambda n: lagkv.Rope(pairs="halves", dims=n)],
+    "first": [lambda n: lagkv.moved(K[0], None, lagkv.Rope(pairs="halves"), n)],
+    "future": [lambda n: lagkv.moved(K[0], None, lagkv.Rope(pairs="halves"), 0, n)],
+    "query_count": [lambda n: lagkv.check(POLICY, K, V, query_count=n)],
+}
+NUMBERS = {
+    "base": lambda x: lagkv.Rope(x, pairs="halves"), "position_scale": lambda x: lagkv.Rope(pairs="halves", position_scale=x),
+    "factors": lambda x: lagkv.Rope(pairs="halves", factors=x), "multiple": ANY.for_head,
+    "scale": lambda x: lagkv.check(POLICY, K, V, scale=x), "head_budgets": lambda x: lagkv.check(POLICY, K, V, head_budgets=x),
+}
+WORDS = {"pairs": lambda x: lagkv.Rope(pairs=x), "target": lambda x: lagkv.Workspace(target=x), "policy": lagkv.parse,
+         "bytes": lagkv.Cursor.load}
+
+
+@pytest.mark.parametrize("name", [*COUNTS, *NUMBERS, *WORDS])
+def test_values_of_a_wrong_kind_are_named(name):
+    """By the name of the argument, the value, and what it must be."""
+    calls = COUNTS.get(name) or [NUMBERS.get(name) or WORDS[name]]
+    wrong = (-1, 1.5, np.float32(2.7), 2**64, "x", [2j]) if name in COUNTS else ("x", [2j], {}) if name in NUMBERS else (7, [1])
+    for call in calls:
+        for bad in wrong:
+            with pytest.raises(TypeError) as refusal:
+                call(bad)
+            assert str(refusal.value).startswith(f"{name}={bad!r}: must be "), str(refusal.value)
+        if name in COUNTS:  # NumPy's integers are integers
+            try:
+                call(np.int64(1))
+            except lagkv.Error:
+                pass
+
+
+def test_a_long_value_is_cut():
+    with pytest.raises(TypeError) as refusal:
+        lagkv.check(POLICY, K, V, protect=[*range(10000), -1])
+    assert len(str(refusal.value)) < 200 and str(refusal.value).startswith("protect=[0, 1, 2, ")
+
+
+def test_objects_of_a_wrong_kind_are_named():
+    for call, words in (
+        (lambda: lagkv.compress(POLICY, K, V, 3), "cursor: must be a lagkv.Cursor, not int"),
+        (lambda: lagkv.plan_eviction(POLICY, K, V, "c"), "cursor: must be a lagkv.Cursor, not str"),
+        (lambda: lagkv.accumulate(POLICY, K, V, 3, n=1), "cursor: must be a lagkv.Cursor, not int"),
+        (lambda: lagkv.score(POLICY, K, V, candidates=range(4)), "candidates: must be a lagkv.Candidates, not range"),
+        (lambda: lagkv.score(POLICY, K, V, workspace=2), "workspace: must be a lagkv.Workspace, not int"),
+        (lambda: lagkv.compact(K, None), "plan: must be a lagkv.Plan, not NoneType"),
+        (lambda: lagkv.advance(PLAN, CURSOR), "cursor: must be a lagkv.Cursor, not Plan"),
+        (lambda: lagkv.take_back(PLAN, 3), "cursor: must be a lagkv.Cursor, not Plan"),
+        (lambda: lagkv.rerotate(K, PLAN, 10000), "rope: must be a lagkv.Rope, not int"),
+        (lambda: lagkv.moved(K[0], None, None, 0), "rope: must be a lagkv.Rope, not NoneType"),
+    ):
+        with pytest.raises(TypeError) as refusal:
+            call()
+        assert str(refusal.value) == words
+    with pytest.raises(lagkv.Error, match=f"^dropped={2**63}: must be at most {2**62 - 1}$"):
+        lagkv.Cursor(dropped=2**63)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_and_pickles(again):
+    rope = again(lagkv.Rope(5e5, pairs="neighbours", dims=4, factors=[1, 2], position_scale=0.25))
+    assert (rope.base, rope.pairs, rope.dims, rope.factors, rope.position_scale) == (5e5, "neighbours", 4, [1, 2], 0.25)
+    workspace = again(lagkv.Workspace(3, target="sse2" if "sse2" in lagkv.Workspace().target else None))
+    assert workspace.threads == 3 and lagkv.score(POLICY, K, V, workspace=workspace).shape[0] == 2
+    assert again(lagkv.Workspace()).target == lagkv.Workspace().target
+    cursor = lagkv.Cursor(9, 3, 4)
+    assert again(cursor) == cursor and again(lagkv.parse(POLICY)).text == POLICY
 
 
 def test_read_only_arrays_can_be_read():
@@ -177,6 +257,12 @@ def test_policies_by_keyword():
     assert pickle.loads(pickle.dumps(fused)).text == copy.copy(fused).text == fused.text
     with pytest.raises(lagkv.Error, match="ratio=2: must be"):
         lagkv.make_policy("lagkv", ratio=2)
+    assert lagkv.make_policy("lagkv", lag=np.array(64), ratio=np.float32(0.1)).text == "lagkv:lag=64,ratio=0.1"
+    for options in (dict(form="paper,lag=5"), {"lag=3,sink": 2}, dict(lag=["1", "2,sink=3"])):
+        with pytest.raises(lagkv.Error, match="^lagkv: .*: must have no comma$"):
+            lagkv.make_policy("lagkv", **options)
+    with pytest.raises(TypeError, match="^name: must be a string, not int$"):
+        lagkv.make_policy(3)
     for m in lagkv.methods():
         for key, default, accepted, meaning in m["options"]:
             assert accepted.startswith("must be") and meaning

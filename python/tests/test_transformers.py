@@ -1,8 +1,11 @@
 """LagKVCache: positions right after eviction, every kind of method, batches, and what generate() does to a cache."""
 
+import copy
 import os
 import pathlib
+import pickle
 
+import numpy
 import pytest
 
 import lagkv
@@ -243,6 +246,18 @@ def test_refusals():
         LagKVCache("key_diff:keep=0.5,select=adaptive", model)
     with pytest.raises(lagkv.Error, match="reads queries: give the model in place of its config"):
         LagKVCache("snapkv", model.config)
+    with pytest.raises(lagkv.Error, match="reads keys as they were before RoPE: give the model in place of its config"):
+        LagKVCache("recommended:keep=0.25", model.config)
+    for policy in ("kvzap", "expected_attention:calibrated=yes"):
+        with pytest.raises(lagkv.Error, match=f"policy {policy}: reads what was fitted to the model beforehand"):
+            LagKVCache(policy, model)
+    for bad in (None, "llama", 3, torch.nn.Linear(2, 2), transformers.LlamaForCausalLM):
+        with pytest.raises(TypeError, match=f"model: must be a model of Transformers, or its config, not {type(bad).__name__}"):
+            LagKVCache("lagkv", bad)
+    for bad, error in ((5, TypeError), ([-1], TypeError), ("ab", TypeError), ([31, 30], lagkv.Error), ([3, 3], lagkv.Error)):
+        with pytest.raises(error, match="protect"):
+            LagKVCache("lagkv", model, protect=bad)
+    assert LagKVCache("lagkv", model, protect=numpy.array([30, 31])).protect == [30, 31]
     ids, mask = padded([tokens_of(1, 60)[0], tokens_of(1, 53)[0]])
     options = dict(max_new_tokens=2, eos_token_id=None, pad_token_id=0)
     with pytest.raises(lagkv.Error, match="entry 1 has 0 for its token 1: must count .*a padded batch needs the model"):
@@ -264,6 +279,208 @@ def test_refusals():
         model.generate(more, cache=cache, attention_mask=hidden, **options)
     with pytest.raises(lagkv.Error, match="tokens_to_remove=-54: must be at least -"):
         cache.crop(-54)
+
+
+# ---- copies, refusals in the middle, other models --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_copy_goes_on_as_the_cache_does(policy, again):
+    """As for a prompt that is read once and asked several things."""
+    model = tiny()
+    ids, mask = padded([tokens_of(1, 100)[0], tokens_of(1, 61, 1)[0]])
+    more = torch.cat([ids, tokens_of(2, 20, 2)], -1)
+    options = dict(max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for mask in (None, mask):
+        cache = LagKVCache(policy, model)
+        with torch.no_grad():
+            positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
+            model(ids, attention_mask=mask, position_ids=positions, cache=cache)
+        other = again(cache)
+        before = [x.clone() for x in (other.layers[1].keys, other.positions(1))]
+        hidden = None if mask is None else torch.cat([mask, torch.ones(2, 20, dtype=torch.long)], -1)
+        first = model.generate(more, attention_mask=hidden, cache=cache, **options)
+        assert torch.equal(before[0], other.layers[1].keys) and torch.equal(before[1], other.positions(1))
+        assert torch.equal(first, model.generate(more, attention_mask=hidden, cache=other, **options))
+        assert torch.equal(cache.positions(2), other.positions(2))
+
+
+class Wrapper(torch.nn.Module):
+    """As PEFT and torch.compile wrap a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = torch.nn.ModuleList([model])
+
+
+def test_the_model_may_be_wrapped():
+    model, ids = tiny(), tokens_of(2, 100)
+    caches = [LagKVCache("snapkv:window=16,keep=0.4", m) for m in (model, Wrapper(model), torch.nn.DataParallel(model))]
+    with torch.no_grad():
+        for cache in caches:
+            model(ids, cache=cache)
+    assert all(torch.equal(cache.positions(1), caches[0].positions(1)) for cache in caches)
+
+
+def same(x, y):
+    if isinstance(x, torch.Tensor):
+        return torch.equal(x, y)
+    if isinstance(x, numpy.ndarray):
+        return numpy.array_equal(x, y)
+    if isinstance(x, list) and x and isinstance(x[0], torch.Tensor):
+        return all(torch.equal(a, b) for a, b in zip(x, y))
+    return isinstance(x, (lagkv.Policy, lagkv.Rope)) or x == y
+
+
+@torch.no_grad()
+def test_a_compiled_model():
+    """What the cache does is left out of the graph."""
+    ids, rows = tokens_of(1, 100), []
+    for compiled in (False, True):
+        model = tiny(implementation="sdpa")
+        runs = torch.compile(model, backend="eager") if compiled else model
+        cache = LagKVCache("snapkv:window=16,keep=0.4", runs)
+        for n in (80, 20):
+            runs(ids[:, cache.get_seq_length():][:, :n], cache=cache)
+        rows.append(cache.positions(1))
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@torch.no_grad()
+def test_a_refused_call_leaves_the_cache(policy, monkeypatch):
+    """Refused before the first layer has appended anything, or where it chooses the rows; then all goes on as if it was not."""
+    model, ids = tiny(), tokens_of(2, 130)
+    cache, plain = LagKVCache(policy, model), LagKVCache(policy, model)
+    for c in (cache, plain):
+        model(ids[:, :100], cache=c)
+
+    def fail(*_, **__):
+        raise MemoryError("no scratch")
+    state = {n: copy.deepcopy(x) for n, x in vars(cache.layers[0]).items() if n != "cache"}
+    if policy != "full":
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(lagkv, "plan_eviction", fail)
+            model(ids[:, 100:], cache=cache)
+    with pytest.raises(lagkv.Error, match="position_ids: entry 0 has 7 for its token 100"):
+        model(ids[:, 100:], position_ids=torch.arange(7, 37).expand(2, -1), cache=cache)
+    for name, x in state.items():
+        assert same(x, getattr(cache.layers[0], name)), name
+    torch.testing.assert_close(model(ids[:, 100:], cache=cache).logits, model(ids[:, 100:], cache=plain).logits)
+    assert torch.equal(cache.positions(1), plain.positions(1))
+
+
+@torch.no_grad()
+def test_tokens_are_taken_back_in_all_layers_or_none():
+    model, ids = model_of("Gemma3"), tokens_of(1, 100)
+    cache = LagKVCache("lagkv:sink=4,lag=16,ratio=0.25", model)
+    cache.activate_past_recording()
+    model(ids, cache=cache)
+    lengths = [layer.get_seq_length() for layer in cache.layers]
+    rows = [layer.keys.shape[-2] for layer in cache.layers]
+    for n in (-90, 3):
+        with pytest.raises(lagkv.Error, match=f"tokens_to_remove={n}: must be"):
+            cache.crop(n)
+        assert [layer.get_seq_length() for layer in cache.layers] == lengths
+        assert [layer.keys.shape[-2] for layer in cache.layers] == rows
+    cache = LagKVCache("lagkv:sink=4,lag=16,ratio=0.25", model)  # a sliding layer that has not been told to remember
+    model(ids, cache=cache)
+    rows = [layer.keys.shape[-2] for layer in cache.layers]
+    with pytest.raises(RuntimeError):
+        cache.crop(-2)
+    assert [layer.keys.shape[-2] for layer in cache.layers] == rows
+
+
+SMALL = dict(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0)
+SLIDING = dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
+EXPERTS = dict(num_local_experts=2, num_experts_per_tok=1)
+LATENT = dict(q_lora_rank=None, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, first_k_dense_replace=4,
+              num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1)
+SHARED = dict(SLIDING, head_dim=16, num_kv_shared_layers=1, vocab_size_per_layer_input=97, hidden_size_per_layer_input=8)
+OTHERS = {"Llama": {}, "Qwen3": {}, "Phi3": {}, "Gemma2": dict(SLIDING, head_dim=16), "Cohere": {}, "Granite": {},
+          "Starcoder2": {}, "Glm4": dict(head_dim=16), "GptOss": dict(SLIDING, head_dim=16, **EXPERTS), "Mixtral": EXPERTS,
+          "Ministral3": {}, "Cohere2": SLIDING, "SmolLM3": dict(no_rope_layers=[1, 1, 1, 0], layer_types=["full_attention"] * 4),
+          "Exaone4": {}, "Lfm2": {}, "Olmo2": {}, "Phi": {}, "StableLm": {}, "Qwen3Next": {}, "DeepseekV3": LATENT,
+          "Gemma4Text": SHARED, "GPTNeoX": {}}
+REFUSED = {"Cohere2", "SmolLM3", "Exaone4", "Lfm2", "Olmo2", "Phi", "StableLm", "Qwen3Next", "DeepseekV3", "Gemma4Text",
+           "GPTNeoX"}
+
+
+def other(kind, implementation="eager"):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **OTHERS[kind]})
+    config._attn_implementation = implementation
+    model = getattr(transformers, f"{kind.replace('Text', '')}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 2 and any(part in name for part in ("q_proj", "k_proj", "qkv", "kv_", "query_key")):
+                p.mul_(6)
+    return model
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@torch.no_grad()
+def test_queries_are_the_models_own_or_refused(kind):
+    """Layers without RoPE, norms of another shape, gates, latent keys: the attention by the queries that the cache sees is the
+    model's, or the cache refuses the policy; and so the keys before RoPE. Policies of keys and values alone work all the same."""
+    model, ids = other(kind), tokens_of(1, 60)
+    refused = False
+    try:
+        cache = LagKVCache("h2o:capacity=1000", model)
+        weights = model(ids, cache=cache, output_attentions=True).attentions
+        seen = 0
+        for i, layer in enumerate(cache.layers):
+            if not isinstance(layer, CompressedLayer):
+                continue
+            seen += 1
+            keys = layer.keys.repeat_interleave(layer.queries.shape[1] // layer.keys.shape[1], 1)
+            logits = layer.queries @ keys.transpose(-1, -2) * layer.scale
+            ours = logits.masked_fill(torch.ones(60, 60).triu(1).bool(), float("-inf")).softmax(-1)
+            theirs = weights[i] / weights[i].sum(-1, keepdim=True)  # GPT-OSS has sinks beside the rows
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+        assert seen
+    except lagkv.Error as e:
+        refused = True
+        assert str(e).startswith("model: ") and "h2o:capacity=1000" in str(e)
+    assert refused == (kind in REFUSED)
+    if kind in REFUSED - {"Qwen3Next"}:  # which has another q_proj, and plain keys
+        with pytest.raises(lagkv.Error, match="^model: "):
+            model(ids, cache=LagKVCache("recommended:capacity=1000", model))
+    else:
+        model(ids, cache=LagKVCache("recommended:capacity=1000", model))
+    cache = LagKVCache("lagkv:sink=4,lag=8,ratio=0.25", model)
+    model(ids, cache=cache)
+    assert cache.rows() < 60
+
+
+@torch.no_grad()
+def test_another_model_than_the_caches_is_noticed():
+    for policy in ("snapkv:window=16,keep=0.4", "recommended:keep=0.25"):
+        with pytest.raises(lagkv.Error, match="model: is not the one that this cache was made for"):
+            other("Mixtral")(tokens_of(1, 60), cache=LagKVCache(policy, other("Llama")))
+
+
+@pytest.mark.parametrize("kind", ["Gemma4Text", "GPTNeoX", "Cohere2", "Olmo2", "DeepseekV3"])
+def test_padding_is_seen_or_refused(kind):
+    """Also in layers that read another layer's keys (Gemma 4), and in models whose attention has no q_proj."""
+    model = other(kind, "sdpa")
+    rows = [tokens_of(1, n, seed)[0] for seed, n in enumerate((100, 61, 20))]
+    ids, mask = padded(rows)
+    options = dict(max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    if kind == "GPTNeoX":
+        for given in (model, model.config):
+            with pytest.raises(lagkv.Error, match="attention_mask: hides tokens: must hide none|batch=3: nothing tells"):
+                model.generate(ids, attention_mask=mask, cache=LagKVCache("lagkv:lag=16", given), **options)
+        assert model.generate(tokens_of(3, 60), cache=LagKVCache("lagkv:lag=16", model), **options).shape == (3, 80)
+        return
+    for policy, more in (("lagkv:sink=4,lag=16,ratio=0.25", {}), ("full", dict(prefill_chunk_size=32))):
+        out = model.generate(ids, attention_mask=mask, cache=LagKVCache(policy, model), **options, **more)
+        for b, row in enumerate(rows):
+            single = model.generate(row[None], attention_mask=torch.ones_like(row)[None], cache=LagKVCache(policy, model),
+                                    **options)
+            assert out[b, 100:].tolist() == single[0, len(row):].tolist(), (policy, b)
 
 
 def model_file():
