@@ -11,9 +11,13 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <thread>
+#include <vector>
+
+#include "host/calibration_file.hpp"
 
 namespace eval {
 namespace {
@@ -71,6 +75,13 @@ std::string sha256_of_text(std::string_view text) {
   const hash context = begin_hash();
   EVP_DigestUpdate(context.get(), text.data(), text.size());
   return end_hash(context);
+}
+
+std::map<std::string, std::string> sha256_of_calibration(const std::string& path) {
+  std::map<std::string, std::string> made;
+  for (const auto& [name, numbers] : host::calibration_numbers(path))
+    made[name] = sha256_of_text({reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(float)});
+  return made;
 }
 
 run_info facts(const host::model& m, const std::string& path) {

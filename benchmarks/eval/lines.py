@@ -8,12 +8,12 @@ import zlib
 
 NUMBER = (int, float)
 NEEDED = {"run": {"model_sha256": str, "seed": int}, "sample": {"task": str, "length": int, "sample": int, "policy": str}}
-OPTIONAL = {"run": {"depths": list, "data_sets": dict},
+OPTIONAL = {"run": {"depths": list, "data_sets": dict, "calibration": dict},
             "sample": {"removed": NUMBER, "scores": dict, "kept_mb": NUMBER, "kept_tokens": int, "judged_tokens": int}}
 SHARES = ("score", "partial", "prefix", "edit", "first_token", "same_token")  # from 0 to 1
 BEGINS = '{"type":"'  # a line; one that was cut off is known by it
 ALWAYS = {"model_sha256": "", "seed": 0, "question_seen": False, "chunk": 0, "cache_type": "f16", "transposed": False}
-IF_KNOWN = ("calibration_sha256", "repack", "depths")  # a file that does not say may be of any
+IF_KNOWN = ("repack", "depths")  # a file that does not say may be of any
 
 
 def refuse(why):
@@ -84,7 +84,8 @@ def conditions_of(run):
     """(field, value) of what a run is known to have been made with."""
     yield from ((field, run.get(field, absent)) for field, absent in ALWAYS.items())
     yield from ((field, run[field]) for field in IF_KNOWN if field in run)
-    yield from ((f"data_sets.{task}", sha256) for task, sha256 in run.get("data_sets", {}).items())
+    for files in ("data_sets", "calibration"):  # SHA-256 by task or tensor
+        yield from ((f"{files}.{name}", sha256) for name, sha256 in run.get(files, {}).items())
 
 
 class Conditions:

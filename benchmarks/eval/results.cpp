@@ -39,7 +39,7 @@ void run_fields(Run& r, Visit visit) {
   visit("chunk", r.chunk);
   visit("cache_type", r.cache_type);
   visit("transposed", r.transposed);
-  visit("calibration_sha256", r.calibration_sha256);
+  visit("calibration", r.calibration);
   visit("repack", r.repack);
   visit("depths", r.depths);
   visit("data_sets", r.data_sets);
@@ -229,14 +229,16 @@ std::string conflict(const run_info& was, const run_info& now) {
   same("chunk", was.chunk, now.chunk);
   same("cache type", was.cache_type, now.cache_type);
   same("transposed values", was.transposed, now.transposed);
-  if (!was.calibration_sha256.empty() && !now.calibration_sha256.empty())
-    same("a calibration of SHA-256", was.calibration_sha256, now.calibration_sha256);
   if (was.repack && now.repack) same("repacked weights", *was.repack, *now.repack);
   const auto listed = [](const std::vector<double>& depths) { return fmt::format("{}", fmt::join(depths, ",")); };
   if (!was.depths.empty() && !now.depths.empty()) same("depths", listed(was.depths), listed(now.depths));
-  for (const auto& [task, sha256] : now.data_sets)
-    if (const auto then = was.data_sets.find(task); then != was.data_sets.end())
-      same(fmt::format("a data set of {} of SHA-256", task), then->second, sha256);
+  const auto same_files = [&](std::string_view what, const auto& then, const auto& asked) {
+    for (const auto& [name, sha256] : asked)
+      if (const auto known = then.find(name); known != then.end())
+        same(fmt::format("{} {} of SHA-256", what, name), known->second, sha256);
+  };
+  same_files("a data set of", was.data_sets, now.data_sets);
+  same_files("calibrated", was.calibration, now.calibration);
   return found;
 }
 

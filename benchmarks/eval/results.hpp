@@ -25,12 +25,13 @@ struct run_info {
   std::uint64_t seed = 0;
   int threads = 0;
   bool question_seen = false;
-  std::size_t chunk = 0;           ///< tokens of a chunk, where the cache was compressed chunk by chunk; 0: after the prefill
-  std::string cache_type;          ///< f16, ...
-  bool transposed = false;         ///< values, in llama.cpp without flash attention
-  std::string calibration_sha256;  ///< of the calibration file; empty: there was none
-  std::optional<bool> repack;      ///< weights as llama.cpp likes them best; nothing: not known (the file is older)
-  std::vector<double> depths;      ///< of the pass key, in turn; empty: it was not asked for, or not known
+  std::size_t chunk = 0;    ///< tokens of a chunk, where the cache was compressed chunk by chunk; 0: after the prefill
+  std::string cache_type;   ///< f16, ...
+  bool transposed = false;  ///< values, in llama.cpp without flash attention
+  /// SHA-256 by tensor of the calibration file; empty: there was none. One that is not there: had not been counted, or not known.
+  std::map<std::string, std::string> calibration;
+  std::optional<bool> repack;                    ///< weights as llama.cpp likes them best; nothing: not known (the file is older)
+  std::vector<double> depths;                    ///< of the pass key, in turn; empty: it was not asked for, or not known
   std::map<std::string, std::string> data_sets;  ///< SHA-256 by task; a task that is not there: not asked for, or not known
 };
 

@@ -136,7 +136,7 @@ runner::runner(const run_options& o)
   info_.chunk = o.chunk;
   info_.cache_type = o.cache_type;
   info_.transposed = o.transposed;
-  if (!o.calibration.empty()) info_.calibration_sha256 = sha256(o.calibration);
+  if (!o.calibration.empty()) info_.calibration = sha256_of_calibration(o.calibration);
   info_.repack = o.repack;
   for (const task* t : tasks_) {
     if (t->name == "passkey64") info_.depths = o.depths;

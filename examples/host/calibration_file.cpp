@@ -8,9 +8,11 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <span>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 
 namespace host {
 namespace {
@@ -20,6 +22,13 @@ using nlohmann::json;
 constexpr const char* format = "lagkv-calibration";
 constexpr const char* version = "1";
 constexpr std::size_t most_header = 1 << 20, most_bytes = std::size_t{1} << 30;
+
+struct tensor {
+  const char* name;
+  std::size_t rank;
+};
+constexpr tensor queries{"queries", 4}, importance{"importance", 3}, head_importance{"head_importance", 3};
+constexpr tensor tensors[] = {queries, importance, head_importance};
 
 /// A tensor of F32 in a file that was read.
 struct array {
@@ -114,19 +123,19 @@ void write_calibration(const std::string& path, const calibration& c) {
         append(numbers, std::span(s.mean).subspan(head * channels, channels));
         append(numbers, std::span(s.factors).subspan(head * rank * channels, rank * channels));
       }
-    add("queries", {c.queries.size(), first.heads, 1 + rank, channels}, 0);
+    add(queries.name, {c.queries.size(), first.heads, 1 + rank, channels}, 0);
   }
   if (!c.importance.empty()) {
     const std::size_t before = numbers.size();
     for (const lagkv::importance_map& m : c.importance) append(numbers, m.weights);
-    add("importance", {c.importance.size(), c.importance[0].heads, c.importance[0].width()}, before);
+    add(importance.name, {c.importance.size(), c.importance[0].heads, c.importance[0].width()}, before);
     header["__metadata__"]["key_channels"] = std::to_string(c.importance[0].key_channels);
   }
   if (!c.head_importance.empty()) {
     const std::size_t before = numbers.size();
     for (const auto& heads : c.head_importance)
       for (const std::vector<float>& sample : heads) append(numbers, sample);
-    add("head_importance", {c.head_importance.size(), c.head_importance[0].size(), c.head_importance[0][0].size()}, before);
+    add(head_importance.name, {c.head_importance.size(), c.head_importance[0].size(), c.head_importance[0][0].size()}, before);
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -138,11 +147,19 @@ void write_calibration(const std::string& path, const calibration& c) {
   if (!out) throw std::runtime_error(path + ": cannot be written");
 }
 
+std::map<std::string, std::vector<float>> calibration_numbers(const std::string& path) {
+  const reader file(path);
+  std::map<std::string, std::vector<float>> made;
+  for (const auto& [name, rank] : tensors)
+    if (array a = file.get(name, rank); !a.shape.empty()) made[name] = std::move(a.numbers);
+  return made;
+}
+
 calibration read_calibration(const std::string& path, const std::string& model) {
   const reader file(path);
   calibration c{.model = file.metadata("model")};
   if (c.model != model) file.fail("was made for " + c.model.substr(0, 200) + ", not for " + model);
-  if (const array a = file.get("queries", 4); !a.shape.empty()) {
+  if (const array a = file.get(queries.name, queries.rank); !a.shape.empty()) {
     const std::size_t heads = a.shape[1], rank = a.shape[2] - 1, channels = a.shape[3];
     const float* from = a.numbers.data();
     for (std::size_t i = 0; i < a.shape[0]; ++i) {
@@ -154,7 +171,7 @@ calibration read_calibration(const std::string& path, const std::string& model) 
       }
     }
   }
-  if (const array a = file.get("importance", 3); !a.shape.empty()) {
+  if (const array a = file.get(importance.name, importance.rank); !a.shape.empty()) {
     const std::size_t heads = a.shape[1], width = a.shape[2];
     const std::string keys = file.metadata("key_channels");
     std::size_t key_channels = 0;
@@ -169,7 +186,7 @@ calibration read_calibration(const std::string& path, const std::string& model) 
                               {a.numbers.begin() + static_cast<std::ptrdiff_t>(i * heads * width),
                                a.numbers.begin() + static_cast<std::ptrdiff_t>((i + 1) * heads * width)}});
   }
-  if (const array a = file.get("head_importance", 3); !a.shape.empty()) {
+  if (const array a = file.get(head_importance.name, head_importance.rank); !a.shape.empty()) {
     const float* from = a.numbers.data();
     for (std::size_t i = 0; i < a.shape[0]; ++i) {
       auto& heads = c.head_importance.emplace_back();

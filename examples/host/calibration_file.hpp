@@ -1,6 +1,7 @@
 // What has been counted of a model, once, in a safetensors file.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -26,5 +27,9 @@ void write_calibration(const std::string& path, const calibration& c);
 /// Throws std::invalid_argument where the file is no such file, was made for another model than `model`, or holds a number that
 /// is not finite.
 [[nodiscard]] calibration read_calibration(const std::string& path, const std::string& model);
+
+/// The numbers of each tensor of the file, by its name; they say whether two files hold the same. Throws std::invalid_argument
+/// where it is no such file, or holds a number that is not finite.
+[[nodiscard]] std::map<std::string, std::vector<float>> calibration_numbers(const std::string& path);
 
 }  // namespace host

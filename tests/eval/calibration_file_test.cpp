@@ -12,6 +12,7 @@
 #include <fstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -57,6 +58,15 @@ TEST_F(CalibrationFile, HoldsWhatWasWritten) {
       if (!queries && !importance) {
         EXPECT_EQ(refusal(), path + ": holds neither queries nor importance");
         continue;
+      }
+      const auto numbers = host::calibration_numbers(path);  // the same, whatever else was counted
+      EXPECT_EQ(numbers.size(), (queries ? 1U : 0U) + (importance ? 2U : 0U));
+      if (queries) {
+        EXPECT_EQ(numbers.at("queries"), std::vector<float>({1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6, 5, 4, 3, 2}));
+      }
+      if (importance) {
+        EXPECT_EQ(numbers.at("head_importance"), std::vector<float>({3, 2, 1, 6, 5, 4, 9, 8, 7, 1, 1, 0}));
+        EXPECT_EQ(numbers.at("importance").size(), 20U);
       }
       const host::calibration read = host::read_calibration(path, "m");
       ASSERT_EQ(read.queries.size(), part.queries.size());

@@ -308,7 +308,7 @@ TEST_F(ResultsFile, IsNoPipeAndNoDevice) {
 TEST(Conflict, NamesBothConditions) {
   eval::run_info now;
   now.model_sha256 = "ab", now.seed = 42, now.cache_type = "f16", now.repack = true, now.depths = {0.25, 0.5};
-  now.calibration_sha256 = "cd", now.data_sets = {{"qa_1", "12"}, {"qa_2", "34"}};
+  now.calibration = {{"queries", "cd"}}, now.data_sets = {{"qa_1", "12"}, {"qa_2", "34"}};
   EXPECT_EQ(eval::conflict(now, now), "");
   const auto with = [&](auto change) {
     eval::run_info was = now;
@@ -322,7 +322,7 @@ TEST(Conflict, NamesBothConditions) {
   EXPECT_EQ(with([](run& r) { r.chunk = 512; }), "was made with chunk 512, not 0");
   EXPECT_EQ(with([](run& r) { r.cache_type = "q8_0"; }), "was made with cache type q8_0, not f16");
   EXPECT_EQ(with([](run& r) { r.transposed = true; }), "was made with transposed values true, not false");
-  EXPECT_EQ(with([](run& r) { r.calibration_sha256 = "x"; }), "was made with a calibration of SHA-256 x, not cd");
+  EXPECT_EQ(with([](run& r) { r.calibration["queries"] = "x"; }), "was made with calibrated queries of SHA-256 x, not cd");
   EXPECT_EQ(with([](run& r) { r.repack = false; }), "was made with repacked weights false, not true");
   EXPECT_EQ(with([](run& r) { r.depths = {0.25}; }), "was made with depths 0.25, not 0.25,0.5");
   EXPECT_EQ(with([](run& r) { r.data_sets["qa_2"] = "x"; }), "was made with a data set of qa_2 of SHA-256 x, not 34");
@@ -331,10 +331,10 @@ TEST(Conflict, NamesBothConditions) {
 // Files of older versions do not say all, and one to which a task is added says less.
 TEST(Conflict, IsNotWhatOneOfTheTwoDoesNotKnow) {
   eval::run_info was, now;
-  now.calibration_sha256 = "cd", now.repack = true, now.depths = {0.5}, now.data_sets = {{"qa_1", "12"}};
+  now.calibration = {{"queries", "cd"}}, now.repack = true, now.depths = {0.5}, now.data_sets = {{"qa_1", "12"}};
   EXPECT_EQ(eval::conflict(was, now), "");
   EXPECT_EQ(eval::conflict(now, was), "");
-  was.data_sets = {{"qa_2", "34"}};
+  was.data_sets = {{"qa_2", "34"}}, was.calibration = {{"importance", "ef"}};
   EXPECT_EQ(eval::conflict(was, now), "");
 }
 

@@ -162,12 +162,13 @@ class Matrix(unittest.TestCase):
 
     def test_refuses_what_cannot_be_compared(self):
         rows = {("full", "niah_single_1"): [1], ("good", "niah_single_1"): [1]}
-        known = {"calibration_sha256": "c", "repack": True, "depths": [0.5], "data_sets": {"qa_1": "d"}}
+        known = {"calibration": {"queries": "c"}, "repack": True, "depths": [0.5], "data_sets": {"qa_1": "d"}}
         write(self.a, "A", rows, **known)
         for field, value, was in (("seed", 8, 7), ("cache_type", "q8_0", "f16"), ("chunk", 512, 0),
-                                  ("question_seen", True, False), ("transposed", True, False), ("calibration_sha256", "e", "c"),
+                                  ("question_seen", True, False), ("transposed", True, False), ("calibration.queries", "e", "c"),
                                   ("repack", False, True), ("depths", [0.1], [0.5]), ("data_sets.qa_1", "f", "d")):
-            other = {"data_sets": {"qa_1": value}} if field == "data_sets.qa_1" else {field: value}
+            files, _, name = field.partition(".")
+            other = {files: {name: value} if name else value}
             write(self.b, "A", rows, **other)
             self.assert_refused([f"a={self.a},{self.b}"], f"{self.b}: {field} is {value}, but {was} in {self.a}")
         write(self.b, "B", rows)
@@ -178,7 +179,7 @@ class Matrix(unittest.TestCase):
         self.assert_refused([f"a={self.a}", "--policies", "good;goood", "--prompts", "1"],
                             "--policies: goood: no model has it with 0.75 removed; there are: good")
         # Other models have other seeds and calibrations, and are compressed as these are.
-        write(self.b, "B", rows, seed=8, calibration_sha256="e")
+        write(self.b, "B", rows, seed=8, calibration={"queries": "e"})
         self.assertEqual(self.run_it(self.a, self.b, "--prompts", "1").returncode, 0)
         write(self.b, "B", rows, chunk=512)
         self.assert_refused([self.a, self.b, "--prompts", "1"], f"{self.b}: chunk is 512, but 0 in {self.a}")

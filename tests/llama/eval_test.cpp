@@ -499,7 +499,8 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
   o.calibration = c.out;
   EXPECT_EQ(eval::run_command(o), 0);
   const eval::results done = eval::read_results(o.out);
-  EXPECT_EQ(done.runs.back().calibration_sha256.size(), 64U);
+  ASSERT_EQ(done.runs.back().calibration.size(), 3U);  // queries and both importances
+  EXPECT_EQ(done.runs.back().calibration.at("queries").size(), 64U);
   std::size_t calibrated = 0;
   for (const eval::sample_result& r : done.samples) {
     EXPECT_EQ(r.failure, "");
@@ -516,9 +517,14 @@ TEST_F(Run, CalibratesOnceAndRunsWithThat) {
     eval::run_command(o);
     ADD_FAILURE() << "results of two calibrations in one file";
   } catch (const std::invalid_argument& e) {
-    EXPECT_NE(std::string(e.what()).find("was made with a calibration of SHA-256"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("was made with calibrated queries of SHA-256"), std::string::npos) << e.what();
   }
   EXPECT_EQ(eval::read_results(o.out).samples.size(), done.samples.size());
+
+  c.rank = channels, c.count = {"queries"};  // less was counted, but the same
+  o.policies.pop_back(), o.samples = 1;
+  EXPECT_EQ(eval::calibrate_command(c), 0);
+  EXPECT_EQ(eval::run_command(o), 0);
 }
 
 // Out of time from the start: one prompt of each half, and the second call has nothing left to run.

@@ -33,7 +33,7 @@ json run_json(const run_info& run) {
           {"machine", run.machine},       {"seed", run.seed},
           {"threads", run.threads},       {"question_seen", run.question_seen},
           {"chunk", run.chunk},           {"cache_type", run.cache_type},
-          {"transposed", run.transposed}, {"calibration_sha256", run.calibration_sha256}};
+          {"transposed", run.transposed}, {"calibration", run.calibration}};
 }
 
 json tasks_json(const summary& all) {
