@@ -59,9 +59,7 @@ std::string end_hash(const hash& h) {
   return text;
 }
 
-}  // namespace
-
-std::string sha256(const std::string& path) {
+std::string sha256_of_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   const hash context = begin_hash();
   std::vector<char> block(1 << 20);
@@ -70,6 +68,8 @@ std::string sha256(const std::string& path) {
   if (!file.eof()) throw std::runtime_error(path + ": cannot be read");
   return end_hash(context);
 }
+
+}  // namespace
 
 std::string sha256_of_text(std::string_view text) {
   const hash context = begin_hash();
@@ -88,7 +88,7 @@ run_info facts(const host::model& m, const std::string& path) {
   run_info run;
   run.date = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
   run.model = std::filesystem::path(path).filename().string();
-  run.model_sha256 = sha256(path);
+  run.model_sha256 = sha256_of_file(path);
   run.model_name = name_of(m.get());
   run.lagkv = fmt::format("{} ({})", LAGKV_EVAL_VERSION, LAGKV_EVAL_REVISION);
   run.llama = fmt::format("ggml {} ({})", ggml_version(), ggml_commit());

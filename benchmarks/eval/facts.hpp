@@ -10,10 +10,7 @@
 
 namespace eval {
 
-/// SHA-256 of a file, hexadecimal. Throws std::runtime_error where it cannot be read.
-[[nodiscard]] std::string sha256(const std::string& path);
-
-/// The same of a text.
+/// SHA-256 of a text, hexadecimal.
 [[nodiscard]] std::string sha256_of_text(std::string_view text);
 
 /// The same of each tensor of a calibration file, by its name. Throws std::invalid_argument where it is no such file.

@@ -61,10 +61,9 @@ def _of(kind: Type[T], name: str, x: Any) -> T:
 
 
 def _workspace(workspace: Optional[Workspace], threads: Optional[int]) -> Workspace:
-    if workspace is not None:
-        _of(Workspace, "workspace", workspace)
     if workspace is None:
         return Workspace(1 if threads is None else threads)
+    _of(Workspace, "workspace", workspace)
     if threads is not None:
         raise TypeError("threads: must not be given beside a workspace, which has its own")
     return workspace

@@ -77,13 +77,10 @@ void expect_tokens(const array& x, std::size_t tokens) {
     refuse({x.name(), ": tokens=", x.size(x.rank() - 1), ": must be at least the ", tokens, " rows in use"});
 }
 
-/// A number, or numbers, of Python's; None is `none`.
+/// A number, or numbers, of Python's; None is zero, or none.
 template <class T>
-T number(const char* name, nb::handle x, const char* must, T none = {}) {
-  if (x.is_none()) return none;
-  T out{};
-  if (!nb::try_cast(x, out)) refuse_type(name, x, must);
-  return out;
+T number(const char* name, nb::handle x, const char* must) {
+  return x.is_none() ? T{} : given<T>{x}.get(name, must);
 }
 
 }  // namespace
