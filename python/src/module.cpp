@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstring>
 #include <exception>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -485,7 +484,7 @@ nb::bytes save(const lagkv::cursor& c) {
 
 lagkv::cursor cursor_of(whole in_use, whole gone, whole before) {
   const std::size_t tokens = in_use.get("tokens"), dropped = gone.get("dropped"), compressed = before.get("compressed");
-  constexpr std::size_t most = (std::numeric_limits<std::size_t>::max)() / 4;
+  constexpr std::size_t most = lagkv::detail::most_counted;
   for (const auto& [name, n] : {std::pair("tokens", tokens), std::pair("dropped", dropped)})
     if (n > most) refuse({name, "=", n, ": must be at most ", most});
   if (compressed > tokens) refuse({"compressed=", compressed, ": must be at most tokens=", tokens});

@@ -53,6 +53,13 @@ inline saved_cursor save(const cursor& c) {
 /// The cursor that was saved; refused if the bytes are not 28, of another version, or name numbers that no cache has.
 LAGKV_EDGE result<cursor> load_cursor(std::span<const std::byte> bytes);
 
+namespace detail {
+
+/// The most that a count of a cursor may be: sums of them hold, on 32 bits too.
+inline constexpr std::size_t most_counted = (std::numeric_limits<std::size_t>::max)() / 4;
+
+}  // namespace detail
+
 #if LAGKV_BODIES
 
 LAGKV_EDGE result<cursor> load_cursor(std::span<const std::byte> bytes) {
@@ -66,10 +73,10 @@ LAGKV_EDGE result<cursor> load_cursor(std::span<const std::byte> bytes) {
   };
   if (const std::uint64_t version = get(4); version != 1)
     return detail::refuse({"saved cursor of version ", version, ": must be 1"});
-  constexpr std::uint64_t most = (std::numeric_limits<std::size_t>::max)() / 4;  // sums of them hold, on 32 bits too
   std::uint64_t count[3];
   for (std::uint64_t& n : count)
-    if ((n = get(8)) > most) return detail::refuse({"saved cursor: a count of ", n, ": must be at most ", most});
+    if ((n = get(8)) > detail::most_counted)
+      return detail::refuse({"saved cursor: a count of ", n, ": must be at most ", detail::most_counted});
   const auto in_memory = [](auto n) { return static_cast<std::size_t>(n); };
   const cursor c{in_memory(count[0]), in_memory(count[1]), in_memory(count[2])};
   if (c.compressed > c.tokens)
