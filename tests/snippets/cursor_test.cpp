@@ -15,17 +15,20 @@ namespace {
 constexpr std::size_t heads = 2, channels = 16, capacity = 700, prompt_length = 600;
 
 struct host {
-  std::vector<float> k = std::vector<float>(heads * capacity * channels);
+  std::vector<float> k = std::vector<float>(heads * capacity * channels), v = k;
 
   host() {
     std::mt19937 random(1);
     std::normal_distribution<float> x;
     for (float& f : k) f = x(random);
+    for (float& f : v) f = x(random);
   }
 
   lagkv::layer operator()(std::size_t tokens) {
-    const lagkv::strided<float> rows(k.data(), {heads, channels}, {.head = capacity * channels, .token = channels}, capacity);
-    return {rows, rows, tokens};
+    const auto rows = [](std::vector<float>& of) {
+      return lagkv::strided<float>(of.data(), {heads, channels}, {.head = capacity * channels, .token = channels}, capacity);
+    };
+    return {rows(k), rows(v), tokens};
   }
 };
 
