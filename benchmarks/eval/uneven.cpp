@@ -1,6 +1,6 @@
 #include "uneven.hpp"
 
-#include <lagkv/attention/fit_importance.hpp>
+#include <lagkv/attention/head_budgets.hpp>
 
 #include <fmt/format.h>
 

@@ -30,8 +30,8 @@ __version__: str = _core.version
 
 __all__ = [
     "Candidates", "Cursor", "Error", "Layer", "Plan", "Policy", "Rope", "Workspace", "accumulate", "advance", "check", "compact",
-    "compress", "compress_layers", "expected_queries", "fusion_options", "make_policy", "methods", "moved", "parse", "peak_rows",
-    "plan_eviction", "query_statistics", "rerotate", "score", "shared_options", "take_back",
+    "compress", "compress_layers", "expected_queries", "fusion_options", "head_budgets", "make_policy", "methods", "moved",
+    "parse", "peak_rows", "plan_eviction", "query_statistics", "rerotate", "score", "shared_options", "take_back",
 ]
 
 PolicyLike = Union[Policy, str]
@@ -260,6 +260,21 @@ def moved(mean: Array, covariance: Optional[Array], rope: Rope, first: int, futu
     query_factors. Source: ExpectedAttention, arXiv 2510.00636.
     """
     return _core.moved(mean, covariance, factors, _of(Rope, "rope", rope), first, future)
+
+
+def head_budgets(importance: Sequence[Sequence[Iterable[float]]], share: float, least: float = 0) -> List[List[float]]:
+    """[layer][head]: the budget of each head for select=by_head, once a model. The average is 1.
+
+    importance[layer][head]: how much the head looks back at each token of texts, in any order; an array [layers, heads, tokens]
+    will do (lagkv.transformers.head_importance() measures it). share: of all rows that stay, above 0 and at most 1. least: the
+    share of its rows that each head keeps whatever their importance, 0 to share; give the share that sinks and window take.
+    Source: KVzip, arXiv 2505.23416.
+    """
+    try:
+        numbers = [[[float(x) for x in head] for head in layer] for layer in importance]
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"importance: must be, for each layer and each head, a list of numbers ({e})") from e
+    return _core.head_budgets(numbers, share, least)
 
 
 def query_statistics(queries: Any) -> Tuple[Any, ...]:

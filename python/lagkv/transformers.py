@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import copy
 import importlib
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 try:
@@ -29,7 +29,7 @@ except ImportError:
 
 import lagkv
 
-__all__ = ["LagKVCache"]
+__all__ = ["LagKVCache", "head_importance"]
 
 FIRST_QUERIES = 4  # of a text, which are unlike the rest: left out of the statistics, as kvpress does
 KEYS_LOOKED_AT = 8  # new keys that a layer's first calls compare with what _projected() makes
@@ -41,10 +41,11 @@ class LagKVCache(Cache):
     """A cache whose layers of full attention are compressed by a policy; layers with a window of their own stay as they are.
 
     policy: a lagkv.Policy or a string. All layers, all heads and all entries of a batch keep the same number of rows: policies
-    with select=adaptive, select=by_head or pyramid are refused, and those that read what only its host can have (kvzap,
-    calibrated=yes). model: the model, wrapped or not; or its config, for policies that read keys and values as they are and
-    batches without padding. protect: positions that are never dropped, ascending. threads: that share the heads of a layer, 1 to
-    1024.
+    with select=adaptive or pyramid are refused, and those that read what only its host can have (kvzap, calibrated=yes). With
+    select=by_head each head keeps its own number: give head_budgets, for each compressed layer a number for each KV head
+    (lagkv.head_budgets() makes them). model: the model, wrapped or not; or its config, for policies that read keys and values as
+    they are and batches without padding. protect: positions that are never dropped, ascending. threads: that share the heads of a
+    layer, 1 to 1024.
 
     A batch may be padded on the left: each entry keeps what it would keep alone. The cache can be copied (copy.deepcopy) and
     pickled.
@@ -54,21 +55,21 @@ class LagKVCache(Cache):
     """
 
     def __init__(self, policy: Union[lagkv.Policy, str], model: Any, *, protect: Optional[Sequence[int]] = None,
-                 threads: int = 1) -> None:
+                 head_budgets: Optional[Sequence[Sequence[float]]] = None, threads: int = 1) -> None:
         self.policy = policy if isinstance(policy, lagkv.Policy) else lagkv.parse(policy)
         lagkv.check("full", numpy.zeros((1, 1, 1), numpy.float32), protect=protect)
         self.protect = [int(p) for p in protect] if protect is not None else []
         self.pads: List[int] = []  # that each entry has among the newest tokens; empty: none
-        self.visible: Optional[torch.Tensor] = None  # of a padded batch, bool [batch, 1, 1, rows]: the rows before the new tokens
+        self.visible: Optional[torch.Tensor] = None  # bool [batch, heads or 1, 1, rows]: rows before the new tokens; None: all
         self.fresh = 0  # new tokens of each entry, beside `visible`
         self.workspace = lagkv.Workspace(threads)
         module = _model_of(model)
         self.has_model = module is not None
         config = (module.config if module is not None else model).get_text_config(decoder=True)
-        if self.policy.ragged or self.policy.sloped:
-            raise lagkv.Error(f"policy {self.policy.text}: keeps different numbers of rows in heads or layers, which this cache "
-                              "cannot hold")
         needs = self.policy.needs
+        if (self.policy.ragged and not needs["head_budgets"]) or self.policy.sloped:
+            raise lagkv.Error(f"policy {self.policy.text}: keeps different numbers of rows in heads or layers, which this cache "
+                              "cannot hold but with select=by_head")
         if needs["importance"] or needs["calibrated"]:
             raise lagkv.Error(f"policy {self.policy.text}: reads what was fitted to the model beforehand, which this cache "
                               "does not take")
@@ -80,8 +81,11 @@ class LagKVCache(Cache):
         ours = [t == "full_attention" for t in types]
         if not any(ours):
             raise lagkv.Error(f"model: has no layer of full attention (layers: {', '.join(sorted(set(types)))})")
+        budgets = _budgets_of_layers(self.policy, head_budgets, sum(ours), config)
         seen = {m.layer_idx for m in _attention_modules(module)} if module is not None else set()
         self.sees_masks = all(i in seen for i, own in enumerate(ours) if own)
+        if budgets is not None:
+            self._expect_masks_of_heads(module, types)
         if module is not None and reads and not self.sees_masks:
             raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
                               f"reads {reads}, which this cache cannot see there")
@@ -89,8 +93,14 @@ class LagKVCache(Cache):
         if module is not None and (needs["rope"] or needs["query_statistics"]):
             pairs = _pairs(module)
             ropes = {t: _rope(config, t, pairs) for t in set(types) if t == "full_attention"}
-        layers = [CompressedLayer(self, ropes.get(t)) if own else DYNAMIC_LAYER_TYPE_MAPPING[t](**o)
-                  for t, o, own in zip(types, options, ours)]
+        left = iter(budgets or [])
+
+        def layer_of(t: str, o: Dict[str, Any], own: bool) -> Any:
+            if not own:
+                return DYNAMIC_LAYER_TYPE_MAPPING[t](**o)
+            return CompressedLayer(self, ropes.get(t)) if budgets is None else RaggedLayer(self, ropes.get(t), next(left))
+
+        layers = [layer_of(t, o, own) for t, o, own in zip(types, options, ours)]
         self.count = sum(ours)  # compressed layers
         self.left: List[int] = []  # rows that the first layer has kept, of each entry
         if module is not None:
@@ -105,8 +115,13 @@ class LagKVCache(Cache):
         return layer.kept
 
     def rows(self) -> int:
-        """The rows that a compressed layer has in use, those of the longest entry of the batch."""
-        return self.first().rows()
+        """The rows that each head of a compressed layer has in use, those of the longest entry of the batch. With head budgets:
+        those of the average head, rounded up."""
+        layers = [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
+        if not layers:
+            return self.first().rows()
+        in_use = torch.cat([layer.in_use() for layer in layers], -1)
+        return -(-int(in_use.sum(-1).max()) // in_use.shape[-1])
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes back the last -tokens_to_remove tokens, in all layers or none; lagkv.Error if they are not all the last ones."""
@@ -126,17 +141,30 @@ class LagKVCache(Cache):
             return mask
         batch = self.visible.shape[0]
         old = self.visible.to(self.visible.device if mask is None else mask.device).expand(-1, -1, n, -1)
+        heads = max(old.shape[1], 1 if mask is None else mask.shape[1])
         if mask is None:
-            new = torch.ones(n, self.fresh, dtype=torch.bool, device=old.device).tril(self.fresh - n).expand(batch, 1, -1, -1)
+            new = torch.ones(n, self.fresh, dtype=torch.bool, device=old.device).tril(self.fresh - n)
         else:
-            new = mask[..., -self.fresh:].expand(batch, -1, n, self.fresh)
+            new = mask[..., -self.fresh:]
+        new = new.expand(batch, heads, n, self.fresh)
         if new.dtype != torch.bool:
             old = torch.zeros(old.shape, dtype=new.dtype, device=old.device).masked_fill(~old, torch.finfo(new.dtype).min)
-        return torch.cat([old.expand(-1, new.shape[1], -1, -1), new], -1)
+        return torch.cat([old.expand(-1, heads, -1, -1), new], -1)
 
     def first(self) -> CompressedLayer:
         """The first layer that is compressed."""
         return next(layer for layer in self.layers if isinstance(layer, CompressedLayer))
+
+    def _expect_masks_of_heads(self, module: Optional[PreTrainedModel], types: Sequence[str]) -> None:
+        """Refuses a model whose attention cannot be given a mask for each head."""
+        if module is None:
+            raise lagkv.Error(f"policy {self.policy.text}: hides rows of some heads: give the model in place of its config")
+        if not self.sees_masks:
+            raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
+                              "hides rows of some heads, which this cache cannot do there")
+        if any(issubclass(DYNAMIC_LAYER_TYPE_MAPPING[t], DummyLayer) for t in types):
+            raise lagkv.Error(f"model: {type(module).__name__} has layers that read the keys of others: policy "
+                              f"{self.policy.text} hides rows of some heads, which this cache cannot do there")
 
 
 class CompressedLayer(DynamicLayer):
@@ -199,12 +227,22 @@ class CompressedLayer(DynamicLayer):
             self._check_keys(key_states, fresh)
         if self.shown is not None and self.shown.after_rope is not None:
             self._observe(self.shown)
-        keys = torch.cat([self.keys, key_states], dim=-2) if self.length else key_states
-        values = torch.cat([self.values, value_states], dim=-2) if self.length else value_states
+        keys, values = key_states, value_states
+        if self.length:
+            keys, values = (torch.cat([old, new], dim=-2) for old, new in zip(self._all(), (keys, values)))
         fresh = fresh[:, None].expand(batch, heads, n)
         self.kept = fresh.contiguous() if self.kept is None else torch.cat([self.kept, fresh], -1)
+        self._begin(keys, values)
         self.keys, self.values = self._compressed(keys, values, n)
         return keys, values
+
+    def _all(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values in use, [batch, heads, rows, dim]."""
+        return self.keys, self.values
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keeps these, the rows of `kept`."""
+        self.keys, self.values = keys, values
 
     def reset(self) -> None:
         super().reset()
@@ -214,7 +252,7 @@ class CompressedLayer(DynamicLayer):
         """Raises lagkv.Error for what crop() cannot take back."""
         if tokens_to_remove > 0:
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be 0 or less: minus the tokens to remove")
-        least = max(c.compressed - c.tokens for c in self.cursors)
+        least = self._least_crop()
         if tokens_to_remove < least and self.kept is not None:
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be at least {least}: the rows before are sinks "
                               "and survivors")
@@ -226,15 +264,22 @@ class CompressedLayer(DynamicLayer):
         if n == 0 or self.kept is None:
             return
         rows = self.rows() - n
-        self.keys, self.values = self.keys[..., :rows, :], self.values[..., :rows, :]
+        keys, values = self._all()
         self.kept = self.kept[..., :rows].contiguous()
+        self._hold(keys[..., :rows, :], values[..., :rows, :])
         if self.attention is not None:
             self.attention = self.attention[..., :rows].contiguous()
         if self.queries is not None:
             self.queries = self.queries[..., :-n, :]
-        for cursor in self.cursors:
+        for cursor in self._all_cursors():
             cursor.take_back(cursor.tokens - n)
         self.length -= n
+
+    def _all_cursors(self) -> List[lagkv.Cursor]:
+        return self.cursors
+
+    def _least_crop(self) -> int:
+        return max(c.compressed - c.tokens for c in self._all_cursors())
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._entries(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -250,25 +295,36 @@ class CompressedLayer(DynamicLayer):
     def rows(self) -> int:
         return 0 if self.kept is None else self.kept.shape[-1]
 
-    def look_at(self, mask: Optional[torch.Tensor], batch: int, n: int, implementation: str) -> Optional[torch.Tensor]:
+    def look_at(self, mask: Optional[torch.Tensor], batch: int, n: int, config: Any) -> Optional[torch.Tensor]:
         """Before attention: takes from its mask how much padding comes with n new tokens of each entry; -> the mask for the rows
         in use."""
         self.shown = _Shown()
+        implementation = config._attn_implementation
+        if mask is not None and not isinstance(mask, torch.Tensor):
+            raise lagkv.Error(f"attn_implementation={implementation}: must be eager, sdpa or flash attention: its mask, a "
+                              f"{type(mask).__name__}, does not show padding")
+        if mask is not None and mask.ndim == 2 and not bool((mask != 0).all()):
+            raise lagkv.Error(f"attn_implementation={implementation}: must be eager or sdpa for a padded batch")
         if self is self.cache.first():  # all layers of full attention have the same mask
             self.cache.pads = self._pads(mask, batch, n)
         if self.length == 0:
             self.padded = bool(self.cache.pads)
             self.cursors = [lagkv.Cursor() for _ in range(batch if self.padded else 1)]
-        if not self.padded or self.length == 0:
-            self.cache.visible = None
-            return mask
-        if implementation not in ("eager", "sdpa"):
-            raise lagkv.Error(f"attn_implementation={implementation}: must be eager or sdpa for a padded batch")
+        self.cache.visible, self.cache.fresh = self._visible(config) if self.length else None, n
+        if self.cache.visible is not None and implementation not in ("eager", "sdpa"):
+            raise lagkv.Error(f"attn_implementation={implementation}: must be eager or sdpa for {self._hides()}")
+        return self.cache.hide(mask, n)
+
+    def _hides(self) -> str:
+        return "a padded batch"
+
+    def _visible(self, config: Any) -> Optional[torch.Tensor]:
+        """Which rows attention may see, bool [batch, query heads or 1, 1, rows]; None: all."""
+        if not self.padded:
+            return None
         rows, device = self.rows(), self.keys.device
         tokens = torch.tensor([c.tokens for c in self.cursors], device=device)
-        self.cache.visible = (torch.arange(rows, device=device) >= (rows - tokens)[:, None])[:, None, None]
-        self.cache.fresh = n
-        return self.cache.hide(mask, n)
+        return (torch.arange(rows, device=device) >= (rows - tokens)[:, None])[:, None, None]
 
     def _pads(self, mask: Optional[torch.Tensor], batch: int, n: int) -> List[int]:
         """The padding that each entry has among n new tokens, by an attention mask; empty: none."""
@@ -340,7 +396,8 @@ class CompressedLayer(DynamicLayer):
                               "before RoPE")
         self.trusted = bool((positions >= FAR_ENOUGH).any())
 
-    def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _begin(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Before the policy sees rows: what it adds to has room for them."""
         batch, heads, rows, _ = keys.shape
         if self.length == 0:  # a budget in bytes is for all layers together
             self.policy = self.cache.policy.fit(lagkv.Layer(_on_cpu(keys[:1]), _on_cpu(values[:1])), self.cache.count)
@@ -350,6 +407,10 @@ class CompressedLayer(DynamicLayer):
             self.attention = torch.cat([before, torch.zeros(batch, heads, rows - before.shape[-1])], -1)
         if needs["key_statistics"]:  # a copy: a call that fails leaves those before
             self.sums = numpy.zeros((batch, heads, 2 * keys.shape[-1] + 1)) if self.sums is None else self.sums.copy()
+
+    def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What stays of rows whose newest n have been appended, to be held; attention has seen them all."""
+        batch, heads, rows, _ = keys.shape
         pads = self.cache.pads or [0] * len(self.cursors)
         stays = [self._stays(slice(b, b + 1) if self.padded else slice(None), keys, values, cursor, n - pad)
                  for b, (cursor, pad) in enumerate(zip(self.cursors, pads))]
@@ -376,48 +437,71 @@ class CompressedLayer(DynamicLayer):
                n: int) -> Tuple[lagkv.Cursor, Optional[torch.Tensor]]:
         """What stays of entries whose n newest tokens, padding aside, have been appended: their cursor, and the rows, int64
         [entries, heads, rows]; None: all."""
-        needs, tokens = self.policy.needs, cursor.tokens + n
-        due = len(self.policy.due(cursor, tokens)) != 0
+        plans = self._plans(entries, None, self.policy, keys, values, cursor, n)
+        if not plans:
+            return lagkv.Cursor(cursor.tokens + n, cursor.dropped, cursor.compressed), None
+        self._expect_as_many(p.tokens_after(h) for p in plans for h in range(p.heads))
+        after, first = copy.copy(cursor), keys.shape[-2] - cursor.tokens - n
+        lagkv.advance(after, plans[0])
+        return after, first + torch.from_numpy(numpy.stack([[p.rows(h) for h in range(p.heads)] for p in plans]))
+
+    def _expect_as_many(self, rows: Iterable[int]) -> None:
+        counts = set(rows)
+        if len(counts) != 1:
+            raise lagkv.Error(f"policy {self.policy.text}: would keep from {min(counts)} to {max(counts)} rows in the heads and "
+                              "entries of a layer, which must be as many")
+
+    def _plans(self, entries: slice, head: Optional[int], policy: lagkv.Policy, keys: torch.Tensor, values: torch.Tensor,
+               cursor: lagkv.Cursor, n: int) -> List[lagkv.Plan]:
+        """What a policy would keep of entries, all heads or one, whose n newest tokens have been appended: a plan for each entry;
+        none: nothing is due. Adds the newest tokens to what the policy sums up."""
+        needs, tokens = policy.needs, cursor.tokens + n
+        due = len(policy.due(cursor, tokens)) != 0
         sums = needs["accumulated_attention"] or needs["key_statistics"]
-        if n and (due or sums):
-            first = keys.shape[-2] - tokens  # the padding before
-            layer = lagkv.Layer(_on_cpu(keys[entries, :, first:]), _on_cpu(values[entries, :, first:]),
-                                **self._offers(entries, first, cursor.seen() + n, n))
-            if sums:
-                lagkv.accumulate(self.policy, layer, cursor=cursor, n=n, workspace=self.cache.workspace)
-                if needs["accumulated_attention"]:  # the newest tokens have been counted
-                    layer.offer(queries=self._last_queries(entries, cursor.seen() + n) if needs["queries"] else None)
-            plans = lagkv.plan_eviction(self.policy, layer, cursor=cursor, workspace=self.cache.workspace) if due else []
-            if plans and plans[0]:
-                counts = {p.tokens_after(h) for p in plans for h in range(p.heads)}
-                if len(counts) != 1:
-                    raise lagkv.Error(f"policy {self.policy.text}: would keep from {min(counts)} to {max(counts)} rows in the "
-                                      "heads and entries of a layer, which must be as many")
-                after = copy.copy(cursor)
-                lagkv.advance(after, plans[0])
-                return after, first + torch.from_numpy(numpy.stack([[p.rows(h) for h in range(p.heads)] for p in plans]))
-        return lagkv.Cursor(tokens, cursor.dropped, cursor.compressed), None
+        if n == 0 or not (due or sums):
+            return []
+        first, heads = keys.shape[-2] - tokens, slice(None) if head is None else slice(head, head + 1)
+        layer = lagkv.Layer(_on_cpu(keys[entries, heads, first:]), _on_cpu(values[entries, heads, first:]),
+                            **self._offers(entries, heads, first, cursor.seen() + n, n))
+        if sums:
+            lagkv.accumulate(policy, layer, cursor=cursor, n=n, workspace=self.cache.workspace)
+            if needs["accumulated_attention"]:  # the newest tokens have been counted
+                layer.offer(queries=self._last_queries(entries, heads, cursor.seen() + n) if needs["queries"] else None)
+        plans = lagkv.plan_eviction(policy, layer, cursor=cursor, workspace=self.cache.workspace) if due else []
+        plans = plans if isinstance(plans, list) else [plans]
+        return plans if plans and plans[0] else []
 
-    def _last_queries(self, entries: slice, most: int) -> torch.Tensor:
+    def _queries_of(self, heads: slice, query_heads: int) -> slice:
+        """The query heads that read these heads."""
+        if heads == slice(None):
+            return heads
+        assert self.kept is not None
+        group = query_heads // self.kept.shape[1]
+        return slice(heads.start * group, heads.stop * group)
+
+    def _last_queries(self, entries: slice, heads: slice, most: int) -> torch.Tensor:
         assert self.queries is not None
-        return _on_cpu(self.queries[entries, :, -min(most, self.queries.shape[-2]):])
+        own = self._queries_of(heads, self.queries.shape[1])
+        return _on_cpu(self.queries[entries, own, -min(most, self.queries.shape[-2]):])
 
-    def _offers(self, entries: slice, first: int, seen: int, n: int) -> Dict[str, Any]:
-        """For entries that have seen so many tokens, the newest n with this call, and whose rows begin at the first."""
+    def _offers(self, entries: slice, heads: slice, first: int, seen: int, n: int) -> Dict[str, Any]:
+        """For heads of entries that have seen so many tokens, the newest n with this call, and whose rows begin at the first."""
         assert self.kept is not None
         needs = self.policy.needs
-        offers: Dict[str, Any] = {"positions": self.kept[entries, :, first:], "protect": self.cache.protect, "rope": self.rope}
+        offers: Dict[str, Any] = {"positions": self.kept[entries, heads, first:], "protect": self.cache.protect,
+                                  "rope": self.rope}
         if self.scale is not None:
             offers["scale"] = self.scale
         if self.queries is not None:
             newest = n if needs["accumulated_attention"] else seen
-            offers["queries"] = self._last_queries(entries, newest)
+            offers["queries"] = self._last_queries(entries, heads, newest)
         if self.attention is not None:
-            offers["accumulated_attention"] = self.attention[entries, :, first:]
+            offers["accumulated_attention"] = self.attention[entries, heads, first:]
         if self.sums is not None:
-            offers["key_statistics"] = self.sums[entries]
+            offers["key_statistics"] = self.sums[entries, heads]
         if self.moments is not None and self.rope is not None:
-            count, total, products = (x[entries] for x in self.moments)
+            own = self._queries_of(heads, self.moments[1].shape[1])
+            count, total, products = (x[entries, own if x.shape[1] > 1 else slice(None)] for x in self.moments)
             mean = total / count.clamp(min=1)
             covariance = products / count.clamp(min=1)[..., None] - mean[..., :, None] * mean[..., None, :]
             moved = [lagkv.moved(m.float().cpu(), c.float().cpu(), self.rope, seen) for m, c in zip(mean, covariance)]
@@ -435,16 +519,201 @@ class CompressedLayer(DynamicLayer):
 
     def _entries(self, select: Any) -> None:
         """Changes the entries of the batch."""
-        for name in ("keys", "values", "kept", "attention", "queries"):
+        if self.kept is None:
+            return
+        keys, values = (select(x).contiguous() for x in self._all())
+        for name in ("kept", "attention", "queries"):
             x = getattr(self, name)
-            if x is not None and x.numel():
+            if x is not None:
                 setattr(self, name, select(x).contiguous())
+        self._hold(keys, values)
         if self.sums is not None:
             self.sums = select(torch.from_numpy(self.sums)).contiguous().numpy()
         if self.moments is not None:
             self.moments = [select(x) for x in self.moments]
         if self.padded:
             self.cursors = [copy.copy(self.cursors[i]) for i in select(torch.arange(len(self.cursors))).tolist()]
+
+
+class RaggedLayer(CompressedLayer):
+    """One layer whose heads keep different numbers of rows (select=by_head).
+
+    `keys` and `values` are flat, [rows of all entries and heads, dim]: the rows of `kept` that are not -1, in its order. The
+    heads of an entry have one cursor until the first rows are dropped; from then on each head has its own, and a policy of its
+    own. For each call the layer makes keys and values as long as the longest head; a mask hides what lies before the rows of a
+    head.
+    """
+
+    def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope], budgets: List[float]) -> None:
+        super().__init__(cache, rope)
+        self.budgets = budgets
+        self.policies = [cache.policy.for_head(budget) for budget in budgets]
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.apart: List[Optional[List[lagkv.Cursor]]] = []  # of each of `cursors`, once it has dropped rows: those of the heads
+
+    def in_use(self) -> torch.Tensor:
+        """The rows of each head, int64 [batch, heads]."""
+        return torch.zeros(1, len(self.budgets), dtype=torch.int64) if self.kept is None else (self.kept >= 0).sum(-1)
+
+    def _all(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        assert self.kept is not None
+        held = (self.kept >= 0).to(self.keys.device)
+
+        def unfold(flat: torch.Tensor) -> torch.Tensor:
+            out = flat.new_zeros(*held.shape, flat.shape[-1])
+            out[held] = flat
+            return out
+
+        return unfold(self.keys), unfold(self.values)
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        assert self.kept is not None
+        held = (self.kept >= 0).to(keys.device)
+        self.keys, self.values = keys[held], values[held]
+
+    def _all_cursors(self) -> List[lagkv.Cursor]:
+        return self.cursors + [c for heads in self.apart for c in heads or []]
+
+    def _hides(self) -> str:
+        return "select=by_head"
+
+    def _visible(self, config: Any) -> Optional[torch.Tensor]:
+        assert self.kept is not None
+        held = (self.kept >= 0).to(self.keys.device)
+        return held.repeat_interleave(config.num_attention_heads // held.shape[1], 1)[:, :, None]
+
+    def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        assert self.kept is not None
+        batch, heads, rows, _ = keys.shape
+        held = torch.zeros(batch, heads, rows, dtype=torch.bool)
+        pads = self.cache.pads or [0] * len(self.cursors)
+        cursors: List[lagkv.Cursor] = []
+        apart: List[Optional[List[lagkv.Cursor]]] = []
+        for b, (cursor, pad) in enumerate(zip(self.cursors, pads)):
+            entries, new = range(b, b + 1) if self.padded else range(batch), n - pad
+            which, before = slice(entries.start, entries.stop), self.apart[b] if self.apart else None
+            if before is None:  # all heads together
+                before = [cursor] * heads
+                plans = self._plans(which, None, self.policy, keys, values, cursor, new)
+                of_heads, dropped = [(plans, head) for head in range(heads)], bool(plans)
+            else:
+                of_heads = [(self._plans(which, head, self.policies[head], keys, values, before[head], new), 0)
+                            for head in range(heads)]
+                dropped = True
+            after = []
+            for head, (plans, at) in enumerate(of_heads):
+                tokens = before[head].tokens + new
+                cursor_after = lagkv.Cursor(tokens, before[head].dropped, before[head].compressed)
+                if not plans:
+                    held[which, head, rows - tokens:] = True
+                else:
+                    self._expect_as_many(p.tokens_after(at) for p in plans)
+                    for entry, plan in zip(entries, plans):
+                        held[entry, head, rows - tokens + torch.from_numpy(plan.rows(at))] = True
+                    cursor_after = copy.copy(before[head])
+                    lagkv.advance(cursor_after, plans[0], at)
+                after.append(cursor_after)
+            cursors.append(copy.copy(after[0]))
+            apart.append(after if dropped else None)
+        self.cursors, self.apart, self.length = cursors, apart, self.length + n
+        most = int(held.sum(-1).max())
+        chosen = held.int().sort(dim=-1, stable=True).indices[..., rows - most:]  # rows that stay come last, in their order
+        stay = held.gather(-1, chosen)
+        self.kept = self.kept.gather(-1, chosen).masked_fill(~stay, -1)
+        if self.attention is not None:
+            self.attention = self.attention.gather(-1, chosen)
+        held = held.to(keys.device)
+        return keys[held], values[held]
+
+    def _offers(self, entries: slice, heads: slice, first: int, seen: int, n: int) -> Dict[str, Any]:
+        offers = super()._offers(entries, heads, first, seen, n)
+        if heads == slice(None):
+            offers["head_budgets"] = self.budgets
+        return offers
+
+    def _entries(self, select: Any) -> None:
+        super()._entries(select)
+        if self.apart and self.padded:
+            self.apart = [copy.deepcopy(self.apart[i]) for i in select(torch.arange(len(self.apart))).tolist()]
+
+
+# ---- head budgets -----------------------------------------------------------------------------------------------------------
+
+
+def _budgets_of_layers(policy: lagkv.Policy, budgets: Optional[Sequence[Sequence[float]]], layers: int,
+                       config: Any) -> Optional[List[List[float]]]:
+    """Those of each compressed layer, for select=by_head; None for other policies."""
+    if not policy.needs["head_budgets"]:
+        if budgets is not None:
+            raise lagkv.Error(f"head_budgets: policy {policy.text} reads none: must have select=by_head")
+        return None
+    if budgets is None:
+        raise lagkv.Error(f"policy {policy.text}: reads the budget of each head: give head_budgets")
+    numbers = [[float(x) for x in layer] for layer in budgets]
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if len(numbers) != layers:
+        raise lagkv.Error(f"head_budgets: {len(numbers)} layers: must be the {layers} with full attention")
+    for i, layer in enumerate(numbers):
+        if len(layer) != heads:
+            raise lagkv.Error(f"head_budgets: {len(layer)} heads in layer {i}: must be the {heads} of the keys")
+        for multiple in layer:
+            policy.for_head(multiple)  # refuses what is no budget
+    return numbers
+
+
+@torch.no_grad()
+def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = (), *, skip: int = 4) -> Any:
+    """How much each KV head looks back at each token of a text when the model reads it a second time, for lagkv.head_budgets():
+    the most attention that the token gets, float32 [layers with full attention, KV heads, len(tokens) - skip].
+
+    tokens: of a text, as many as a prompt has. between: tokens that lie between the two readings, such as a request to say the
+    text again. skip: the first tokens, which are unlike the rest, are not counted. numpy.concatenate(.., -1) joins several texts.
+    The model's attention weights are read: eager attention is set for the call. Cost: two readings, and [query heads, 128,
+    2 len(tokens)] numbers at a time. Source: KVzip (arXiv 2505.23416).
+    """
+    module = _model_of(model)
+    if module is None:
+        raise lagkv.Error("model: must be the model, not its config, which reads nothing")
+    ids = [int(t) for t in tokens]
+    if not 0 <= skip < len(ids):
+        raise lagkv.Error(f"skip={skip}: must be 0 or more and less than the {len(ids)} tokens")
+    config = module.config.get_text_config(decoder=True)
+    types, _ = get_layer_types_and_kwargs(config)
+    ours = [i for i, t in enumerate(types) if t == "full_attention"]
+    modules = {m.layer_idx: m for m in _attention_modules(module)}
+    if not ours or any(i not in modules for i in ours):
+        raise lagkv.Error(f"model: {type(module).__name__} has no layers of full attention with q_proj or qkv_proj, whose "
+                          "attention could be seen")
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    most = {i: torch.zeros(kv_heads, len(ids) - skip) for i in ours}
+    count = False  # the queries are of the second reading
+
+    def look(attention: Any, args: Tuple[Any, ...], output: Any) -> None:
+        if not count:
+            return
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if weights is None:
+            raise lagkv.Error(f"model: {type(attention).__name__} of layer {attention.layer_idx} shows no attention weights")
+        seen = weights[0, :, :, skip:len(ids)].float().amax(1).cpu()  # [query heads, tokens]
+        seen = seen.unflatten(0, (kv_heads, -1)).amax(1)
+        most[attention.layer_idx] = torch.maximum(most[attention.layer_idx], seen)
+
+    before = config._attn_implementation
+    hooks = [modules[i].register_forward_hook(look) for i in ours]
+    try:
+        module.set_attn_implementation("eager")
+        cache = DynamicCache(config=config)
+        for part, counted in [(ids, False), (list(between), False), (ids, True)]:
+            count = counted
+            for at in range(0, len(part), 128):
+                module(torch.tensor([part[at:at + 128]], device=module.device), cache=cache, logits_to_keep=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        module.set_attn_implementation(before)
+    return torch.stack([most[i] for i in ours]).numpy()
 
 
 # ---- models -----------------------------------------------------------------------------------------------------------------
@@ -545,7 +814,7 @@ def _before_attention(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     layer, given = cache.layers[module.layer_idx], kwargs.get("attention_mask")
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     if isinstance(layer, CompressedLayer):
-        mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], module.config._attn_implementation)
+        mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], module.config)
         if cache.reads_queries or not layer.trusted:
             _show(module, layer, hidden, kwargs.get("position_embeddings"))
     elif isinstance(layer, DummyLayer) and getattr(module, "layer_type", None) == "full_attention":

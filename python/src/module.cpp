@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include <lagkv/attention/head_budgets.hpp>
 #include <lagkv/lagkv.hpp>
 
 #include "array.hpp"
@@ -475,6 +476,16 @@ nb::tuple moved(nb::handle mean, nb::handle covariance, nb::handle factors, rope
                         out.factors.empty() ? nb::object(nb::none()) : numpy(out.factors, some));
 }
 
+/// [layer][head]: see lagkv::head_budgets().
+nb::list head_budgets(given<std::vector<std::vector<std::vector<float>>>> importance, given<double> share, given<double> least) {
+  const auto of = importance.get("importance", "for each layer, for each head, a list of numbers");
+  const std::vector<std::vector<float>> all =
+      expect(lagkv::head_budgets(of, share.get("share", "a number"), least.get("least", "a number")));
+  nb::list out;
+  for (const std::vector<float>& heads : all) out.append(nb::cast(heads));
+  return out;
+}
+
 lagkv::cursor load(nb::bytes bytes) { return expect(lagkv::load_cursor(std::as_bytes(std::span(bytes.c_str(), bytes.size())))); }
 
 nb::bytes save(const lagkv::cursor& c) {
@@ -801,6 +812,7 @@ NB_MODULE(_core, m) {
   m.def("compact", &compact_array, "array"_a, "plan"_a, "direction"_a);
   m.def("rerotate", &rerotate_keys, "keys"_a, "plan"_a, "rope"_a, "workspace"_a);
   m.def("moved", &moved, "mean"_a, "covariance"_a.none(), "factors"_a.none(), "rope"_a, "first"_a, "future"_a);
+  m.def("head_budgets", &head_budgets, "importance"_a, "share"_a, "least"_a);
   m.def("methods", &methods_of);
   m.def("shared_options", [] { return options_of(lagkv::shared_options); });
   m.def("fusion_options", [] {

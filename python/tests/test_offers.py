@@ -185,3 +185,29 @@ def test_layers_differ_by_their_place_in_the_list():
     assert rows == [40, 40, 40]
     first, second, third = keys[:, :, :40, 0]
     assert not np.array_equal(first, second) and not np.array_equal(second, third)
+
+
+def test_head_budgets_share_out_the_most_important_rows():
+    rng = np.random.default_rng(7)
+    importance = rng.normal(size=(3, 2, 200)) + np.arange(6).reshape(3, 2, 1) / 3
+    for share, least in ((0.25, 0), (0.25, 0.1), (0.5, 0.5), (1, 0)):
+        ours = np.array(lagkv.head_budgets(importance, share, least))
+        stay = np.zeros(importance.shape, bool)  # the same in rows: first those that each head keeps anyway
+        for at in np.ndindex(3, 2):
+            stay[at][np.argsort(-importance[at], kind="stable")[:round(200 * least)]] = True
+        rest = np.where(stay, -np.inf, importance)
+        threshold = np.sort(rest, axis=None)[::-1][:round(1200 * share) - stay.sum()]
+        stay |= rest >= (threshold[-1] if len(threshold) else np.inf)
+        assert ours.shape == (3, 2) and abs(ours.mean() - 1) < 1e-6
+        np.testing.assert_allclose(ours, stay.mean(-1) / share, atol=1e-6)
+    lists = [[list(head) for head in layer] for layer in importance]
+    assert lagkv.head_budgets(lists, 0.25) == lagkv.head_budgets(importance.astype(np.float32), 0.25)
+    for wrong, said in (((0, 0), "share=0: must be above 0"), ((float("nan"), 0), "share=nan: must be"),
+                        ((0.25, 0.3), "least=0.3: must be from 0 to the share, 0.25")):
+        with pytest.raises(lagkv.Error, match=said):
+            lagkv.head_budgets(importance, *wrong)
+    for wrong in (importance[0], [[["a"]]], 3):
+        with pytest.raises(TypeError, match="importance: must be, for each layer and each head, a list of numbers"):
+            lagkv.head_budgets(wrong, 0.25)
+    with pytest.raises(TypeError, match="share='half': must be a number"):
+        lagkv.head_budgets(importance, "half")

@@ -45,8 +45,9 @@ def logits_with_masks(model, ids, steps, kept):
             layer = module.layer_idx
             heads = TINY["num_key_value_heads"]
             visible = torch.zeros(ids.shape[0], heads, at + n, dtype=torch.bool)
-            if at:
-                visible.scatter_(-1, kept[step][layer].long(), True)
+            for entry, head in numpy.ndindex(*visible.shape[:2]):
+                if at:
+                    visible[entry, head, [p for p in kept[step][layer][entry, head].tolist() if p >= 0]] = True
             visible[..., at:] = True
             mask = visible[:, :, None, :] & (torch.arange(at + n) <= torch.arange(at, at + n)[:, None])
             mask = mask.repeat_interleave(TINY["num_attention_heads"] // heads, 1)
@@ -64,6 +65,15 @@ POLICIES = ["lagkv:sink=4,lag=16,ratio=0.25", "key_diff:capacity=40,every=3,rece
             "distinct:capacity=60,recent=8", "expected_attention:keep=0.4,recent=8", "value_norm:keep=0.5,recent=8,heads=shared",
             "fuse:lagkv+key_norm,lag=16,keep=0.25", "fuse:h2o+snapkv,window=16,keep=0.4,recent=8",
             "cur:keep=0.5,recent=8,select=chunks,chunk=4", "full"]
+POLICIES += [f"{p},select=by_head" for p in (
+    "key_diff:keep=0.4,recent=8", "novelty:capacity=40,recent=8,heads=own", "fuse:lagkv+key_norm,lag=16,keep=0.25",
+    "expected_attention:keep=0.4,recent=8,covariance=no", "fuse:h2o+snapkv,window=16,keep=0.4,recent=8")]
+BUDGETS = [[1.6, 0.4], [0.2, 1.0], [2.0, 0.8]]
+
+
+def cache_for(policy, model, **options):
+    """With head budgets, if the policy reads them."""
+    return LagKVCache(policy, model, head_budgets=BUDGETS if "by_head" in policy else None, **options)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -72,7 +82,7 @@ POLICIES = ["lagkv:sink=4,lag=16,ratio=0.25", "key_diff:capacity=40,every=3,rece
 def test_logits_are_those_of_a_mask_on_the_whole_cache(policy, implementation):
     model, steps = tiny(implementation=implementation), [100, 30] + 40 * [1]
     ids = tokens_of(2, sum(steps))
-    cache, kept, out, at = LagKVCache(policy, model), [], [], 0
+    cache, kept, out, at = cache_for(policy, model), [], [], 0
     for n in steps:
         kept.append([cache.positions(i).clone() for i in range(3)] if at else [])
         out.append(model(ids[:, at:at + n], cache=cache).logits)
@@ -120,7 +130,7 @@ def test_padded_entries_are_as_alone(policy, implementation):
         model = model.double()  # so that rounding decides between no tokens
     rows = [tokens_of(1, n + 60, seed)[0] for seed, n in enumerate(LENGTHS)]
     ids, mask = padded([r[:n] for r, n in zip(rows, LENGTHS)])
-    cache, alone = LagKVCache(policy, model), [LagKVCache(policy, model) for _ in rows]
+    cache, alone = cache_for(policy, model), [cache_for(policy, model) for _ in rows]
     at = 0
     for n in [0, 20] + 40 * [1]:
         new = torch.stack([r[length + at:length + at + n] for r, length in zip(rows, LENGTHS)]) if n else ids
@@ -133,8 +143,8 @@ def test_padded_entries_are_as_alone(policy, implementation):
             single = model(tokens[None], cache=one).logits
             torch.testing.assert_close(out[b, -len(tokens):], single[0], atol=1e-4, rtol=1e-4)
             for i in range(3):
-                kept = cache.positions(i)[b]
-                assert (kept[:, :-one.rows()] == -1).all() and torch.equal(kept[:, -one.rows():], one.positions(i)[0])
+                kept, own = cache.positions(i)[b], one.positions(i)[0]
+                assert (kept[:, :-own.shape[-1]] == -1).all() and torch.equal(kept[:, -own.shape[-1]:], own)
         assert cache.get_seq_length() == 100 + at and cache.rows() == max(one.rows() for one in alone)
     assert policy == "full" or cache.rows() < 160
 
@@ -146,11 +156,14 @@ def test_padded_batches_generate_as_each_entry_alone(kind):
     ids, mask = padded(rows)
     options = dict(max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
     for policy, more in (("lagkv:sink=4,lag=16,ratio=0.25", {}), ("snapkv:window=16,keep=0.4", dict(num_beams=3)),
-                         ("novelty:capacity=40,recent=8", {}), ("full", dict(prefill_chunk_size=32))):
-        cache = LagKVCache(policy, model)
+                         ("novelty:capacity=40,recent=8", {}), ("full", dict(prefill_chunk_size=32)),
+                         ("key_diff:keep=0.4,recent=8,select=by_head", dict(num_beams=3))):
+        if "by_head" in policy and kind == "Gemma3":  # two layers with full attention
+            continue
+        cache = cache_for(policy, model)
         out = model.generate(ids, cache=cache, attention_mask=mask, **options, **more)
         for b, row in enumerate(rows):
-            single = model.generate(row[None], cache=LagKVCache(policy, model), attention_mask=torch.ones_like(row)[None],
+            single = model.generate(row[None], cache=cache_for(policy, model), attention_mask=torch.ones_like(row)[None],
                                     **options, **more)
             assert out[b, 100:].tolist() == single[0, len(row):].tolist(), (policy, b)
 
@@ -206,10 +219,11 @@ def test_generate_in_turns_and_with_beams():
     assert beams.shape == (1, 108)
 
 
+@pytest.mark.parametrize("policy", ["snapkv:window=16,keep=0.4", "snapkv:window=16,keep=0.4,select=by_head"])
 @torch.no_grad()
-def test_tokens_can_be_taken_back_and_the_cache_begins_anew():
+def test_tokens_can_be_taken_back_and_the_cache_begins_anew(policy):
     model, ids = tiny(), tokens_of(1, 120)
-    cache = LagKVCache("snapkv:window=16,keep=0.4", model)
+    cache = cache_for(policy, model)
     model(ids[:, :100], cache=cache)
     rows = cache.rows()
     model(ids[:, 100:104], cache=cache)
@@ -224,9 +238,10 @@ def test_tokens_can_be_taken_back_and_the_cache_begins_anew():
     torch.testing.assert_close(model(ids[:, 100:104], cache=cache).logits, again)
 
 
-def test_protected_tokens_stay():
+@pytest.mark.parametrize("policy", ["lagkv:sink=4,lag=16,ratio=0.25", "key_diff:capacity=40,select=by_head"])
+def test_protected_tokens_stay(policy):
     model = tiny()
-    cache = LagKVCache("lagkv:sink=4,lag=16,ratio=0.25", model, protect=[30, 31, 32])
+    cache = cache_for(policy, model, protect=[30, 31, 32])
     model.generate(tokens_of(1, 100), cache=cache, max_new_tokens=20, eos_token_id=None, pad_token_id=0)
     for i in range(3):
         for head in cache.positions(i)[0]:
@@ -244,6 +259,27 @@ def test_refusals():
     model = tiny()
     with pytest.raises(lagkv.Error, match="select=adaptive: keeps different numbers of rows"):
         LagKVCache("key_diff:keep=0.5,select=adaptive", model)
+    by_head = "key_diff:keep=0.5,select=by_head"
+    for policy, given, budgets, message in (
+            (by_head, model, None, "reads the budget of each head: give head_budgets"),
+            ("key_diff:keep=0.5", model, BUDGETS, "head_budgets: policy key_diff:keep=0.5 reads none: must have select=by_head"),
+            (by_head, model, BUDGETS[:2], "head_budgets: 2 layers: must be the 3 with full attention"),
+            (by_head, model, [*BUDGETS[:2], [1.0]], "head_budgets: 1 heads in layer 2: must be the 2 of the keys"),
+            (by_head, model, [*BUDGETS[:2], [1.0, -0.5]], "-0.5.*must be 0 or more"),
+            (by_head, model.config, BUDGETS, "hides rows of some heads: give the model in place of its config"),
+            ("key_diff:keep=0.5,pyramid=2", model, None, "keeps different numbers of rows in heads or layers")):
+        with pytest.raises(lagkv.Error, match=message):
+            LagKVCache(policy, given, head_budgets=budgets)
+    flex = tiny(implementation="flex_attention")
+    with pytest.raises(lagkv.Error, match="attn_implementation=flex_attention: must be eager, sdpa or flash attention: its mask"):
+        flex(tokens_of(1, 60), cache=LagKVCache("lagkv:lag=16", flex))
+    flash = copy.copy(model.config)
+    flash._attn_implementation = "flash_attention_2"  # as it calls the hook before attention: with no mask, or that of the tokens
+    for policy, mask, limit in ((by_head, None, "select=by_head"), ("lagkv:lag=16", torch.tensor([[0, 1, 1]]), "a padded batch")):
+        cache = cache_for(policy, model)
+        model(tokens_of(1, 60), cache=cache)
+        with pytest.raises(lagkv.Error, match=f"attn_implementation=flash_attention_2: must be eager or sdpa for {limit}"):
+            cache.layers[0].look_at(mask, 1, 3, flash)
     with pytest.raises(lagkv.Error, match="reads queries: give the model in place of its config"):
         LagKVCache("snapkv", model.config)
     with pytest.raises(lagkv.Error, match="reads keys as they were before RoPE: give the model in place of its config"):
@@ -281,6 +317,70 @@ def test_refusals():
         cache.crop(-54)
 
 
+# ---- head budgets -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_heads_keep_what_the_library_keeps_by_their_budgets():
+    """The prompt's heads together, then each head alone; the layer holds the rows that stay and no others."""
+    model, ids, policy = tiny(), tokens_of(1, 160), lagkv.parse("key_diff:keep=0.25,sink=4,recent=8,select=by_head")
+    whole, cache = transformers.DynamicCache(config=model.config), cache_for(policy.text, model)
+    model(ids, cache=whole)
+    model(ids, cache=cache)
+    for i, layer in enumerate(cache.layers):
+        keys, values = (x[0].numpy() for x in (whole.layers[i].keys, whole.layers[i].values))
+        plan = lagkv.plan_eviction(policy, keys, values, head_budgets=BUDGETS[i])
+        rows = [plan.rows(h) for h in range(2)]
+        assert layer.in_use()[0].tolist() == [len(r) for r in rows] and rows[0].size != rows[1].size
+        assert layer.keys.shape == layer.values.shape == (len(rows[0]) + len(rows[1]), 8)
+        for h in range(2):
+            assert [p for p in cache.positions(i)[0, h].tolist() if p >= 0] == rows[h].tolist()
+        assert torch.equal(layer.keys, torch.from_numpy(numpy.concatenate([keys[h][rows[h]] for h in range(2)])))
+    assert cache.rows() == -(-sum(int(layer.in_use().sum()) for layer in cache.layers) // 6)
+    assert abs(cache.rows() / 160 - 0.25) < 0.1
+
+
+@torch.no_grad()
+def test_entries_can_be_put_in_another_order():
+    model, ids = tiny(), tokens_of(3, 130)
+    cache = cache_for("novelty:capacity=40,recent=8,heads=own,select=by_head", model)
+    model(ids[:, :100], cache=cache)
+    other = copy.deepcopy(cache)
+    order = torch.tensor([2, 0, 1])
+    for layer in other.layers:
+        layer.reorder_cache(order)
+    torch.testing.assert_close(model(ids[:, 100:], cache=cache).logits[order], model(ids[order, 100:], cache=other).logits)
+    assert torch.equal(cache.positions(2)[order], other.positions(2))
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma3"])
+@torch.no_grad()
+def test_head_importance_is_the_most_attention_of_the_second_reading(kind):
+    model, text, between = model_of(kind), tokens_of(1, 150)[0].tolist(), [5, 6, 7]
+    ours = lagkv.transformers.head_importance(model, text, between)
+    model.set_attn_implementation("eager")
+    weights = model(torch.tensor([text + between + text]), output_attentions=True).attentions
+    full = [w for w, t in zip(weights, getattr(model.config, "layer_types", ["full_attention"] * 3)) if t == "full_attention"]
+    exact = torch.stack([w[0, :, 153:, 4:150].amax(1).unflatten(0, (2, -1)).amax(1) for w in full])
+    assert ours.dtype == numpy.float32 and ours.shape == (len(full), 2, 146)
+    torch.testing.assert_close(torch.from_numpy(ours), exact, atol=1e-5, rtol=1e-4)
+    budgets = lagkv.head_budgets(ours, 0.25, 0.05)
+    assert numpy.shape(budgets) == (len(full), 2) and abs(numpy.mean(budgets) - 1) < 1e-5
+    with pytest.raises(lagkv.Error, match="skip=150: must be 0 or more and less than the 150 tokens"):
+        lagkv.transformers.head_importance(model, text, skip=150)
+    with pytest.raises(lagkv.Error, match="model: must be the model, not its config"):
+        lagkv.transformers.head_importance(model.config, text)
+
+
+def test_head_importance_leaves_the_model_as_it_was():
+    model = tiny(implementation="sdpa")
+    hooks = [len(m._forward_hooks) for m in model.modules()]
+    lagkv.transformers.head_importance(model, range(1, 50))
+    with pytest.raises(IndexError):
+        lagkv.transformers.head_importance(model, [1000] * 50)
+    assert model.config._attn_implementation == "sdpa" and hooks == [len(m._forward_hooks) for m in model.modules()]
+
+
 # ---- copies, refusals in the middle, other models --------------------------------------------------------------------------
 
 
@@ -293,7 +393,7 @@ def test_a_copy_goes_on_as_the_cache_does(policy, again):
     more = torch.cat([ids, tokens_of(2, 20, 2)], -1)
     options = dict(max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
     for mask in (None, mask):
-        cache = LagKVCache(policy, model)
+        cache = cache_for(policy, model)
         with torch.no_grad():
             positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
             model(ids, attention_mask=mask, position_ids=positions, cache=cache)
@@ -328,8 +428,8 @@ def same(x, y):
         return torch.equal(x, y)
     if isinstance(x, numpy.ndarray):
         return numpy.array_equal(x, y)
-    if isinstance(x, list) and x and isinstance(x[0], torch.Tensor):
-        return all(torch.equal(a, b) for a, b in zip(x, y))
+    if isinstance(x, list) and x and isinstance(x[0], (torch.Tensor, lagkv.Policy)):
+        return len(x) == len(y) and all(same(a, b) for a, b in zip(x, y))
     return isinstance(x, (lagkv.Policy, lagkv.Rope)) or x == y
 
 
@@ -352,7 +452,7 @@ def test_a_compiled_model():
 def test_a_refused_call_leaves_the_cache(policy, monkeypatch):
     """Refused before the first layer has appended anything, or where it chooses the rows; then all goes on as if it was not."""
     model, ids = tiny(), tokens_of(2, 130)
-    cache, plain = LagKVCache(policy, model), LagKVCache(policy, model)
+    cache, plain = cache_for(policy, model), cache_for(policy, model)
     for c in (cache, plain):
         model(ids[:, :100], cache=c)
 
@@ -491,11 +591,38 @@ def model_file():
     return found if found.exists() else None
 
 
-@pytest.mark.skipif(model_file() is None, reason="no model: set LAGKV_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf")
-def test_a_real_model_finds_a_pass_key():
+@pytest.fixture(scope="module")
+def real():
+    """SmolLM2-135M-Instruct and its tokenizer."""
     path = model_file()
+    if path is None:
+        pytest.skip("no model: set LAGKV_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    return tokenizer, model.eval()
+
+
+@torch.no_grad()
+def test_heads_that_look_back_recall_a_text(real):
+    """With a quarter of the rows: the text's next token is the model's first guess when it reads the text again."""
+    tokenizer, model = real
+    texts = pathlib.Path(__file__).parents[2]
+    between = tokenizer("\n\nRepeat the previous context exactly.\n\n").input_ids
+    other = tokenizer((texts / "benchmarks/eval/tasks/text/calibration.txt").read_text()).input_ids[:500]
+    budgets = lagkv.head_budgets(lagkv.transformers.head_importance(model, other, between), 0.25, 0.09)
+    ids = tokenizer((texts / "docs" / "cursor.md").read_text()).input_ids[:400]
+    recalled = {}
+    for select, of_heads in (("", None), (",select=by_head", budgets)):
+        cache = LagKVCache(f"key_diff:pre_rope=yes,sink=4,recent=32,keep=0.25{select}", model, head_budgets=of_heads)
+        model(torch.tensor([ids]), cache=cache)
+        assert abs(cache.rows() - 100) <= 2
+        guesses = model(torch.tensor([between + ids]), cache=cache).logits[0].argmax(-1)[len(between) + 7:-1]
+        recalled[select] = float((guesses == torch.tensor(ids[8:])).float().mean())
+    assert recalled[",select=by_head"] > 0.9 and recalled[""] < 0.7, recalled
+
+
+def test_a_real_model_finds_a_pass_key(real):
+    tokenizer, model = real
     filler = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
     prompt = filler * 20 + "The pass key is 71432. Remember it. 71432 is the pass key. " + filler * 20
     text = tokenizer.apply_chat_template([{"role": "user", "content": prompt + "What is the pass key?"}], tokenize=False,

@@ -58,7 +58,7 @@ struct extras {
   /// Positions that are never dropped, ascending, each once.
   std::span<const std::uint32_t> protect{};
   /// [heads], for select=by_head: the budget of each head as a multiple of the policy's. 0 or more; the average over all heads of
-  /// all layers is 1. head_budgets() of attention/fit_importance.hpp makes them, once a model.
+  /// all layers is 1. head_budgets() of attention/head_budgets.hpp makes them, once a model.
   std::span<const float> head_budgets{};
   /// The factor of q.k before the softmax; 0: 1 / sqrt(channels).
   float scale = 0;
