@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include <lagkv/attention/head_budgets.hpp>
 #include <lagkv/lagkv.hpp>
 
 struct lagkv_policy {
@@ -348,6 +349,20 @@ int32_t lagkv_policy_for_head(const lagkv_policy* policy, double multiple, lagkv
       return refuse({"multiple=", multiple, ": must be 0 or more, and finite"});
     if (policy->policy.budget.as<lagkv::keep::bytes>() != nullptr) return lagkv::detail::is_in_bytes();
     *out = new lagkv_policy{lagkv::for_head(policy->policy, multiple)};
+    return {};
+  });
+}
+
+int32_t lagkv_head_budgets(const float* importance, size_t layers, size_t heads, size_t n, double share, double least,
+                           float* budgets, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"importance", importance}, {"budgets", budgets}}); !s) return s;
+    std::vector<std::vector<std::vector<float>>> lists(layers, std::vector<std::vector<float>>(heads));
+    for (std::vector<std::vector<float>>& layer : lists)
+      for (std::vector<float>& head : layer) head.assign(importance, importance + n), importance += n;
+    const lagkv::result<std::vector<std::vector<float>>> made = lagkv::head_budgets(lists, share, least);
+    if (!made) return lagkv::error{made.message()};
+    for (const std::vector<float>& layer : *made) budgets = std::copy(layer.begin(), layer.end(), budgets);
     return {};
   });
 }

@@ -169,6 +169,12 @@ LAGKV_API int32_t lagkv_policy_for_layer(const lagkv_policy* policy, size_t i, s
 /* The policy for one head by itself: with `multiple` times its budget, 0 or more (the head's entry of head_budgets). */
 LAGKV_API int32_t lagkv_policy_for_head(const lagkv_policy* policy, double multiple, lagkv_policy** out, lagkv_error* error);
 
+/* Once a model: budgets [layers][heads] for select=by_head, 1 on the average. importance [layers][heads][n]: how much each head
+ * looks back at n tokens of texts, in any order. share: of all rows that stay, above 0 and at most 1. least: the share that a
+ * head keeps whatever their importance, 0 to share; give that of sinks and window. */
+LAGKV_API int32_t lagkv_head_budgets(const float* importance, size_t layers, size_t heads, size_t n, double share, double least,
+                                     float* budgets, lagkv_error* error);
+
 /* The policy with a budget in bytes (budget_mb) made one of rows, for n layers like this one; a copy otherwise. */
 LAGKV_API int32_t lagkv_policy_fit(const lagkv_policy* policy, const lagkv_layer* layer, size_t n, lagkv_policy** out,
                                    lagkv_error* error);

@@ -277,7 +277,13 @@ static void test_layers_and_scores(void) {
   OK(lagkv_policy_for_head(by_head, 2, &own, &error));
   EXPECT((lagkv_policy_needs(own) & (LAGKV_NEEDS_HEAD_BUDGETS | LAGKV_IS_RAGGED)) == 0);
   EXPECT(lagkv_due(own, fresh, tokens).keep > lagkv_due(by_head, fresh, tokens).keep);
-  float budgets[heads];
+  float budgets[heads], looks[heads * 10];
+  for (int i = 0; i < heads * 10; ++i) looks[i] = i < 10 ? 1.0F : 0.0F; /* the first head looks back, the others do not */
+  REFUSED(lagkv_head_budgets(looks, 1, heads, 10, 1.5, 0, budgets, &error), "share=1.5: must be above 0 and at most 1");
+  REFUSED(lagkv_head_budgets(looks, 1, heads, 10, 0.25, 0.5, budgets, &error), "least=0.5: must be from 0 to the share, 0.25");
+  REFUSED(lagkv_head_budgets(NULL, 1, heads, 10, 0.25, 0, budgets, &error), "importance");
+  OK(lagkv_head_budgets(looks, 1, heads, 10, 1.0 / heads, 0, budgets, &error));
+  for (int i = 0; i < heads; ++i) EXPECT(fabs(budgets[i] - (i == 0 ? heads : 0)) < 1e-5);
   for (int i = 0; i < heads; ++i) budgets[i] = i == 0 ? 4 : 0;
   lagkv_extras of_heads = lagkv_no_extras();
   lagkv_layer whole = layer_of(numbers(8), numbers(9));
