@@ -91,12 +91,11 @@ class conversation {
     llama_memory_t memory = llama_get_memory(session_.get());
     const llama_pos last = llama_memory_seq_pos_max(memory, 0);
     if (last + 1 < llama_model_n_ctx_train(model_.get()) - static_cast<llama_pos>(arguments_.cells)) return;
-    const auto& table = session_.probe().caches().front().table;
-    if (table.sightings().empty() || !llama_memory_can_shift(memory)) return;
-    const std::vector<std::int32_t> rows = table.rows(table.sightings().back());
+    if (!llama_memory_can_shift(memory)) return;
+    const std::vector<llama_pos> rows = session_.probe().positions();  // not of a window, which begins far behind the prompt
     const auto stay = static_cast<llama_pos>(system_tokens());
     if (rows.size() <= static_cast<std::size_t>(stay)) return;
-    const llama_pos first = table.position(0, rows[static_cast<std::size_t>(stay)]);
+    const llama_pos first = rows[static_cast<std::size_t>(stay)];
     if (first > stay) llama_memory_seq_add(memory, 0, first, -1, stay - first);
   }
 
@@ -128,18 +127,25 @@ class conversation {
     fmt::print("saved: {}\n", path);
   }
 
+  /// What cannot be taken (more tokens than there are cells, another model) leaves the conversation as it was.
   void load(const std::string& path) {
-    const chat::saved_chat saved = chat::read(path);
-    session_.restore({saved.state, {}});
-    if (const auto ok = compressor_.restore(0, saved.state, saved.beside); !ok) {
+    const chat::saved_chat saved = chat::read(path), now{session_.save().state, compressor_.save(0)};
+    try {
+      put(saved);
+    } catch (const std::runtime_error& e) {
       session_.clear();
       compressor_.forget(0);
-      seen_ = 0;
-      throw std::runtime_error(path + ": " + ok.message());
+      if (seen_ > 0) put(now);
+      throw std::runtime_error(path + ": " + e.what());
     }
     seen_ = saved.beside.at.seen();
     ended_by_.clear();
     fmt::print("loaded: {}\n", path);
+  }
+
+  void put(const chat::saved_chat& saved) {
+    session_.restore({saved.state, {}});
+    if (const auto ok = compressor_.restore(0, saved.state, saved.beside); !ok) throw std::runtime_error(ok.message());
   }
 
   const host::model& model_;

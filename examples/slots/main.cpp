@@ -51,13 +51,15 @@ struct free_context {
   void operator()(llama_context* c) const { llama_free(c); }
 };
 
-/// The next tokens of all slots: one of each that answers, a part of each prompt that is still being read.
-void fill(llama_batch& batch, std::vector<slot>& slots, std::size_t chunk, llama_memory_t memory) {
+/// The next tokens of all slots: one of each that answers, a part of each prompt that is still being read. At most `most` in all:
+/// in few cells llama.cpp takes smaller batches than it is asked for, and ends the program at more. The last slots then wait.
+void fill(llama_batch& batch, std::vector<slot>& slots, std::size_t chunk, std::size_t most, llama_memory_t memory) {
   batch.n_tokens = 0;
   for (slot& s : slots) {
     s.logits_at = -1;
     if (s.done) continue;
-    const std::size_t n = s.reads() ? std::min(chunk, s.asked.tokens.size() - s.fed) : 1;
+    const std::size_t room = most - static_cast<std::size_t>(batch.n_tokens);
+    const std::size_t n = std::min(room, s.reads() ? std::min(chunk, s.asked.tokens.size() - s.fed) : 1);
     const llama_pos first = llama_memory_seq_pos_max(memory, s.sequence) + 1;
     for (std::size_t i = 0; i < n; ++i) {
       const std::int32_t at = batch.n_tokens++;
@@ -104,10 +106,12 @@ void run(const arguments& a) {
   const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(m.get())));
   std::size_t most_rows = 0;
   while (std::any_of(slots.begin(), slots.end(), [](const slot& s) { return !s.done; })) {
-    fill(batch, slots, a.chunk, memory);
-    if (llama_decode(context.get(), batch) != 0)
+    fill(batch, slots, a.chunk, llama_n_batch(context.get()), memory);
+    if (const std::int32_t status = llama_decode(context.get(), batch); status == 1)
       throw std::runtime_error(
-          fmt::format("the cache of {} cells has no room: give it more --cells, or keep less", params.n_ctx));
+          fmt::format("the cache of {} cells has no room: give it more --cells, or keep less", llama_n_ctx(context.get())));
+    else if (status != 0)
+      throw std::runtime_error(fmt::format("llama_decode failed with status {}", status));
     std::size_t rows = 0;
     for (slot& s : slots) {
       if (s.logits_at >= 0) {

@@ -144,6 +144,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   expect(static_cast<bool>(restored) == restored.message().empty());
   if (!restored) return 0;
   for (std::size_t n = 1 + in.below(8); n > 0; --n) {
+    if (in.below(4) == 0) {  // a span goes
+      const auto first = static_cast<llama_pos>(in.take<std::uint8_t>());
+      llama_memory_seq_rm(h.memory(), sequence, first, first + 1 + static_cast<llama_pos>(in.below(8)));
+    }
+    if (in.below(4) == 0) (void)h.compressor->save(sequence);
+    if (in.below(8) == 0) (void)h.compressor->defragment(sequence);
     const auto done = h.compressor->compress(sequence);
     if (done) expect(done->tokens_after <= done->tokens_before);
     if (!h.feed(static_cast<int>(1 + in.below(12)))) return 0;

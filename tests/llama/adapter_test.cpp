@@ -664,8 +664,21 @@ TEST(LlamaAdapter, MovedRowsOfAnotherSequenceAreRefused) {
   EXPECT_EQ(c.compress(0).message(), "checkpoint: moved rows: 0 of 0 layers: must be the 48 that were compressed, of 30");
   other = own;
   other.moved.positions[3].pop_back();
-  ASSERT_TRUE(c.restore(0, before, other));
-  EXPECT_EQ(c.compress(0).message(), "checkpoint: moved rows: 143 positions of layer 3: must be 144");
+  EXPECT_EQ(c.restore(0, before, other).message(),
+            "checkpoint: moved rows: 143 positions of layer 3: must be a multiple of the 48 rows");
+  for (const std::size_t heads : {2U, 0U}) {
+    other.moved.positions[3].resize(48 * heads);
+    ASSERT_TRUE(c.restore(0, before, other));
+    EXPECT_EQ(c.compress(0).message(),
+              "checkpoint: moved rows: " + std::to_string(48 * heads) + " positions of layer 3: must be 144");
+    EXPECT_EQ(s.state(), before);
+    // Rows are taken out of what is there, also by whoever does not compress.
+    llama_memory_seq_rm(llama_get_memory(s.context.get()), 0, 70, 75);
+    EXPECT_EQ(c.save(0).moved.positions[3].size(), 43 * heads);
+    ASSERT_TRUE(c.defragment(0));
+    llama_memory_seq_rm(llama_get_memory(s.context.get()), 0, -1, -1);
+    ASSERT_EQ(llama_state_seq_set_data(s.context.get(), before.data(), before.size(), 0), before.size());
+  }
   EXPECT_EQ(s.state(), before);
   ASSERT_TRUE(c.restore(0, before, own));
   EXPECT_TRUE(must(c.compress(0)).compressed);

@@ -201,6 +201,17 @@ class host {
     EXPECT_TRUE(compressor_->restore(sequence, state, beside));
   }
 
+  lagkv::status restore(llama_seq_id sequence, const bytes& state, const lagkv::llama::checkpoint& beside) {
+    return compressor_->restore(sequence, state, beside);
+  }
+
+  void protect(llama_seq_id sequence, std::vector<std::uint32_t> positions) {
+    compressor_->protect(sequence, std::move(positions));
+  }
+
+  /// By what the graphs have shown.
+  std::vector<llama_pos> seen_positions() const { return probe_.positions(); }
+
   void defragment_now(llama_seq_id sequence) { EXPECT_TRUE(compressor_->defragment(sequence)); }
 
   /// Rows [first, last).
@@ -789,6 +800,83 @@ TEST(KeyStatistics, AreThoseOfTheRowsThatThereAre) {
       EXPECT_EQ(live.save(1).key_statistics, other.save(1).key_statistics);
       EXPECT_EQ(live.read_all()[1], other.read_all()[1]) << taken_back << defragmented;
     }
+}
+
+/// Protected are the rows that llama.cpp says are at these positions, whatever the host has removed or shifted before.
+TEST(Protected, AreTheRowsThatAreAtThesePositionsNow) {
+  for (const char* policy : {partitions, capacity, "streaming_llm:sink=4,capacity=40", "key_diff:sink=4,lag=8,keep=0.3"})
+    for (const way how : {way::in_place, way::repack})
+      for (const bool shifted : {true, false})
+        for (const bool compressed : {true, false}) {
+          host h({"", 1, true, true, true, {"llama"}, policy}, 1);
+          h.decode_text(0, 60);
+          if (compressed) {
+            ASSERT_TRUE(h.compress_now(0, how));
+          }
+          const rows first = h.read_all()[0];
+          shifted ? h.shift(0, first[10].position, first[20].position) : h.remove(0, 10, 20);
+          h.decode_text(0, 40);
+          const rows before = h.read_all()[0];
+          std::vector<std::uint32_t> positions;
+          rows wanted;
+          for (std::size_t i = before.size() - 40; i < before.size() - 20; i += 3) {
+            positions.push_back(static_cast<std::uint32_t>(before[i].position));
+            wanted.push_back(before[i]);
+          }
+          h.protect(0, positions);
+          h.decode_text(0, 24);
+          const auto r = h.compress_now(0, how);
+          ASSERT_TRUE(r && r->compressed) << r.message();
+          const rows after = h.read_all()[0];
+          const std::size_t heads = 2,
+                            part = wanted[0].values.back().size() / heads;  // in the first layer one word is as another
+          for (std::size_t i = 0; i < wanted.size(); ++i)
+            for (std::size_t head = 0; head < heads; ++head) {
+              const auto same = [&](const row& x) {
+                return std::memcmp(x.values.back().data() + head * part, wanted[i].values.back().data() + head * part, part) == 0;
+              };
+              EXPECT_TRUE(std::any_of(after.begin(), after.end(), same))
+                  << policy << ", way " << static_cast<int>(how) << (shifted ? ", shifted" : ", removed")
+                  << (compressed ? ", compressed before" : "") << ": position " << positions[i] << " of head " << head;
+            }
+        }
+}
+
+/// A sequence that the context cannot have is named; no cell of another is looked at.
+TEST(Restore, OfASequenceThatThereIsNotIsRefused) {
+  for (const bool unified : {true, false}) {
+    host h({"", 2, unified}, 1);
+    h.decode_text(0, 60);
+    ASSERT_TRUE(h.compress_now(0, way::automatic));
+    const bytes state = h.state(0);
+    const lagkv::llama::checkpoint beside = h.save(0);
+    const auto before = h.read_all();
+    for (const llama_seq_id sequence : {-1, 2, 1000000})
+      EXPECT_EQ(h.restore(sequence, state, beside).message(), "sequence " + std::to_string(sequence) + ": must be from 0 to 1");
+    EXPECT_EQ(h.read_all(), before);
+    EXPECT_TRUE(h.restore(0, state, beside));
+    h.decode_text(0, 20);
+    EXPECT_TRUE(h.compress_now(0, way::automatic));
+  }
+}
+
+/// A window's cache has as many cells, and its layers may come first: its rows are those of the last tokens alone.
+TEST(SeenPositions, AreThoseOfTheLayersWithFullAttention) {
+  for (const char* model : {"llama", "gemma3"}) {
+    host h({"", 1, true, true, true, {model}}, 1);
+    EXPECT_TRUE(h.seen_positions().empty());
+    h.decode_text(0, 60);
+    const auto r = h.compress_now(0, way::in_place);
+    EXPECT_TRUE(r) << r.message();
+    for (const int more : {0, 30}) {
+      if (more > 0) h.decode_text(0, more);
+      const rows all = h.read_all()[0];
+      std::vector<llama_pos> positions;
+      for (const row& x : all) positions.push_back(x.position);
+      EXPECT_EQ(h.seen_positions(), positions) << model;
+      EXPECT_GT(positions.size(), 32U) << "more than the window sees";
+    }
+  }
 }
 
 class Operations : public testing::TestWithParam<setting> {};

@@ -84,7 +84,8 @@ class compressor {
     return made;
   }
 
-  /// Positions of `sequence` that are never dropped, in place of those given before.
+  /// Positions of `sequence` that are never dropped, in place of those given before: as llama.cpp says them when compress() is
+  /// called. After a context shift give them anew.
   void protect(llama_seq_id sequence, std::vector<std::uint32_t> positions) {
     std::sort(positions.begin(), positions.end());
     positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
@@ -217,8 +218,10 @@ class compressor {
   /// Call it after llama_state_seq_set_data(sequence, bytes), with what save() gave beside the bytes ({} if they have never been
   /// compressed). If the policy reads queries or attention, c.recorded must have them. Compression goes on from there, in place
   /// once the sequence has been found in the cache, at the latest when its next token is decoded. The next compress() refuses key
-  /// statistics of other layers, heads or channels than the cache has, and leaves the sequence as it was.
+  /// statistics of other layers, heads or channels than the cache has, and leaves the sequence as it was. If restore() fails,
+  /// nothing is known of the sequence that was not known before.
   status restore(llama_seq_id sequence, std::span<const std::uint8_t> bytes, const checkpoint& c) {
+    if (status ok = in_range(sequence); !ok) return ok;
     const result<saved_sequence> saved =
         saved_sequence::parse({const_cast<std::uint8_t*>(bytes.data()), bytes.size()},  // only read
                               where_.states().have_other_memory() ? saved_sequence::unknown_rest : 0);
@@ -229,6 +232,11 @@ class compressor {
     if (!c.moved.cells.empty() && c.moved.cells.size() != c.at.compressed)
       return error{"checkpoint: moved rows: " + std::to_string(c.moved.cells.size()) + ": must be the " +
                    std::to_string(c.at.compressed) + " that were compressed"};
+    // Whole heads: save() and defragment() take rows out of each before compress() knows how many heads there are.
+    for (std::size_t i = 0; i < c.moved.positions.size() && !c.moved.cells.empty(); ++i)
+      if (const std::size_t n = c.moved.positions[i].size(); n % c.moved.cells.size() != 0)
+        return error{"checkpoint: moved rows: " + std::to_string(n) + " positions of layer " + std::to_string(i) +
+                     ": must be a multiple of the " + std::to_string(c.moved.cells.size()) + " rows"};
     progress& s = sequences_[sequence];
     s.begin_anew();
     static_cast<checkpoint&>(s) = c;

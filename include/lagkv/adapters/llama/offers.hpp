@@ -100,7 +100,8 @@ class offers {
       if (!importance_.empty()) beside_[i].importance = importance_[i].view();
       if (!head_budgets_.empty()) beside_[i].head_budgets = head_budgets_[i];
     }
-    if (policy_.needs.rope || follows_rows())
+    // Protected rows are named as llama.cpp does: the cursor's count follows neither shifts nor spans that were removed.
+    if (policy_.needs.rope || follows_rows() || !s.protect.empty())
       if (status ok = offer_positions(s, layers, r.positions); !ok) return error{ok.message()};
     if (!queries_.empty())
       if (status ok = expect_queries(layers, static_cast<std::size_t>(last) + 1); !ok) return error{ok.message()};

@@ -86,6 +86,15 @@ class cache_probe {
     return -1;
   }
 
+  /// Positions of the rows that these layers hold of the sequence that was decoded last, in the order of tokens.
+  std::vector<llama_pos> positions() const {
+    if (caches_.empty()) return {};
+    const cell_table& table = caches_[recorded_cache()].table;
+    if (table.sightings().empty()) return {};
+    const sighting& last = table.sightings().back();
+    return table.positions(last.stream, table.rows(last));
+  }
+
   /// Rows that llama_state_seq_set_data has put somewhere: the next graph of their sequence shows where.
   void expect(expected_rows rows) {
     std::erase_if(expected_, [&](const expected_rows& e) { return e.sequence == rows.sequence; });
