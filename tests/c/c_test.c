@@ -465,8 +465,119 @@ static void test_plans_of_refused_calls(void) {
   EXPECT(lagkv_plan_empty(lagkv_last_plan(w)));
   REFUSED(lagkv_advance(c, lagkv_last_plan(w), 0, &error), "plan: is of 0 rows: must be at least the");
   EXPECT(lagkv_cursor_tokens(c) == tokens / 4);
+  lagkv_cursor* fresh = lagkv_cursor_new();
+  int runs = 0;
+  OK(lagkv_plan_eviction(p, &l, fresh, w, &plan, &error));
+  EXPECT(!lagkv_plan_empty(lagkv_last_plan(w)));
+  REFUSED(lagkv_plan_eviction(reads_queries, &l, fresh, w, &plan, &error), "queries: the policy reads");
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)));
+  OK(lagkv_plan_eviction(p, &l, fresh, w, &plan, &error));
+  REFUSED(lagkv_compress_parallel(reads_queries, &l, fresh, &w, 1, one_after_the_other, &runs, LAGKV_FRONT, NULL, &error),
+          "queries: the policy reads");
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)) && runs == 0);
+  lagkv_cursor_free(fresh);
   lagkv_policy_free(p), lagkv_policy_free(reads_queries), lagkv_workspace_free(w), lagkv_cursor_free(c);
   free(k), free(v);
+}
+
+/* What is refused hands out nothing: the caller, who frees what he was given, finds NULL in its place. */
+static void test_refused_calls_hand_out_nothing(void) {
+  lagkv_policy *p = policy_of("key_diff:keep=0.25"), *in_bytes = policy_of("key_norm:budget_mb=1");
+  lagkv_policy *reads_queries = policy_of("snapkv:keep=0.25"), *other = p;
+  lagkv_workspace *w = new_workspace(), *second = w;
+  lagkv_cursor *c = lagkv_cursor_new(), *loaded = c;
+  float *k = numbers(1), *v = numbers(2);
+  lagkv_layer l = layer_of(k, v), none = layer_of(NULL, v);
+  unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES] = {0};
+  REFUSED(lagkv_policy_parse("lagkv:ratio=2", &other, &error), "ratio=2");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_for_layer(p, 0, 0, &other, &error), "i=0: must be below the 0 layers");
+  EXPECT(other == NULL);
+  const double multiples[] = {-1, NAN, INFINITY};
+  for (int i = 0; i < 3; ++i) {
+    other = p;
+    REFUSED(lagkv_policy_for_head(p, multiples[i], &other, &error), "must be 0 or more, and finite");
+    EXPECT(other == NULL);
+  }
+  other = p;
+  REFUSED(lagkv_policy_for_head(in_bytes, 1, &other, &error), "budget: is in bytes");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_fit(in_bytes, &l, 0, &other, &error), "n=0: must be 1 or more layers");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_fit(in_bytes, &none, 1, &other, &error), "keys: data is NULL");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_fit(in_bytes, &l, 1000000, &other, &error), "budget: holds 0 tokens");
+  EXPECT(other == NULL);
+  REFUSED(lagkv_workspace_new("mmx", &second, &error), "target=mmx");
+  EXPECT(second == NULL);
+  REFUSED(lagkv_cursor_load(bytes, sizeof bytes, &loaded, &error), "saved cursor of version 0");
+  EXPECT(loaded == NULL);
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_plan_eviction(p, &l, c, w, &plan, &error));
+  REFUSED(lagkv_plan_eviction(reads_queries, &l, c, w, &plan, &error), "queries: the policy reads");
+  EXPECT(plan == NULL);
+  lagkv_policy_free(p), lagkv_policy_free(in_bytes), lagkv_policy_free(reads_queries);
+  lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v);
+}
+
+/* Views that a plan does not fit are refused before a row moves. */
+static void test_compact_of_other_views(void) {
+  lagkv_policy* p = policy_of("key_diff:keep=0.25");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2), *before = numbers(1);
+  lagkv_layer l = layer_of(k, v);
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_plan_eviction(p, &l, c, w, &plan, &error));
+  lagkv_view other = l.keys;
+  other.tokens = tokens - 1;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "tokens=300: the view addresses at most 299");
+  other = l.keys, other.heads = heads - 1;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "view: heads=2: must be the 3 of the plan");
+  other = l.keys, other.token_stride = 0;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "overlap");
+  other = l.keys, other.type = -1;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "view: type=-1");
+  other = l.keys, other.data = NULL;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "the tensor is empty");
+  REFUSED(lagkv_compact(&l.keys, plan, 2, &error), "toward=2: must be");
+  REFUSED(lagkv_compact(NULL, plan, LAGKV_FRONT, &error), "view: is NULL");
+  REFUSED(lagkv_compact(&l.keys, NULL, LAGKV_FRONT, &error), "plan: is NULL");
+  EXPECT(memcmp(k, before, size * sizeof *k) == 0);
+  lagkv_policy_free(p), lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v), free(before);
+}
+
+/* A scorer of partitions reads the one behind the last candidate: candidates without it are refused. */
+static void test_scores_of_partitions(void) {
+  enum { lag = 50 };
+  lagkv_policy* p = policy_of("lagkv:sink=0,lag=50,ratio=0.5");
+  lagkv_workspace* w = new_workspace();
+  float *k = numbers(1), *v = numbers(2), *scores = malloc(size * sizeof *scores);
+  lagkv_layer l = layer_of(k, v);
+  const struct {
+    size_t begin, end;
+    const char* refused;
+  } some[] = {{0, tokens - lag, NULL},
+              {lag, 2 * lag, NULL},
+              {7, 7 + lag, NULL},
+              {tokens, tokens, NULL},
+              {0, tokens, "with one more behind them within the 300 rows in use"},
+              {1, tokens - lag + 1, "with one more behind them"},
+              {0, lag - 1, "must be whole partitions of lag=50"},
+              {lag, lag - 1, "must lie within the 300 rows in use"}};
+  for (size_t i = 0; i < sizeof some / sizeof *some; ++i) {
+    const lagkv_candidates these = {some[i].begin, some[i].end, 0, 0, 0, 0};
+    if (some[i].refused == NULL) OK(lagkv_score(p, &l, &these, w, scores, size, &error));
+    if (some[i].refused != NULL) REFUSED(lagkv_score(p, &l, &these, w, scores, size, &error), some[i].refused);
+  }
+  lagkv_policy_free(p), lagkv_workspace_free(w);
+  free(k), free(v), free(scores);
 }
 
 /* After a compression rows hold later positions: scores are of them, as the plan is. */
@@ -536,6 +647,9 @@ int main(void) {
   test_values_in_the_rows_of_the_keys();
   test_careless_runs();
   test_plans_of_refused_calls();
+  test_refused_calls_hand_out_nothing();
+  test_compact_of_other_views();
+  test_scores_of_partitions();
   test_scores_later_on();
   test_accumulate_for_every_policy();
   if (faults == 0) puts("the C interface holds");
