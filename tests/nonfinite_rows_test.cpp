@@ -42,7 +42,7 @@ struct offered {
                 make_cube(73, 2 * heads, tokens, channels)};
   std::vector<std::uint32_t> positions = std::vector<std::uint32_t>(heads * tokens);
   std::vector<float> attention = std::vector<float>(heads * tokens);
-  std::vector<float> budgets = {0.75F, 1.25F};
+  std::vector<float> budgets = {1, 1.25F};
 
   offered() {
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % tokens);
