@@ -525,6 +525,27 @@ static void test_refused_calls_hand_out_nothing(void) {
   free(k), free(v);
 }
 
+/* What only tells something takes NULL for nothing. */
+static void test_nothing_is_told_of_null(void) {
+  size_t count = 7;
+  lagkv_cursor* c = lagkv_cursor_new();
+  lagkv_policy* p = policy_of("full");
+  unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES];
+  memset(bytes, 7, sizeof bytes);
+  EXPECT(lagkv_policy_needs(NULL) == 0 && lagkv_policy_queries(NULL) == 0 && lagkv_peak_rows(NULL, 1, 9) == 9);
+  EXPECT(lagkv_cursor_copy(NULL) == NULL && lagkv_cursor_tokens(NULL) == 0 && lagkv_cursor_dropped(NULL) == 0);
+  EXPECT(lagkv_cursor_compressed(NULL) == 0 && lagkv_cursor_seen(NULL) == 0);
+  lagkv_cursor_take_back(NULL, 1), lagkv_cursor_save(NULL, bytes), lagkv_cursor_save(c, NULL);
+  for (size_t i = 0; i < sizeof bytes; ++i) EXPECT(bytes[i] == 7);
+  EXPECT(strcmp(lagkv_workspace_target(NULL), "") == 0 && lagkv_last_plan(NULL) == NULL);
+  EXPECT(lagkv_plan_empty(NULL) != 0 && lagkv_plan_heads(NULL) == 0 && lagkv_plan_tokens_after(NULL, 0) == 0);
+  EXPECT(lagkv_plan_begin(NULL) == 0 && lagkv_plan_end(NULL) == 0);
+  EXPECT(lagkv_plan_kept(NULL, 0, &count) == NULL && count == 0);
+  const lagkv_candidates none[] = {lagkv_due(NULL, c, tokens), lagkv_due(p, NULL, tokens)};
+  for (int i = 0; i < 2; ++i) EXPECT(none[i].begin == none[i].end && none[i].keep == 0 && none[i].dropped == 0);
+  lagkv_cursor_free(c), lagkv_policy_free(p);
+}
+
 /* Views that a plan does not fit are refused before a row moves. */
 static void test_compact_of_other_views(void) {
   lagkv_policy* p = policy_of("key_diff:keep=0.25");
@@ -630,6 +651,13 @@ static void test_accumulate_for_every_policy(void) {
   e.key_statistics = statistics, l.extras = &e;
   REFUSED(lagkv_accumulate(novelty, &l, c, tokens, w, &error), "rope: the policy reads keys as they were before RoPE");
   EXPECT(statistics[2 * channels] == 0);
+  /* Heads of different lengths add, too: lagkv_compress() refuses them, and lagkv_plan_eviction() reads the sums. */
+  lagkv_rope rope = {10000.0, LAGKV_HALVES, 1.0F, 0, NULL, 0};
+  lagkv_policy* uneven = policy_of("novelty:keep=0.5,heads=own,select=adaptive");
+  e.rope = &rope;
+  OK(lagkv_accumulate(uneven, &l, c, tokens, w, &error));
+  EXPECT(statistics[2 * channels] == tokens - 4); /* without sinks */
+  lagkv_policy_free(uneven);
   EXPECT(lagkv_peak_rows(novelty, SIZE_MAX, 32768) == 32768);
   lagkv_policy_free(novelty), lagkv_workspace_free(w), lagkv_cursor_free(c);
   free(k), free(v);
@@ -648,6 +676,7 @@ int main(void) {
   test_careless_runs();
   test_plans_of_refused_calls();
   test_refused_calls_hand_out_nothing();
+  test_nothing_is_told_of_null();
   test_compact_of_other_views();
   test_scores_of_partitions();
   test_scores_later_on();
