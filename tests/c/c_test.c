@@ -574,6 +574,34 @@ static void test_compact_of_other_views(void) {
   free(k), free(v), free(before);
 }
 
+/* Where all heads keep the same rows, positions may be those of all heads; the attention of a row is each head's own. */
+static void test_what_heads_may_share(void) {
+  lagkv_policy *shared = policy_of("key_diff:keep=0.25,heads=shared"), *own = policy_of("key_diff:keep=0.25");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2), attention[heads * tokens] = {0};
+  uint32_t positions[tokens];
+  lagkv_layer l = layer_of(k, v);
+  lagkv_extras e = lagkv_no_extras();
+  const lagkv_plan* plan = NULL;
+  for (uint32_t i = 0; i < tokens; ++i) positions[i] = i;
+  e.positions = positions;
+  OK(lagkv_plan_eviction(own, &l, c, w, &plan, &error));
+  REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "positions_stride=0: must be at least the 300 rows");
+  OK(lagkv_plan_eviction(shared, &l, c, w, &plan, &error));
+  e.accumulated_attention = attention;
+  REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "accumulated_attention_stride=0: must be at least the 300 rows");
+  EXPECT(positions[tokens - 1] == tokens - 1);
+  e.accumulated_attention_stride = tokens;
+  OK(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error));
+  size_t count = 0;
+  const uint32_t* kept = lagkv_plan_kept(plan, heads - 1, &count);
+  EXPECT(count > 0 && count < tokens);
+  for (size_t i = 0; i < count; ++i) EXPECT(positions[lagkv_plan_begin(plan) + i] == kept[i]);
+  lagkv_policy_free(shared), lagkv_policy_free(own), lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v);
+}
+
 /* A scorer of partitions reads the one behind the last candidate: candidates without it are refused. */
 static void test_scores_of_partitions(void) {
   enum { lag = 50 };
@@ -678,6 +706,7 @@ int main(void) {
   test_refused_calls_hand_out_nothing();
   test_nothing_is_told_of_null();
   test_compact_of_other_views();
+  test_what_heads_may_share();
   test_scores_of_partitions();
   test_scores_later_on();
   test_accumulate_for_every_policy();
