@@ -164,6 +164,13 @@ static void test_compress(const char* text) {
   lagkv_workspace* same[] = {w, second, w};
   REFUSED(lagkv_compress_parallel(p, &l3, g, same, 3, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error),
           "workspaces[2]: is workspaces[0]: each worker needs its own");
+  REFUSED(lagkv_compress_parallel(p, &l3, g, both, 2, NULL, NULL, LAGKV_FRONT, &parallel, &error), "run: is NULL");
+  REFUSED(lagkv_compress_parallel(p, &l3, g, both, 0, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error),
+          "workers=0: must be 1 or more");
+  same[1] = NULL;
+  REFUSED(lagkv_compress_parallel(p, &l3, g, same, 3, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error),
+          "workspaces[1]: is NULL");
+  EXPECT(runs == 0 && parallel == 0);
   OK(lagkv_compress_parallel(p, &l3, g, both, 2, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error));
   EXPECT(left < tokens && left == lagkv_cursor_tokens(c) && left == lagkv_cursor_tokens(d) && left == parallel && runs > 0);
   EXPECT(lagkv_cursor_seen(c) == tokens && lagkv_cursor_dropped(c) == tokens - left && lagkv_cursor_compressed(c) <= left);
@@ -267,6 +274,10 @@ static void test_layers_and_scores(void) {
   EXPECT(lagkv_cursor_tokens(c[0]) == tokens / 4 && lagkv_cursor_tokens(c[1]) == tokens / 4);
   lagkv_cursor* twice[] = {c[0], c[0]};
   REFUSED(lagkv_compress_layers(p, l, twice, 2, w, LAGKV_FRONT, 1, &error), "cursors[1]: is that of layer 0 too");
+  lagkv_layer three[] = {l[0], l[1], l[1]};
+  lagkv_cursor *last_twice[] = {c[0], c[1], c[1]}, *one_missing[] = {c[0], c[1], NULL};
+  REFUSED(lagkv_compress_layers(p, three, last_twice, 3, w, LAGKV_FRONT, 1, &error), "cursors[2]: is that of layer 1 too");
+  REFUSED(lagkv_compress_layers(p, three, one_missing, 3, w, LAGKV_FRONT, 1, &error), "cursors[2]: is NULL");
 
   REFUSED(lagkv_policy_for_layer(sloped, 2, 2, &first, &error), "i=2: must be below the 2 layers");
   OK(lagkv_policy_for_layer(sloped, 0, 2, &first, &error));
