@@ -260,6 +260,9 @@ static void test_layers_and_scores(void) {
     EXPECT(fabs(scores[i] + sqrt(sum)) < 1e-4);
   }
   REFUSED(lagkv_score(p, &l[0], &due, w, scores, 5, &error), "count=5: must be");
+  lagkv_policy* uneven_heads = policy_of("key_norm:sink=2,recent=4,keep=0.25,select=adaptive");
+  OK(lagkv_score(uneven_heads, &l[0], &due, w, scores, heads * n, &error)); /* nothing moves */
+  lagkv_policy_free(uneven_heads);
   const lagkv_candidates outside = {0, tokens + 1, 0, 0, 0, 0};
   REFUSED(lagkv_score(p, &l[0], &outside, w, scores, heads * n, &error), "must lie within the 300 rows in use");
   lagkv_candidates uneven = due;
