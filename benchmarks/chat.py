@@ -7,7 +7,8 @@
 
 Each run is one process of examples/chat, one thread, the same turns for all policies of a seed. It tells twelve facts in the
 first turns, asks for other things, and at the end for each fact. An answer counts if it has the value. CPU seconds a turn and
-resident memory are taken over the middle turns in six parts. Runs that --out has already are not run again.
+resident memory are taken over the middle turns in six parts. Runs that --out has already, in as many cells, are not run again.
+Where it has several models, numbers of turns or lengths of answers, each has a table of its own.
 """
 import argparse
 import json
@@ -85,10 +86,14 @@ class Chat:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def cells_of(options, policy):
+    """What keeps everything has a cache that is never full."""
+    return options.full_cells if policy == "full" else options.cells
+
+
 def run(options, policy, seed):
     turns, questions = turns_of(seed, options.turns)
-    # What keeps everything: a cache that is never full.
-    cells = options.full_cells if policy == "full" else options.cells
+    cells = cells_of(options, policy)
     given = f"streaming_llm:capacity={cells}" if policy == "full" else policy
     chat = Chat([options.chat, "--model", options.model, "--cells", str(cells), "--answer", str(options.answer), "--threads", "1",
                  "--policy", given])
@@ -124,20 +129,31 @@ def interval(right, n):
     return [100 * x / (1 + z * z / n) for x in (middle - half, middle + half)]
 
 
+def tables(runs):
+    settings = defaultdict(list)
+    for r in runs:
+        settings[r["model"], r["turns"], r["answer"]].append(r)
+    for (model, turns, answer), same in settings.items():
+        if len(settings) > 1:
+            print(f"\n{model}, {turns} turns, answers of at most {answer} tokens:\n")
+        table(same)
+
+
 def table(runs):
     rows = defaultdict(list)
     for r in runs:
-        rows[r["model"], r["turns"], r["policy"]].append(r)
+        rows[r["policy"], r["cells"]].append(r)
     print("| policy | facts | | tokens seen | kept | MB | s a turn, first and last part | resident MB, first and last part |")
     print("|---|---|---|---|---|---|---|---|")
-    for (_, _, policy), same in rows.items():
+    for (policy, cells), same in rows.items():
+        name = f"`{policy}`" + (f" in {cells} cells" if sum(p == policy for p, _ in rows) > 1 else "")
         asked = [a["right"] for r in same for a in r["answers"]]
         low, high = interval(sum(asked), len(asked))
 
         def each(part, key):
             return sum(r["parts"][part][key] for r in same) / len(same)
 
-        print(f"| `{policy}` | {sum(asked)} of {len(asked)} | {low:.0f} to {high:.0f} % | "
+        print(f"| {name} | {sum(asked)} of {len(asked)} | {low:.0f} to {high:.0f} % | "
               f"{sum(r['seen'] for r in same) / len(same):.0f} | {max(r['kept'] for r in same)} | "
               f"{max(r['mb'] for r in same):.1f} | {each(0, 'cpu_s') / each(0, 'turns'):.2f}, "
               f"{each(-1, 'cpu_s') / each(-1, 'turns'):.2f} | {each(0, 'rss_mb'):.0f}, {each(-1, 'rss_mb'):.0f} |")
@@ -160,16 +176,17 @@ def main():
     if not options.table:
         if options.turns < 3 * len(FACTS):
             sys.exit(f"chat.py: --turns {options.turns}: must be at least {3 * len(FACTS)}")
-        key = ("model", "policy", "seed", "turns", "answer")
+        key = ("model", "policy", "seed", "turns", "answer", "cells")
         done = {tuple(r[k] for k in key) for r in runs}
         for seed in range(options.seeds):
             for policy in options.policy:
-                if (os.path.basename(options.model), policy, seed, options.turns, options.answer) in done:
+                cells = cells_of(options, policy)
+                if (os.path.basename(options.model), policy, seed, options.turns, options.answer, cells) in done:
                     continue
                 runs.append(run(options, policy, seed))
                 with open(options.out, "a") as file:
                     file.write(json.dumps(runs[-1]) + "\n")
-    table(runs)
+    tables(runs)
 
 
 if __name__ == "__main__":

@@ -33,15 +33,16 @@ std::vector<std::string> scorers() {
 }
 
 const char* transforms[] = {"", "pool=9,", "smooth=4,", "heads=shared,", "pool=5,smooth=2,heads=shared,"};
-const char* selectors[] = {"top_k", "chunks,chunk=5", "adaptive,safeguard=0.5"};
+const char* selectors[] = {"top_k", "chunks,chunk=5", "adaptive,safeguard=0.5", "by_head"};
 const char* budgets[] = {"keep=0.8", "capacity=190", "keep=0.75,lag=20"};
 
-/// Layer of attention, queries and positions in which numbers can be put.
+/// Layer of attention, queries, positions and head budgets in which numbers can be put.
 struct offered {
   asked_cache c{layout::heads_first, dtype::f32, shifted(71, heads), make_cube(72, heads, tokens, channels),
                 make_cube(73, 2 * heads, tokens, channels)};
   std::vector<std::uint32_t> positions = std::vector<std::uint32_t>(heads * tokens);
   std::vector<float> attention = std::vector<float>(heads * tokens);
+  std::vector<float> budgets = {1, 1.25F};
 
   offered() {
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::uint32_t>(i % tokens);
@@ -55,6 +56,7 @@ struct offered {
     lagkv::layer l = c.layer(tokens);
     c.extras.accumulated_attention = {attention.data(), tokens};
     c.extras.positions = {positions.data(), tokens};
+    c.extras.head_budgets = budgets;
     return l;
   }
 };

@@ -434,10 +434,46 @@ TEST(by_head, heads_go_on_by_themselves) {
   }
 }
 
+// Whatever lies behind the list in the host's memory, and whichever head's numbers are asked.
+TEST(candidates, know_the_protected_positions_of_the_list_and_no_others) {
+  std::mt19937 draw(17);
+  for (int run = 0; run < 300; ++run) {
+    const std::size_t heads = 1 + draw() % 3, rows = 1 + draw() % 40;
+    std::vector<std::uint32_t> all, positions;
+    for (std::uint32_t p = 0; p < 80; ++p)
+      if (draw() % 3 == 0) all.push_back(p);
+    for (std::size_t i = 0; i < heads * rows; ++i) positions.push_back(static_cast<std::uint32_t>(draw() % 80));
+    const auto list = std::span<const std::uint32_t>(all).first(draw() % (all.size() + 1));
+    lagkv::candidates c{.rows = {0, rows}, .protect = list, .heads = heads};
+    const std::size_t dropped = draw() % 30;
+    const bool known = draw() % 2 == 0;
+    c.positions.dropped = dropped;
+    if (known) c.positions.known = {positions.data(), static_cast<std::ptrdiff_t>(rows)};
+    const std::size_t begin = draw() % rows, end = begin + draw() % (rows - begin + 1);
+    std::size_t most = 0;
+    for (std::size_t h = 0; h < heads; ++h) {
+      std::size_t count = 0;
+      for (std::size_t row = begin; row < end; ++row) {
+        const bool is = std::count(list.begin(), list.end(), known ? positions[h * rows + row] : row + dropped) > 0;
+        ASSERT_EQ(c.is_protected(h, row), is) << "run " << run << ", head " << h << ", row " << row;
+        count += is ? 1U : 0U;
+      }
+      ASSERT_EQ(c.count_protected(h, {begin, end}), count);
+      most = std::max(most, count);
+    }
+    ASSERT_EQ(c.most_protected({begin, end}), most);
+    c.keep = draw() % 10;
+    ASSERT_EQ(c.keep_of({begin, end}), std::max(c.keep, most));
+    c.partition = rows, c.keep_each = draw() % 10;
+    ASSERT_EQ(c.keep_of({begin, end}), std::max(c.keep_each, most));
+  }
+}
+
 TEST(for_head, scales_each_budget) {
   const auto scaled = [](const char* text, double multiple) { return lagkv::for_head(named(text), multiple).budget; };
   EXPECT_DOUBLE_EQ(scaled("key_norm:keep=0.25", 2).as<lagkv::keep::share>()->of_all, 0.5);
-  EXPECT_DOUBLE_EQ(scaled("key_norm:keep=0.25", 9).as<lagkv::keep::share>()->of_all, 1);
+  for (const double multiple : {3.9, 4.0, 4.1, 7.0, 9.0})  // a share of more than all is all
+    EXPECT_DOUBLE_EQ(scaled("key_norm:keep=0.25", multiple).as<lagkv::keep::share>()->of_all, std::min(1.0, multiple / 4));
   EXPECT_DOUBLE_EQ(scaled("lagkv:ratio=0.25", 2).as<lagkv::keep::partitions>()->ratio, 0.5);
   EXPECT_EQ(scaled("key_norm:capacity=100,every=3", 2.5).as<lagkv::keep::capacity>()->rows, 250U);
   EXPECT_EQ(scaled("key_norm:capacity=100,every=3", 2.5).as<lagkv::keep::capacity>()->every, 3U);
@@ -446,7 +482,7 @@ TEST(for_head, scales_each_budget) {
   EXPECT_NE(scaled("full", 2).as<lagkv::keep::everything>(), nullptr);
   float row[4] = {};
   const lagkv::tensor one = lagkv::strided<float>(row, {1, 4}, {4, 4, 1}, 0);
-  for (const double odd : {0.0, -1.0, std::nan(""), HUGE_VAL})
+  for (const double odd : {0.0, -1.0, 5.0, std::nan(""), HUGE_VAL})
     for (const char* text : {"key_norm:keep=0.25", "lagkv:ratio=0.25", "key_norm:capacity=100", "streaming_llm:capacity=100",
                              "streaming_llm:keep=0.5"})
       EXPECT_EQ(check(lagkv::for_head(named(text), odd), {one, one, 0}).message(), "") << text << " " << odd;

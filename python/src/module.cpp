@@ -284,6 +284,13 @@ void check_layer(const policy_object& p, layer_object& l, bool any_length) {
   }
 }
 
+/// Refuses values that lie in the rows of the keys: rows are about to move, those would move twice.
+void expect_rows_apart(layer_object& l) {
+  for (std::size_t i = 0; i < l.batch(); ++i)
+    if (!lagkv::detail::first_rows_apart(l.at(i)))
+      refuse({"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"});
+}
+
 void check_cursor(const lagkv::cursor& at, const layer_object& l) {
   if (at.tokens > l.tokens())
     refuse({"tokens=", l.tokens(), ": the cursor counts ", at.tokens,
@@ -354,6 +361,7 @@ std::vector<std::size_t> compress_layers(const policy_object& p, const std::vect
     theirs.push_back(std::make_unique<use>(l.busy, "layer"));
     l.expect_writable();
     check_layer(p, l, false);
+    expect_rows_apart(l);
     check_cursor(*cursors[i], l);
     for (std::size_t b = 0; b < l.batch(); ++b) {
       entries.push_back({l.at(b), *cursors[i], layers.size() > 1 ? lagkv::for_layer(p.policy, i, layers.size()) : p.policy, i});

@@ -165,6 +165,26 @@ def test_plan_then_compact_is_compress():
     assert list(lagkv.plan_eviction("full", keys, values).rows()) == list(range(300))
 
 
+def test_values_in_the_rows_of_the_keys():
+    """Latent rows hold keys and values: as values of their own they would move twice. Plans may be made of them."""
+    rows, other = random_cache((2, 3, 300, 24))
+    before, policy = rows.copy(), lagkv.parse("lagkv:lag=32,ratio=0.5")
+    cursor = lagkv.Cursor()
+    for keys, values in ((rows, rows), (rows, rows[..., :16]), (rows, rows[..., 8:]), (rows[..., 8:], rows),
+                         (rows[1], rows[1, ..., 4:20])):
+        with pytest.raises(lagkv.Error, match="values: lie in the rows of the keys, which would move twice"):
+            lagkv.compress(policy, keys, values, cursor)
+        with pytest.raises(lagkv.Error, match="values: lie in the rows of the keys, which would move twice"):
+            lagkv.compress_layers(policy, [lagkv.Layer(other, other.copy()), lagkv.Layer(keys, values)],
+                                  [lagkv.Cursor(), lagkv.Cursor()], workspace=lagkv.Workspace(2))
+    assert cursor.tokens == 0 and (rows == before).all()
+    assert lagkv.plan_eviction(policy, rows[0], rows[0, ..., :16])
+    lagkv.compress("key_diff:keep=0.5", rows, None, cursor)
+    assert cursor.tokens == 150
+    halves = np.concatenate([before, before], -1)  # keys and values side by side share no unit
+    assert lagkv.compress(policy, halves[..., :24], halves[..., 24:], lagkv.Cursor()) < 300
+
+
 def test_ragged_plans():
     keys, values = random_cache((3, 300, 8))
     keys[0] *= 3

@@ -1,7 +1,9 @@
 """Presses of lagkv's kernels keep what those of kvpress keep; benchmarks/compare_kvpress.py does it at size."""
 
+import importlib.util
 import pathlib
 import re
+import sys
 import types
 
 import numpy as np
@@ -15,6 +17,7 @@ kvpress = pytest.importorskip("kvpress", reason="kvpress is not installed")
 from lagkv.kvpress import Press, like, policy_like  # noqa: E402
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "from-kvpress.md"
+SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "compare_kvpress.py"
 HEADS, GROUP, TOKENS, DIM = 2, 3, 700, 16
 REMOVED = {"compression_ratio": 0.6}
 PRESSES = [kvpress.LagKVPress(**REMOVED, cross_scoring=True), kvpress.KnormPress(**REMOVED), kvpress.KeyDiffPress(**REMOVED),
@@ -64,3 +67,20 @@ def test_the_policies_of_the_page():
         lagkv.parse(policy)
     elsewhere = re.findall(r"`(\w+Press)`", PAGE.read_text())
     assert all(hasattr(kvpress, name) for name in elsewhere)
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the tests run outside a checkout")
+@pytest.mark.parametrize("tokens", ["640", "512,640"])
+def test_the_benchmark_has_each_press_once_at_each_size(tokens, monkeypatch, capsys):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    spec = importlib.util.spec_from_file_location("compare_kvpress", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--tokens", tokens, "--attention-tokens", "512", "--heads", "4", "--kv-heads",
+                                      "2", "--dim", "16", "--repeats", "1"])
+    script.main()
+    rows = re.findall(r"^\| `(.+)` \| (\d+) \|", capsys.readouterr().out, re.M)
+    expected = []
+    for press in map(script.name_of, script.presses(0.5)):
+        expected += [(press, n) for n in (["512"] if press == "ObservedAttentionPress" else tokens.split(","))]
+    assert sorted(rows) == sorted(expected)

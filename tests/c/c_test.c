@@ -164,6 +164,13 @@ static void test_compress(const char* text) {
   lagkv_workspace* same[] = {w, second, w};
   REFUSED(lagkv_compress_parallel(p, &l3, g, same, 3, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error),
           "workspaces[2]: is workspaces[0]: each worker needs its own");
+  REFUSED(lagkv_compress_parallel(p, &l3, g, both, 2, NULL, NULL, LAGKV_FRONT, &parallel, &error), "run: is NULL");
+  REFUSED(lagkv_compress_parallel(p, &l3, g, both, 0, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error),
+          "workers=0: must be 1 or more");
+  same[1] = NULL;
+  REFUSED(lagkv_compress_parallel(p, &l3, g, same, 3, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error),
+          "workspaces[1]: is NULL");
+  EXPECT(runs == 0 && parallel == 0);
   OK(lagkv_compress_parallel(p, &l3, g, both, 2, one_after_the_other, &runs, LAGKV_FRONT, &parallel, &error));
   EXPECT(left < tokens && left == lagkv_cursor_tokens(c) && left == lagkv_cursor_tokens(d) && left == parallel && runs > 0);
   EXPECT(lagkv_cursor_seen(c) == tokens && lagkv_cursor_dropped(c) == tokens - left && lagkv_cursor_compressed(c) <= left);
@@ -253,6 +260,9 @@ static void test_layers_and_scores(void) {
     EXPECT(fabs(scores[i] + sqrt(sum)) < 1e-4);
   }
   REFUSED(lagkv_score(p, &l[0], &due, w, scores, 5, &error), "count=5: must be");
+  lagkv_policy* uneven_heads = policy_of("key_norm:sink=2,recent=4,keep=0.25,select=adaptive");
+  OK(lagkv_score(uneven_heads, &l[0], &due, w, scores, heads * n, &error)); /* nothing moves */
+  lagkv_policy_free(uneven_heads);
   const lagkv_candidates outside = {0, tokens + 1, 0, 0, 0, 0};
   REFUSED(lagkv_score(p, &l[0], &outside, w, scores, heads * n, &error), "must lie within the 300 rows in use");
   lagkv_candidates uneven = due;
@@ -267,6 +277,10 @@ static void test_layers_and_scores(void) {
   EXPECT(lagkv_cursor_tokens(c[0]) == tokens / 4 && lagkv_cursor_tokens(c[1]) == tokens / 4);
   lagkv_cursor* twice[] = {c[0], c[0]};
   REFUSED(lagkv_compress_layers(p, l, twice, 2, w, LAGKV_FRONT, 1, &error), "cursors[1]: is that of layer 0 too");
+  lagkv_layer three[] = {l[0], l[1], l[1]};
+  lagkv_cursor *last_twice[] = {c[0], c[1], c[1]}, *one_missing[] = {c[0], c[1], NULL};
+  REFUSED(lagkv_compress_layers(p, three, last_twice, 3, w, LAGKV_FRONT, 1, &error), "cursors[2]: is that of layer 1 too");
+  REFUSED(lagkv_compress_layers(p, three, one_missing, 3, w, LAGKV_FRONT, 1, &error), "cursors[2]: is NULL");
 
   REFUSED(lagkv_policy_for_layer(sloped, 2, 2, &first, &error), "i=2: must be below the 2 layers");
   OK(lagkv_policy_for_layer(sloped, 0, 2, &first, &error));
@@ -471,8 +485,168 @@ static void test_plans_of_refused_calls(void) {
   EXPECT(lagkv_plan_empty(lagkv_last_plan(w)));
   REFUSED(lagkv_advance(c, lagkv_last_plan(w), 0, &error), "plan: is of 0 rows: must be at least the");
   EXPECT(lagkv_cursor_tokens(c) == tokens / 4);
+  lagkv_cursor* fresh = lagkv_cursor_new();
+  int runs = 0;
+  OK(lagkv_plan_eviction(p, &l, fresh, w, &plan, &error));
+  EXPECT(!lagkv_plan_empty(lagkv_last_plan(w)));
+  REFUSED(lagkv_plan_eviction(reads_queries, &l, fresh, w, &plan, &error), "queries: the policy reads");
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)));
+  OK(lagkv_plan_eviction(p, &l, fresh, w, &plan, &error));
+  REFUSED(lagkv_compress_parallel(reads_queries, &l, fresh, &w, 1, one_after_the_other, &runs, LAGKV_FRONT, NULL, &error),
+          "queries: the policy reads");
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)) && runs == 0);
+  lagkv_cursor_free(fresh);
   lagkv_policy_free(p), lagkv_policy_free(reads_queries), lagkv_workspace_free(w), lagkv_cursor_free(c);
   free(k), free(v);
+}
+
+/* What is refused hands out nothing: the caller, who frees what he was given, finds NULL in its place. */
+static void test_refused_calls_hand_out_nothing(void) {
+  lagkv_policy *p = policy_of("key_diff:keep=0.25"), *in_bytes = policy_of("key_norm:budget_mb=1");
+  lagkv_policy *reads_queries = policy_of("snapkv:keep=0.25"), *other = p;
+  lagkv_workspace *w = new_workspace(), *second = w;
+  lagkv_cursor *c = lagkv_cursor_new(), *loaded = c;
+  float *k = numbers(1), *v = numbers(2);
+  lagkv_layer l = layer_of(k, v), none = layer_of(NULL, v);
+  unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES] = {0};
+  REFUSED(lagkv_policy_parse("lagkv:ratio=2", &other, &error), "ratio=2");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_for_layer(p, 0, 0, &other, &error), "i=0: must be below the 0 layers");
+  EXPECT(other == NULL);
+  const double multiples[] = {-1, NAN, INFINITY};
+  for (int i = 0; i < 3; ++i) {
+    other = p;
+    REFUSED(lagkv_policy_for_head(p, multiples[i], &other, &error), "must be 0 or more, and finite");
+    EXPECT(other == NULL);
+  }
+  other = p;
+  REFUSED(lagkv_policy_for_head(in_bytes, 1, &other, &error), "budget: is in bytes");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_fit(in_bytes, &l, 0, &other, &error), "n=0: must be 1 or more layers");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_fit(in_bytes, &none, 1, &other, &error), "keys: data is NULL");
+  EXPECT(other == NULL);
+  other = p;
+  REFUSED(lagkv_policy_fit(in_bytes, &l, 1000000, &other, &error), "budget: holds 0 tokens");
+  EXPECT(other == NULL);
+  REFUSED(lagkv_workspace_new("mmx", &second, &error), "target=mmx");
+  EXPECT(second == NULL);
+  REFUSED(lagkv_cursor_load(bytes, sizeof bytes, &loaded, &error), "saved cursor of version 0");
+  EXPECT(loaded == NULL);
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_plan_eviction(p, &l, c, w, &plan, &error));
+  REFUSED(lagkv_plan_eviction(reads_queries, &l, c, w, &plan, &error), "queries: the policy reads");
+  EXPECT(plan == NULL);
+  lagkv_policy_free(p), lagkv_policy_free(in_bytes), lagkv_policy_free(reads_queries);
+  lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v);
+}
+
+/* What only tells something takes NULL for nothing. */
+static void test_nothing_is_told_of_null(void) {
+  size_t count = 7;
+  lagkv_cursor* c = lagkv_cursor_new();
+  lagkv_policy* p = policy_of("full");
+  unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES];
+  memset(bytes, 7, sizeof bytes);
+  EXPECT(lagkv_policy_needs(NULL) == 0 && lagkv_policy_queries(NULL) == 0 && lagkv_peak_rows(NULL, 1, 9) == 9);
+  EXPECT(lagkv_cursor_copy(NULL) == NULL && lagkv_cursor_tokens(NULL) == 0 && lagkv_cursor_dropped(NULL) == 0);
+  EXPECT(lagkv_cursor_compressed(NULL) == 0 && lagkv_cursor_seen(NULL) == 0);
+  lagkv_cursor_take_back(NULL, 1), lagkv_cursor_save(NULL, bytes), lagkv_cursor_save(c, NULL);
+  for (size_t i = 0; i < sizeof bytes; ++i) EXPECT(bytes[i] == 7);
+  EXPECT(strcmp(lagkv_workspace_target(NULL), "") == 0 && lagkv_last_plan(NULL) == NULL);
+  EXPECT(lagkv_plan_empty(NULL) != 0 && lagkv_plan_heads(NULL) == 0 && lagkv_plan_tokens_after(NULL, 0) == 0);
+  EXPECT(lagkv_plan_begin(NULL) == 0 && lagkv_plan_end(NULL) == 0);
+  EXPECT(lagkv_plan_kept(NULL, 0, &count) == NULL && count == 0);
+  const lagkv_candidates none[] = {lagkv_due(NULL, c, tokens), lagkv_due(p, NULL, tokens)};
+  for (int i = 0; i < 2; ++i) EXPECT(none[i].begin == none[i].end && none[i].keep == 0 && none[i].dropped == 0);
+  lagkv_cursor_free(c), lagkv_policy_free(p);
+}
+
+/* Views that a plan does not fit are refused before a row moves. */
+static void test_compact_of_other_views(void) {
+  lagkv_policy* p = policy_of("key_diff:keep=0.25");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2), *before = numbers(1);
+  lagkv_layer l = layer_of(k, v);
+  const lagkv_plan* plan = NULL;
+  OK(lagkv_plan_eviction(p, &l, c, w, &plan, &error));
+  lagkv_view other = l.keys;
+  other.tokens = tokens - 1;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "tokens=300: the view addresses at most 299");
+  other = l.keys, other.heads = heads - 1;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "view: heads=2: must be the 3 of the plan");
+  other = l.keys, other.token_stride = 0;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "overlap");
+  other = l.keys, other.type = -1;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "view: type=-1");
+  other = l.keys, other.data = NULL;
+  REFUSED(lagkv_compact(&other, plan, LAGKV_FRONT, &error), "the tensor is empty");
+  REFUSED(lagkv_compact(&l.keys, plan, 2, &error), "toward=2: must be");
+  REFUSED(lagkv_compact(NULL, plan, LAGKV_FRONT, &error), "view: is NULL");
+  REFUSED(lagkv_compact(&l.keys, NULL, LAGKV_FRONT, &error), "plan: is NULL");
+  EXPECT(memcmp(k, before, size * sizeof *k) == 0);
+  lagkv_policy_free(p), lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v), free(before);
+}
+
+/* Where all heads keep the same rows, positions may be those of all heads; the attention of a row is each head's own. */
+static void test_what_heads_may_share(void) {
+  lagkv_policy *shared = policy_of("key_diff:keep=0.25,heads=shared"), *own = policy_of("key_diff:keep=0.25");
+  lagkv_workspace* w = new_workspace();
+  lagkv_cursor* c = lagkv_cursor_new();
+  float *k = numbers(1), *v = numbers(2), attention[heads * tokens] = {0};
+  uint32_t positions[tokens];
+  lagkv_layer l = layer_of(k, v);
+  lagkv_extras e = lagkv_no_extras();
+  const lagkv_plan* plan = NULL;
+  for (uint32_t i = 0; i < tokens; ++i) positions[i] = i;
+  e.positions = positions;
+  OK(lagkv_plan_eviction(own, &l, c, w, &plan, &error));
+  REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "positions_stride=0: must be at least the 300 rows");
+  OK(lagkv_plan_eviction(shared, &l, c, w, &plan, &error));
+  e.accumulated_attention = attention;
+  REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "accumulated_attention_stride=0: must be at least the 300 rows");
+  EXPECT(positions[tokens - 1] == tokens - 1);
+  e.accumulated_attention_stride = tokens;
+  OK(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error));
+  size_t count = 0;
+  const uint32_t* kept = lagkv_plan_kept(plan, heads - 1, &count);
+  EXPECT(count > 0 && count < tokens);
+  for (size_t i = 0; i < count; ++i) EXPECT(positions[lagkv_plan_begin(plan) + i] == kept[i]);
+  lagkv_policy_free(shared), lagkv_policy_free(own), lagkv_workspace_free(w), lagkv_cursor_free(c);
+  free(k), free(v);
+}
+
+/* A scorer of partitions reads the one behind the last candidate: candidates without it are refused. */
+static void test_scores_of_partitions(void) {
+  enum { lag = 50 };
+  lagkv_policy* p = policy_of("lagkv:sink=0,lag=50,ratio=0.5");
+  lagkv_workspace* w = new_workspace();
+  float *k = numbers(1), *v = numbers(2), *scores = malloc(size * sizeof *scores);
+  lagkv_layer l = layer_of(k, v);
+  const struct {
+    size_t begin, end;
+    const char* refused;
+  } some[] = {{0, tokens - lag, NULL},
+              {lag, 2 * lag, NULL},
+              {7, 7 + lag, NULL},
+              {tokens, tokens, NULL},
+              {0, tokens, "with one more behind them within the 300 rows in use"},
+              {1, tokens - lag + 1, "with one more behind them"},
+              {0, lag - 1, "must be whole partitions of lag=50"},
+              {lag, lag - 1, "must lie within the 300 rows in use"}};
+  for (size_t i = 0; i < sizeof some / sizeof *some; ++i) {
+    const lagkv_candidates these = {some[i].begin, some[i].end, 0, 0, 0, 0};
+    if (some[i].refused == NULL) OK(lagkv_score(p, &l, &these, w, scores, size, &error));
+    if (some[i].refused != NULL) REFUSED(lagkv_score(p, &l, &these, w, scores, size, &error), some[i].refused);
+  }
+  lagkv_policy_free(p), lagkv_workspace_free(w);
+  free(k), free(v), free(scores);
 }
 
 /* After a compression rows hold later positions: scores are of them, as the plan is. */
@@ -525,6 +699,13 @@ static void test_accumulate_for_every_policy(void) {
   e.key_statistics = statistics, l.extras = &e;
   REFUSED(lagkv_accumulate(novelty, &l, c, tokens, w, &error), "rope: the policy reads keys as they were before RoPE");
   EXPECT(statistics[2 * channels] == 0);
+  /* Heads of different lengths add, too: lagkv_compress() refuses them, and lagkv_plan_eviction() reads the sums. */
+  lagkv_rope rope = {10000.0, LAGKV_HALVES, 1.0F, 0, NULL, 0};
+  lagkv_policy* uneven = policy_of("novelty:keep=0.5,heads=own,select=adaptive");
+  e.rope = &rope;
+  OK(lagkv_accumulate(uneven, &l, c, tokens, w, &error));
+  EXPECT(statistics[2 * channels] == tokens - 4); /* without sinks */
+  lagkv_policy_free(uneven);
   EXPECT(lagkv_peak_rows(novelty, SIZE_MAX, 32768) == 32768);
   lagkv_policy_free(novelty), lagkv_workspace_free(w), lagkv_cursor_free(c);
   free(k), free(v);
@@ -542,6 +723,11 @@ int main(void) {
   test_values_in_the_rows_of_the_keys();
   test_careless_runs();
   test_plans_of_refused_calls();
+  test_refused_calls_hand_out_nothing();
+  test_nothing_is_told_of_null();
+  test_compact_of_other_views();
+  test_what_heads_may_share();
+  test_scores_of_partitions();
   test_scores_later_on();
   test_accumulate_for_every_policy();
   if (faults == 0) puts("the C interface holds");
