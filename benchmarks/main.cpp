@@ -69,9 +69,9 @@ void run_cold(benchmark::State& state, cache& c, const Work& work, const char* r
     state.ResumeTiming();
     own.push_back(bench::seconds(work));
   }
-  const auto times = [&](const std::vector<double>& beside) {  // of the iterations that both were measured in
-    const auto last = own.begin() + static_cast<std::ptrdiff_t>(beside.size());
-    return bench::median({own.begin(), last}) / bench::median(beside);
+  const auto times = [&](const std::vector<double>& read_or_other) {  // of the iterations that both were measured in
+    const auto last = own.begin() + static_cast<std::ptrdiff_t>(read_or_other.size());
+    return bench::median({own.begin(), last}) / bench::median(read_or_other);
   };
   state.counters["x_read"] = times(read);
   if (ratio_name != nullptr) state.counters[ratio_name] = times(other);
