@@ -47,7 +47,11 @@ class Bench(unittest.TestCase):
                 seconds, per_second = row["median_ms"] / 1e3, row["elements/s"]
                 if kind not in ("select", "compact"):  # of scores, and of what moves
                     elements = (1 if kind == "accumulate" else 2) * HEADS * int(dim) * int(tokens)
-                    self.assertAlmostEqual(per_second * seconds / elements, 1, delta=0.25)
+                    times = per_second * seconds / elements
+                    if kind == "step_threads":  # both are of the wall time of the one iteration
+                        self.assertAlmostEqual(times, 1, delta=0.01)
+                    else:  # the rate is of CPU time, which on a busy machine is any part of the wall time
+                        self.assertGreater(times, 0.75)
                 self.assertAlmostEqual(row["bytes/s"] / per_second, 4 if kind == "select" else BYTES[dtype], delta=0.001)
 
 
