@@ -104,6 +104,7 @@ void declare_tune(CLI::App& tune, eval::tune_options& o) {
   tune.add_option("--minutes", o.minutes, "Time for all of it; one prompt of each task and half is always run")
       ->check(CLI::Range(0.01, 1e5));
   tune.add_option("--policies", o.policies, "Candidates: policy strings without a budget, parted by ';'")->delimiter(';');
+  tune.add_flag("--ragged", o.ragged, "Candidates with head budgets, too: if the heads of your cache can differ in length");
   tune.add_option("--tasks", o.tasks, "Tasks, as for run");
   tune.add_option("--length", o.length, "Tokens of prompt and answer together")->check(CLI::Range(64, 1 << 20));
   tune.add_option("--samples", o.samples, "Prompts a task in each half, at most")->check(CLI::Range(1, 100000));

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <iostream>
+#include <iterator>
 #include <stdexcept>
 #include <string_view>
 
@@ -97,8 +98,12 @@ void conclude(const tune_options& o, const std::string& chosen, const std::vecto
 
 }  // namespace
 
-int tune_command(const tune_options& o) {
+int tune_command(tune_options o) {
   if (!(o.minutes > 0)) throw std::invalid_argument(fmt::format("--minutes {}: must be above 0", o.minutes));
+  if (o.ragged) {
+    o.transposed = true;
+    o.policies.insert(o.policies.end(), std::begin(ragged_candidates), std::end(ragged_candidates));
+  }
   const clock::time_point start = clock::now();
   const auto part = [&](double share) {
     return start + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(60 * o.minutes * share));

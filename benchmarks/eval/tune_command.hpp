@@ -10,6 +10,12 @@
 
 namespace eval {
 
+/// For caches whose heads can hold different numbers of rows (llama.cpp's cannot; it measures them by hiding rows). Chosen on the
+/// prompts of docs/research.md.
+inline constexpr const char* ragged_candidates[] = {"expected_attention:covariance=no,calibrated=yes,select=by_head",
+                                                    "fuse:key_diff+expected_attention,by=best,calibrated=yes,select=by_head",
+                                                    "key_diff:pre_rope=yes,select=by_head"};
+
 struct tune_options : host_options {
   double removed = 0.75;
   double minutes = 30;  ///< for all of it; a prompt that has begun is finished, and one of each half is always run
@@ -22,6 +28,7 @@ struct tune_options : host_options {
                                        "nested:pre_rope=yes,smooth=8,heads=shared",
                                        "fuse:novelty+stripes,by=best",
                                        "fuse:novelty+expected_attention,by=best,recent_share=0.25,calibrated=yes"};
+  bool ragged = false;  ///< ragged_candidates, too, without flash attention
   std::string tasks = "niah_multivalue,prose_recall,perplexity,passkey64,documents,perplexity_code";
   std::size_t length = 2048;
   std::size_t samples = 20;  ///< prompts a task, in each half, at most
@@ -37,6 +44,6 @@ struct tune_options : host_options {
 /// Results that are there already are not run again; those of calls with another share, length, tasks or candidates do not count.
 /// Policies that fail are named with their first failure. Returns and throws as run_command does; throws std::runtime_error, too,
 /// where no candidate has a result.
-int tune_command(const tune_options& options);
+int tune_command(tune_options options);
 
 }  // namespace eval

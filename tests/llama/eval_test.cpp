@@ -559,14 +559,18 @@ TEST_F(Run, TunesItsOwnCandidates) {
   eval::tune_options o;
   o.model = LAGKV_LLAMA_MODEL, o.tasks = "few_shot", o.reach = 0, o.length = 480, o.samples = 1, o.threads = 1;
   o.removed = 0.25, o.out = (folder_ / "tune").string();  // a quarter of so few tokens is what lagkv:lag=128 can do
-  eval::calibrate_options c;                              // shorter than its own
-  c.model = o.model, c.count = {"queries"}, c.tokens = 240, c.length = 120, c.threads = 1, c.out = o.out + ".safetensors";
+  o.ragged = true;
+  eval::calibrate_options c;  // shorter than its own
+  c.model = o.model, c.count = {"queries", "importance"}, c.tokens = 240, c.length = 120, c.threads = 1;
+  c.out = o.out + ".safetensors";
   ASSERT_EQ(eval::calibrate_command(c), 0);
   testing::internal::CaptureStdout();
   ASSERT_EQ(eval::tune_command(o), 0);
   const std::string said = testing::internal::GetCapturedStdout();
   EXPECT_EQ(said.find("failed"), std::string::npos) << said;
-  EXPECT_EQ(eval::read_results(o.out + "-choosing.jsonl").samples.size(), o.policies.size() + 2) << "full and random, too";
+  const eval::results first = eval::read_results(o.out + "-choosing.jsonl");
+  EXPECT_EQ(first.samples.size(), o.policies.size() + std::size(eval::ragged_candidates) + 2) << "full and random, too";
+  EXPECT_TRUE(first.runs.front().transposed);
 }
 
 // Candidates of a second call may read what the file of the first does not have.
