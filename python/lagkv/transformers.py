@@ -547,11 +547,16 @@ class RaggedLayer(CompressedLayer):
     def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope], budgets: List[float]) -> None:
         super().__init__(cache, rope)
         self.budgets = budgets
-        self.policies = [cache.policy.for_head(budget) for budget in budgets]
 
     def _forget(self) -> None:
         super()._forget()
         self.apart: List[Optional[List[lagkv.Cursor]]] = []  # of each of `cursors`, once it has dropped rows: those of the heads
+        self.policies: List[lagkv.Policy] = []  # of each head by itself
+
+    def _begin(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super()._begin(keys, values)
+        if self.length == 0:
+            self.policies = [self.policy.for_head(budget) for budget in self.budgets]
 
     def in_use(self) -> torch.Tensor:
         """The rows of each head, int64 [batch, heads]."""
@@ -658,8 +663,9 @@ def _budgets_of_layers(policy: lagkv.Policy, budgets: Optional[Sequence[Sequence
     for i, layer in enumerate(numbers):
         if len(layer) != heads:
             raise lagkv.Error(f"head_budgets: {len(layer)} heads in layer {i}: must be the {heads} of the keys")
-        for multiple in layer:
-            policy.for_head(multiple)  # refuses what is no budget
+        for head, multiple in enumerate(layer):
+            if not 0 <= multiple < float("inf"):
+                raise lagkv.Error(f"head_budgets: {multiple} of head {head} in layer {i}: must be 0 or more, and finite")
     return numbers
 
 

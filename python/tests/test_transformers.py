@@ -265,7 +265,8 @@ def test_refusals():
             ("key_diff:keep=0.5", model, BUDGETS, "head_budgets: policy key_diff:keep=0.5 reads none: must have select=by_head"),
             (by_head, model, BUDGETS[:2], "head_budgets: 2 layers: must be the 3 with full attention"),
             (by_head, model, [*BUDGETS[:2], [1.0]], "head_budgets: 1 heads in layer 2: must be the 2 of the keys"),
-            (by_head, model, [*BUDGETS[:2], [1.0, -0.5]], "-0.5.*must be 0 or more"),
+            (by_head, model, [*BUDGETS[:2], [1.0, -0.5]], "head_budgets: -0.5 of head 1 in layer 2: must be 0 or more"),
+            (by_head, model, [[float("nan"), 1], *BUDGETS[1:]], "head_budgets: nan of head 0 in layer 0: must be 0 or more"),
             (by_head, model.config, BUDGETS, "hides rows of some heads: give the model in place of its config"),
             ("key_diff:keep=0.5,pyramid=2", model, None, "keeps different numbers of rows in heads or layers")):
         with pytest.raises(lagkv.Error, match=message):
@@ -338,6 +339,15 @@ def test_heads_keep_what_the_library_keeps_by_their_budgets():
         assert torch.equal(layer.keys, torch.from_numpy(numpy.concatenate([keys[h][rows[h]] for h in range(2)])))
     assert cache.rows() == -(-sum(int(layer.in_use().sum()) for layer in cache.layers) // 6)
     assert abs(cache.rows() / 160 - 0.25) < 0.1
+
+
+@torch.no_grad()
+def test_a_budget_in_bytes_is_that_of_all_heads():
+    model, ids = tiny(), tokens_of(1, 200)
+    cache = cache_for("key_diff:budget_mb=0.01,sink=1,recent=2,every=1,select=by_head", model)
+    model(ids, cache=cache)
+    held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    assert 0.009e6 < held <= 0.01e6 and cache.rows() < 30
 
 
 @torch.no_grad()
