@@ -568,6 +568,9 @@ class RaggedLayer(CompressedLayer):
         self.policies: List[lagkv.Policy] = []  # of each head by itself
 
     def _begin(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if keys.shape[1] != len(self.budgets):  # latent keys are those of all heads
+            raise lagkv.Error(f"model: its keys are those of {keys.shape[1]} heads, where its attention has {len(self.budgets)}: "
+                              f"policy {self.policy.text} cannot keep other rows in each")
         super()._begin(keys, values)
         if self.length == 0:
             self.policies = [self.policy.for_head(budget) for budget in self.budgets]

@@ -433,6 +433,16 @@ def test_kv_heads_are_those_of_the_layer():
 
 
 @torch.no_grad()
+def test_keys_of_all_heads_are_refused_at_once():
+    """DeepSeek's are latent; refused before the first rows are dropped, too."""
+    model = other("DeepseekV3")
+    cache = LagKVCache("key_diff:keep=0.4,recent=8,select=by_head", model, head_budgets=[[1] * 4] * 4)
+    with pytest.raises(lagkv.Error, match="model: its keys are those of 1 heads, where its attention has 4"):
+        model(tokens_of(1, 5), cache=cache)
+    assert cache.rows() == cache.get_seq_length() == 0
+
+
+@torch.no_grad()
 def test_rows_are_hidden_or_the_model_is_refused():
     """As where a cache is unpickled beside a freshly loaded model, which nobody watches."""
     by_head = "key_diff:keep=0.3,recent=8,select=by_head"
