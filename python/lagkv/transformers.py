@@ -78,6 +78,7 @@ class LagKVCache(Cache):
         reads = "queries" if self.reads_queries else "keys as they were before RoPE" if needs["rope"] else ""
         if reads and module is None:
             raise lagkv.Error(f"policy {self.policy.text}: reads {reads}: give the model in place of its config")
+        self.mixes_heads = config.model_type == "diffllama"  # its query heads read the values of two KV heads
         types, options = get_layer_types_and_kwargs(config)
         ours = [t == "full_attention" for t in types]
         if not any(ours):
@@ -166,6 +167,9 @@ class LagKVCache(Cache):
         if not self.sees_masks:
             raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
                               "hides rows of some heads, which this cache cannot do there")
+        if any(not hasattr(m, "config") for m in _attention_modules(module)):  # XGLM's: not eager attention as others have it
+            raise lagkv.Error(f"model: the attention of {type(module).__name__} takes one mask for all heads: policy "
+                              f"{self.policy.text} hides rows of some heads, which this cache cannot do there")
         if any(issubclass(DYNAMIC_LAYER_TYPE_MAPPING[t], DummyLayer) for t in types):
             raise lagkv.Error(f"model: {type(module).__name__} has layers that read the keys of others: policy "
                               f"{self.policy.text} hides rows of some heads, which this cache cannot do there")
@@ -241,6 +245,9 @@ class CompressedLayer(DynamicLayer):
         self.kept = fresh.contiguous() if self.kept is None else torch.cat([self.kept, fresh], -1)
         self._begin(keys, values)
         self.keys, self.values = self._compressed(keys, values, n)
+        if self.cache.mixes_heads and not bool((self.kept == self.kept[:, :1]).all()):
+            raise lagkv.Error(f"model: its query heads read values of two heads: policy {self.policy.text} would keep other "
+                              "tokens in each, and must keep the same, as with heads=shared")
         return keys, values
 
     def _all(self) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -309,7 +316,7 @@ class CompressedLayer(DynamicLayer):
         """Before attention: takes from its mask how much padding comes with n new tokens of each entry; -> the mask for the rows
         in use."""
         self.shown = _Shown()
-        implementation = config._attn_implementation
+        implementation = getattr(config, "_attn_implementation", "eager")  # XGLM's attention has no config
         if mask is not None and not isinstance(mask, torch.Tensor):
             raise lagkv.Error(f"attn_implementation={implementation}: must be eager, sdpa or flash attention: its mask, a "
                               f"{type(mask).__name__}, does not show padding")
@@ -868,7 +875,7 @@ def _before_attention(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     layer, given = cache.layers[module.layer_idx], kwargs.get("attention_mask")
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     if isinstance(layer, CompressedLayer):
-        mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], module.config)
+        mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], getattr(module, "config", None))
         if cache.reads_queries or not layer.trusted:
             _show(module, layer, hidden, kwargs.get("position_embeddings"))
     elif isinstance(layer, DummyLayer) and getattr(module, "layer_type", None) == "full_attention":

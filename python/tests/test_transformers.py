@@ -443,6 +443,38 @@ def test_keys_of_all_heads_are_refused_at_once():
 
 
 @torch.no_grad()
+def test_heads_whose_values_are_read_together_keep_the_same_tokens():
+    """DiffLlama reads the values of two KV heads by the keys of one: other tokens in each would give other logits."""
+    model, ids = tiny("DiffLlama", num_attention_heads=4, num_key_value_heads=2), tokens_of(1, 100)
+    for policy in ("key_diff:keep=0.4,recent=8", "key_diff:keep=0.4,recent=8,select=by_head"):
+        cache = cache_for(policy, model)
+        with pytest.raises(lagkv.Error, match="model: its query heads read values of two heads: .* must keep the same"):
+            model(ids, cache=cache)
+        assert cache.get_seq_length() == 0
+    for policy in ("key_diff:keep=0.4,recent=8,heads=shared", "streaming_llm:capacity=40"):
+        cache = LagKVCache(policy, model)
+        for new in ids.split([90, 9, 1], -1):
+            model(new, cache=cache)
+        assert cache.rows() < 60
+
+
+def test_attention_without_a_config():
+    """XGLM's."""
+    torch.manual_seed(1)
+    model = transformers.XGLMForCausalLM(transformers.XGLMConfig(vocab_size=97, d_model=48, ffn_dim=64, num_layers=3,
+                                                                 attention_heads=2)).eval()
+    options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for batch, hidden in ((1, 0), (2, 39)):
+        ids, mask = padded([tokens_of(1, 100 - hidden * b, b)[0] for b in range(batch)])
+        plain = model.generate(ids, attention_mask=mask, **options)
+        assert torch.equal(model.generate(ids, attention_mask=mask, cache=LagKVCache("full", model), **options), plain)
+        cache = LagKVCache("key_diff:keep=0.4,recent=8", model)
+        assert model.generate(ids, attention_mask=mask, cache=cache, **options).shape == plain.shape and cache.rows() < 60
+    with pytest.raises(lagkv.Error, match="model: the attention of XGLMForCausalLM takes one mask for all heads"):
+        cache_for("key_diff:keep=0.4,recent=8,select=by_head", model)
+
+
+@torch.no_grad()
 def test_rows_are_hidden_or_the_model_is_refused():
     """As where a cache is unpickled beside a freshly loaded model, which nobody watches."""
     by_head = "key_diff:keep=0.3,recent=8,select=by_head"
