@@ -328,11 +328,12 @@ class CompressedLayer(DynamicLayer):
             self.padded = bool(self.cache.pads)
             self.cursors = [lagkv.Cursor() for _ in range(batch if self.padded else 1)]
         self.cache.visible, self.cache.fresh = self._visible() if self.length else None, n
-        if self.cache.visible is not None and implementation not in ("eager", "sdpa"):
+        if self._hides_rows() and implementation not in ("eager", "sdpa"):
             raise lagkv.Error(f"attn_implementation={implementation}: must be eager or sdpa for {self._hides()}")
         return self.cache.hide(mask, n)
 
     def _hides_rows(self) -> bool:
+        """Whether attention is given a mask for the rows in use; with head budgets it will be."""
         return self.padded and self.length > 0
 
     def _hides(self) -> str:

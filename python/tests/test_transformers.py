@@ -285,6 +285,8 @@ def test_refusals():
         model(tokens_of(1, 60), cache=cache)
         with pytest.raises(lagkv.Error, match=f"attn_implementation=flash_attention_2: must be eager or sdpa for {limit}"):
             cache.layers[0].look_at(mask, 1, 3, flash)
+    with pytest.raises(lagkv.Error, match="must be eager or sdpa for select=by_head"):  # before a prompt is read, too
+        cache_for(by_head, model).layers[0].look_at(None, 1, 60, flash)
     with pytest.raises(lagkv.Error, match="reads queries: give the model in place of its config"):
         LagKVCache("snapkv", model.config)
     with pytest.raises(lagkv.Error, match="reads keys as they were before RoPE: give the model in place of its config"):
@@ -578,18 +580,20 @@ def same(x, y):
     return isinstance(x, (lagkv.Policy, lagkv.Rope)) or x == y
 
 
+@pytest.mark.parametrize("policy", ["snapkv:window=16,keep=0.4", "key_diff:keep=0.4,recent=8,select=by_head"])
 @torch.no_grad()
-def test_a_compiled_model():
+def test_a_compiled_model(policy):
     """What the cache does is left out of the graph."""
     ids, rows = tokens_of(1, 100), []
     for compiled in (False, True):
         model = tiny(implementation="sdpa")
         runs = torch.compile(model, backend="eager") if compiled else model
-        cache = LagKVCache("snapkv:window=16,keep=0.4", runs)
+        cache = cache_for(policy, runs)
         for n in (80, 20):
-            runs(ids[:, cache.get_seq_length():][:, :n], cache=cache)
-        rows.append(cache.positions(1))
-    assert torch.equal(*rows)
+            logits = runs(ids[:, cache.get_seq_length():][:, :n], cache=cache).logits
+        rows.append((cache.positions(1), logits))
+    assert torch.equal(rows[0][0], rows[1][0])
+    torch.testing.assert_close(rows[0][1], rows[1][1])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
