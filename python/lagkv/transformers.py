@@ -85,10 +85,11 @@ class LagKVCache(Cache):
             raise lagkv.Error(f"model: has no layer of full attention (layers: {', '.join(sorted(set(types)))})")
         seen = {m.layer_idx: m for m in _attention_modules(module)} if module is not None else {}
         self.sees_masks = all(i in seen for i, own in enumerate(ours) if own)
-        heads = [_heads_of(config, seen.get(i)) for i, own in enumerate(ours) if own] if self.policy.needs["head_budgets"] else []
-        budgets = _budgets_of_layers(self.policy, head_budgets, [kv for _, kv in heads])
-        if budgets is not None:
+        heads: List[Tuple[int, int]] = []
+        if needs["head_budgets"]:
             self._expect_masks_of_heads(module, types)
+            heads = [_heads_of(config, seen[i]) for i, own in enumerate(ours) if own]
+        budgets = _budgets_of_layers(self.policy, head_budgets, [kv for _, kv in heads])
         if module is not None and reads and not self.sees_masks:
             raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
                               f"reads {reads}, which this cache cannot see there")
@@ -675,7 +676,7 @@ class RaggedLayer(CompressedLayer):
 # ---- head budgets -----------------------------------------------------------------------------------------------------------
 
 
-def _heads_of(config: Any, module: Optional[torch.nn.Module]) -> Tuple[int, int]:
+def _heads_of(config: Any, module: torch.nn.Module) -> Tuple[int, int]:
     """The query heads and the KV heads of a layer. Its attention module knows better than the config, which has no one number
     where layers differ (Gemma 4)."""
     queries = getattr(module, "num_heads", None) or config.num_attention_heads

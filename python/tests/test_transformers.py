@@ -429,6 +429,8 @@ def test_kv_heads_are_those_of_the_layer():
     assert numpy.shape(budgets) == (2, 2)
     cache = LagKVCache("key_diff:keep=0.4,recent=8,select=by_head", model, head_budgets=[[1.6, 0.4], [0.2, 1.8]])
     model.generate(tokens_of(1, 80), cache=cache, max_new_tokens=10, eos_token_id=None)
+    with pytest.raises(lagkv.Error, match="hides rows of some heads: give the model in place of its config"):
+        LagKVCache("key_diff:keep=0.4,select=by_head", model.config, head_budgets=budgets)
     for layer, longer in ((1, 0), (3, 1)):
         rows = cache.layers[layer].in_use()[0].tolist()
         assert rows[longer] > 2 * rows[1 - longer]
