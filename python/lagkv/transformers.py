@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import operator
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy
@@ -77,15 +78,18 @@ class LagKVCache(Cache):
         reads = "queries" if self.reads_queries else "keys as they were before RoPE" if needs["rope"] else ""
         if reads and module is None:
             raise lagkv.Error(f"policy {self.policy.text}: reads {reads}: give the model in place of its config")
+        self.mixes_heads = config.model_type == "diffllama"  # its query heads read the values of two KV heads
         types, options = get_layer_types_and_kwargs(config)
         ours = [t == "full_attention" for t in types]
         if not any(ours):
             raise lagkv.Error(f"model: has no layer of full attention (layers: {', '.join(sorted(set(types)))})")
-        budgets = _budgets_of_layers(self.policy, head_budgets, sum(ours), config)
-        seen = {m.layer_idx for m in _attention_modules(module)} if module is not None else set()
+        seen = {m.layer_idx: m for m in _attention_modules(module)} if module is not None else {}
         self.sees_masks = all(i in seen for i, own in enumerate(ours) if own)
-        if budgets is not None:
+        heads: List[Tuple[int, int]] = []
+        if needs["head_budgets"]:
             self._expect_masks_of_heads(module, types)
+            heads = [_heads_of(config, seen[i]) for i, own in enumerate(ours) if own]
+        budgets = _budgets_of_layers(self.policy, head_budgets, [kv for _, kv in heads])
         if module is not None and reads and not self.sees_masks:
             raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
                               f"reads {reads}, which this cache cannot see there")
@@ -93,12 +97,12 @@ class LagKVCache(Cache):
         if module is not None and (needs["rope"] or needs["query_statistics"]):
             pairs = _pairs(module)
             ropes = {t: _rope(config, t, pairs) for t in set(types) if t == "full_attention"}
-        left = iter(budgets or [])
+        left = iter([(own, queries // kv) for own, (queries, kv) in zip(budgets or [], heads)])
 
         def layer_of(t: str, o: Dict[str, Any], own: bool) -> Any:
             if not own:
                 return DYNAMIC_LAYER_TYPE_MAPPING[t](**o)
-            return CompressedLayer(self, ropes.get(t)) if budgets is None else RaggedLayer(self, ropes.get(t), next(left))
+            return CompressedLayer(self, ropes.get(t)) if budgets is None else RaggedLayer(self, ropes.get(t), *next(left))
 
         layers = [layer_of(t, o, own) for t, o, own in zip(types, options, ours)]
         self.count = sum(ours)  # compressed layers
@@ -117,9 +121,11 @@ class LagKVCache(Cache):
     def rows(self) -> int:
         """The rows that each head of a compressed layer has in use, those of the longest entry of the batch. With head budgets:
         those of the average head, rounded up."""
-        layers = [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
-        if not layers:
+        if not isinstance(self.first(), RaggedLayer):
             return self.first().rows()
+        layers = [layer for layer in self.layers if isinstance(layer, RaggedLayer) and layer.kept is not None]
+        if not layers:  # after an exception some may have rows, and others none
+            return 0
         in_use = torch.cat([layer.in_use() for layer in layers], -1)
         return -(-int(in_use.sum(-1).max()) // in_use.shape[-1])
 
@@ -162,6 +168,9 @@ class LagKVCache(Cache):
         if not self.sees_masks:
             raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
                               "hides rows of some heads, which this cache cannot do there")
+        if any(not hasattr(m, "config") for m in _attention_modules(module)):  # XGLM's: not eager attention as others have it
+            raise lagkv.Error(f"model: the attention of {type(module).__name__} takes one mask for all heads: policy "
+                              f"{self.policy.text} hides rows of some heads, which this cache cannot do there")
         if any(issubclass(DYNAMIC_LAYER_TYPE_MAPPING[t], DummyLayer) for t in types):
             raise lagkv.Error(f"model: {type(module).__name__} has layers that read the keys of others: policy "
                               f"{self.policy.text} hides rows of some heads, which this cache cannot do there")
@@ -216,6 +225,9 @@ class CompressedLayer(DynamicLayer):
             self.shown = None
 
     def _updated(self, key_states: torch.Tensor, value_states: torch.Tensor, position_ids: Optional[torch.Tensor]) -> Any:
+        if self.shown is None and self._hides_rows():
+            raise lagkv.Error("model: is not the one that this cache was made for: its attention has not been seen, and would "
+                              f"read rows that must be hidden ({self._hides()})")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         batch, heads, n, _ = key_states.shape
@@ -234,6 +246,9 @@ class CompressedLayer(DynamicLayer):
         self.kept = fresh.contiguous() if self.kept is None else torch.cat([self.kept, fresh], -1)
         self._begin(keys, values)
         self.keys, self.values = self._compressed(keys, values, n)
+        if self.cache.mixes_heads and not bool((self.kept == self.kept[:, :1]).all()):
+            raise lagkv.Error(f"model: its query heads read values of two heads: policy {self.policy.text} would keep other "
+                              "tokens in each, and must keep the same, as with heads=shared")
         return keys, values
 
     def _all(self) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -262,6 +277,9 @@ class CompressedLayer(DynamicLayer):
         self.check_crop(tokens_to_remove)
         n = -tokens_to_remove
         if n == 0 or self.kept is None:
+            return
+        if n == self.length:  # the next tokens may be those of another batch, with or without padding
+            self.reset()
             return
         rows = self.rows() - n
         keys, values = self._all()
@@ -299,7 +317,7 @@ class CompressedLayer(DynamicLayer):
         """Before attention: takes from its mask how much padding comes with n new tokens of each entry; -> the mask for the rows
         in use."""
         self.shown = _Shown()
-        implementation = config._attn_implementation
+        implementation = getattr(config, "_attn_implementation", "eager")  # XGLM's attention has no config
         if mask is not None and not isinstance(mask, torch.Tensor):
             raise lagkv.Error(f"attn_implementation={implementation}: must be eager, sdpa or flash attention: its mask, a "
                               f"{type(mask).__name__}, does not show padding")
@@ -310,15 +328,19 @@ class CompressedLayer(DynamicLayer):
         if self.length == 0:
             self.padded = bool(self.cache.pads)
             self.cursors = [lagkv.Cursor() for _ in range(batch if self.padded else 1)]
-        self.cache.visible, self.cache.fresh = self._visible(config) if self.length else None, n
-        if self.cache.visible is not None and implementation not in ("eager", "sdpa"):
+        self.cache.visible, self.cache.fresh = self._visible() if self.length else None, n
+        if self._hides_rows() and implementation not in ("eager", "sdpa"):
             raise lagkv.Error(f"attn_implementation={implementation}: must be eager or sdpa for {self._hides()}")
         return self.cache.hide(mask, n)
+
+    def _hides_rows(self) -> bool:
+        """Whether attention is given a mask for the rows in use; with head budgets it will be."""
+        return self.padded and self.length > 0
 
     def _hides(self) -> str:
         return "a padded batch"
 
-    def _visible(self, config: Any) -> Optional[torch.Tensor]:
+    def _visible(self) -> Optional[torch.Tensor]:
         """Which rows attention may see, bool [batch, query heads or 1, 1, rows]; None: all."""
         if not self.padded:
             return None
@@ -544,9 +566,10 @@ class RaggedLayer(CompressedLayer):
     head.
     """
 
-    def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope], budgets: List[float]) -> None:
+    def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope], budgets: List[float], group: int) -> None:
         super().__init__(cache, rope)
         self.budgets = budgets
+        self.group = group  # query heads of a KV head
 
     def _forget(self) -> None:
         super()._forget()
@@ -554,6 +577,9 @@ class RaggedLayer(CompressedLayer):
         self.policies: List[lagkv.Policy] = []  # of each head by itself
 
     def _begin(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if keys.shape[1] != len(self.budgets):  # latent keys are those of all heads
+            raise lagkv.Error(f"model: its keys are those of {keys.shape[1]} heads, where its attention has {len(self.budgets)}: "
+                              f"policy {self.policy.text} cannot keep other rows in each")
         super()._begin(keys, values)
         if self.length == 0:
             self.policies = [self.policy.for_head(budget) for budget in self.budgets]
@@ -561,6 +587,9 @@ class RaggedLayer(CompressedLayer):
     def in_use(self) -> torch.Tensor:
         """The rows of each head, int64 [batch, heads]."""
         return torch.zeros(1, len(self.budgets), dtype=torch.int64) if self.kept is None else (self.kept >= 0).sum(-1)
+
+    def _hides_rows(self) -> bool:
+        return True
 
     def _all(self) -> Tuple[torch.Tensor, torch.Tensor]:
         assert self.kept is not None
@@ -584,10 +613,10 @@ class RaggedLayer(CompressedLayer):
     def _hides(self) -> str:
         return "select=by_head"
 
-    def _visible(self, config: Any) -> Optional[torch.Tensor]:
+    def _visible(self) -> Optional[torch.Tensor]:
         assert self.kept is not None
         held = (self.kept >= 0).to(self.keys.device)
-        return held.repeat_interleave(config.num_attention_heads // held.shape[1], 1)[:, :, None]
+        return held.repeat_interleave(self.group, 1)[:, :, None]
 
     def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
         assert self.kept is not None
@@ -647,26 +676,50 @@ class RaggedLayer(CompressedLayer):
 # ---- head budgets -----------------------------------------------------------------------------------------------------------
 
 
-def _budgets_of_layers(policy: lagkv.Policy, budgets: Optional[Sequence[Sequence[float]]], layers: int,
-                       config: Any) -> Optional[List[List[float]]]:
-    """Those of each compressed layer, for select=by_head; None for other policies."""
+def _heads_of(config: Any, module: torch.nn.Module) -> Tuple[int, int]:
+    """The query heads and the KV heads of a layer. Its attention module knows better than the config, which has no one number
+    where layers differ (Gemma 4)."""
+    queries = getattr(module, "num_heads", None) or config.num_attention_heads
+    group = getattr(module, "num_key_value_groups", None)
+    return queries, queries // group if group else getattr(config, "num_key_value_heads", None) or queries
+
+
+def _budgets_of_layers(policy: lagkv.Policy, budgets: Optional[Sequence[Sequence[float]]],
+                       heads: Sequence[int]) -> Optional[List[List[float]]]:
+    """Those of each compressed layer, which have so many KV heads, for select=by_head; None for other policies."""
     if not policy.needs["head_budgets"]:
         if budgets is not None:
             raise lagkv.Error(f"head_budgets: policy {policy.text} reads none: must have select=by_head")
         return None
     if budgets is None:
         raise lagkv.Error(f"policy {policy.text}: reads the budget of each head: give head_budgets")
-    numbers = [[float(x) for x in layer] for layer in budgets]
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if len(numbers) != layers:
-        raise lagkv.Error(f"head_budgets: {len(numbers)} layers: must be the {layers} with full attention")
-    for i, layer in enumerate(numbers):
-        if len(layer) != heads:
-            raise lagkv.Error(f"head_budgets: {len(layer)} heads in layer {i}: must be the {heads} of the keys")
+    try:
+        numbers = [[float(x) for x in layer] for layer in budgets]
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"head_budgets: must be, for each layer, a list of numbers ({e})") from e
+    if len(numbers) != len(heads):
+        raise lagkv.Error(f"head_budgets: {len(numbers)} layers: must be the {len(heads)} with full attention")
+    for i, (layer, own) in enumerate(zip(numbers, heads)):
+        if len(layer) != own:
+            raise lagkv.Error(f"head_budgets: {len(layer)} heads in layer {i}: must be the {own} of the keys")
         for head, multiple in enumerate(layer):
-            if not 0 <= multiple < float("inf"):
-                raise lagkv.Error(f"head_budgets: {multiple} of head {head} in layer {i}: must be 0 or more, and finite")
+            if not 0 <= multiple <= torch.finfo(torch.float32).max:  # the library reads float
+                raise lagkv.Error(f"head_budgets: {multiple} of head {head} in layer {i}: must be 0 or more, and finite as a "
+                                  "float32")
     return numbers
+
+
+def _indices(name: str, numbers: Iterable[Any]) -> List[int]:
+    try:
+        return [operator.index(x) for x in numbers]
+    except TypeError as e:
+        raise TypeError(f"{name}: must be a list of whole numbers ({e})") from e
+
+
+def _implementations(config: Any) -> Dict[str, Any]:
+    """The attention implementations of a config and of those in it, as set_attn_implementation() reads them."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {"": config._attn_implementation, **{name: _implementations(c) for name, c in parts.items() if c is not None}}
 
 
 @torch.no_grad()
@@ -676,13 +729,13 @@ def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = 
 
     tokens: of a text, as many as a prompt has. between: tokens that lie between the two readings, such as a request to say the
     text again. skip: the first tokens, which are unlike the rest, are not counted. numpy.concatenate(.., -1) joins several texts.
-    The model's attention weights are read: eager attention is set for the call. Cost: two readings, and [query heads, 128,
-    2 len(tokens)] numbers at a time. Source: KVzip (arXiv 2505.23416).
+    The model's attention weights are read: eager attention is set for the call, and no dropout. Cost: two readings, and
+    [query heads, 128, 2 len(tokens)] numbers at a time. Source: KVzip (arXiv 2505.23416).
     """
     module = _model_of(model)
     if module is None:
         raise lagkv.Error("model: must be the model, not its config, which reads nothing")
-    ids = [int(t) for t in tokens]
+    ids, ids_between = _indices("tokens", tokens), _indices("between", between)
     if not 0 <= skip < len(ids):
         raise lagkv.Error(f"skip={skip}: must be 0 or more and less than the {len(ids)} tokens")
     config = module.config.get_text_config(decoder=True)
@@ -692,8 +745,8 @@ def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = 
     if not ours or any(i not in modules for i in ours):
         raise lagkv.Error(f"model: {type(module).__name__} has no layers of full attention with q_proj or qkv_proj, whose "
                           "attention could be seen")
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    most = {i: torch.zeros(kv_heads, len(ids) - skip) for i in ours}
+    kv_heads = {i: _heads_of(config, modules[i])[1] for i in ours}
+    most = {i: torch.zeros(kv_heads[i], len(ids) - skip) for i in ours}
     count = False  # the queries are of the second reading
 
     def look(attention: Any, args: Tuple[Any, ...], output: Any) -> None:
@@ -703,21 +756,25 @@ def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = 
         if weights is None:
             raise lagkv.Error(f"model: {type(attention).__name__} of layer {attention.layer_idx} shows no attention weights")
         seen = weights[0, :, :, skip:len(ids)].float().amax(1).cpu()  # [query heads, tokens]
-        seen = seen.unflatten(0, (kv_heads, -1)).amax(1)
+        seen = seen.unflatten(0, (kv_heads[attention.layer_idx], -1)).amax(1)
         most[attention.layer_idx] = torch.maximum(most[attention.layer_idx], seen)
 
-    before = config._attn_implementation
+    before = _implementations(module.config)
+    training = [m for m in module.modules() if m.training]
     hooks = [modules[i].register_forward_hook(look) for i in ours]
     try:
+        module.eval()
         module.set_attn_implementation("eager")
         cache = DynamicCache(config=config)
-        for part, counted in [(ids, False), (list(between), False), (ids, True)]:
+        for part, counted in [(ids, False), (ids_between, False), (ids, True)]:
             count = counted
             for at in range(0, len(part), 128):
                 module(torch.tensor([part[at:at + 128]], device=module.device), cache=cache, logits_to_keep=1)
     finally:
         for hook in hooks:
             hook.remove()
+        for m in training:
+            m.training = True
         module.set_attn_implementation(before)
     return torch.stack([most[i] for i in ours]).numpy()
 
@@ -820,7 +877,7 @@ def _before_attention(module: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     layer, given = cache.layers[module.layer_idx], kwargs.get("attention_mask")
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     if isinstance(layer, CompressedLayer):
-        mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], module.config)
+        mask = layer.look_at(given, hidden.shape[0], hidden.shape[1], getattr(module, "config", None))
         if cache.reads_queries or not layer.trusted:
             _show(module, layer, hidden, kwargs.get("position_embeddings"))
     elif isinstance(layer, DummyLayer) and getattr(module, "layer_type", None) == "full_attention":

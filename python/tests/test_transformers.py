@@ -267,10 +267,14 @@ def test_refusals():
             (by_head, model, [*BUDGETS[:2], [1.0]], "head_budgets: 1 heads in layer 2: must be the 2 of the keys"),
             (by_head, model, [*BUDGETS[:2], [1.0, -0.5]], "head_budgets: -0.5 of head 1 in layer 2: must be 0 or more"),
             (by_head, model, [[float("nan"), 1], *BUDGETS[1:]], "head_budgets: nan of head 0 in layer 0: must be 0 or more"),
+            (by_head, model, [*BUDGETS[:2], [1, 1e39]], r"head_budgets: 1e\+39 of head 1 in layer 2: .*finite as a float32"),
             (by_head, model.config, BUDGETS, "hides rows of some heads: give the model in place of its config"),
             ("key_diff:keep=0.5,pyramid=2", model, None, "keeps different numbers of rows in heads or layers")):
         with pytest.raises(lagkv.Error, match=message):
             LagKVCache(policy, given, head_budgets=budgets)
+    for bad in (3, [1, 2, 3], "ab", [["a", 1]] * 3, [[None, 1]] * 3):
+        with pytest.raises(TypeError, match="head_budgets: must be, for each layer, a list of numbers"):
+            LagKVCache(by_head, model, head_budgets=bad)
     flex = tiny(implementation="flex_attention")
     with pytest.raises(lagkv.Error, match="attn_implementation=flex_attention: must be eager, sdpa or flash attention: its mask"):
         flex(tokens_of(1, 60), cache=LagKVCache("lagkv:lag=16", flex))
@@ -281,6 +285,8 @@ def test_refusals():
         model(tokens_of(1, 60), cache=cache)
         with pytest.raises(lagkv.Error, match=f"attn_implementation=flash_attention_2: must be eager or sdpa for {limit}"):
             cache.layers[0].look_at(mask, 1, 3, flash)
+    with pytest.raises(lagkv.Error, match="must be eager or sdpa for select=by_head"):  # before a prompt is read, too
+        cache_for(by_head, model).layers[0].look_at(None, 1, 60, flash)
     with pytest.raises(lagkv.Error, match="reads queries: give the model in place of its config"):
         LagKVCache("snapkv", model.config)
     with pytest.raises(lagkv.Error, match="reads keys as they were before RoPE: give the model in place of its config"):
@@ -389,6 +395,139 @@ def test_head_importance_leaves_the_model_as_it_was():
     with pytest.raises(IndexError):
         lagkv.transformers.head_importance(model, [1000] * 50)
     assert model.config._attn_implementation == "sdpa" and hooks == [len(m._forward_hooks) for m in model.modules()]
+    for bad in ("text", [1.5] * 50, tokens_of(1, 50)):
+        with pytest.raises(TypeError, match="tokens: must be a list of whole numbers"):
+            lagkv.transformers.head_importance(model, bad)
+    with pytest.raises(TypeError, match="between: must be a list of whole numbers"):
+        lagkv.transformers.head_importance(model, range(1, 50), "again")
+    assert lagkv.transformers.head_importance(model, tokens_of(1, 50)[0]).shape == (3, 2, 46)
+
+
+def test_head_importance_leaves_the_parts_of_a_model_as_they_were():
+    """Each with an attention of its own, and dropout only where it was."""
+    vision = transformers.CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                           image_size=16, patch_size=8)
+    config = transformers.LlavaConfig(text_config=transformers.LlamaConfig(**TINY, attention_dropout=0.5), vision_config=vision)
+    model = transformers.LlavaForConditionalGeneration(config).train()
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
+    model.model.vision_tower.eval()
+    modes = [m.training for m in model.modules()]
+    importance = [lagkv.transformers.head_importance(model, range(1, 50)) for _ in range(2)]
+    assert numpy.array_equal(*importance)
+    assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == ("sdpa", "eager")
+    assert modes == [m.training for m in model.modules()]
+
+
+@torch.no_grad()
+def test_kv_heads_are_those_of_the_layer():
+    """Gemma 4 has other numbers of them in layers of full attention than in the others, and its config no one number."""
+    torch.manual_seed(0)
+    model = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**{
+        **SMALL, **SLIDING, "num_key_value_heads": 4, "num_global_key_value_heads": 2, "attention_k_eq_v": True, "head_dim": 16,
+        "global_head_dim": 32, "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 0})).eval()
+    budgets = lagkv.head_budgets(lagkv.transformers.head_importance(model, range(1, 60)), 0.4)
+    assert numpy.shape(budgets) == (2, 2)
+    cache = LagKVCache("key_diff:keep=0.4,recent=8,select=by_head", model, head_budgets=[[1.6, 0.4], [0.2, 1.8]])
+    model.generate(tokens_of(1, 80), cache=cache, max_new_tokens=10, eos_token_id=None)
+    with pytest.raises(lagkv.Error, match="hides rows of some heads: give the model in place of its config"):
+        LagKVCache("key_diff:keep=0.4,select=by_head", model.config, head_budgets=budgets)
+    for layer, longer in ((1, 0), (3, 1)):
+        rows = cache.layers[layer].in_use()[0].tolist()
+        assert rows[longer] > 2 * rows[1 - longer]
+
+
+@torch.no_grad()
+def test_keys_of_all_heads_are_refused_at_once():
+    """DeepSeek's are latent; refused before the first rows are dropped, too."""
+    model = other("DeepseekV3")
+    cache = LagKVCache("key_diff:keep=0.4,recent=8,select=by_head", model, head_budgets=[[1] * 4] * 4)
+    with pytest.raises(lagkv.Error, match="model: its keys are those of 1 heads, where its attention has 4"):
+        model(tokens_of(1, 5), cache=cache)
+    assert cache.rows() == cache.get_seq_length() == 0
+
+
+@torch.no_grad()
+def test_heads_whose_values_are_read_together_keep_the_same_tokens():
+    """DiffLlama reads the values of two KV heads by the keys of one: other tokens in each would give other logits."""
+    model, ids = tiny("DiffLlama", num_attention_heads=4, num_key_value_heads=2), tokens_of(1, 100)
+    for policy in ("key_diff:keep=0.4,recent=8", "key_diff:keep=0.4,recent=8,select=by_head"):
+        cache = cache_for(policy, model)
+        with pytest.raises(lagkv.Error, match="model: its query heads read values of two heads: .* must keep the same"):
+            model(ids, cache=cache)
+        assert cache.get_seq_length() == 0
+    for policy in ("key_diff:keep=0.4,recent=8,heads=shared", "streaming_llm:capacity=40"):
+        cache = LagKVCache(policy, model)
+        for new in ids.split([90, 9, 1], -1):
+            model(new, cache=cache)
+        assert cache.rows() < 60
+
+
+def test_attention_without_a_config():
+    """XGLM's."""
+    torch.manual_seed(1)
+    model = transformers.XGLMForCausalLM(transformers.XGLMConfig(vocab_size=97, d_model=48, ffn_dim=64, num_layers=3,
+                                                                 attention_heads=2)).eval()
+    options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for batch, hidden in ((1, 0), (2, 39)):
+        ids, mask = padded([tokens_of(1, 100 - hidden * b, b)[0] for b in range(batch)])
+        plain = model.generate(ids, attention_mask=mask, **options)
+        assert torch.equal(model.generate(ids, attention_mask=mask, cache=LagKVCache("full", model), **options), plain)
+        cache = LagKVCache("key_diff:keep=0.4,recent=8", model)
+        assert model.generate(ids, attention_mask=mask, cache=cache, **options).shape == plain.shape and cache.rows() < 60
+    with pytest.raises(lagkv.Error, match="model: the attention of XGLMForCausalLM takes one mask for all heads"):
+        cache_for("key_diff:keep=0.4,recent=8,select=by_head", model)
+
+
+@torch.no_grad()
+def test_rows_are_hidden_or_the_model_is_refused():
+    """As where a cache is unpickled beside a freshly loaded model, which nobody watches."""
+    by_head = "key_diff:keep=0.3,recent=8,select=by_head"
+    ids, mask = padded([tokens_of(1, 100)[0], tokens_of(1, 61, 1)[0]])
+    one = torch.ones(2, 1, dtype=torch.long)
+    for policy, hidden in ((by_head, torch.ones_like(ids)), ("lagkv:lag=16", mask)):
+        model, stranger = tiny(implementation="sdpa"), tiny(implementation="sdpa")
+        cache = cache_for(policy, model)
+        for new in (ids, one):
+            positions = (hidden.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1]:]
+            model(new, attention_mask=hidden, position_ids=positions, cache=cache)
+            hidden = torch.cat([hidden, one], -1)
+        other, positions = copy.deepcopy(cache), (hidden.cumsum(-1) - 1)[:, -1:]
+        with pytest.raises(lagkv.Error, match="model: is not the one that this cache was made for: .* must be hidden"):
+            stranger(one, attention_mask=hidden, position_ids=positions, cache=cache)
+        LagKVCache("full", stranger)
+        ours = stranger(one, attention_mask=hidden, position_ids=positions, cache=cache).logits
+        torch.testing.assert_close(ours, model(one, attention_mask=hidden, position_ids=positions, cache=other).logits)
+
+
+@pytest.mark.parametrize("policy", ["lagkv:lag=16", "expected_attention:keep=0.4,recent=8,select=by_head"])
+@torch.no_grad()
+def test_a_cache_all_of_whose_tokens_are_taken_back_is_as_new(policy):
+    """The next tokens may be those of another batch, padded or not."""
+    model = tiny()
+    ids, mask = padded([tokens_of(1, 100)[0], tokens_of(1, 61, 1)[0]])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    new = cache_for(policy, model)
+    expected = model(ids, attention_mask=mask, position_ids=positions, cache=new).logits
+    for batch in (1, 2):
+        cache = cache_for(policy, model)
+        model(tokens_of(batch, 10), cache=cache)
+        cache.crop(-10)
+        assert cache.get_seq_length() == cache.rows() == 0
+        ours = model(ids, attention_mask=mask, position_ids=positions, cache=cache).logits
+        torch.testing.assert_close(ours, expected)
+        assert torch.equal(cache.positions(2), new.positions(2))
+
+
+def test_rows_of_layers_that_an_exception_left_without_any():
+    model = tiny()
+    cache = cache_for("key_diff:keep=0.3,recent=8,select=by_head", model)
+    hook = model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(tokens_of(2, 100), cache=cache)
+    assert cache.rows() == -(-int(cache.layers[0].in_use()[0].sum()) // 2)
+    hook.remove()
+    cache.reset()
+    assert cache.rows() == 0 and model(tokens_of(1, 10), cache=cache).logits.shape == (1, 10, 97)
 
 
 # ---- copies, refusals in the middle, other models --------------------------------------------------------------------------
@@ -443,18 +582,20 @@ def same(x, y):
     return isinstance(x, (lagkv.Policy, lagkv.Rope)) or x == y
 
 
+@pytest.mark.parametrize("policy", ["snapkv:window=16,keep=0.4", "key_diff:keep=0.4,recent=8,select=by_head"])
 @torch.no_grad()
-def test_a_compiled_model():
+def test_a_compiled_model(policy):
     """What the cache does is left out of the graph."""
     ids, rows = tokens_of(1, 100), []
     for compiled in (False, True):
         model = tiny(implementation="sdpa")
         runs = torch.compile(model, backend="eager") if compiled else model
-        cache = LagKVCache("snapkv:window=16,keep=0.4", runs)
+        cache = cache_for(policy, runs)
         for n in (80, 20):
-            runs(ids[:, cache.get_seq_length():][:, :n], cache=cache)
-        rows.append(cache.positions(1))
-    assert torch.equal(*rows)
+            logits = runs(ids[:, cache.get_seq_length():][:, :n], cache=cache).logits
+        rows.append((cache.positions(1), logits))
+    assert torch.equal(rows[0][0], rows[1][0])
+    torch.testing.assert_close(rows[0][1], rows[1][1])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
