@@ -409,6 +409,7 @@ void register_all() {
                              "expected_attention:sink=16,keep=0.25,calibrated=yes",
                              "fuse:novelty+expected_attention,by=best,sink=16,keep=0.25,calibrated=yes",
                              "expected_attention:sink=16,keep=0.25,covariance=no",
+                             "fuse:key_diff+expected_attention,by=best,sink=16,keep=0.25,covariance=no,calibrated=yes",
                              "snapkv:sink=16,keep=0.25",
                              "h2o:sink=16,keep=0.25",
                              "tova:sink=16,keep=0.25",

@@ -12,9 +12,11 @@ namespace eval {
 
 /// For caches whose heads can hold different numbers of rows (llama.cpp's cannot; it measures them by hiding rows). Chosen on the
 /// prompts of docs/research.md.
-inline constexpr const char* ragged_candidates[] = {"expected_attention:covariance=no,calibrated=yes,select=by_head",
-                                                    "fuse:key_diff+expected_attention,by=best,calibrated=yes,select=by_head",
-                                                    "key_diff:pre_rope=yes,select=by_head"};
+inline constexpr const char* ragged_candidates[] = {
+    "expected_attention:covariance=no,calibrated=yes,select=by_head",
+    "fuse:key_diff+expected_attention,by=best,calibrated=yes,select=by_head",
+    "fuse:key_diff+expected_attention,by=best,covariance=no,calibrated=yes,select=by_head",
+    "key_diff:pre_rope=yes,select=by_head"};
 
 struct tune_options : host_options {
   double removed = 0.75;
