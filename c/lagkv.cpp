@@ -240,8 +240,7 @@ status prepare(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor&
 /// prepare() for a call that moves rows.
 status prepare_to_move(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor& at, held_layer& out) {
   if (status s = prepare(p, l, at, out, false); !s) return s;
-  if (lagkv::detail::first_rows_apart(out.get())) return {};
-  return lagkv::error{"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"};
+  return lagkv::detail::check_rows_apart(out.get());
 }
 
 /// Nothing is due: a few comparisons, and the plan is empty.

@@ -267,7 +267,7 @@ class CompressedLayer(DynamicLayer):
         """Raises lagkv.Error for what crop() cannot take back."""
         if tokens_to_remove > 0:
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be 0 or less: minus the tokens to remove")
-        least = self._least_crop()
+        least = max(c.compressed - c.tokens for c in self._all_cursors())
         if tokens_to_remove < least and self.kept is not None:
             raise lagkv.Error(f"tokens_to_remove={tokens_to_remove}: must be at least {least}: the rows before are sinks "
                               "and survivors")
@@ -295,9 +295,6 @@ class CompressedLayer(DynamicLayer):
 
     def _all_cursors(self) -> List[lagkv.Cursor]:
         return self.cursors
-
-    def _least_crop(self) -> int:
-        return max(c.compressed - c.tokens for c in self._all_cursors())
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._entries(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -433,18 +430,16 @@ class CompressedLayer(DynamicLayer):
     def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
         """What stays of rows whose newest n have been appended, to be held; attention has seen them all."""
         batch, heads, rows, _ = keys.shape
-        pads = self.cache.pads or [0] * len(self.cursors)
-        stays = [self._stays(slice(b, b + 1) if self.padded else slice(None), keys, values, cursor, n - pad)
-                 for b, (cursor, pad) in enumerate(zip(self.cursors, pads))]
-        left = [cursor.tokens for cursor, _ in stays]
+        stays = [(entries, *self._stays(entries, keys, values, cursor, new)) for entries, cursor, new in self._parts(n)]
+        left = [cursor.tokens for _, cursor, _ in stays]
         self._same_as_the_others(left)
-        self.cursors, self.length = [cursor for cursor, _ in stays], self.length + n
-        if all(index is None for _, index in stays) and max(left) == rows:
+        self.cursors, self.length = [cursor for _, cursor, _ in stays], self.length + n
+        if all(index is None for _, _, index in stays) and max(left) == rows:
             return keys, values
         chosen = torch.zeros(batch, heads, max(left), dtype=torch.int64)
         hidden = torch.ones(chosen.shape, dtype=torch.bool)
-        for b, (cursor, index) in enumerate(stays):
-            entries, first = slice(b, b + 1) if self.padded else slice(None), max(left) - cursor.tokens
+        for entries, cursor, index in stays:
+            first = max(left) - cursor.tokens
             chosen[entries, :, first:] = torch.arange(rows - cursor.tokens, rows) if index is None else index
             hidden[entries, :, first:] = False
         assert self.kept is not None
@@ -455,23 +450,35 @@ class CompressedLayer(DynamicLayer):
         return (keys.gather(-2, chosen.expand(-1, -1, -1, keys.shape[-1])),
                 values.gather(-2, chosen.expand(-1, -1, -1, values.shape[-1])))
 
+    def _parts(self, n: int) -> List[Tuple[slice, lagkv.Cursor, int]]:
+        """The entries of each cursor, the cursor, and how many of the n newest tokens are no padding."""
+        pads = self.cache.pads or [0] * len(self.cursors)
+        return [(slice(b, b + 1) if self.padded else slice(None), cursor, n - pad)
+                for b, (cursor, pad) in enumerate(zip(self.cursors, pads))]
+
     def _stays(self, entries: slice, keys: torch.Tensor, values: torch.Tensor, cursor: lagkv.Cursor,
                n: int) -> Tuple[lagkv.Cursor, Optional[torch.Tensor]]:
         """What stays of entries whose n newest tokens, padding aside, have been appended: their cursor, and the rows, int64
         [entries, heads, rows]; None: all."""
         plans = self._plans(entries, None, self.policy, keys, values, cursor, n)
+        after = self._after(plans, cursor, n)
         if not plans:
-            return lagkv.Cursor(cursor.tokens + n, cursor.dropped, cursor.compressed), None
-        self._expect_as_many(p.tokens_after(h) for p in plans for h in range(p.heads))
-        after, first = copy.copy(cursor), keys.shape[-2] - cursor.tokens - n
-        lagkv.advance(after, plans[0])
+            return after, None
+        first = keys.shape[-2] - cursor.tokens - n
         return after, first + torch.from_numpy(numpy.stack([[p.rows(h) for h in range(p.heads)] for p in plans]))
 
-    def _expect_as_many(self, rows: Iterable[int]) -> None:
-        counts = set(rows)
+    def _after(self, plans: List[lagkv.Plan], cursor: lagkv.Cursor, n: int, head: Optional[int] = None) -> lagkv.Cursor:
+        """The cursor of entries with n new tokens after their plans, which must leave as many rows in all of their heads, or in
+        the one that is given."""
+        if not plans:
+            return lagkv.Cursor(cursor.tokens + n, cursor.dropped, cursor.compressed)
+        counts = {p.tokens_after(h) for p in plans for h in (range(p.heads) if head is None else [head])}
         if len(counts) != 1:
             raise lagkv.Error(f"policy {self.policy.text}: would keep from {min(counts)} to {max(counts)} rows in the heads and "
                               "entries of a layer, which must be as many")
+        after = copy.copy(cursor)
+        lagkv.advance(after, plans[0], head)
+        return after
 
     def _plans(self, entries: slice, head: Optional[int], policy: lagkv.Policy, keys: torch.Tensor, values: torch.Tensor,
                cursor: lagkv.Cursor, n: int) -> List[lagkv.Plan]:
@@ -490,7 +497,6 @@ class CompressedLayer(DynamicLayer):
             if needs["accumulated_attention"]:  # the newest tokens have been counted
                 layer.offer(queries=self._last_queries(entries, heads, cursor.seen() + n) if needs["queries"] else None)
         plans = lagkv.plan_eviction(policy, layer, cursor=cursor, workspace=self.cache.workspace) if due else []
-        plans = plans if isinstance(plans, list) else [plans]
         return plans if plans and plans[0] else []
 
     def _queries_of(self, heads: slice, query_heads: int) -> slice:
@@ -591,9 +597,13 @@ class RaggedLayer(CompressedLayer):
     def _hides_rows(self) -> bool:
         return True
 
-    def _all(self) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _held(self, device: torch.device) -> torch.Tensor:
+        """Which rows of the longest head there are, bool [batch, heads, rows]."""
         assert self.kept is not None
-        held = (self.kept >= 0).to(self.keys.device)
+        return (self.kept >= 0).to(device)
+
+    def _all(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        held = self._held(self.keys.device)
 
         def unfold(flat: torch.Tensor) -> torch.Tensor:
             out = flat.new_zeros(*held.shape, flat.shape[-1])
@@ -603,8 +613,7 @@ class RaggedLayer(CompressedLayer):
         return unfold(self.keys), unfold(self.values)
 
     def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        assert self.kept is not None
-        held = (self.kept >= 0).to(keys.device)
+        held = self._held(keys.device)
         self.keys, self.values = keys[held], values[held]
 
     def _all_cursors(self) -> List[lagkv.Cursor]:
@@ -614,48 +623,33 @@ class RaggedLayer(CompressedLayer):
         return "select=by_head"
 
     def _visible(self) -> Optional[torch.Tensor]:
-        assert self.kept is not None
-        held = (self.kept >= 0).to(self.keys.device)
-        return held.repeat_interleave(self.group, 1)[:, :, None]
+        return self._held(self.keys.device).repeat_interleave(self.group, 1)[:, :, None]
 
     def _compressed(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> Tuple[torch.Tensor, torch.Tensor]:
         assert self.kept is not None
         batch, heads, rows, _ = keys.shape
-        held = torch.zeros(batch, heads, rows, dtype=torch.bool)
-        pads = self.cache.pads or [0] * len(self.cursors)
+        held = self.kept >= 0
         cursors: List[lagkv.Cursor] = []
         apart: List[Optional[List[lagkv.Cursor]]] = []
-        for b, (cursor, pad) in enumerate(zip(self.cursors, pads)):
-            entries, new = range(b, b + 1) if self.padded else range(batch), n - pad
-            which, before = slice(entries.start, entries.stop), self.apart[b] if self.apart else None
-            if before is None:  # all heads together
-                before = [cursor] * heads
-                plans = self._plans(which, None, self.policy, keys, values, cursor, new)
-                of_heads, dropped = [(plans, head) for head in range(heads)], bool(plans)
+        for b, (entries, cursor, new) in enumerate(self._parts(n)):
+            own = self.apart[b] if self.apart else None
+            if own is None:  # one plan for all heads
+                before, at = [cursor] * heads, list(range(heads))
+                plans = [self._plans(entries, None, self.policy, keys, values, cursor, new)] * heads
             else:
-                of_heads = [(self._plans(which, head, self.policies[head], keys, values, before[head], new), 0)
-                            for head in range(heads)]
-                dropped = True
-            after = []
-            for head, (plans, at) in enumerate(of_heads):
-                tokens = before[head].tokens + new
-                cursor_after = lagkv.Cursor(tokens, before[head].dropped, before[head].compressed)
-                if not plans:
-                    held[which, head, rows - tokens:] = True
-                else:
-                    self._expect_as_many(p.tokens_after(at) for p in plans)
-                    for entry, plan in zip(entries, plans):
-                        held[entry, head, rows - tokens + torch.from_numpy(plan.rows(at))] = True
-                    cursor_after = copy.copy(before[head])
-                    lagkv.advance(cursor_after, plans[0], at)
-                after.append(cursor_after)
+                before, at = own, [0] * heads
+                plans = [self._plans(entries, head, self.policies[head], keys, values, own[head], new) for head in range(heads)]
+            after = [self._after(plans[head], before[head], new, at[head]) for head in range(heads)]
+            for head in range(heads):
+                for entry, plan in zip(range(batch)[entries], plans[head]):
+                    held[entry, head] = False
+                    held[entry, head, rows - before[head].tokens - new + torch.from_numpy(plan.rows(at[head]))] = True
             cursors.append(copy.copy(after[0]))
-            apart.append(after if dropped else None)
+            apart.append(after if own is not None or any(plans) else None)
         self.cursors, self.apart, self.length = cursors, apart, self.length + n
         most = int(held.sum(-1).max())
         chosen = held.int().sort(dim=-1, stable=True).indices[..., rows - most:]  # rows that stay come last, in their order
-        stay = held.gather(-1, chosen)
-        self.kept = self.kept.gather(-1, chosen).masked_fill(~stay, -1)
+        self.kept = self.kept.gather(-1, chosen).masked_fill(~held.gather(-1, chosen), -1)
         if self.attention is not None:
             self.attention = self.attention.gather(-1, chosen)
         held = held.to(keys.device)

@@ -286,9 +286,7 @@ void check_layer(const policy_object& p, layer_object& l, bool any_length) {
 
 /// Refuses values that lie in the rows of the keys: rows are about to move, those would move twice.
 void expect_rows_apart(layer_object& l) {
-  for (std::size_t i = 0; i < l.batch(); ++i)
-    if (!lagkv::detail::first_rows_apart(l.at(i)))
-      refuse({"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"});
+  for (std::size_t i = 0; i < l.batch(); ++i) expect(lagkv::detail::check_rows_apart(l.at(i)));
 }
 
 void check_cursor(const lagkv::cursor& at, const layer_object& l) {
@@ -485,13 +483,10 @@ nb::tuple moved(nb::handle mean, nb::handle covariance, nb::handle factors, rope
 }
 
 /// [layer][head]: see lagkv::head_budgets().
-nb::list head_budgets(given<std::vector<std::vector<std::vector<float>>>> importance, given<double> share, given<double> least) {
+std::vector<std::vector<float>> head_budgets(given<std::vector<std::vector<std::vector<float>>>> importance, given<double> share,
+                                             given<double> least) {
   const auto of = importance.get("importance", "for each layer, for each head, a list of numbers");
-  const std::vector<std::vector<float>> all =
-      expect(lagkv::head_budgets(of, share.get("share", "a number"), least.get("least", "a number")));
-  nb::list out;
-  for (const std::vector<float>& heads : all) out.append(nb::cast(heads));
-  return out;
+  return expect(lagkv::head_budgets(of, share.get("share", "a number"), least.get("least", "a number")));
 }
 
 lagkv::cursor load(nb::bytes bytes) { return expect(lagkv::load_cursor(std::as_bytes(std::span(bytes.c_str(), bytes.size())))); }

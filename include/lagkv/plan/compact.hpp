@@ -8,6 +8,7 @@
 
 #include <lagkv/cache/layer.hpp>
 #include <lagkv/plan/plan.hpp>
+#include <lagkv/result.hpp>
 #include <lagkv/view/range.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
@@ -107,6 +108,9 @@ LAGKV_FN bool same_for_all_heads(const plan& p);
 /// Whether the first key and the first value lie apart, so that no row moves twice: of latent rows (MLA) a host may show a part
 /// as values, too. Plans may be made of such a layer. Rows that meet elsewhere are not found.
 LAGKV_FN bool first_rows_apart(const layer& l);
+
+/// Refuses a layer that it does not hold for.
+LAGKV_FN status check_rows_apart(const layer& l);
 
 }  // namespace detail
 
@@ -248,6 +252,11 @@ LAGKV_FN bool first_rows_apart(const layer& l) {
     return true;
   };
   return apart(l.values, l.keys) && apart(l.keys, l.values);
+}
+
+LAGKV_FN status check_rows_apart(const layer& l) {
+  if (first_rows_apart(l)) return {};
+  return refuse({"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"});
 }
 
 }  // namespace detail
