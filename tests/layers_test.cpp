@@ -548,6 +548,40 @@ TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   refused(named("snapkv:keep=0.5"), std::vector<cursor>(3), 300, "layer 0: something that the policy reads is missing");
 }
 
+TEST(layers, that_share_an_array_are_refused_where_rows_would_move) {
+  using layer_list = std::vector<layer>;
+  const auto compressed = [](void (*share)(layer_list&), std::size_t tokens, bool by_threads) {
+    layers_of_numbers x(3);
+    layer_list views = x.views(tokens);
+    share(views);
+    const auto before = x.rows(tokens);
+    std::vector<cursor> at(3);
+    std::vector<lagkv::workspace> workers(2);
+    const auto in_turn = [](std::size_t n, const auto& work) {
+      for (std::size_t i = 0; i < n; ++i) work(i, i % 2);
+    };
+    const lagkv::policy p = named("cur:recent=8,capacity=90");
+    const lagkv::status s =
+        by_threads ? lagkv::compress(p, views, at, std::span(workers), in_turn) : lagkv::compress(p, views, at, workers[0]);
+    EXPECT_TRUE(s || (x.rows(tokens) == before && at == std::vector<cursor>(3) && lagkv::last_plan(workers[0]).empty()));
+    return s.message();
+  };
+  const auto twice = [](const char* where) {
+    return std::string("layer 2: its ") + where + " do, and would move twice: nothing moved";
+  };
+  for (const bool by_threads : {false, true}) {
+    EXPECT_EQ(compressed([](layer_list& l) { l[2] = l[0]; }, 300, by_threads), twice("keys lie where the keys of layer 0"));
+    EXPECT_EQ(compressed([](layer_list& l) { l[2].values = l[1].values; }, 300, by_threads),
+              twice("values lie where the values of layer 1"));
+    EXPECT_EQ(compressed([](layer_list& l) { l[2].keys = l[1].values; }, 300, by_threads),
+              twice("keys lie where the values of layer 1"));
+    EXPECT_EQ(compressed([](layer_list& l) { l[2].values = l[0].keys; }, 300, by_threads),
+              twice("values lie where the keys of layer 0"));
+    EXPECT_EQ(compressed([](layer_list& l) { l[2] = l[0]; }, 60, by_threads), "") << "nothing is due";
+    EXPECT_EQ(compressed([](layer_list&) {}, 300, by_threads), "");
+  }
+}
+
 TEST(layers, are_refused_without_a_workspace) {
   layers_of_numbers x(3);
   const auto before = x.rows(300);

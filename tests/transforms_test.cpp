@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -108,6 +109,33 @@ TEST(rank, of_infinities_is_that_of_numbers) {
     for (std::size_t i = 0; i < n; ++i)
       ASSERT_FLOAT_EQ(scores[i], static_cast<float>(order[i]) / static_cast<float>(n)) << "seed " << seed << ", score " << i;
   }
+}
+
+// Of few scores and of many, spread widely or alike but for a few bits, all the same, with ties, zeros of both signs and NaN.
+TEST(rank, is_the_place_in_a_stable_sort) {
+  const auto nan = std::numeric_limits<float>::quiet_NaN();
+  std::mt19937 draw(5);
+  const auto below = [](float a, float b) { return std::isnan(b) ? false : std::isnan(a) || a < b; };
+  const std::vector<std::function<float()>> kinds{
+      [&] { return std::ldexp(static_cast<float>(draw() % 2001) - 1000.0F, static_cast<int>(draw() % 40) - 20); },
+      [&] { return 1.0F + std::ldexp(static_cast<float>(draw() % 512), -23); },  // the lowest digit alone
+      [&] { return std::ldexp(1.0F, static_cast<int>(draw() % 200) - 100); },    // the highest alone
+      [&] { return 3.0F; },
+      [&] { return draw() % 2 != 0 ? 0.0F : -0.0F; },
+      [&] { return draw() % 3 == 0 ? nan : static_cast<float>(draw() % 7); }};
+  for (const std::size_t n : {1U, 2U, 3U, 255U, 2047U, 2048U, 2049U, 5000U})
+    for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+      std::vector<float> scores(n);
+      for (float& v : scores) v = kinds[kind]();
+      std::vector<std::size_t> order(n);
+      for (std::size_t i = 0; i < n; ++i) order[i] = n - 1 - i;  // of equal ones the earlier comes later
+      std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return below(scores[a], scores[b]); });
+      lagkv::workspace ws;
+      std::vector<float> ranks = scores;
+      lagkv::rank_in_partition{n}(ranks, 1, {.rows = {0, n}, .keep = 1}, ws);
+      for (std::size_t i = 0; i < n; ++i)
+        ASSERT_EQ(ranks[order[i]], static_cast<float>(i) / static_cast<float>(n)) << n << " scores of kind " << kind;
+    }
 }
 
 // One bad score, whatever it goes through: the order of the others is as if it were not there, and it comes last.

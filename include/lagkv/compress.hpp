@@ -73,7 +73,8 @@ struct compress_options {
 
 /// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the
 /// first row moves; if it is refused (different counts in heads or layers, another number of cursors, a budget in bytes,
-/// something that the policy reads missing where a layer is due) cache and cursors are as they were. The rows now in use are
+/// something that the policy reads missing where a layer is due, layers that share their first row) cache and cursors are as they
+/// were. The rows now in use are
 /// cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
 ///
 /// An allocation that fails leaves cache, cursors and side arrays as they were, too.
@@ -91,8 +92,8 @@ status compress(const policy& p, std::span<const layer> layers, std::span<cursor
 
 /// compress() with the heads of the layer shared among workers; the same plan and the same bytes as with one. If nothing is due
 /// `run` is not called. The plan is last_plan(workers[0]); all workspaces must be of one target, and scorers, transforms and
-/// selectors of the host's own must take being called for different heads at once. What looks across heads (selection among all
-/// candidates, fusion) is done by the caller.
+/// selectors of the host's own must take being called for different heads at once. What looks across heads (transforms, selection
+/// among all candidates) is done by the caller.
 template <class ParallelFor>
 std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, const ParallelFor& run,
                      toward direction = toward::front);
@@ -296,49 +297,72 @@ LAGKV_FN void plan_block(const policy& p, const layer& l, const candidates& c, s
                 out.row(head) + j * c.keep_each, ws);
 }
 
+/// The scores of one scorer for a head.
+LAGKV_FN void score_head(const scorer& score, key_view keys, const layer& l, const candidates& c, std::size_t head,
+                         std::span<float> out, workspace& ws) {
+  const workspace::frame scratch(ws);
+  if (score)
+    score(*shown(l, c.positions, keys, ws), head, c.rows, out, ws);
+  else
+    for (float& s : out) s = 0;
+}
+
 /// The transformed scores of one scorer for all heads.
 LAGKV_FN void score_all(const scorer& score, key_view keys, const transforms& adjust, const layer& l, const candidates& c,
                         std::span<float> out, workspace& ws, each_head_of each_head) {
   const std::size_t n = c.rows.size(), heads = l.keys.heads();
-  each_head(heads, [&](std::size_t head, workspace& own_ws) {
-    const workspace::frame scratch(own_ws);
-    const std::span<float> own = out.subspan(head * n, n);
-    if (score)
-      score(*shown(l, c.positions, keys, own_ws), head, c.rows, own, own_ws);
-    else
-      for (float& s : own) s = 0;
-  });
+  each_head(heads,
+            [&](std::size_t head, workspace& own_ws) { score_head(score, keys, l, c, head, out.subspan(head * n, n), own_ws); });
   const workspace::frame scratch(ws);
   adjust(out, heads, c, ws);
 }
 
-/// Ranks, 0 to below 1, as one scorer of a fusion has them. For the best: minus the share of the budget at which a token
-/// would come in, were it this scorer's alone; a scorer without weight brings in none.
-LAGKV_FN void weigh(std::span<float> ranks, fusion by, double weight) {
+/// A head's scores become ranks, 0 to below 1, as one scorer of a fusion has them. For the best: minus the share of the budget at
+/// which a token would come in, were it this scorer's alone; a scorer without weight brings in none.
+LAGKV_FN void weigh(std::span<float> scores, const candidates& c, fusion by, double weight, workspace& ws) {
+  rank_each(scores, 1, c, ws);
   const auto w = static_cast<float>(weight);
-  for (float& r : ranks) r = by == fusion::sum ? w * r : (r - 1) / w;
+  for (float& r : scores) r = by == fusion::sum ? w * r : (r - 1) / w;
 }
 
-/// What two scorers say together. A row that is NaN to one of them goes first.
-inline float fused(fusion by, float a, float b) {
-  if (is_nan(a) || is_nan(b)) return not_a_number();
-  return by == fusion::sum ? a + b : a > b ? a : b;
+/// What two scorers say together, into `scores`. A row that is NaN to one of them goes first.
+LAGKV_FN void fuse(fusion by, std::span<float> scores, std::span<const float> more) {
+  const auto fused = [by](float a, float b) {
+    if (is_nan(a) || is_nan(b)) return not_a_number();
+    return by == fusion::sum ? a + b : a > b ? a : b;
+  };
+  for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = fused(scores[i], more[i]);
 }
 
 LAGKV_FN void score(const policy& p, const layer& l, const candidates& c, std::span<float> scores, workspace& ws,
                     each_head_of each_head) {
-  const std::size_t heads = l.keys.heads(), all = scores.size();
+  if (p.fused_count == 0) return score_all(p.score, p.pre_rope, p.adjust, l, c, scores, ws, each_head);
+  const std::size_t heads = l.keys.heads(), n = c.rows.size();
+  const std::span<const method> others{p.fused, p.fused_count};
+  bool adjusted = static_cast<bool>(p.adjust);
+  for (const method& m : others) adjusted = adjusted || m.adjust;
+  if (!adjusted)  // all scorers look at a head while its rows are in cache
+    return each_head(heads, [&](std::size_t head, workspace& own_ws) {
+      const workspace::frame scratch(own_ws);
+      const std::span<float> own = scores.subspan(head * n, n), more{own_ws.take<float>(n), n};
+      score_head(p.score, p.pre_rope, l, c, head, own, own_ws);
+      weigh(own, c, p.by, p.weight, own_ws);
+      for (const method& m : others) {
+        score_head(m.score, m.pre_rope, l, c, head, more, own_ws);
+        weigh(more, c, p.by, m.weight, own_ws);
+        fuse(p.by, own, more);
+      }
+    });
   score_all(p.score, p.pre_rope, p.adjust, l, c, scores, ws, each_head);
-  if (p.fused_count == 0) return;
-  rank_each(scores, heads, c, ws);
-  weigh(scores, p.by, p.weight);
+  each_head(heads, [&](std::size_t head, workspace& own_ws) { weigh(scores.subspan(head * n, n), c, p.by, p.weight, own_ws); });
   const workspace::frame scratch(ws);
-  const std::span<float> more{ws.take<float>(all), all};
-  for (std::size_t i = 0; i < p.fused_count; ++i) {
-    score_all(p.fused[i].score, p.fused[i].pre_rope, p.fused[i].adjust, l, c, more, ws, each_head);
-    rank_each(more, heads, c, ws);
-    weigh(more, p.by, p.fused[i].weight);
-    for (std::size_t j = 0; j < all; ++j) scores[j] = fused(p.by, scores[j], more[j]);
+  const std::span<float> more{ws.take<float>(heads * n), heads * n};
+  for (const method& m : others) {
+    score_all(m.score, m.pre_rope, m.adjust, l, c, more, ws, each_head);
+    each_head(heads, [&](std::size_t head, workspace& own_ws) {
+      weigh(more.subspan(head * n, n), c, p.by, m.weight, own_ws);
+      fuse(p.by, scores.subspan(head * n, n), more.subspan(head * n, n));
+    });
   }
 }
 
@@ -596,6 +620,9 @@ struct sequence_layers {
 
   due_layers due() const;
 
+  /// Refuses layers that share their first row: it would move twice. Rows that meet elsewhere are not found.
+  status check_apart(workspace& ws) const;
+
   /// Refuses layers in which other rows are due than in layer 0.
   status check_equal(const due_layers& found) const;
 };
@@ -626,6 +653,23 @@ LAGKV_FN due_layers sequence_layers::due() const {
         found.at_once && same && moves_at_once(*mine, c) && alike(l.keys, layers[0].keys) && alike(l.values, layers[0].values);
   }
   return found;
+}
+
+LAGKV_FN status sequence_layers::check_apart(workspace& ws) const {
+  const workspace::frame scratch(ws);
+  const std::byte** first = ws.take<const std::byte*>(2 * layers.size());  // row of keys and of values; null: there is none
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const layer& l = layers[i];
+    first[2 * i] = l.tokens != 0 ? l.keys.at(0, {0, 1}).data : nullptr;
+    first[2 * i + 1] = l.tokens != 0 && l.values ? l.values.at(0, {0, 1}).data : nullptr;
+    for (std::size_t j = 0; j < 2 * i; ++j) {
+      const bool keys = first[2 * i] == first[j];
+      if (first[j] != nullptr && (keys || first[2 * i + 1] == first[j]))
+        return refuse({"layer ", i, ": its ", keys ? "keys" : "values", " lie where the ", j % 2 == 0 ? "keys" : "values",
+                       " of layer ", j / 2, " do, and would move twice: nothing moved"});
+    }
+  }
+  return {};
 }
 
 /// Layer i would have another number of rows than layer 0.
@@ -664,6 +708,8 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   const bool chosen = due.any && all.p.select;  // what a selector leaves is known only by its plans
   if (o.equal_counts && !chosen)
     if (status s = all.check_equal(due); !s) return s;
+  if (due.any)
+    if (status s = all.check_apart(workers[0]); !s) return s;
   if (!due.any || (due.at_once && !o.planned && workers.size() == 1)) {
     for (std::size_t i = 0; i < layers.size(); ++i) {
       lagkv::compress(*all.own(i), all.at(i), cursors[i], workers[0], o.direction);

@@ -107,9 +107,11 @@ LAGKV_FN void for_each_reference(const layer& l, token_range candidates, std::si
                                  detail::function_ref<void(token_range part, token_range reference)> use);
 
 /// mean[c] = sum of weight(|x_t|^2) * x_t[c] over the rows of `tokens` whose squares add up to a finite number, divided by
-/// how many they are; 0 where there is none. Sums of f32 over 256 rows at a time, so that many rows lose no digits.
+/// how many they are; 0 where there is none. Sums of f32 over 256 rows at a time, so that many rows lose no digits. If `lengths`
+/// is not null it gets |x_t|^2 of all of them.
 template <class Weight>
-void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* mean, workspace& ws, const Weight& weight) {
+void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* mean, workspace& ws, const Weight& weight,
+                  float* lengths = nullptr) {
   constexpr std::size_t together = 256;
   const std::size_t channels = x.channels();
   const workspace::frame scratch(ws);
@@ -120,8 +122,9 @@ void mean_of_rows(const tensor& x, std::size_t head, token_range tokens, float* 
   for (std::size_t begin = tokens.begin; begin < tokens.end; begin += together) {
     const token_range some{begin, begin + together < tokens.end ? begin + together : tokens.end};
     for (std::size_t c = 0; c < channels; ++c) part[c] = 0.0F;
-    for_each_rows_and_next(x, head, some, {some.end, tokens.end}, ws, [&](const simd::rows& rows, std::size_t) {
+    for_each_rows_and_next(x, head, some, {some.end, tokens.end}, ws, [&](const simd::rows& rows, std::size_t offset) {
       detail::squares(rows, weights, ws);
+      if (lengths != nullptr) std::memcpy(lengths + (begin - tokens.begin) + offset, weights, rows.tokens * sizeof(float));
       detail::for_each_finite_run(rows, weights, [&](const simd::rows& run, float* of_run) {
         for (std::size_t i = 0; i < run.tokens; ++i) of_run[i] = weight(of_run[i]);
         ws.kernels<simd::row_kernels>().add_rows(run, of_run, part);

@@ -152,12 +152,12 @@ LAGKV_FN float nested_score::spread(std::span<const float> x, workspace& ws) {
   std::size_t finite = 0;
   for (const float v : x) finite += detail::finite(v) ? 1U : 0U;
   if (finite == 0) return 0;
-  const std::uint32_t* order = detail::ascending(x, ws);
+  const detail::ordered* order = detail::ascending(x, ws);
   const std::size_t tenth = finite < 15 ? 1 : (finite + 5) / 10, lowest = x.size() - finite;
   double best = 0, worst = 0;
   for (std::size_t i = 0; i < tenth; ++i) {
-    best += static_cast<double>(x[order[2 * (x.size() - 1 - i) + 1]]);
-    worst += static_cast<double>(x[order[2 * (lowest + i) + 1]]);
+    best += static_cast<double>(x[detail::index_of(order[x.size() - 1 - i])]);
+    worst += static_cast<double>(x[detail::index_of(order[lowest + i])]);
   }
   return static_cast<float>((best - worst) / static_cast<double>(tenth));
 }

@@ -85,11 +85,11 @@ LAGKV_FN void chunks::choose(float* sum, float* taken, std::size_t n, std::size_
       if (detail::finite(sum[i])) total += sum[i] / static_cast<float>(good);
     means[k] = good > 0 ? total : detail::not_a_number();
   }
-  const std::uint32_t* order = detail::ascending(means, ws);
+  const detail::ordered* order = detail::ascending(means, ws);
   const std::size_t longest = of(0, n).size();
   ws.reserve(3 * (longest * sizeof(float) + 64));  // of take(), also where no chunk is cut: later calls need no more
   for (const bool nan : {false, true})
-    for (std::size_t i = count; i-- > 0 && left > 0;) left -= take(of(order[2 * i + 1], n), sum, taken, left, nan, ws);
+    for (std::size_t i = count; i-- > 0 && left > 0;) left -= take(of(detail::index_of(order[i]), n), sum, taken, left, nan, ws);
 }
 
 LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan, workspace& ws) {

@@ -14,9 +14,14 @@ namespace lagkv::inline LAGKV_ABI {
 
 namespace detail {
 
-/// The scores in ascending order, as pairs of a key and an index, taken from ws: index i of the order is at [2 * i + 1]. Of equal
-/// scores the earlier comes later; a NaN is below every number. A radix sort: four passes over n integers.
-LAGKV_FN const std::uint32_t* ascending(std::span<const float> scores, workspace& ws);
+/// A score's place among the others in the upper half, its index in the lower.
+using ordered = std::uint64_t;
+
+constexpr std::size_t index_of(ordered x) { return static_cast<std::uint32_t>(x); }
+
+/// The scores in ascending order, taken from ws. Of equal scores the earlier comes later; a NaN is below every number. A radix
+/// sort: three passes over n integers (four over few, whose digits are shorter), and none for a digit that all have.
+LAGKV_FN const ordered* ascending(std::span<const float> scores, workspace& ws);
 
 /// score -> (number of scores below it) / n, as ascending() orders them. Neighbours in a list of more than 2^24 scores may
 /// get the same rank, which is a float.
@@ -41,39 +46,52 @@ struct rank_in_partition {
 
 namespace detail {
 
-LAGKV_FN const std::uint32_t* ascending(std::span<const float> scores, workspace& ws) {
-  const std::size_t n = scores.size();
-  auto* keys = ws.take<std::uint32_t>(4 * n);
-  std::uint32_t *from = keys, *to = keys + 2 * n;  // pairs: key, index
-  for (std::size_t i = 0; i < n; ++i) {            // the last first: of equal scores it ranks lowest
-    const std::size_t index = n - 1 - i;
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, &scores[index], sizeof bits);
-    if (bits == 0x80000000U) bits = 0;  // -0 beside +0
-    const bool nan = (bits & 0x7fffffffU) > 0x7f800000U;
-    from[2 * i] = nan ? 0 : (bits ^ ((bits >> 31) != 0 ? 0xffffffffU : 0x80000000U));
-    from[2 * i + 1] = static_cast<std::uint32_t>(index);
-  }
-  for (int shift = 0; shift < 32; shift += 8) {
-    std::size_t place[257] = {};
-    for (std::size_t i = 0; i < n; ++i) ++place[((from[2 * i] >> shift) & 255U) + 1];
-    for (std::size_t b = 0; b < 256; ++b) place[b + 1] += place[b];
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t at = 2 * place[(from[2 * i] >> shift) & 255U]++;
-      to[at] = from[2 * i], to[at + 1] = from[2 * i + 1];
+/// A radix sort of `from` by the upper halves, in digits of so many bits, with room for as many in `to`; returns the one in which
+/// they are in order.
+template <unsigned Bits>
+ordered* sort_by_digits(ordered* from, ordered* to, std::size_t n) {
+  constexpr std::size_t passes = (32 + Bits - 1) / Bits, digits = std::size_t{1} << Bits;
+  const auto digit = [](ordered x, std::size_t pass) { return static_cast<std::size_t>(x >> (32 + pass * Bits)) & (digits - 1); };
+  std::uint32_t counts[passes][digits] = {};
+  for (std::size_t i = 0; i < n; ++i)
+    for (std::size_t pass = 0; pass < passes; ++pass) ++counts[pass][digit(from[i], pass)];
+  for (std::size_t pass = 0; pass < passes; ++pass) {
+    std::uint32_t* place = counts[pass];
+    if (n == 0 || place[digit(from[0], pass)] == n) continue;
+    std::uint32_t before = 0;
+    for (std::size_t d = 0; d < digits; ++d) {
+      const std::uint32_t here = place[d];
+      place[d] = before, before += here;
     }
-    std::uint32_t* other = from;
+    for (std::size_t i = 0; i < n; ++i) to[place[digit(from[i], pass)]++] = from[i];
+    ordered* other = from;
     from = to, to = other;
   }
   return from;
 }
 
+LAGKV_FN const ordered* ascending(std::span<const float> scores, workspace& ws) {
+  constexpr std::size_t many = 2048;  // from there on longer digits save more than their counts cost
+  const std::size_t n = scores.size();
+  ordered* list = ws.take<ordered>(2 * n);
+  for (std::size_t i = 0; i < n; ++i) {  // the last first: of equal scores it ranks lowest
+    const std::size_t index = n - 1 - i;
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &scores[index], sizeof bits);
+    if (bits == 0x80000000U) bits = 0;  // -0 beside +0
+    const bool nan = (bits & 0x7fffffffU) > 0x7f800000U;
+    const std::uint32_t place = nan ? 0 : (bits ^ ((bits >> 31) != 0 ? 0xffffffffU : 0x80000000U));
+    list[i] = (ordered{place} << 32) | index;
+  }
+  return n < many ? sort_by_digits<8>(list, list + n, n) : sort_by_digits<11>(list, list + n, n);
+}
+
 LAGKV_FN void rank(std::span<float> scores, workspace& ws, bool keep_nan) {
   const std::size_t n = scores.size();
   const workspace::frame scratch(ws);
-  const std::uint32_t* order = ascending(scores, ws);
+  const ordered* order = ascending(scores, ws);
   for (std::size_t i = 0; i < n; ++i) {
-    float& score = scores[order[2 * i + 1]];
+    float& score = scores[index_of(order[i])];
     if (!keep_nan || !is_nan(score)) score = static_cast<float>(i) / static_cast<float>(n);
   }
 }
