@@ -35,6 +35,45 @@ TEST(debug_death, a_cursor_of_another_sequence_is_noticed) {
   EXPECT_DEATH(lagkv::compress(c.policy, other.layer(c.tokens - 1), c.at, c.ws), "take_back");
 }
 
+// In each way that a call for all layers goes: a layer planned and moved after the other, all planned first, shared among
+// workers.
+TEST(debug_death, a_cursor_of_another_sequence_is_noticed_by_calls_for_all_layers) {
+  const auto run = [](std::size_t n, const auto& work) {
+    for (std::size_t i = 0; i < n; ++i) work(i, i % 2);
+  };
+  const auto planned = [](std::size_t, const lagkv::plan&) {};
+  for (const char* text : {"lagkv:sink=2,lag=16,ratio=0.5", "key_norm:sink=2,recent=8,keep=0.5", "random:capacity=60,recent=8",
+                           "key_norm:recent=8,keep=0.5,select=chunks", "streaming_llm:sink=2,capacity=60"})
+    for (const int way : {0, 1, 2})
+      for (const toward direction : {toward::front, toward::window}) {
+        const lagkv::policy p = *lagkv::parse(text);
+        const auto compress = [&](std::vector<cache>& c, std::size_t tokens, std::vector<cursor>& at) {
+          lagkv::workspace ws[2];
+          const std::vector<lagkv::layer> two{c[0].layer(tokens), c[1].layer(tokens)};
+          const lagkv::compress_options o{.direction = direction};
+          if (way == 0) return static_cast<bool>(lagkv::compress(p, two, at, ws[0], o));
+          if (way == 1)
+            return static_cast<bool>(lagkv::compress(p, two, at, ws[0], {.direction = direction, .planned = planned}));
+          return static_cast<bool>(lagkv::compress(p, two, at, std::span(ws), run, o));
+        };
+        const auto sequence = [](unsigned seed) {
+          std::vector<cache> layers;
+          for (unsigned i = seed; i < seed + 4; i += 2)
+            layers.emplace_back(layout::heads_first, lagkv::dtype::f16, make_cube(i, 2, rows, 8), make_cube(i + 1, 2, rows, 8));
+          return layers;
+        };
+        std::vector<cache> memory = sequence(1), other = sequence(5);
+        std::vector<cursor> at(2), fresh(2);
+        ASSERT_TRUE(compress(memory, 150, at)) << text;
+        const std::size_t left = at[0].tokens;
+        ASSERT_LT(left, 150U) << text;
+        for (const cursor& c : at) ASSERT_NE(c.mark, 0U) << text << " way " << way;
+        EXPECT_DEATH(compress(other, 180, at), "of another sequence") << text << " way " << way;
+        EXPECT_DEATH(compress(other, left - 1, at), "take_back") << text << " way " << way;
+        EXPECT_TRUE(compress(other, 180, fresh)) << text;
+      }
+}
+
 TEST(debug_death, positions_that_heads_share_must_be_those_of_all) {
   cache memory(layout::heads_first, lagkv::dtype::f32, make_cube(1, 2, rows, 8), make_cube(2, 2, rows, 8));
   std::vector<std::uint32_t> positions(rows);

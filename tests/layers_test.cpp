@@ -512,6 +512,17 @@ TEST(layers, are_told_apart_by_their_place_in_the_list) {
   }
 }
 
+TEST(layers, of_none_the_plan_is_empty) {
+  layers_of_numbers x(1);
+  lagkv::workspace ws;
+  cursor at;
+  const lagkv::policy p = named("cur:recent=8,capacity=90");
+  ASSERT_EQ(lagkv::compress(p, x.views(300)[0], at, ws), 90U);
+  ASSERT_FALSE(lagkv::last_plan(ws).empty());
+  EXPECT_TRUE(lagkv::compress(p, std::span<const layer>{}, std::span<cursor>{}, ws));
+  EXPECT_TRUE(lagkv::last_plan(ws).empty()) << "nothing was due";
+}
+
 TEST(layers, nothing_moves_if_they_would_keep_different_numbers) {
   const auto refused = [](const lagkv::policy& p, std::vector<cursor> at, std::size_t tokens_of_last, const char* why) {
     layers_of_numbers x(3);

@@ -80,7 +80,8 @@ struct compress_options {
 /// An allocation that fails leaves cache, cursors and side arrays as they were, too.
 ///
 /// Cost: what is due is asked twice a layer. The workspace holds the plans of all layers until the first row moves (4 bytes for
-/// each candidate that stays), unless each partition is planned by itself, all layers are alike, and `planned` is empty.
+/// each candidate that stays), unless each partition is planned by itself from keys and values as they are, all layers are alike,
+/// and `planned` is empty.
 status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
                 const compress_options& o = {});
 
@@ -717,6 +718,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
     }
     return {};
   }
+  for (std::size_t i = 0; i < layers.size(); ++i) expect_same_sequence(layers[i], cursors[i]);
   std::vector<plan>& plans = workers[0].kept<layer_plans>().of;
   if (plans.size() < layers.size()) plans.resize(layers.size());
   each_layer(layers.size(),
@@ -726,10 +728,12 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   for (std::size_t i = 0; i < layers.size() && o.planned; ++i) o.planned(i, plans[i]);
   workers[0].kept<plan>() = plans[layers.size() - 1];  // the last that can fail
   each_layer(layers.size(), [&](std::size_t i, workspace&) {
-    if (!plans[i].empty()) expect_rows_apart(layers[i]);
-    compact(layers[i], plans[i], o.direction);
-    if (layers[i].extra != nullptr) compact(*layers[i].extra, plans[i], o.direction);
+    const layer& l = layers[i];
+    if (!plans[i].empty()) expect_rows_apart(l), expect_room_beside(l);
+    compact(l, plans[i], o.direction);
+    if (l.extra != nullptr) compact(*l.extra, plans[i], o.direction);
     advance(cursors[i], plans[i]);
+    if (!plans[i].empty()) remember_sequence(l, cursors[i], plans[i], o.direction);
   });
   for (std::size_t i = 0; i < layers.size() && o.moved; ++i) o.moved(i, plans[i]);
   return {};
@@ -746,7 +750,7 @@ LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std
     done = is_in_bytes();
   else
     done = compress_checked({p, layers, cursors}, cursors, workers, o, each_layer);
-  guard.finished = static_cast<bool>(done);
+  guard.finished = static_cast<bool>(done) && !layers.empty();
   return done;
 }
 

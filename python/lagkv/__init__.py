@@ -145,7 +145,7 @@ def check(policy: PolicyLike, keys: Union[Layer, Array], values: Optional[Array]
 
     keys, values: [heads, tokens, dim], or [batch, heads, tokens, dim]; values may be None for a policy that does not read them.
     Or keys is a Layer. tokens: rows in use, the first ones; default: all. any_length: the caller can hold heads of different
-    lengths (select=adaptive). offers: see Layer.
+    lengths (select=adaptive, select=by_head). offers: see Layer.
     """
     _core.check(_policy(policy), _layer(keys, values, tokens, offers), any_length)
 
@@ -191,8 +191,8 @@ def plan_eviction(policy: PolicyLike, keys: Union[Layer, Array], values: Optiona
                   threads: Optional[int] = None, **offers: Unpack[Offers]) -> Any:
     """What compress() would drop, as a Plan, without touching the cache: for rows that lie on a device, and for ragged policies.
 
-    Arguments as for compress(); cursor: default that of a new sequence. With a batch, a list of plans, one an entry. Apply a plan
-    with compact(), or by keys[head, plan.rows(head)]; then call advance().
+    Arguments as for compress(), but threads share the entries of a batch alone; cursor: default that of a new sequence. With a
+    batch, a list of plans, one an entry. Apply a plan with compact(), or by keys[head, plan.rows(head)]; then call advance().
     """
     layer = _layer(keys, values, tokens, offers)
     at = Cursor() if cursor is None else _of(Cursor, "cursor", cursor)

@@ -29,7 +29,7 @@ class Press(kvpress.BasePress):
     that read keys as they were before RoPE. future: positions to come that expected_attention looks at. threads: that share the
     heads.
 
-    Raises lagkv.Error for policies under which heads keep different numbers of rows (select=adaptive).
+    Raises lagkv.Error for policies under which heads keep different numbers of rows (select=adaptive, select=by_head).
     """
 
     def __init__(self, policy: Union[lagkv.Policy, str], *, rope: Optional[lagkv.Rope] = None,

@@ -19,8 +19,8 @@ struct cursor {
   std::size_t compressed = 0;  ///< rows [0, compressed) are sinks or survivors: candidates again only with a capacity
   std::uint32_t mark = 0;  ///< debug builds: what row `compressed` - 1 held, so that another sequence is noticed; 0: not known
 
-  /// Tokens of the sequence up to the last compress(): the position of the next one for RoPE. It changes only in compress(), so
-  /// the host counts the tokens appended since by itself.
+  /// Tokens of the sequence up to the last compress(): the position of the next one for RoPE. It changes in compress() and in
+  /// take_back(), so the host counts the tokens appended since by itself.
   std::size_t seen() const noexcept { return tokens + dropped; }
 
   friend bool operator==(const cursor& a, const cursor& b) noexcept {

@@ -12,9 +12,9 @@
 
 namespace lagkv::inline LAGKV_ABI {
 
-/// Sums over all keys that a sequence has had, dropped ones too, in the host's memory. For each head size() doubles, 0 at the
-/// start of the sequence: the sum and the sum of squares of each channel of k / |k|, and the number of keys. accumulate() adds
-/// to them; copy them with a forked sequence, save them with a saved one.
+/// Sums over all keys that a sequence has had but its sinks, dropped ones too, in the host's memory. For each head size()
+/// doubles, 0 at the start of the sequence: the sum and the sum of squares of each channel of k / |k|, and the number of keys.
+/// accumulate() adds to them; copy them with a forked sequence, save them with a saved one.
 struct key_statistics {
   double* data = nullptr;
 
@@ -39,8 +39,8 @@ struct extras {
   /// [heads][tokens]: attention that each row has received so far, 0 for a new row. accumulate() adds to it, compress() moves it
   /// with the rows: it lives as long as the sequence.
   side_array<float> accumulated_attention{};
-  /// Statistics of all keys of the sequence, dropped ones too; without them a policy takes those of the candidates and the rows
-  /// behind. accumulate() adds to them: they live as long as the sequence.
+  /// Statistics of all keys of the sequence but its sinks, dropped ones too; without them a policy takes those of the candidates
+  /// and the rows behind. accumulate() adds to them: they live as long as the sequence.
   lagkv::key_statistics key_statistics{};
   /// Statistics of queries to come, after the mean RoPE of the positions to come: mean [query heads][1][channels]; covariance
   /// [query heads][channels][channels], or in its place factors [query heads][n][channels], vectors whose products f f^T add up

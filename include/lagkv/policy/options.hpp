@@ -37,14 +37,15 @@ enum class deciding_heads : std::uint8_t {
 /// budget_mb; none of them means keep = 0.5.
 struct policy_options {
   std::size_t sink = 4;                 ///< tokens: the first so many always stay; 0: none
-  std::optional<std::size_t> recent{};  ///< tokens: the last so many always stay; empty: the method's own, 32 for most
+  std::optional<std::size_t> recent{};  ///< tokens: the last so many always stay (not with lag, whose last partition does);
+                                        ///< empty: the method's own, 32 for most
   std::size_t lag = 0;                  ///< tokens a partition; 0: all between sinks and window are scored at once
   std::optional<double> keep{};  ///< share of all tokens (with lag of each partition), above 0, at most 1; empty: as said above
   std::optional<std::size_t> capacity{};  ///< tokens, at least sink + recent + 1; empty: no such budget
   std::optional<double> budget_mb{};      ///< 10^6 bytes of all layers together, above 0: see fit(); empty: no such budget
   std::size_t every = 1;                  ///< tokens by which capacity is exceeded when compress() acts, 1 or more
-  std::optional<double> recent_share{};   ///< the window is at least this share of the budget, 0 to 1; empty: the method's own
-                                          ///< (with selection::by_head 0)
+  std::optional<double> recent_share{};   ///< the window is at least this share of the budget, 0 to 1 (not with lag); empty: the
+                                          ///< method's own (with selection::by_head 0)
   std::size_t pool = 1;                   ///< tokens that a score is averaged over, its own in the middle: odd; 1: its own
   std::optional<std::size_t> smooth{};    ///< neighbours on each side that smooth it; 0: none; empty: the method's own
   std::optional<deciding_heads> heads{};  ///< whose scores decide; empty: the method's own, deciding_heads::own for most
@@ -60,7 +61,8 @@ struct policy_options {
 inline constexpr parameter policy_parameters[] = {
     option<&policy_options::sink>("sink", accepts::count, "first tokens, always kept (attention sinks)"),
     option<&policy_options::recent>("recent", accepts::count,
-                                    "last tokens, always kept: the window (default: the method's own, 32 for most)"),
+                                    "last tokens, always kept: the window (default: the method's own, 32 for most); not with "
+                                    "lag"),
     option<&policy_options::lag>("lag", accepts::count,
                                  "tokens a partition: each is scored against the next one, the last is the window; 0: all tokens "
                                  "between sinks and window are scored at once, against all tokens in use"),
@@ -75,7 +77,8 @@ inline constexpr parameter policy_parameters[] = {
     option<&policy_options::every>("every", accepts::positive, "with capacity: compress when so many tokens exceed it"),
     option<&policy_options::recent_share>(
         "recent_share", accepts::fraction,
-        "share of the budget that the window is at least (default: the method's own, 0 for most and in fusions)"),
+        "share of the budget that the window is at least (default: the method's own, 0 for most and in fusions); not "
+        "with lag"),
     option<&policy_options::pool>("pool", accepts::odd, "neighbours that scores are averaged over"),
     option<&policy_options::smooth>(
         "smooth", accepts::count,
