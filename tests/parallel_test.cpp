@@ -68,6 +68,9 @@ TEST(parallel, heads_give_the_same_plan_and_bytes) {
         EXPECT_EQ(a, b) << text;
         EXPECT_EQ(lagkv::last_plan(workers[0]).kept, lagkv::last_plan(ws).kept) << text;
         EXPECT_LT(n, tokens) << text;
+        offered planned(l);
+        EXPECT_EQ(lagkv::plan_eviction(*parsed, planned.layer(), {}, workers, pool).kept, lagkv::last_plan(ws).kept) << text;
+        EXPECT_TRUE(planned.same_bytes(offered(l))) << text;
         EXPECT_TRUE(shared.same_bytes(alone)) << text << " " << l;
         EXPECT_TRUE(shared.kv.intact());
         ++tried;

@@ -41,7 +41,7 @@ inline const plan& last_plan(workspace& ws) { return ws.kept<plan>(); }
 
 /// Plans without touching the cache, for hosts that move memory themselves and then call advance(). The plan belongs to the
 /// workspace and holds until its next use; it is empty if nothing is due.
-[[nodiscard]] LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws);
+[[nodiscard]] const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws);
 
 /// Moves the cursor past a plan that has been applied, by the rows that `head` keeps.
 LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head);
@@ -74,8 +74,7 @@ struct compress_options {
 /// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the
 /// first row moves; if it is refused (different counts in heads or layers, another number of cursors, a budget in bytes,
 /// something that the policy reads missing where a layer is due, layers that share their first row) cache and cursors are as they
-/// were. The rows now in use are
-/// cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
+/// were. The rows now in use are cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
 ///
 /// An allocation that fails leaves cache, cursors and side arrays as they were, too.
 ///
@@ -98,6 +97,11 @@ status compress(const policy& p, std::span<const layer> layers, std::span<cursor
 template <class ParallelFor>
 std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, const ParallelFor& run,
                      toward direction = toward::front);
+
+/// plan_eviction() with the heads of the layer shared among workers: the same plan. It belongs to workers[0].
+template <class ParallelFor>
+[[nodiscard]] const plan& plan_eviction(const policy& p, layer l, cursor at, std::span<workspace> workers,
+                                        const ParallelFor& run);
 
 /// compress() for all layers of a sequence, all or nothing, with layers shared among workers: the same refusals, cache and
 /// cursors as with one. `run` is called twice, to plan and to move; not at all where nothing is due. What it throws while plans
@@ -150,6 +154,8 @@ LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c)
 LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head);
 
+LAGKV_FN const plan& plan_eviction(const policy& p, const layer& l, const cursor& at, workspace& ws, each_head_of each_head);
+
 /// What is done for a layer, with the workspace of whoever does it; and who calls it for each of them.
 using layer_work = head_work;
 using each_layer_of = each_head_of;
@@ -167,6 +173,17 @@ template <class ParallelFor>
 std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, const ParallelFor& run,
                      toward direction) {
   return detail::compress(p, l, at, workers, direction, detail::in_parallel<ParallelFor>{run, workers});
+}
+
+// Layers are taken by value: g++ 13 warns of a dangling reference otherwise.
+inline const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws) {
+  return detail::plan_eviction(p, l, at, ws, detail::one_by_one{ws});
+}
+
+template <class ParallelFor>
+const plan& plan_eviction(const policy& p, layer l, cursor at, std::span<workspace> workers, const ParallelFor& run) {
+  assert(!workers.empty() && "lagkv: there is no workspace: one a worker");
+  return detail::plan_eviction(p, l, at, workers[0], detail::in_parallel<ParallelFor>{run, workers});
 }
 
 inline status compress(const policy& p, std::span<const layer> layers, std::span<cursor> cursors, workspace& ws,
@@ -621,9 +638,6 @@ struct sequence_layers {
 
   due_layers due() const;
 
-  /// Refuses layers that share their first row: it would move twice. Rows that meet elsewhere are not found.
-  status check_apart(workspace& ws) const;
-
   /// Refuses layers in which other rows are due than in layer 0.
   status check_equal(const due_layers& found) const;
 };
@@ -654,23 +668,6 @@ LAGKV_FN due_layers sequence_layers::due() const {
         found.at_once && same && moves_at_once(*mine, c) && alike(l.keys, layers[0].keys) && alike(l.values, layers[0].values);
   }
   return found;
-}
-
-LAGKV_FN status sequence_layers::check_apart(workspace& ws) const {
-  const workspace::frame scratch(ws);
-  const std::byte** first = ws.take<const std::byte*>(2 * layers.size());  // row of keys and of values; null: there is none
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    const layer& l = layers[i];
-    first[2 * i] = l.tokens != 0 ? l.keys.at(0, {0, 1}).data : nullptr;
-    first[2 * i + 1] = l.tokens != 0 && l.values ? l.values.at(0, {0, 1}).data : nullptr;
-    for (std::size_t j = 0; j < 2 * i; ++j) {
-      const bool keys = first[2 * i] == first[j];
-      if (first[j] != nullptr && (keys || first[2 * i + 1] == first[j]))
-        return refuse({"layer ", i, ": its ", keys ? "keys" : "values", " lie where the ", j % 2 == 0 ? "keys" : "values",
-                       " of layer ", j / 2, " do, and would move twice: nothing moved"});
-    }
-  }
-  return {};
 }
 
 /// Layer i would have another number of rows than layer 0.
@@ -710,7 +707,7 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   if (o.equal_counts && !chosen)
     if (status s = all.check_equal(due); !s) return s;
   if (due.any)
-    if (status s = all.check_apart(workers[0]); !s) return s;
+    if (status s = check_rows_apart(layers, workers[0]); !s) return s;
   if (!due.any || (due.at_once && !o.planned && workers.size() == 1)) {
     for (std::size_t i = 0; i < layers.size(); ++i) {
       lagkv::compress(*all.own(i), all.at(i), cursors[i], workers[0], o.direction);
@@ -721,8 +718,9 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   for (std::size_t i = 0; i < layers.size(); ++i) expect_same_sequence(layers[i], cursors[i]);
   std::vector<plan>& plans = workers[0].kept<layer_plans>().of;
   if (plans.size() < layers.size()) plans.resize(layers.size());
-  each_layer(layers.size(),
-             [&](std::size_t i, workspace& ws) { plans[i] = plan_eviction(*all.own(i), all.at(i), cursors[i], ws); });
+  each_layer(layers.size(), [&](std::size_t i, workspace& ws) {
+    plans[i] = plan_eviction(*all.own(i), all.at(i), cursors[i], ws, one_by_one{ws});
+  });
   if (o.equal_counts)
     if (status s = check_equal(std::span(plans).first(layers.size())); !s) return s;
   for (std::size_t i = 0; i < layers.size() && o.planned; ++i) o.planned(i, plans[i]);
@@ -737,6 +735,17 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   });
   for (std::size_t i = 0; i < layers.size() && o.moved; ++i) o.moved(i, plans[i]);
   return {};
+}
+
+LAGKV_FN const plan& plan_eviction(const policy& p, const layer& l, const cursor& at, workspace& ws, each_head_of each_head) {
+  unfinished_plan guard{ws.kept<plan>(), l.tokens};
+  plan& out = guard.made;
+  const candidates c = candidates_of(p, l, p.budget.due(at, l.tokens));
+  if (c.empty()) return out;  // cleared by the guard
+  const workspace::frame scratch(ws);
+  plan_due(p, l, c, out, ws, each_head);
+  guard.finished = true;
+  return out;
 }
 
 LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std::span<cursor> cursors,
@@ -755,18 +764,6 @@ LAGKV_FN status compress_all(const policy& p, std::span<const layer> layers, std
 }
 
 }  // namespace detail
-
-// The layer is taken by value: g++ 13 warns of a dangling reference otherwise.
-LAGKV_FN const plan& plan_eviction(const policy& p, layer l, cursor at, workspace& ws) {
-  detail::unfinished_plan guard{ws.kept<plan>(), l.tokens};
-  plan& out = guard.made;
-  const candidates c = detail::candidates_of(p, l, p.budget.due(at, l.tokens));
-  if (c.empty()) return out;  // cleared by the guard
-  const workspace::frame scratch(ws);
-  detail::plan_due(p, l, c, out, ws, detail::one_by_one{ws});
-  guard.finished = true;
-  return out;
-}
 
 LAGKV_FN void advance(cursor& at, const plan& applied, std::size_t head) {
   at.tokens = applied.tokens_after(head);

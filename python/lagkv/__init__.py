@@ -191,8 +191,8 @@ def plan_eviction(policy: PolicyLike, keys: Union[Layer, Array], values: Optiona
                   threads: Optional[int] = None, **offers: Unpack[Offers]) -> Any:
     """What compress() would drop, as a Plan, without touching the cache: for rows that lie on a device, and for ragged policies.
 
-    Arguments as for compress(), but threads share the entries of a batch alone; cursor: default that of a new sequence. With a
-    batch, a list of plans, one an entry. Apply a plan with compact(), or by keys[head, plan.rows(head)]; then call advance().
+    Arguments as for compress(); cursor: default that of a new sequence. With a batch, a list of plans, one an entry. Apply a plan
+    with compact(), or by keys[head, plan.rows(head)]; then call advance().
     """
     layer = _layer(keys, values, tokens, offers)
     at = Cursor() if cursor is None else _of(Cursor, "cursor", cursor)

@@ -45,8 +45,8 @@ class LagKVCache(Cache):
     with select=adaptive or pyramid are refused, and those that read what only its host can have (kvzap, calibrated=yes). With
     select=by_head each head keeps its own number: give head_budgets, for each compressed layer a number for each KV head
     (lagkv.head_budgets() makes them). model: the model, wrapped or not; or its config, for policies that read keys and values as
-    they are and batches without padding. protect: positions that are never dropped, ascending. threads: that share the entries
-    of a batch without padding, 1 to 1024.
+    they are and batches without padding. protect: positions that are never dropped, ascending. threads: that share the heads of
+    a sequence, or the entries of a batch without padding, 1 to 1024.
 
     A batch may be padded on the left: each entry keeps what it would keep alone. The cache can be copied (copy.deepcopy) and
     pickled.

@@ -314,6 +314,11 @@ void compress_together(std::vector<entry>& entries, std::span<lagkv::workspace> 
                        bool equal_counts) {
   const bool due =
       std::ranges::any_of(entries, [](const entry& e) { return !e.policy.budget.due(e.at, e.layer.tokens).empty(); });
+  if (due) {
+    std::vector<lagkv::layer> layers;
+    for (const entry& e : entries) layers.push_back(e.layer);
+    expect(lagkv::detail::check_rows_apart(layers, workers[0]));
+  }
   const started_threads run{due ? workers.size() : 1};
   std::vector<lagkv::plan> plans(entries.size());
   run(entries.size(), [&](std::size_t i, std::size_t w) {
@@ -390,8 +395,11 @@ std::vector<lagkv::plan> plans_of(const policy_object& p, layer_object& l, const
   check_cursor(at, l);
   std::vector<lagkv::plan> plans(l.batch());
   const nb::gil_scoped_release free;
-  started_threads{ws.workers.size()}(
-      l.batch(), [&](std::size_t i, std::size_t w) { plans[i] = lagkv::plan_eviction(p.policy, l.at(i), at, ws.workers[w]); });
+  const started_threads run{ws.workers.size()};
+  if (l.batch() == 1)
+    plans[0] = lagkv::plan_eviction(p.policy, l.at(0), at, std::span(ws.workers), run);
+  else
+    run(l.batch(), [&](std::size_t i, std::size_t w) { plans[i] = lagkv::plan_eviction(p.policy, l.at(i), at, ws.workers[w]); });
   return plans;
 }
 

@@ -165,6 +165,24 @@ def test_plan_then_compact_is_compress():
     assert list(lagkv.plan_eviction("full", keys, values).rows()) == list(range(300))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_that_share_rows(threads):
+    """Their rows would move twice: refused where something is due, and nothing moves."""
+    keys, values = random_cache((3, 300, 24))
+    other_keys, other_values = random_cache((3, 300, 24), seed=1)
+    before = [x.copy() for x in (keys, values, other_keys, other_values)]
+    for shared, message in (((keys, other_values), "layer 1: its keys lie where the keys of layer 0 do, and would move twice"),
+                            ((other_keys, values), "layer 1: its values lie where the values of layer 0 do"),
+                            ((values, other_values), "layer 1: its keys lie where the values of layer 0 do")):
+        for policy in ("lagkv:lag=32,ratio=0.5", "key_diff:keep=0.5"):
+            cursors = [lagkv.Cursor(), lagkv.Cursor()]
+            with pytest.raises(lagkv.Error, match=message):
+                lagkv.compress_layers(policy, [lagkv.Layer(keys, values), lagkv.Layer(*shared)], cursors, threads=threads)
+            assert [c.tokens for c in cursors] == [0, 0]
+            lagkv.compress_layers(policy, [lagkv.Layer(keys, values, tokens=20), lagkv.Layer(*shared, tokens=20)], cursors)
+    assert all((x == was).all() for x, was in zip((keys, values, other_keys, other_values), before))
+
+
 def test_values_in_the_rows_of_the_keys():
     """Latent rows hold keys and values: as values of their own they would move twice. Plans may be made of them."""
     rows, other = random_cache((2, 3, 300, 24))

@@ -273,6 +273,10 @@ static void test_layers_and_scores(void) {
   REFUSED(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error), "layer 1: has 200 rows, layer 0 300: nothing moved");
   EXPECT(memcmp(k, before, size * sizeof *k) == 0 && lagkv_cursor_seen(c[0]) == 0);
   l[1].tokens = tokens;
+  const lagkv_layer same_keys[] = {l[0], {l[0].keys, l[1].values, tokens, l[1].extras}};
+  REFUSED(lagkv_compress_layers(p, same_keys, c, 2, w, LAGKV_FRONT, 1, &error),
+          "layer 1: its keys lie where the keys of layer 0 do, and would move twice: nothing moved");
+  EXPECT(memcmp(k, before, size * sizeof *k) == 0 && lagkv_cursor_seen(c[0]) == 0);
   OK(lagkv_compress_layers(p, l, c, 2, w, LAGKV_FRONT, 1, &error));
   EXPECT(lagkv_cursor_tokens(c[0]) == tokens / 4 && lagkv_cursor_tokens(c[1]) == tokens / 4);
   lagkv_cursor* twice[] = {c[0], c[0]};

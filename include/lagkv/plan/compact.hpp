@@ -5,11 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 
 #include <lagkv/cache/layer.hpp>
 #include <lagkv/plan/plan.hpp>
 #include <lagkv/result.hpp>
 #include <lagkv/view/range.hpp>
+#include <lagkv/workspace.hpp>
 
 namespace lagkv::inline LAGKV_ABI {
 
@@ -111,6 +113,9 @@ LAGKV_FN bool first_rows_apart(const layer& l);
 
 /// Refuses a layer that it does not hold for.
 LAGKV_FN status check_rows_apart(const layer& l);
+
+/// Refuses layers of which two share their first row. Rows that meet elsewhere are not found.
+LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws);
 
 }  // namespace detail
 
@@ -257,6 +262,23 @@ LAGKV_FN bool first_rows_apart(const layer& l) {
 LAGKV_FN status check_rows_apart(const layer& l) {
   if (first_rows_apart(l)) return {};
   return refuse({"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"});
+}
+
+LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws) {
+  const workspace::frame scratch(ws);
+  const std::byte** first = ws.take<const std::byte*>(2 * layers.size());  // of keys and of values; null: there is none
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const layer& l = layers[i];
+    first[2 * i] = l.tokens != 0 ? l.keys.at(0, {0, 1}).data : nullptr;
+    first[2 * i + 1] = l.tokens != 0 && l.values ? l.values.at(0, {0, 1}).data : nullptr;
+    for (std::size_t j = 0; j < 2 * i; ++j) {
+      const bool keys = first[2 * i] == first[j];
+      if (first[j] != nullptr && (keys || first[2 * i + 1] == first[j]))
+        return refuse({"layer ", i, ": its ", keys ? "keys" : "values", " lie where the ", j % 2 == 0 ? "keys" : "values",
+                       " of layer ", j / 2, " do, and would move twice: nothing moved"});
+    }
+  }
+  return {};
 }
 
 }  // namespace detail
