@@ -677,8 +677,8 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
              [&](std::size_t i, workspace& ws) { plans[i] = plan_eviction(*all.own(i), all.at(i), cursors[i], ws); });
   if (o.equal_counts)
     if (status s = check_equal(std::span(plans).first(layers.size())); !s) return s;
+  workers[0].kept<plan>() = plans[layers.size() - 1];  // the last that can fail: o.planned may change values
   for (std::size_t i = 0; i < layers.size() && o.planned; ++i) o.planned(i, plans[i]);
-  workers[0].kept<plan>() = plans[layers.size() - 1];  // the last that can fail
   each_layer(layers.size(), [&](std::size_t i, workspace&) {
     if (!plans[i].empty()) expect_rows_apart(layers[i]);
     compact(layers[i], plans[i], o.direction);
