@@ -247,6 +247,27 @@ TEST(faults, compress_of_all_layers_is_all_or_nothing) {
   }
 }
 
+// `planned` may change values: whatever can fail has been done by then, whichever worker has planned the last layer.
+TEST(faults, compress_of_all_layers_calls_planned_when_nothing_can_fail) {
+  const sequence_of_layers before(400, {24, 24});
+  const lagkv::policy p = named("key_diff:keep=0.3");
+  for (const std::size_t worker : {0U, 1U})
+    expect_all_or_nothing(
+        before, 2,
+        [&](sequence_of_layers& s, std::span<lagkv::workspace> ws) {
+          const lagkv::extras extras[] = {s.extras(0), s.extras(1)};
+          const lagkv::layer layers[] = {s.layer(0, extras[0]), s.layer(1, extras[1])};
+          const auto negate = [&](std::size_t i, const lagkv::plan&) {
+            for (float& x : s.layers[i].values) x = -x;
+          };
+          const auto by_one = [worker](std::size_t n, const auto& work) {
+            for (std::size_t i = 0; i < n; ++i) work(i, worker);
+          };
+          static_cast<void>(lagkv::compress(p, layers, s.at, ws, by_one, {.planned = negate}));
+        },
+        "planned, worker " + std::to_string(worker));
+}
+
 TEST(faults, accumulate_adds_to_all_heads_or_to_none) {
   const sequence_of_layers before(3000, {64});
   for (const char* text : {"h2o:capacity=90", "novelty:capacity=90", "fuse:h2o+distinct,capacity=90"}) {

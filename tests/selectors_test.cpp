@@ -488,6 +488,43 @@ TEST(for_head, scales_each_budget) {
       EXPECT_EQ(check(lagkv::for_head(named(text), odd), {one, one, 0}).message(), "") << text << " " << odd;
 }
 
+// Budgets are floats: 3.3333333 times 0.3 is less than 1, and 0.48 times 25 of 100 less than 12.
+TEST(for_head, a_budget_in_f32_costs_no_row) {
+  for (std::size_t share = 1; share <= 100; ++share) {
+    const std::string keep = std::to_string(static_cast<double>(share) / 100);
+    const auto whole = static_cast<double>(static_cast<float>(100.0 / static_cast<double>(share)));
+    EXPECT_DOUBLE_EQ(lagkv::for_head(named("key_norm:keep=" + keep), whole).budget.as<lagkv::keep::share>()->of_all, 1) << keep;
+    const lagkv::policy p = named("lagkv:lag=100,ratio=" + keep);
+    EXPECT_DOUBLE_EQ(lagkv::for_head(p, whole).budget.as<lagkv::keep::partitions>()->ratio, 1) << keep;
+    const std::size_t even = lagkv::share_of(p.budget.as<lagkv::keep::partitions>()->ratio, 100);
+    for (std::size_t rows = 0; rows < 100; ++rows) {
+      const auto multiple = static_cast<double>(static_cast<float>(rows) / static_cast<float>(even));
+      const auto own = *lagkv::for_head(p, multiple).budget.as<lagkv::keep::partitions>();
+      const bool all = multiple * p.budget.as<lagkv::keep::partitions>()->ratio > 0.9999;
+      ASSERT_EQ(lagkv::share_of(own.ratio, own.lag), all ? 100 : rows) << keep << " times " << multiple;
+    }
+  }
+}
+
+// What a partition keeps of a head is the same whether the head is planned with the others or by itself.
+TEST(for_head, partitions_keep_what_by_head_keeps) {
+  const auto s = random_scores(1, 128, 75);
+  for (const double ratio : {0.25, 0.3, 0.5})
+    for (int hundredths = 0; hundredths < 320; hundredths += 3) {
+      const float multiple = static_cast<float>(hundredths) / 100;
+      lagkv::candidates c{.rows = {4, 132}, .partition = 128, .keep_each = lagkv::share_of(ratio, 128)};
+      c.keep = c.keep_each, c.head_budgets = {&multiple, 1};
+      lagkv::plan together;
+      lagkv::workspace ws;
+      together.reset(c.rows, 300, 1, c.keep);
+      lagkv::by_head{}(flat(s), 1, c, together, ws);
+      const lagkv::policy p = named("key_norm:lag=128,keep=" + std::to_string(ratio));
+      const auto own = *lagkv::for_head(p, static_cast<double>(multiple)).budget.as<lagkv::keep::partitions>();
+      const std::size_t alone = lagkv::share_of(own.ratio, own.lag), with_others = together.of(0).size();
+      EXPECT_TRUE(alone == with_others || (with_others == 128 && alone > 124)) << ratio << " times " << multiple << ": " << alone;
+    }
+}
+
 TEST(adaptive, in_each_partition) {
   const auto s = random_scores(3, 60, 98);
   const auto found = kept_by(lagkv::adaptive{0.2}, s, 7, 20);

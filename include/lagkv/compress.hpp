@@ -723,8 +723,8 @@ LAGKV_FN status compress_checked(const sequence_layers& all, std::span<cursor> c
   });
   if (o.equal_counts)
     if (status s = check_equal(std::span(plans).first(layers.size())); !s) return s;
+  workers[0].kept<plan>() = plans[layers.size() - 1];  // the last that can fail: o.planned may change values
   for (std::size_t i = 0; i < layers.size() && o.planned; ++i) o.planned(i, plans[i]);
-  workers[0].kept<plan>() = plans[layers.size() - 1];  // the last that can fail
   each_layer(layers.size(), [&](std::size_t i, workspace&) {
     const layer& l = layers[i];
     if (!plans[i].empty()) expect_rows_apart(l), expect_room_beside(l);

@@ -260,7 +260,12 @@ TEST(offers, budgets_of_heads) {
   host my("key_diff:keep=0.25,select=by_head"), other("key_diff:keep=0.25,select=by_head");
   uneven_host uneven{{my.layer(), other.layer()}};
   const std::vector<float> much(300, 0.9F), little(300, 0.1F);
+  std::vector<std::uint32_t> positions(heads * capacity);
+  for (std::size_t i = 0; i < heads * capacity; ++i) positions[i] = static_cast<std::uint32_t>(i % capacity);
+  uneven.offers[0].positions = {positions.data(), capacity};
   ASSERT_EQ(uneven.take_prompt({{much, little}, {little, little}}, *my.policy), "");
+  for (std::size_t h = 0; h < heads; ++h)
+    EXPECT_EQ(positions[h * capacity + uneven.cursors[0][h].tokens - 1], 299U) << "positions move with the rows of head " << h;
   EXPECT_EQ(uneven.cursors[0][0].tokens, 300U - 3 * 36) << "all that the others need not have";
   std::size_t rows = 0;
   for (const auto& of_layer : uneven.cursors)
@@ -273,6 +278,18 @@ TEST(offers, budgets_of_heads) {
   lagkv::cursor& at = uneven.cursors[0][1];
   const std::size_t before = at.tokens;
   EXPECT_LE(lagkv::compress(uneven.policies[0][1], {little_head, {}, before + 90}, at, workspace), before + 40);
+}
+
+TEST(offers, which_policy_for_head_budgets_needs_rope_and_positions) {
+  host my("key_diff:pre_rope=yes,keep=0.25,select=by_head");
+  static const lagkv::rope rope{.pairs = lagkv::rope::pairing::halves};
+  const std::vector<float> budgets(heads, 1.0F);
+  std::vector<std::uint32_t> positions(heads * capacity);
+  const auto accepted = [&] { return static_cast<bool>(check(*my.policy, my.layer(), true)); };
+  my.offers.head_budgets = budgets, my.offers.rope = &rope;
+  EXPECT_FALSE(accepted());
+  my.offers.positions = {positions.data(), capacity};
+  EXPECT_TRUE(accepted());
 }
 
 TEST(offers, query_statistics) {

@@ -63,8 +63,9 @@ LAGKV_EDGE status check(const policy& p, const layer& l, bool any_length = false
 
 /// `p`, a policy with select=by_head, for one head by itself: with `multiple` times its budget (the head's entry of
 /// extras.head_budgets), and without select=by_head. The first time, compress all heads of a layer together; from then on they
-/// have different lengths, and each is a layer of one head with a cursor of its own. multiple: 0 or more; others count as 0.
-/// fit() a budget in bytes first.
+/// have different lengths, and each is a layer of one head with a cursor of its own. multiple: 0 or more; others count as 0. A
+/// share that is all but for the rounding of a float is all; what partitions keep is rounded to the nearest row. fit() a budget
+/// in bytes first.
 [[nodiscard]] LAGKV_FN policy for_head(policy p, double multiple);
 
 /// `p` with its budget in bytes turned into rows, for `layers` layers like `l` (a row's scales count); other policies as they
@@ -299,14 +300,20 @@ LAGKV_FN policy for_layer(policy p, std::size_t layer, std::size_t layers) {
 LAGKV_FN policy for_head(policy p, double multiple) {
   if (p.needs.head_budgets) p.select = {}, p.ragged = p.needs.head_budgets = false;
   const double m = detail::finite(multiple) && multiple > 0 ? multiple : 0;
-  const auto share = [&](double x) { return x * m < 1 ? (x * m > 1e-9 ? x * m : 1e-9) : 1.0; };
+  constexpr double all = 1 - 1e-6;  // less a rounding to f32: a head that is to keep all loses none
+  const auto share = [&](double x) { return x * m < all ? (x * m > 1e-9 ? x * m : 1e-9) : 1.0; };
+  const auto ratio = [&](const keep::partitions& b) {  // to the nearest row of what a partition keeps, as by_head
+    const double even = static_cast<double>(share_of(b.ratio, b.lag)), own = __builtin_floor(m * even + 0.5);
+    const double exact = share(b.ratio), lag = static_cast<double>(b.lag);
+    return !(exact < 1) || own >= lag ? 1.0 : own > 0 ? __builtin_nextafter(own / lag, 1.0) : 1e-9;  // share_of() rounds down
+  };
   const std::size_t least = p.budget.sink + p.budget.recent + 1;
   const auto rows = [&](std::size_t n) {
     const double scaled = static_cast<double>(n) * m, most = 4294967295.0;
     const auto whole = static_cast<std::size_t>(scaled < most ? scaled + 0.5 : most);
     return whole > least ? whole : least;
   };
-  if (const auto* b = p.budget.as<keep::partitions>()) p.budget.keeps = keep::partitions{b->lag, share(b->ratio)};
+  if (const auto* b = p.budget.as<keep::partitions>()) p.budget.keeps = keep::partitions{b->lag, ratio(*b)};
   if (const auto* b = p.budget.as<keep::share>()) p.budget.keeps = keep::share{share(b->of_all), b->lag};
   if (const auto* b = p.budget.as<keep::capacity>()) p.budget.keeps = keep::capacity{rows(b->rows), b->every};
   if (const auto* b = p.budget.as<keep::window>())
