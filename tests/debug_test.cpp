@@ -92,15 +92,20 @@ TEST(debug_death, positions_that_heads_share_must_be_those_of_all) {
 
 // The latent rows of an MLA layer hold its values: as values of their own they would move twice.
 TEST(debug_death, values_that_lie_in_the_rows_of_the_keys_are_noticed) {
-  std::vector<float> memory(2 * rows * 24, 1.0F);
-  const auto view = [&](std::size_t first, std::size_t channels, std::ptrdiff_t step) {
-    return lagkv::strided<float>(memory.data() + first, {2, channels}, {rows * 24, 24, step}, rows);
+  struct part {
+    std::size_t first, channels;
+    std::ptrdiff_t step;
+  };
+  constexpr std::size_t of_layer = 2 * rows * 24;
+  std::vector<float> memory(2 * of_layer, 1.0F);
+  const auto view = [&](const part& x, std::size_t layer) {
+    return lagkv::strided<float>(memory.data() + layer * of_layer + x.first, {2, x.channels}, {rows * 24, 24, x.step}, rows);
   };
   const lagkv::policy p = *lagkv::parse("lagkv:sink=2,lag=16,ratio=0.5");
-  const auto compress = [&](const lagkv::tensor& k, const lagkv::tensor& v, int mode) {
+  const auto compress = [&](const part& k, const part& v, int mode) {
     lagkv::workspace ws;
     std::vector<cursor> at(2);
-    const std::vector<lagkv::layer> two{{k, v, 150}, {k, v, 150}};
+    const std::vector<lagkv::layer> two{{view(k, 0), view(v, 0), 150}, {view(k, 1), view(v, 1), 150}};
     const auto planned = [](std::size_t, const lagkv::plan&) {};
     bool done = true;
     if (mode == 0) lagkv::compress(p, two[0], at[0], ws);
@@ -110,15 +115,15 @@ TEST(debug_death, values_that_lie_in_the_rows_of_the_keys_are_noticed) {
     EXPECT_TRUE(done) << mode;
   };
   for (const int mode : {0, 1, 2}) {
-    EXPECT_DEATH(compress(view(0, 24, 1), view(0, 24, 1), mode), "move twice") << mode;
-    EXPECT_DEATH(compress(view(0, 24, 1), view(0, 16, 1), mode), "move twice") << mode;
-    EXPECT_DEATH(compress(view(0, 24, 1), view(8, 16, 1), mode), "move twice") << mode;
-    EXPECT_DEATH(compress(view(8, 16, 1), view(0, 24, 1), mode), "move twice") << mode;
-    EXPECT_DEATH(compress(view(23, 24, -1), view(0, 8, 1), mode), "move twice") << mode;
-    compress(view(0, 12, 1), view(12, 12, 1), mode);  // a value behind its key
-    compress(view(0, 12, 2), view(1, 12, 2), mode);   // between its channels
+    EXPECT_DEATH(compress({0, 24, 1}, {0, 24, 1}, mode), "move twice") << mode;
+    EXPECT_DEATH(compress({0, 24, 1}, {0, 16, 1}, mode), "move twice") << mode;
+    EXPECT_DEATH(compress({0, 24, 1}, {8, 16, 1}, mode), "move twice") << mode;
+    EXPECT_DEATH(compress({8, 16, 1}, {0, 24, 1}, mode), "move twice") << mode;
+    EXPECT_DEATH(compress({23, 24, -1}, {0, 8, 1}, mode), "move twice") << mode;
+    compress({0, 12, 1}, {12, 12, 1}, mode);  // a value behind its key
+    compress({0, 12, 2}, {1, 12, 2}, mode);   // between its channels
   }
-  compress(view(0, 24, 1), view(0, 16, 1), 3);  // a plan moves nothing
+  compress({0, 24, 1}, {0, 16, 1}, 3);  // a plan moves nothing
 }
 
 TEST(debug_death, workspaces_and_cursors_that_are_not_there_are_noticed) {
