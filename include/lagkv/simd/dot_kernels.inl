@@ -51,22 +51,17 @@ template <class T>
 [[gnu::noinline]] inline void dots_by_fours(const T* x, rows r, const float* vectors, std::size_t count, float* out,
                                             std::size_t pitch) {
   constexpr std::size_t together = 4 * lanes * sizeof(T);
-  const auto each_four = [&](auto use) {
+  std::size_t v = 0;
+  for (; v + vectors_together <= count; v += vectors_together, r.ahead = nullptr)
     for (std::size_t i = 0; i < r.tokens; i += 4) {
       const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(i) * r.stride, r.stride, r.tokens - i);
-      use(group, i, rows_ahead(r, group, i, together));
+      dots_of_block(group, r.channels, vectors + v * r.channels, out + v * pitch + i, pitch, rows_ahead(r, group, i, together));
     }
-    r.ahead = nullptr;
-  };
-  std::size_t v = 0;
-  for (; v + vectors_together <= count; v += vectors_together)
-    each_four([&](four_rows<T> group, std::size_t i, ahead_of_four ahead) {
-      dots_of_block(group, r.channels, vectors + v * r.channels, out + v * pitch + i, pitch, ahead);
-    });
-  for (; v < count; ++v)
-    each_four([&](four_rows<T> group, std::size_t i, ahead_of_four ahead) {
-      dots_of_one(group, r.channels, vectors + v * r.channels, out + v * pitch + i, ahead);
-    });
+  for (; v < count; ++v, r.ahead = nullptr)
+    for (std::size_t i = 0; i < r.tokens; i += 4) {
+      const four_rows<T> group = rows_from(x + static_cast<std::ptrdiff_t>(i) * r.stride, r.stride, r.tokens - i);
+      dots_of_one(group, r.channels, vectors + v * r.channels, out + v * pitch + i, rows_ahead(r, group, i, together));
+    }
 }
 
 // Rows of 16 bits: against many vectors they are widened once for all of them, where there is room for four.
