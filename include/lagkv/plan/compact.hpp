@@ -114,8 +114,9 @@ LAGKV_FN bool first_rows_apart(const layer& l);
 /// Refuses a layer that it does not hold for.
 LAGKV_FN status check_rows_apart(const layer& l);
 
-/// Refuses layers of which two share their first row. Rows that meet elsewhere are not found.
-LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws);
+/// Refuses layers of which two share their first row. Rows that meet elsewhere are not found. numbers: what messages call them;
+/// empty: their places in the list.
+LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws, std::span<const std::size_t> numbers = {});
 
 }  // namespace detail
 
@@ -264,7 +265,8 @@ LAGKV_FN status check_rows_apart(const layer& l) {
   return refuse({"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"});
 }
 
-LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws) {
+LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws, std::span<const std::size_t> numbers) {
+  const auto number = [&](std::size_t i) { return numbers.empty() ? i : numbers[i]; };
   const workspace::frame scratch(ws);
   const std::byte** first = ws.take<const std::byte*>(2 * layers.size());  // of keys and of values; null: there is none
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -274,8 +276,8 @@ LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws) {
     for (std::size_t j = 0; j < 2 * i; ++j) {
       const bool keys = first[2 * i] == first[j];
       if (first[j] != nullptr && (keys || first[2 * i + 1] == first[j]))
-        return refuse({"layer ", i, ": its ", keys ? "keys" : "values", " lie where the ", j % 2 == 0 ? "keys" : "values",
-                       " of layer ", j / 2, " do, and would move twice: nothing moved"});
+        return refuse({"layer ", number(i), ": its ", keys ? "keys" : "values", " lie where the ", j % 2 == 0 ? "keys" : "values",
+                       " of layer ", number(j / 2), " do, and would move twice: nothing moved"});
     }
   }
   return {};
