@@ -221,6 +221,8 @@ template <class T>
 status check_side(const char* name, const lagkv::side_array<T>& side, const lagkv::plan& p, bool may_be_shared) {
   if (!side || p.heads() < 2) return {};
   const std::ptrdiff_t stride = side.head_stride.value;
+  if (!lagkv::detail::addressable(p.heads(), stride, sizeof(T)))
+    return refuse({name, "_stride=", stride, ": ", p.heads(), " heads exceed what memory can address"});
   if (lagkv::detail::magnitude(stride) >= p.tokens_before) return {};
   if (stride == 0 && may_be_shared && lagkv::detail::same_for_all_heads(p)) return {};
   return refuse({name, "_stride=", stride, ": must be at least the ", p.tokens_before, " rows of the plan",

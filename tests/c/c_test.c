@@ -653,6 +653,14 @@ static void test_what_heads_may_share(void) {
   OK(lagkv_plan_eviction(shared, &l, c, w, &plan, &error));
   e.accumulated_attention = attention;
   REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "accumulated_attention_stride=0: must be at least the 300 rows");
+  const ptrdiff_t strides[] = {PTRDIFF_MAX, PTRDIFF_MAX / 8 + 1, -(PTRDIFF_MAX / 8) - 1, PTRDIFF_MIN};
+  for (size_t i = 0; i < sizeof strides / sizeof *strides; ++i) {
+    e.accumulated_attention_stride = strides[i];
+    REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "3 heads exceed what memory can address");
+    e.accumulated_attention_stride = tokens, e.positions_stride = strides[i];
+    REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "3 heads exceed what memory can address");
+    e.positions_stride = 0;
+  }
   EXPECT(positions[tokens - 1] == tokens - 1);
   e.accumulated_attention_stride = tokens;
   OK(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error));
