@@ -588,6 +588,20 @@ TEST(layers, that_share_an_array_are_refused_where_rows_would_move) {
               twice("keys lie where the values of layer 1"));
     EXPECT_EQ(compressed([](layer_list& l) { l[2].values = l[0].keys; }, 300, by_threads),
               twice("values lie where the keys of layer 0"));
+    static std::vector<std::uint32_t> positions;
+    static std::vector<float> attention;
+    static lagkv::extras one, other;
+    positions.assign(3 * 300, 7), attention.assign(3 * 300, 1.0F);
+    one = other = {};
+    const auto share_beside = [](layer_list& l) { l[0].extra = &one, l[1].extra = nullptr, l[2].extra = &other; };
+    one.positions = other.positions = {positions.data(), 300};
+    EXPECT_EQ(compressed(share_beside, 300, by_threads), twice("positions lie where the positions of layer 0"));
+    EXPECT_EQ(compressed(share_beside, 60, by_threads), "") << "nothing is due";
+    other.positions = {}, one.accumulated_attention = other.accumulated_attention = {attention.data(), 300};
+    EXPECT_EQ(compressed(share_beside, 300, by_threads),
+              twice("rows of accumulated attention lie where the rows of accumulated attention of layer 0"));
+    other.accumulated_attention = {};
+    EXPECT_EQ(compressed(share_beside, 300, by_threads), "");
     EXPECT_EQ(compressed([](layer_list& l) { l[2] = l[0]; }, 60, by_threads), "") << "nothing is due";
     EXPECT_EQ(compressed([](layer_list&) {}, 300, by_threads), "");
   }

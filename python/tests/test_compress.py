@@ -188,6 +188,11 @@ def test_layers_that_share_rows(threads):
                 lagkv.compress_layers(policy, [lagkv.Layer(keys, values), lagkv.Layer(*shared)], cursors, threads=threads)
             assert [c.tokens for c in cursors] == [0, 0]
             lagkv.compress_layers(policy, [lagkv.Layer(keys, values, tokens=20), lagkv.Layer(*shared, tokens=20)], cursors)
+    positions = np.tile(np.arange(300, dtype=np.int32), (3, 1))
+    layers = [lagkv.Layer(keys, values, positions=positions), lagkv.Layer(other_keys, other_values, positions=positions)]
+    with pytest.raises(lagkv.Error, match="layer 1: its positions lie where the positions of layer 0 do, and would move twice"):
+        lagkv.compress_layers("key_diff:keep=0.5", layers, [lagkv.Cursor(), lagkv.Cursor()], threads=threads)
+    assert (positions == np.arange(300)).all()
     one, two = random_cache((3, 3, 300, 24)), random_cache((3, 3, 300, 24), seed=1)  # the layer is named, not its entry
     for first, last in ((one[0], one[0]), (one[0][:2], one[0][1:]), (two[0], one[1])):
         layers = [lagkv.Layer(first, one[1][:len(first)]), lagkv.Layer(*random_cache((1, 3, 300, 24), seed=2)),
