@@ -836,6 +836,7 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
   }
   EXPECT_EQ(lagkv::peak_rows(named("key_norm:capacity=100,every=8"), 16, 100000), 100U + 7 + 16);
   EXPECT_EQ(lagkv::peak_rows(named("full"), 16, 1234), 1234U);
+  EXPECT_EQ(lagkv::peak_rows(named("key_norm:sink=100,recent=50,keep=0.01"), 1, 500), 100U + 2 * 50 + 1) << "the sinks outweigh";
 }
 
 // A head whose values are a hundred times the others' takes nearly all of the budget of the first plan.
@@ -988,6 +989,12 @@ TEST(nonfinite_rows, go_first_and_take_no_neighbour_along) {
 }
 
 // ---- a cursor's life --------------------------------------------------------------------------------------------------
+
+TEST(cursor, equals_another_of_the_same_counts) {
+  const cursor c{50, 30, 20};
+  EXPECT_EQ(c, (cursor{50, 30, 20, 7})) << "marks are of debug builds";
+  for (const cursor& other : {cursor{51, 30, 20}, {50, 31, 20}, {50, 30, 21}}) EXPECT_FALSE(c == other);
+}
 
 TEST(cursor, takes_rows_back_and_goes_on_as_if_they_had_not_been) {
   const cube x = make_cube(5, 2, 200, 8);
