@@ -221,14 +221,18 @@ template <class T>
 status check_side(const char* name, const lagkv::side_array<T>& side, const lagkv::plan& p, bool may_be_shared) {
   if (!side || p.heads() < 2) return {};
   const std::ptrdiff_t stride = side.head_stride.value;
+  if (!lagkv::detail::addressable(p.heads(), stride, sizeof(T)))
+    return refuse({name, "_stride=", stride, ": ", p.heads(), " heads exceed what memory can address"});
   if (lagkv::detail::magnitude(stride) >= p.tokens_before) return {};
   if (stride == 0 && may_be_shared && lagkv::detail::same_for_all_heads(p)) return {};
   return refuse({name, "_stride=", stride, ": must be at least the ", p.tokens_before, " rows of the plan",
                  may_be_shared ? ", or 0 if all heads keep the same tokens" : ""});
 }
 
-/// Takes back the last plan of a workspace, so that a call that is refused or fails leaves an empty one.
-void forget_plan(lagkv_workspace* w) { w->scratch.kept<lagkv::plan>().clear(0); }
+/// Takes back the last plan of a workspace, so that a call that is refused or fails leaves an empty one: before all else.
+void forget_plan(lagkv_workspace* w) {
+  if (w != nullptr) w->scratch.kept<lagkv::plan>().clear(0);
+}
 
 /// Sets the layer, and checks it if the policy has something to do.
 status prepare(const lagkv_policy* p, const lagkv_layer* l, const lagkv::cursor& at, held_layer& out, bool any_length) {
@@ -308,10 +312,11 @@ int32_t lagkv_version(void) { return LAGKV_VERSION; }
 lagkv_view lagkv_dense_view(void* data, int32_t type, size_t heads, size_t tokens, size_t channels) {
   lagkv_view v{};
   const bool known = type >= LAGKV_F32 && type <= LAGKV_Q5_1;
-  const auto units = static_cast<ptrdiff_t>(channels / (known ? elements_of(static_cast<lagkv::dtype>(type)) : 1));
+  const std::size_t units = channels / (known ? elements_of(static_cast<lagkv::dtype>(type)) : 1);
   v.data = data, v.type = type;
   v.heads = heads, v.tokens = tokens, v.channels = channels;
-  v.head_stride = static_cast<ptrdiff_t>(tokens) * units, v.token_stride = units, v.channel_stride = 1;
+  v.head_stride = static_cast<ptrdiff_t>(tokens * units);  // where that wraps, the tokens alone exceed what check() accepts
+  v.token_stride = static_cast<ptrdiff_t>(units), v.channel_stride = 1;
   return v;
 }
 
@@ -473,10 +478,10 @@ int32_t lagkv_check(const lagkv_policy* policy, const lagkv_layer* layer, int32_
 int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* layer, lagkv_cursor* cursor, lagkv_workspace* workspace,
                        int32_t toward, size_t* tokens, lagkv_error* error) {
   return edge(error, [&]() -> status {
+    forget_plan(workspace);
     if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspace", workspace}}); !s) return s;
     const lagkv::result<lagkv::toward> direction = toward_of(toward);
     if (!direction) return lagkv::error{direction.message()};
-    forget_plan(workspace);
     if (only_counts(policy, layer, cursor, workspace, tokens)) return {};
     held_layer l;
     if (status s = prepare_to_move(policy, layer, cursor->at, l); !s) return s;
@@ -488,11 +493,11 @@ int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* layer, lag
 int32_t lagkv_compress_layers(const lagkv_policy* policy, const lagkv_layer* layers, lagkv_cursor* const* cursors, size_t count,
                               lagkv_workspace* workspace, int32_t toward, int32_t equal_counts, lagkv_error* error) {
   return edge(error, [&]() -> status {
+    forget_plan(workspace);
     if (count == 0) return {};
     if (status s = given({{"policy", policy}, {"layers", layers}, {"cursors", cursors}, {"workspace", workspace}}); !s) return s;
     const lagkv::result<lagkv::toward> direction = toward_of(toward);
     if (!direction) return lagkv::error{direction.message()};
-    forget_plan(workspace);
     std::vector<lagkv::layer> all;
     std::vector<lagkv::cursor> at;
     bool due = false;
@@ -521,6 +526,7 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
                                 lagkv_workspace* const* workspaces, size_t workers, lagkv_run run, void* context, int32_t toward,
                                 size_t* tokens, lagkv_error* error) {
   return edge(error, [&]() -> status {
+    if (workspaces != nullptr && workers != 0) forget_plan(workspaces[0]);
     if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspaces", workspaces}}); !s) return s;
     if (run == nullptr) return refuse({"run: is NULL"});
     if (workers == 0) return refuse({"workers=0: must be 1 or more"});
@@ -532,7 +538,6 @@ int32_t lagkv_compress_parallel(const lagkv_policy* policy, const lagkv_layer* l
         if (workspaces[i] == workspaces[j])
           return refuse({"workspaces[", i, "]: is workspaces[", j, "]: each worker needs its own"});
     }
-    forget_plan(workspaces[0]);
     if (only_counts(policy, layer, cursor, workspaces[0], tokens)) return {};
     held_layer l;
     if (status s = prepare_to_move(policy, layer, cursor->at, l); !s) return s;
@@ -563,11 +568,11 @@ int32_t lagkv_accumulate(const lagkv_policy* policy, const lagkv_layer* layer, c
 int32_t lagkv_plan_eviction(const lagkv_policy* policy, const lagkv_layer* layer, const lagkv_cursor* cursor,
                             lagkv_workspace* workspace, const lagkv_plan** plan, lagkv_error* error) {
   return edge(error, [&]() -> status {
+    forget_plan(workspace);
     if (status s = given({{"policy", policy}, {"layer", layer}, {"cursor", cursor}, {"workspace", workspace}, {"plan", plan}});
         !s)
       return s;
     *plan = nullptr;
-    forget_plan(workspace);
     held_layer l;
     if (status s = prepare(policy, layer, cursor->at, l, true); !s) return s;
     *plan = as_c(lagkv::plan_eviction(policy->policy, l.get(), cursor->at, workspace->scratch));

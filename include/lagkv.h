@@ -244,8 +244,8 @@ LAGKV_API int32_t lagkv_compress(const lagkv_policy* policy, const lagkv_layer* 
                                  lagkv_workspace* workspace, int32_t toward, size_t* tokens, lagkv_error* error);
 
 /* The same for all layers of a sequence, all or nothing: layers[i] with cursors[i]. Layers are checked where something is due in
- * one of them; two that share their first row are refused then. equal_counts: not 0 to refuse what would leave layers with
- * different numbers of rows. lagkv_cursor_tokens(cursors[i]) are then in use. */
+ * one of them; two that share their first row, positions or accumulated attention are refused then. equal_counts: not 0 to
+ * refuse what would leave layers with different numbers of rows. lagkv_cursor_tokens(cursors[i]) are then in use. */
 LAGKV_API int32_t lagkv_compress_layers(const lagkv_policy* policy, const lagkv_layer* layers, lagkv_cursor* const* cursors,
                                         size_t count, lagkv_workspace* workspace, int32_t toward, int32_t equal_counts,
                                         lagkv_error* error);

@@ -347,6 +347,7 @@ TEST(parse, fusions_need_what_each_method_needs) {
     }
   const lagkv::needs calibrated{.calibrated = true}, none{};
   EXPECT_TRUE((calibrated | none).calibrated && (none | calibrated).calibrated && !(none | none).calibrated);
+  EXPECT_TRUE(named("fuse:key_norm+cur,select=by_head").needs.head_budgets) << "no method's own, but the selector's";
 }
 
 // An entry of the host's own may refuse its options.
@@ -808,6 +809,7 @@ TEST(fit, refuses_bytes_that_are_no_number_of_rows) {
   };
   for (const double amount : {0.0, -1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()})
     EXPECT_NE(said(amount, {two, two, 100}).find("must be above 0"), std::string::npos) << amount;
+  EXPECT_NE(said(0.5, {two, two, 100}).find("budget: holds 0 tokens of 192 bytes"), std::string::npos);
   EXPECT_NE(said(5 * 192, {two, two, 100}).find("budget: holds 5 tokens of 192 bytes: must hold 6 or more"), std::string::npos);
   EXPECT_EQ(said(6 * 192, {two, two, 100}), "");
   EXPECT_EQ(said(1e300, {two, two, 100}), "") << "at most 2^32 - 1 rows";

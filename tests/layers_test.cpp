@@ -588,6 +588,20 @@ TEST(layers, that_share_an_array_are_refused_where_rows_would_move) {
               twice("keys lie where the values of layer 1"));
     EXPECT_EQ(compressed([](layer_list& l) { l[2].values = l[0].keys; }, 300, by_threads),
               twice("values lie where the keys of layer 0"));
+    static std::vector<std::uint32_t> positions;
+    static std::vector<float> attention;
+    static lagkv::extras one, other;
+    positions.assign(3 * 300, 7), attention.assign(3 * 300, 1.0F);
+    one = other = {};
+    const auto share_beside = [](layer_list& l) { l[0].extra = &one, l[1].extra = nullptr, l[2].extra = &other; };
+    one.positions = other.positions = {positions.data(), 300};
+    EXPECT_EQ(compressed(share_beside, 300, by_threads), twice("positions lie where the positions of layer 0"));
+    EXPECT_EQ(compressed(share_beside, 60, by_threads), "") << "nothing is due";
+    other.positions = {}, one.accumulated_attention = other.accumulated_attention = {attention.data(), 300};
+    EXPECT_EQ(compressed(share_beside, 300, by_threads),
+              twice("rows of accumulated attention lie where the rows of accumulated attention of layer 0"));
+    other.accumulated_attention = {};
+    EXPECT_EQ(compressed(share_beside, 300, by_threads), "");
     EXPECT_EQ(compressed([](layer_list& l) { l[2] = l[0]; }, 60, by_threads), "") << "nothing is due";
     EXPECT_EQ(compressed([](layer_list&) {}, 300, by_threads), "");
   }
@@ -822,6 +836,7 @@ TEST(peak_rows, is_never_exceeded_and_not_far_above) {
   }
   EXPECT_EQ(lagkv::peak_rows(named("key_norm:capacity=100,every=8"), 16, 100000), 100U + 7 + 16);
   EXPECT_EQ(lagkv::peak_rows(named("full"), 16, 1234), 1234U);
+  EXPECT_EQ(lagkv::peak_rows(named("key_norm:sink=100,recent=50,keep=0.01"), 1, 500), 100U + 2 * 50 + 1) << "the sinks outweigh";
 }
 
 // A head whose values are a hundred times the others' takes nearly all of the budget of the first plan.
@@ -974,6 +989,12 @@ TEST(nonfinite_rows, go_first_and_take_no_neighbour_along) {
 }
 
 // ---- a cursor's life --------------------------------------------------------------------------------------------------
+
+TEST(cursor, equals_another_of_the_same_counts) {
+  const cursor c{50, 30, 20};
+  EXPECT_EQ(c, (cursor{50, 30, 20, 7})) << "marks are of debug builds";
+  for (const cursor& other : {cursor{51, 30, 20}, {50, 31, 20}, {50, 30, 21}}) EXPECT_FALSE(c == other);
+}
 
 TEST(cursor, takes_rows_back_and_goes_on_as_if_they_had_not_been) {
   const cube x = make_cube(5, 2, 200, 8);

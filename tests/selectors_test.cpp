@@ -754,11 +754,28 @@ TEST(budgets, a_layer_beyond_the_last_has_the_budget_of_the_last) {
   for (const std::size_t beyond : {std::size_t{4}, std::size_t{6}, ~std::size_t{0}}) EXPECT_EQ(kept(beyond), kept(3));
 }
 
+// What the host must offer it knows before it has made rows of the bytes.
+TEST(budgets, of_rows_and_of_bytes_make_survivors_candidates_again) {
+  for (const char* budget : {"capacity=100", "budget_mb=1"})
+    EXPECT_TRUE(named_any(std::string("key_norm:") + budget).budget.again()) << budget;
+  for (const char* budget : {"keep=0.5", "lag=16,keep=0.5"})
+    EXPECT_FALSE(named_any(std::string("key_norm:") + budget).budget.again()) << budget;
+}
+
+TEST(budgets, know_the_length_of_their_partitions) {
+  for (const char* text : {"lagkv:lag=16", "lagkv:lag=16,form=kvpress", "key_norm:lag=16"})
+    EXPECT_EQ(named_any(text).budget.lag(), 16U) << text;
+  for (const char* text : {"key_norm:keep=0.5", "key_norm:capacity=100", "full"})
+    EXPECT_EQ(named_any(text).budget.lag(), 0U) << text;
+}
+
 TEST(budgets, a_pyramid_is_seen_before_its_layers_are_known) {
   const lagkv::policy p = named_any("key_norm:capacity=100,pyramid=20");
   EXPECT_TRUE(p.budget.slope.sloped());
   EXPECT_FALSE(p.budget.slope.used());
-  EXPECT_TRUE(lagkv::for_layer(p, 0, 9).budget.slope.used());
+  for (const std::size_t layers : {2U, 9U}) EXPECT_TRUE(lagkv::for_layer(p, 0, layers).budget.slope.used());
+  EXPECT_FALSE(lagkv::for_layer(p, 0, 1).budget.slope.used());
+  EXPECT_GT(lagkv::for_layer(p, 0, 2).budget.due({}, 400).keep, lagkv::for_layer(p, 1, 2).budget.due({}, 400).keep);
   EXPECT_FALSE(named_any("key_norm:capacity=100,pyramid=1").budget.slope.sloped());
   EXPECT_FALSE(named_any("key_norm:capacity=100").budget.slope.sloped());
 }

@@ -73,8 +73,9 @@ struct compress_options {
 
 /// compress() for all layers of a sequence, layers[i] with cursors[i]: all or nothing. What all layers drop is decided before the
 /// first row moves; if it is refused (different counts in heads or layers, another number of cursors, a budget in bytes,
-/// something that the policy reads missing where a layer is due, layers that share their first row) cache and cursors are as they
-/// were. The rows now in use are cursors[i].tokens. Budgets that fall from layer to layer are each layer's own.
+/// something that the policy reads missing where a layer is due, layers that share their first row or a side array) cache and
+/// cursors are as they were. The rows now in use are cursors[i].tokens. Budgets that fall from layer to layer are each layer's
+/// own.
 ///
 /// An allocation that fails leaves cache, cursors and side arrays as they were, too.
 ///

@@ -99,8 +99,8 @@ struct workspace_object {
   workspace_object(const workspace_object&) = delete;
   workspace_object& operator=(const workspace_object&) = delete;
 
-  /// So that a call that is refused or fails leaves no plan of the one before.
-  void forget_plan() { workers[0].kept<lagkv::plan>().clear(0); }
+  /// The plan that last_plan() shows.
+  lagkv::plan& plan() { return workers[0].kept<lagkv::plan>(); }
 
   static lagkv::simd::target named(const std::string& name) {
     std::string runs;
@@ -110,6 +110,16 @@ struct workspace_object {
       runs.append(runs.empty() ? "" : ", ").append(lagkv::simd::name(t));
     }
     refuse({"target=", name, ": must be one of ", runs, " on this machine"});
+  }
+};
+
+/// A call that makes plans: if it is refused or fails it leaves none, of calls before neither.
+struct planning {
+  workspace_object& ws;
+  bool finished = false;
+
+  ~planning() {
+    if (!finished) ws.plan().clear(0);
   }
 };
 
@@ -153,7 +163,8 @@ struct policy_object {
     if (layers == 0) refuse({"layers=0: must be 1 or more"});
     policy_object out = *this;
     out.policy = expect(lagkv::fit(policy, l.at(0), layers));
-    if (const auto* c = out.policy.budget.as<lagkv::keep::capacity>()) out.rows = c->rows;
+    const auto* c = out.policy.budget.as<lagkv::keep::capacity>();
+    if (c != nullptr && policy.budget.as<lagkv::keep::bytes>() != nullptr) out.rows = c->rows;
     return out;
   }
 
@@ -316,8 +327,9 @@ void compress_together(std::vector<entry>& entries, std::span<lagkv::workspace> 
       std::ranges::any_of(entries, [](const entry& e) { return !e.policy.budget.due(e.at, e.layer.tokens).empty(); });
   if (due) {
     std::vector<lagkv::layer> layers;
-    for (const entry& e : entries) layers.push_back(e.layer);
-    expect(lagkv::detail::check_rows_apart(layers, workers[0]));
+    std::vector<std::size_t> numbers;
+    for (const entry& e : entries) layers.push_back(e.layer), numbers.push_back(e.of);
+    expect(lagkv::detail::check_rows_apart(layers, workers[0], numbers));
   }
   const started_threads run{due ? workers.size() : 1};
   std::vector<lagkv::plan> plans(entries.size());
@@ -335,6 +347,7 @@ void compress_together(std::vector<entry>& entries, std::span<lagkv::workspace> 
     if (entries[i].layer.extra != nullptr) lagkv::compact(*entries[i].layer.extra, plans[i], direction);
     lagkv::advance(entries[i].at, plans[i]);
   });
+  workers[0].kept<lagkv::plan>() = std::move(plans.back());
 }
 
 /// Refuses None, and what stands twice in a list.
@@ -351,12 +364,12 @@ void expect_different(const char* list, const char* type, const std::vector<T*>&
 std::vector<std::size_t> compress_layers(const policy_object& p, const std::vector<layer_object*>& layers,
                                          const std::vector<lagkv::cursor*>& cursors, workspace_object& ws,
                                          lagkv::toward direction, bool equal_counts) {
+  const use mine(ws.busy, "workspace");
+  planning call{ws};
   if (layers.size() != cursors.size()) refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
   if (layers.empty()) return {};
   expect_different("layers", "Layer", layers);
   expect_different("cursors", "Cursor", cursors);
-  const use mine(ws.busy, "workspace");
-  ws.forget_plan();
   std::vector<std::unique_ptr<use>> theirs;
   std::vector<entry> entries;
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -386,11 +399,13 @@ std::vector<std::size_t> compress_layers(const policy_object& p, const std::vect
     layers[i]->set_tokens(entries[e].at.tokens);
     rows.push_back(entries[e].at.tokens);
   }
+  call.finished = true;
   return rows;
 }
 
 std::vector<lagkv::plan> plans_of(const policy_object& p, layer_object& l, const lagkv::cursor& at, workspace_object& ws) {
   const use mine(ws.busy, "workspace"), its(l.busy, "layer");
+  planning call{ws};
   check_layer(p, l, true);
   check_cursor(at, l);
   std::vector<lagkv::plan> plans(l.batch());
@@ -400,6 +415,8 @@ std::vector<lagkv::plan> plans_of(const policy_object& p, layer_object& l, const
     plans[0] = lagkv::plan_eviction(p.policy, l.at(0), at, std::span(ws.workers), run);
   else
     run(l.batch(), [&](std::size_t i, std::size_t w) { plans[i] = lagkv::plan_eviction(p.policy, l.at(i), at, ws.workers[w]); });
+  ws.plan() = plans.back();
+  call.finished = true;
   return plans;
 }
 
@@ -711,7 +728,9 @@ NB_MODULE(_core, m) {
             const use mine(w.busy, "workspace");
             return lagkv::last_plan(w.workers[0]);
           },
-          "The plan of the last compress() of one layer [heads, tokens, dim] with this workspace; false if nothing was due.");
+          "The plan of the last compress() or plan_eviction() with this workspace; of several layers, or of a batch, that of the "
+          "last.\n"
+          "False if nothing was due.");
 
   nb::class_<lagkv::plan>(m, "Plan",
                           "Which rows of a layer stay; false if none is a candidate.\n\n"

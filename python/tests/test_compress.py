@@ -161,6 +161,14 @@ def test_plan_then_compact_is_compress():
     again = workspace.last_plan()
     assert again.candidates == plan.candidates and (again.of(2) == plan.of(2)).all()
     assert [plan.source(1, i) for i in range(tokens)] == list(plan.rows(1))
+
+    entries, workspace = random_cache((3, 3, 300, 8), seed=1), lagkv.Workspace(2)  # of several the last one's
+    planned = lagkv.plan_eviction(policy, *entries, lagkv.Cursor(), workspace=workspace)
+    shown = [workspace.last_plan()]
+    layers = [lagkv.Layer(*random_cache((3, 300, 8), seed=2)), lagkv.Layer(*entries)]
+    lagkv.compress_layers(policy, layers, [lagkv.Cursor(), lagkv.Cursor()], workspace=workspace)
+    for last in (*shown, workspace.last_plan()):
+        assert all((last.of(h) == planned[2].of(h)).all() for h in range(3))
     assert not lagkv.plan_eviction("full", keys, values)
     assert list(lagkv.plan_eviction("full", keys, values).rows()) == list(range(300))
 
@@ -180,6 +188,17 @@ def test_layers_that_share_rows(threads):
                 lagkv.compress_layers(policy, [lagkv.Layer(keys, values), lagkv.Layer(*shared)], cursors, threads=threads)
             assert [c.tokens for c in cursors] == [0, 0]
             lagkv.compress_layers(policy, [lagkv.Layer(keys, values, tokens=20), lagkv.Layer(*shared, tokens=20)], cursors)
+    positions = np.tile(np.arange(300, dtype=np.int32), (3, 1))
+    layers = [lagkv.Layer(keys, values, positions=positions), lagkv.Layer(other_keys, other_values, positions=positions)]
+    with pytest.raises(lagkv.Error, match="layer 1: its positions lie where the positions of layer 0 do, and would move twice"):
+        lagkv.compress_layers("key_diff:keep=0.5", layers, [lagkv.Cursor(), lagkv.Cursor()], threads=threads)
+    assert (positions == np.arange(300)).all()
+    one, two = random_cache((3, 3, 300, 24)), random_cache((3, 3, 300, 24), seed=1)  # the layer is named, not its entry
+    for first, last in ((one[0], one[0]), (one[0][:2], one[0][1:]), (two[0], one[1])):
+        layers = [lagkv.Layer(first, one[1][:len(first)]), lagkv.Layer(*random_cache((1, 3, 300, 24), seed=2)),
+                  lagkv.Layer(last, two[1][:len(last)])]
+        with pytest.raises(lagkv.Error, match="layer 2: its keys lie where the (keys|values) of layer 0 do"):
+            lagkv.compress_layers("key_diff:keep=0.5", layers, [lagkv.Cursor() for _ in layers], threads=threads)
     assert all((x == was).all() for x, was in zip((keys, values, other_keys, other_values), before))
 
 

@@ -247,6 +247,24 @@ def test_a_refused_call_leaves_no_plan_of_the_one_before():
     with pytest.raises(lagkv.Error, match="plan: is of 0 rows: must be at least the 36"):
         lagkv.advance(cursor, workspace.last_plan())
 
+    def layer(tokens=None):
+        return lagkv.Layer(K.copy(), V.copy(), tokens=tokens)
+
+    layers, cursors = [layer(), layer(50)], [lagkv.Cursor(), lagkv.Cursor()]
+    far = lagkv.Cursor(tokens=1000)
+    for refused in (lambda **with_it: lagkv.compress_layers(POLICY, layers, cursors, **with_it),
+                    lambda **with_it: lagkv.compress_layers(POLICY, layers, cursors[:1], **with_it),
+                    lambda **with_it: lagkv.compress_layers(POLICY, layers, [cursors[0]] * 2, **with_it),
+                    lambda **with_it: lagkv.compress_layers(POLICY, [layers[0], None], cursors, **with_it),
+                    lambda **with_it: lagkv.plan_eviction("snapkv", layer(), None, lagkv.Cursor(), **with_it),
+                    lambda **with_it: lagkv.plan_eviction(POLICY, layer(), None, far, **with_it)):
+        assert lagkv.plan_eviction(POLICY, layer(), None, lagkv.Cursor(), workspace=workspace) and workspace.last_plan()
+        with pytest.raises((lagkv.Error, TypeError)):
+            refused(workspace=workspace)
+        assert not workspace.last_plan()
+    assert lagkv.plan_eviction(POLICY, layer(), None, lagkv.Cursor(), workspace=workspace) and workspace.last_plan()
+    assert lagkv.compress_layers(POLICY, [], [], workspace=workspace) == [] and not workspace.last_plan()
+
 
 def test_policies_by_keyword():
     assert lagkv.make_policy("novelty", pre_rope=np.bool_(False)).text == "novelty:pre_rope=no"

@@ -160,6 +160,9 @@ def test_budgets_in_bytes():
     fitted = policy.fit(lagkv.Layer(keys, values), 2)
     tokens = lagkv.compress(pickle.loads(pickle.dumps(fitted)), keys, values, lagkv.Cursor())
     assert tokens == 20000 // (2 * 2 * 2 * 16 * 4)
+    for again in (fitted, fitted.for_head(2.0)):  # once it is one of rows, fit() leaves it as it is, in a pickle too
+        for one in (again, again.fit(lagkv.Layer(keys, values), 2), again.fit(lagkv.Layer(keys, values), 1)):
+            assert pickle.loads(pickle.dumps(one)).peak_rows(1, 1000) == one.peak_rows(1, 1000) == again.peak_rows(1, 1000)
 
 
 def test_positions_of_all_heads_are_for_policies_that_keep_the_same_tokens_in_each():

@@ -499,6 +499,28 @@ static void test_plans_of_refused_calls(void) {
   REFUSED(lagkv_compress_parallel(reads_queries, &l, fresh, &w, 1, one_after_the_other, &runs, LAGKV_FRONT, NULL, &error),
           "queries: the policy reads");
   EXPECT(lagkv_plan_empty(lagkv_last_plan(w)) && runs == 0);
+  /* Whatever of the call it is that is refused. */
+#define FORGETS(call, words)                               \
+  OK(lagkv_plan_eviction(p, &l, fresh, w, &plan, &error)); \
+  EXPECT(!lagkv_plan_empty(lagkv_last_plan(w)));           \
+  REFUSED(call, words);                                    \
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)) && runs == 0)
+  lagkv_workspace* twice[] = {w, w};
+  lagkv_cursor* no_cursor = NULL;
+  FORGETS(lagkv_compress(p, &l, fresh, w, 9, NULL, &error), "toward=9");
+  FORGETS(lagkv_compress(p, NULL, fresh, w, LAGKV_FRONT, NULL, &error), "layer: is NULL");
+  FORGETS(lagkv_compress_layers(p, &l, &fresh, 1, w, 9, 1, &error), "toward=9");
+  FORGETS(lagkv_compress_layers(p, NULL, &fresh, 1, w, LAGKV_FRONT, 1, &error), "layers: is NULL");
+  FORGETS(lagkv_compress_layers(p, &l, &no_cursor, 1, w, LAGKV_FRONT, 1, &error), "cursors[0]: is NULL");
+  FORGETS(lagkv_compress_parallel(p, &l, fresh, &w, 1, one_after_the_other, &runs, 9, NULL, &error), "toward=9");
+  FORGETS(lagkv_compress_parallel(p, &l, fresh, &w, 1, NULL, &runs, LAGKV_FRONT, NULL, &error), "run: is NULL");
+  FORGETS(lagkv_compress_parallel(p, &l, fresh, twice, 2, one_after_the_other, &runs, LAGKV_FRONT, NULL, &error),
+          "workspaces[1]: is workspaces[0]");
+  FORGETS(lagkv_plan_eviction(NULL, &l, fresh, w, &plan, &error), "policy: is NULL");
+  FORGETS(lagkv_plan_eviction(p, &l, fresh, w, NULL, &error), "plan: is NULL");
+  OK(lagkv_plan_eviction(p, &l, fresh, w, &plan, &error));
+  OK(lagkv_compress_layers(p, NULL, NULL, 0, w, LAGKV_FRONT, 1, &error));
+  EXPECT(lagkv_plan_empty(lagkv_last_plan(w)));
   lagkv_cursor_free(fresh);
   lagkv_policy_free(p), lagkv_policy_free(reads_queries), lagkv_workspace_free(w), lagkv_cursor_free(c);
   free(k), free(v);
@@ -547,6 +569,22 @@ static void test_refused_calls_hand_out_nothing(void) {
   lagkv_policy_free(p), lagkv_policy_free(in_bytes), lagkv_policy_free(reads_queries);
   lagkv_workspace_free(w), lagkv_cursor_free(c);
   free(k), free(v);
+}
+
+/* Numbers that no cache has make a view that is refused, whichever of them it is. */
+static void test_views_of_huge_numbers(void) {
+  lagkv_policy* p = policy_of("key_diff:keep=0.25");
+  float* k = numbers(1);
+  lagkv_layer l = layer_of(k, NULL);
+  const size_t huge[] = {SIZE_MAX, SIZE_MAX / 2 + 1, SIZE_MAX / 64, SIZE_MAX / 128 + 1};
+  for (int type = LAGKV_F32; type <= LAGKV_Q5_1 + 1; ++type)
+    for (size_t i = 0; i < sizeof huge / sizeof *huge; ++i)
+      for (int which = 1; which < 8; ++which) {
+        l.keys = lagkv_dense_view(k, type, which & 1 ? huge[i] : heads, which & 2 ? huge[i] : tokens, which & 4 ? huge[i] : 64);
+        expect(lagkv_check(p, &l, 0, &error) == LAGKV_REFUSED, error.message, __LINE__);
+      }
+  lagkv_policy_free(p);
+  free(k);
 }
 
 /* What only tells something takes NULL for nothing. */
@@ -615,6 +653,14 @@ static void test_what_heads_may_share(void) {
   OK(lagkv_plan_eviction(shared, &l, c, w, &plan, &error));
   e.accumulated_attention = attention;
   REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "accumulated_attention_stride=0: must be at least the 300 rows");
+  const ptrdiff_t strides[] = {PTRDIFF_MAX, PTRDIFF_MAX / 8 + 1, -(PTRDIFF_MAX / 8) - 1, PTRDIFF_MIN};
+  for (size_t i = 0; i < sizeof strides / sizeof *strides; ++i) {
+    e.accumulated_attention_stride = strides[i];
+    REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "3 heads exceed what memory can address");
+    e.accumulated_attention_stride = tokens, e.positions_stride = strides[i];
+    REFUSED(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error), "3 heads exceed what memory can address");
+    e.positions_stride = 0;
+  }
   EXPECT(positions[tokens - 1] == tokens - 1);
   e.accumulated_attention_stride = tokens;
   OK(lagkv_compact_extras(&e, plan, LAGKV_FRONT, &error));
@@ -728,6 +774,7 @@ int main(void) {
   test_careless_runs();
   test_plans_of_refused_calls();
   test_refused_calls_hand_out_nothing();
+  test_views_of_huge_numbers();
   test_nothing_is_told_of_null();
   test_compact_of_other_views();
   test_what_heads_may_share();

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <span>
 
 #include <lagkv/cache/layer.hpp>
@@ -114,8 +115,9 @@ LAGKV_FN bool first_rows_apart(const layer& l);
 /// Refuses a layer that it does not hold for.
 LAGKV_FN status check_rows_apart(const layer& l);
 
-/// Refuses layers of which two share their first row. Rows that meet elsewhere are not found.
-LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws);
+/// Refuses layers of which two share their first row, of keys, values or a side array that moves. Rows that meet elsewhere are
+/// not found. numbers: what messages call the layers; empty: their places in the list.
+LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws, std::span<const std::size_t> numbers = {});
 
 }  // namespace detail
 
@@ -264,19 +266,24 @@ LAGKV_FN status check_rows_apart(const layer& l) {
   return refuse({"values: lie in the rows of the keys, which would move twice: latent rows (MLA) are keys without values"});
 }
 
-LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws) {
+LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws, std::span<const std::size_t> numbers) {
+  constexpr const char* arrays[] = {"keys", "values", "rows of accumulated attention", "positions"};
+  constexpr std::size_t n = std::size(arrays);
+  const auto number = [&](std::size_t i) { return numbers.empty() ? i : numbers[i]; };
+  const auto row = [](const tensor& x) -> const void* { return x ? x.at(0, {0, 1}).data : nullptr; };
   const workspace::frame scratch(ws);
-  const std::byte** first = ws.take<const std::byte*>(2 * layers.size());  // of keys and of values; null: there is none
+  const void** first = ws.take<const void*>(n * layers.size());  // of each array of each layer; null: there is none
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const layer& l = layers[i];
-    first[2 * i] = l.tokens != 0 ? l.keys.at(0, {0, 1}).data : nullptr;
-    first[2 * i + 1] = l.tokens != 0 && l.values ? l.values.at(0, {0, 1}).data : nullptr;
-    for (std::size_t j = 0; j < 2 * i; ++j) {
-      const bool keys = first[2 * i] == first[j];
-      if (first[j] != nullptr && (keys || first[2 * i + 1] == first[j]))
-        return refuse({"layer ", i, ": its ", keys ? "keys" : "values", " lie where the ", j % 2 == 0 ? "keys" : "values",
-                       " of layer ", j / 2, " do, and would move twice: nothing moved"});
-    }
+    const bool any = l.tokens != 0, beside = any && l.extra != nullptr;
+    const void** own = first + n * i;
+    own[0] = any ? row(l.keys) : nullptr, own[1] = any ? row(l.values) : nullptr;
+    own[2] = beside ? l.extra->accumulated_attention.data : nullptr, own[3] = beside ? l.extra->positions.data : nullptr;
+    for (std::size_t j = 0; j < n * i; ++j)
+      for (std::size_t a = 0; a < n; ++a)
+        if (first[j] != nullptr && own[a] == first[j])
+          return refuse({"layer ", number(i), ": its ", arrays[a], " lie where the ", arrays[j % n], " of layer ", number(j / n),
+                         " do, and would move twice: nothing moved"});
   }
   return {};
 }
