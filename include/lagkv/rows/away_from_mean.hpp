@@ -35,14 +35,13 @@ LAGKV_FN void away_from_mean(const tensor& keys, std::size_t head, token_range o
   const bool among = reference.begin <= of.begin && of.end <= reference.end;
   float* norms = ws.take<float>(among ? reference.size() : of.size());
   mean_direction(keys, head, reference, anchor, ws, among ? norms : nullptr);
-  if (among)
-    norms += of.begin - reference.begin;
-  else
-    squares_of_rows(keys, head, of, norms, ws);
+  if (among) norms += of.begin - reference.begin;
   float square = 0;
   ws.kernels<simd::row_kernels>().squares({anchor, dtype::f32, 1, channels, 0}, &square);
   for_each_rows_and_next(keys, head, of, {}, ws, [&](const simd::rows& rows, std::size_t offset) {
-    ws.kernels<simd::dot_kernels>().dots(rows, anchor, 1, out + offset, of.size());
+    simd::rows piece = rows;
+    if (!among) squares(rows, norms + offset, ws), piece.ahead = nullptr;  // it has asked for the rows to come
+    ws.kernels<simd::dot_kernels>().dots(piece, anchor, 1, out + offset, of.size());
   });
   for (std::size_t i = 0; i < of.size(); ++i) {
     const float length = norm(norms[i]) * __builtin_sqrtf(square);
