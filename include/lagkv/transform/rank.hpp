@@ -50,8 +50,11 @@ namespace detail {
 /// they are in order.
 template <unsigned Bits>
 ordered* sort_by_digits(ordered* from, ordered* to, std::size_t n) {
-  constexpr std::size_t passes = (32 + Bits - 1) / Bits, digits = std::size_t{1} << Bits;
-  const auto digit = [](ordered x, std::size_t pass) { return static_cast<std::size_t>(x >> (32 + pass * Bits)) & (digits - 1); };
+  constexpr std::size_t passes = (32 + Bits - 1) / Bits;
+  constexpr std::uint32_t digits = 1U << Bits;
+  const auto digit = [](ordered x, std::size_t pass) {
+    return static_cast<std::uint32_t>(x >> (32 + pass * Bits)) & (digits - 1);
+  };
   std::uint32_t counts[passes][digits] = {};
   for (std::size_t i = 0; i < n; ++i)
     for (std::size_t pass = 0; pass < passes; ++pass) ++counts[pass][digit(from[i], pass)];
