@@ -147,6 +147,17 @@ struct in_parallel {
   }
 };
 
+/// Clears a plan that is being made, unless it is finished: a call that is refused or throws leaves an empty one.
+struct unfinished_plan {
+  plan& made;
+  std::size_t tokens;
+  bool finished = false;
+
+  ~unfinished_plan() {
+    if (!finished) made.clear(tokens);
+  }
+};
+
 /// `c`, which the budget says is due, with the positions of this layer and its protected rows counted; nothing if what the policy
 /// needs is not there.
 LAGKV_FN candidates candidates_of(const policy& p, const layer& l, candidates c);
@@ -532,17 +543,6 @@ inline void remember_sequence(const layer& l, cursor& at, const plan& applied, t
   if (at.compressed == applied.candidates.begin + applied.of(0).size()) at.mark = mark_of(l, row);
 }
 #endif
-
-/// Clears a plan that is being made, unless it is finished: an exception leaves an empty one.
-struct unfinished_plan {
-  plan& made;
-  std::size_t tokens;
-  bool finished = false;
-
-  ~unfinished_plan() {
-    if (!finished) made.clear(tokens);
-  }
-};
 
 LAGKV_FN std::size_t compress(const policy& p, const layer& l, cursor& at, std::span<workspace> workers, toward direction,
                               each_head_of each_head) {

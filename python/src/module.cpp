@@ -113,16 +113,6 @@ struct workspace_object {
   }
 };
 
-/// A call that makes plans: if it is refused or fails it leaves none, of calls before neither.
-struct planning {
-  workspace_object& ws;
-  bool finished = false;
-
-  ~planning() {
-    if (!finished) ws.plan().clear(0);
-  }
-};
-
 // ---- policies ---------------------------------------------------------------------------------------------------------
 
 struct policy_object {
@@ -365,7 +355,7 @@ std::vector<std::size_t> compress_layers(const policy_object& p, const std::vect
                                          const std::vector<lagkv::cursor*>& cursors, workspace_object& ws,
                                          lagkv::toward direction, bool equal_counts) {
   const use mine(ws.busy, "workspace");
-  planning call{ws};
+  lagkv::detail::unfinished_plan call{ws.plan(), 0};
   if (layers.size() != cursors.size()) refuse({"cursors=", cursors.size(), ": must be ", layers.size(), ", one a layer"});
   if (layers.empty()) return {};
   expect_different("layers", "Layer", layers);
@@ -405,17 +395,18 @@ std::vector<std::size_t> compress_layers(const policy_object& p, const std::vect
 
 std::vector<lagkv::plan> plans_of(const policy_object& p, layer_object& l, const lagkv::cursor& at, workspace_object& ws) {
   const use mine(ws.busy, "workspace"), its(l.busy, "layer");
-  planning call{ws};
+  lagkv::detail::unfinished_plan call{ws.plan(), 0};
   check_layer(p, l, true);
   check_cursor(at, l);
   std::vector<lagkv::plan> plans(l.batch());
   const nb::gil_scoped_release free;
   const started_threads run{ws.workers.size()};
-  if (l.batch() == 1)
+  if (l.batch() == 1) {
     plans[0] = lagkv::plan_eviction(p.policy, l.at(0), at, std::span(ws.workers), run);
-  else
+  } else {
     run(l.batch(), [&](std::size_t i, std::size_t w) { plans[i] = lagkv::plan_eviction(p.policy, l.at(i), at, ws.workers[w]); });
-  ws.plan() = plans.back();
+    ws.plan() = plans.back();
+  }
   call.finished = true;
   return plans;
 }

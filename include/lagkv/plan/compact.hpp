@@ -279,9 +279,9 @@ LAGKV_FN status check_rows_apart(std::span<const layer> layers, workspace& ws, s
     const void** own = first + n * i;
     own[0] = any ? row(l.keys) : nullptr, own[1] = any ? row(l.values) : nullptr;
     own[2] = beside ? l.extra->accumulated_attention.data : nullptr, own[3] = beside ? l.extra->positions.data : nullptr;
-    for (std::size_t j = 0; j < n * i; ++j)
-      for (std::size_t a = 0; a < n; ++a)
-        if (first[j] != nullptr && own[a] == first[j])
+    for (std::size_t a = 0; a < n; ++a)
+      for (std::size_t j = 0; own[a] != nullptr && j < n * i; ++j)
+        if (own[a] == first[j])
           return refuse({"layer ", number(i), ": its ", arrays[a], " lie where the ", arrays[j % n], " of layer ", number(j / n),
                          " do, and would move twice: nothing moved"});
   }
