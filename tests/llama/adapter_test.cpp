@@ -22,7 +22,12 @@ namespace {
 using lagkv::llama::way;
 using bytes = std::vector<std::uint8_t>;
 
-llama_model* shared_model() { return support::loaded_once(LAGKV_LLAMA_MODEL); }
+constexpr std::size_t layers = 6, kv_heads = 3, query_heads = 9, head_size = 64;  // of SmolLM2-135M's 30 layers
+
+llama_model* shared_model() {
+  static const support::owned_model model = support::load_first_layers(LAGKV_LLAMA_MODEL, layers);
+  return model.get();
+}
 
 /// A context of the model with a probe, and tokens fed to it.
 struct session {
@@ -160,7 +165,6 @@ lagkv::tensor dense(std::vector<float>& x, std::size_t heads, std::size_t tokens
                                {static_cast<std::ptrdiff_t>(tokens * channels), static_cast<std::ptrdiff_t>(channels)}, tokens);
 }
 
-constexpr std::size_t layers = 30, kv_heads = 3, query_heads = 9, head_size = 64;  // SmolLM2-135M
 constexpr const char* small_lag = "lagkv:sink=16,lag=32,ratio=0.25";
 
 struct cache_case {
@@ -594,8 +598,8 @@ TEST(LlamaAdapter, KeyStatisticsOfAnotherModelAreRefused) {
   lagkv::llama::checkpoint other;
   other.key_statistics.resize(7);
   ASSERT_TRUE(c.restore(0, before, other));
-  EXPECT_EQ(c.compress(0).message(), "key statistics of 7 layers: must be those of 30");
-  other.key_statistics.assign(30, std::vector<double>(5));
+  EXPECT_EQ(c.compress(0).message(), "key statistics of 7 layers: must be those of 6");
+  other.key_statistics.assign(layers, std::vector<double>(5));
   ASSERT_TRUE(c.restore(0, before, other));
   EXPECT_EQ(c.compress(0).message(), "key statistics of 5 numbers a layer: must be 387");
   EXPECT_EQ(s.state(), before);
@@ -661,7 +665,7 @@ TEST(LlamaAdapter, MovedRowsOfAnotherSequenceAreRefused) {
   other = own;
   other.moved = {};
   ASSERT_TRUE(c.restore(0, before, other));
-  EXPECT_EQ(c.compress(0).message(), "checkpoint: moved rows: 0 of 0 layers: must be the 48 that were compressed, of 30");
+  EXPECT_EQ(c.compress(0).message(), "checkpoint: moved rows: 0 of 0 layers: must be the 48 that were compressed, of 6");
   other = own;
   other.moved.positions[3].pop_back();
   EXPECT_EQ(c.restore(0, before, other).message(),
@@ -929,11 +933,11 @@ TEST(LlamaRecording, AsksForNothingUnlessAskedItself) {
   {
     auto snapkv = compressor_of(s, "snapkv:keep=0.5");
     ASSERT_TRUE(s.feed(1));
-    EXPECT_EQ(s.nodes_asked_for, 30);
+    EXPECT_EQ(s.nodes_asked_for, layers);
   }
   auto key_diff = compressor_of(s, "key_diff:keep=0.5");  // reads keys only: no longer
   ASSERT_TRUE(s.feed(1));
-  EXPECT_EQ(s.nodes_asked_for, 30);
+  EXPECT_EQ(s.nodes_asked_for, layers);
 }
 
 TEST(LlamaRecording, ChunksGiveTheAttentionOfOneFeed) {
@@ -1155,7 +1159,7 @@ TEST(LlamaRecording, StatisticsThatAreNotTheModelsAreRefusedAndTheSequenceLeftAl
   auto narrow = made_up_statistics(layers), uneven = narrow;
   narrow[3].channels = 32, uneven[5].covariance.pop_back();
   for (auto& [given, why] :
-       {std::pair{made_up_statistics(29), "query statistics of 29 layers: must be those of 30"},
+       {std::pair{made_up_statistics(layers - 1), "query statistics of 5 layers: must be those of 6"},
         {narrow,
          "query statistics of layer 3: channels=32, 576 means, 36864 covariances, 0 of factors: must be those of 64 channels"},
         {uneven,
@@ -1220,18 +1224,18 @@ TEST(LlamaAdapter, ABudgetInBytesIsThatOfAllLayers) {
     session s({});
     ASSERT_TRUE(s.feed(150));
     auto c =
-        lagkv::llama::compressor::make(s.context.get(), *lagkv::parse("key_diff:budget_mb=2"), with_probe ? &s.probe : nullptr);
+        lagkv::llama::compressor::make(s.context.get(), *lagkv::parse("key_diff:budget_mb=0.4"), with_probe ? &s.probe : nullptr);
     ASSERT_TRUE(c) << c.message();
     const auto r = must(c->compress(0));
-    EXPECT_EQ(r.tokens_after, 2000000U / (layers * kv_heads * head_size * 2 * 2));
-    EXPECT_LE(r.bytes_after, 2000000U);
+    EXPECT_EQ(r.tokens_after, 400000U / (layers * kv_heads * head_size * 2 * 2));
+    EXPECT_LE(r.bytes_after, 400000U);
   }
   session s({});
   ASSERT_TRUE(s.feed(40));
-  auto c = compressor_of(s, "key_diff:budget_mb=0.5");
+  auto c = compressor_of(s, "key_diff:budget_mb=0.1");
   const auto r = c.compress(0);
   ASSERT_FALSE(r);
-  EXPECT_NE(r.message().find("budget: holds 21 tokens of 23040 bytes"), std::string::npos) << r.message();
+  EXPECT_NE(r.message().find("budget: holds 21 tokens of 4608 bytes"), std::string::npos) << r.message();
 }
 
 /// Keys of the model's layers by position, as they were decoded: [layer][head][position].
