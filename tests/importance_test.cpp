@@ -33,12 +33,26 @@ TEST(most_attention, is_the_most_of_any_query_of_the_group) {
           const std::vector<double> weights = attention_weights(q, k, head * group + g, i);
           for (std::size_t t = 0; t < text; ++t) exact[t] = std::max(exact[t], weights[t]);
         }
-      const std::vector<float> most = lagkv::most_attention(l, head, text, ws);
-      ASSERT_EQ(most.size(), text);
+      const auto most = lagkv::most_attention(l, head, text, ws);
+      ASSERT_TRUE(most) << most.message();
+      ASSERT_EQ(most->size(), text);
       for (std::size_t t = 0; t < text; ++t)
-        ASSERT_NEAR(static_cast<double>(most[t]), exact[t], (type == dtype::f32 ? 1e-5 : 1e-2) * exact[t]) << head << " " << t;
+        ASSERT_NEAR(static_cast<double>((*most)[t]), exact[t], (type == dtype::f32 ? 1e-5 : 1e-2) * exact[t]) << head << " " << t;
     }
   }
+}
+
+TEST(most_attention, refuses_what_the_layer_has_not) {
+  const cube k = make_cube(1, 2, 50, 16), q = make_cube(2, 6, 10, 16);
+  asked_cache c(layout::tokens_first, dtype::f32, k, k, q);
+  lagkv::workspace ws;
+  lagkv::layer l = c.layer(50);
+  EXPECT_EQ(lagkv::most_attention(l, 2, 50, ws).message(), "head=2: must be below the 2 of the keys");
+  EXPECT_EQ(lagkv::most_attention(l, 0, 51, ws).message(), "rows=51: must be at most the 50 in use");
+  EXPECT_TRUE(lagkv::most_attention(l, 1, 50, ws));
+  l.extra = nullptr;
+  EXPECT_EQ(lagkv::most_attention(l, 0, 50, ws).message(),
+            "queries: the layer offers none: importance is the attention that they pay");
 }
 
 // Each layer's safe rows, then the best of the others one by one, whichever layer they are of.
@@ -158,7 +172,7 @@ struct known_map {
     for (std::size_t head = 0; head < heads; ++head) {
       std::vector<float> importance(tokens, 1000.0F);  // what is not used
       for (std::size_t t = used.begin; t < used.end; ++t) importance[t] = static_cast<float>(std::exp(of(head, t)));
-      fit.add(l.keys, l.values, head, used, importance, ws);
+      ASSERT_TRUE(fit.add(l.keys, l.values, head, used, importance, ws));
     }
   }
 };
@@ -177,6 +191,42 @@ TEST(importance_fit, finds_the_map_that_importance_was_made_by) {
     for (std::size_t c = 0; c + 1 < found.width(); ++c) EXPECT_NEAR(got[c], 0.05F * w[c], 1e-4F) << head << " " << c;
     EXPECT_NEAR(got[found.width() - 1], w[found.width() - 1] - 4, 1e-3F) << head;
   }
+}
+
+// What a unit of keys and values is, is not the fit's business.
+TEST(importance_fit, holds_for_tiny_and_huge_channels) {
+  for (const float unit : {1e-9F, 1e9F}) {
+    known_map known;
+    cube k = known.k;
+    for (std::size_t head = 0; head < known.heads; ++head)
+      for (std::size_t t = 0; t < known.tokens; ++t)
+        for (std::size_t c = 0; c < known.keys; ++c) k.row(head, t)[c] *= unit;
+    known.add({0, known.tokens}, k);
+    const lagkv::importance_map found = known.fit.map(1e-9);
+    for (std::size_t head = 0; head < known.heads; ++head)
+      for (std::size_t c = 0; c < known.keys; ++c)
+        EXPECT_NEAR(found.weights[head * found.width() + c] * unit, 0.05F * known.map.row(head, 0)[c], 1e-4F) << unit << " " << c;
+  }
+}
+
+TEST(importance_fit, refuses_what_it_was_not_made_for) {
+  known_map known;
+  cache c(layout::heads_first, dtype::f32, known.k, known.v);
+  lagkv::workspace ws;
+  const lagkv::layer l = c.layer(known.tokens);
+  const std::vector<float> importance(known.tokens, 0.5F);
+  const auto why = [&](const lagkv::tensor& keys, const lagkv::tensor& values, std::size_t head, std::size_t rows) {
+    return known.fit.add(keys, values, head, {0, rows}, importance, ws).message();
+  };
+  EXPECT_EQ(why(l.keys, l.values, 2, 9), "head=2: must be below the 2 of the fit");
+  EXPECT_EQ(why(l.values, l.values, 0, 9), "keys: channels=7: must be the 12 of the fit");
+  EXPECT_EQ(why(l.keys, l.keys, 0, 9), "values: channels=12: must be the 7 of the fit");
+  EXPECT_EQ(why(l.keys, {}, 0, 9), "values: there are none");
+  EXPECT_NE(why(l.keys, l.values, 0, known.tokens + 1), "");
+  const std::vector<float> short_of_one(known.tokens - 1, 0.5F);
+  EXPECT_EQ(known.fit.add(l.keys, l.values, 0, {0, known.tokens}, short_of_one, ws).message(),
+            "importance of 399 rows: must be of at least 400");
+  for (const float w : known.fit.map().weights) EXPECT_EQ(w, 0.0F) << "nothing was added";
 }
 
 TEST(importance_fit, of_channels_that_never_vary_and_of_nothing_at_all_is_the_mean) {

@@ -382,9 +382,11 @@ TEST(Calibration, IsOfTheLayersWithFullAttention) {
                        lagkv::strided<float>{values.x.data(), shape, strides, rows.size()}, rows.size(), &beside};
   lagkv::workspace ws;
   lagkv::importance_fit fit(2, 32, 32);
-  for (std::size_t head = 0; head < 2; ++head)
-    fit.add(lagkv::pre_rope(l.keys, {&(*ropes)[0], {}}, ws), l.values, head, {4, text}, lagkv::most_attention(l, head, text, ws),
-            ws);
+  for (std::size_t head = 0; head < 2; ++head) {
+    const auto most = lagkv::most_attention(l, head, text, ws);
+    ASSERT_TRUE(most) << most.message();
+    ASSERT_TRUE(fit.add(lagkv::pre_rope(l.keys, {&(*ropes)[0], {}}, ws), l.values, head, {4, text}, *most, ws));
+  }
   const lagkv::importance_map found = counted.maps()[0], wanted = fit.map();
   ASSERT_EQ(found.weights.size(), wanted.weights.size());
   for (std::size_t i = 0; i < wanted.weights.size(); ++i) EXPECT_NEAR(found.weights[i], wanted.weights[i], 1e-4) << i;

@@ -215,6 +215,7 @@ TEST(offers, importance) {
   offers.queries = lagkv::strided<float>(q.data(), {query_heads, channels}, {.head = n * channels, .token = channels}, n);
   const lagkv::layer layer = my.layer();
   const lagkv::tensor keys_before_rope = layer.keys;
+  const auto refuse = [](const std::string& why) { FAIL() << why; };
   EXPECT_NE(my.missing(), "");
 #include "offers/importance-1.inc"
   EXPECT_EQ(my.missing(), "");

@@ -21,10 +21,15 @@ namespace lagkv::inline LAGKV_ABI {
 
 /// The most attention that each of the first n rows of a KV head gets from any query that the layer offers (extras.queries), of
 /// any query head of its group: KVzip's importance (arXiv 2505.23416), where the queries are those of the text said again.
-inline std::vector<float> most_attention(const layer& l, std::size_t head, std::size_t n, workspace& ws) {
+/// Refused if the layer offers no queries (nor weights), or has no such head or fewer rows in use, or check() refuses it.
+inline result<std::vector<float>> most_attention(const layer& l, std::size_t head, std::size_t n, workspace& ws) {
+  if (status s = check(l); !s) return error{s.message()};
+  if (offered_queries(l) == 0) return error{"queries: the layer offers none: importance is the attention that they pay"};
+  if (head >= l.keys.heads()) return detail::refuse({"head=", head, ": must be below the ", l.keys.heads(), " of the keys"});
+  if (n > l.tokens) return detail::refuse({"rows=", n, ": must be at most the ", l.tokens, " in use"});
   const workspace::frame scratch(ws);
   const float* most = detail::attention_alone(l, head, offered_queries(l), 1, ws, aggregation::max);
-  return {most, most + n};
+  return std::vector<float>(most, most + n);
 }
 
 namespace detail {

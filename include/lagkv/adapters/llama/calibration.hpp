@@ -129,10 +129,11 @@ class importance_calibration {
       const tensor keys = pre_rope(l.keys, how, workspace_);
       const token_range counted{skip < tokens_ ? skip : tokens_, tokens_};
       for (std::size_t head = 0; head < l.keys.heads(); ++head) {
-        const std::vector<float> most = most_attention(l, head, tokens_, workspace_);
-        fits_[i].add(keys, l.values, head, counted, most, workspace_);
+        const result<std::vector<float>> most = most_attention(l, head, tokens_, workspace_);
+        if (!most) return error{most.message()};
+        if (status s = fits_[i].add(keys, l.values, head, counted, *most, workspace_); !s) return s;
         std::vector<float>& all = importance_[i][head];
-        all.insert(all.end(), most.begin() + static_cast<std::ptrdiff_t>(counted.begin), most.end());
+        all.insert(all.end(), most->begin() + static_cast<std::ptrdiff_t>(counted.begin), most->end());
       }
     }
     return {};
