@@ -141,4 +141,14 @@ TEST(large, more_chunks_than_f32_has_whole_numbers) {
   EXPECT_LE(most_kept, least_dropped);
 }
 
+// A rank of 1 would be no share of those above it: divided by a weight of 0 it is no number.
+TEST(large, ranks_of_more_scores_than_f32_has_whole_numbers_stay_below_1) {
+  std::vector<float> scores((std::size_t{1} << 24) + 1000);
+  std::iota(scores.begin(), scores.end(), 0.0F);
+  lagkv::workspace ws;
+  lagkv::detail::rank(scores, ws);
+  EXPECT_LT(*std::max_element(scores.begin(), scores.end()), 1);
+  EXPECT_EQ(*std::min_element(scores.begin(), scores.end()), 0);
+}
+
 }  // namespace

@@ -23,8 +23,8 @@ constexpr std::size_t index_of(ordered x) { return static_cast<std::uint32_t>(x)
 /// sort: three passes over n integers (four over few, whose digits are shorter), and none for a digit that all have.
 LAGKV_FN const ordered* ascending(std::span<const float> scores, workspace& ws);
 
-/// score -> (number of scores below it) / n, as ascending() orders them. Neighbours in a list of more than 2^24 scores may
-/// get the same rank, which is a float.
+/// score -> (number of scores below it) / n, as ascending() orders them: 0 to below 1. Neighbours in a list of more than 2^24
+/// scores may get the same rank, which is a float.
 LAGKV_FN void rank(std::span<float> scores, workspace& ws, bool keep_nan = false);
 
 /// Within each partition of what is due, or among all candidates of each head. A NaN stays one.
@@ -90,12 +90,14 @@ LAGKV_FN const ordered* ascending(std::span<const float> scores, workspace& ws) 
 }
 
 LAGKV_FN void rank(std::span<float> scores, workspace& ws, bool keep_nan) {
+  constexpr float below_one = 0x1.fffffep-1F;
   const std::size_t n = scores.size();
   const workspace::frame scratch(ws);
   const ordered* order = ascending(scores, ws);
   for (std::size_t i = 0; i < n; ++i) {
     float& score = scores[index_of(order[i])];
-    if (!keep_nan || !is_nan(score)) score = static_cast<float>(i) / static_cast<float>(n);
+    const float share = static_cast<float>(i) / static_cast<float>(n);
+    if (!keep_nan || !is_nan(score)) score = share < below_one ? share : below_one;
   }
 }
 
