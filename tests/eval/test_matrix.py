@@ -205,7 +205,17 @@ class Matrix(unittest.TestCase):
                             "line 2: scores: score 5: must be from 0 to 1"),
                            (run + "\n" + sample.replace('"score": 1', '"first_token": -1') + "\n",
                             "line 2: scores: first_token -1: must be from 0 to 1"),
-                           (run.replace("{", '{"data_sets": [], ', 1) + "\n", "line 1: data_sets: is of another type"),
+                           (run.replace("{", '{"data_sets": [], ', 1) + "\n", "line 1: data_sets: must be an object"),
+                           (run.replace("{", '{"cache_type": [], ', 1) + "\n", "line 1: cache_type: must be a text"),
+                           (run.replace('"seed": 7', '"seed": true') + "\n", "line 1: seed: must be a whole number, 0 or more"),
+                           *((f"{run}\n{sample[:-1]}, {more}}}\n", f"line 2: {name}: must be {what}") for more, name, what in (
+                               ('"kept_mb": 1e999', "kept_mb", "a number, 0 or more"),
+                               ('"kept_mb": -1', "kept_mb", "a number, 0 or more"),
+                               ('"kept_mb": 1' + "0" * 400, "kept_mb", "a number, 0 or more"),
+                               ('"removed": 1e999', "removed", "a number"), ('"failure": [1]', "failure", "a text"),
+                               ('"judged_tokens": -4', "judged_tokens", "a whole number, 0 or more"))),
+                           (run + "\n" + sample.replace('"policy": "', '"policy": "\\ud800') + "\n",
+                            "line 2: is not a JSON object"),
                            ("[" * 100000 + "\n", "line 1: is not a JSON object"), ("", "holds no run of lagkv-eval")):
             self.b.write_text(text)
             for program in ("matrix.py", "equal_bytes.py"):
@@ -250,7 +260,22 @@ class Speed(unittest.TestCase):
             path.write_text(re.sub(r'"cache_mb":[0-9.]+', '"cache_mb":null', known.read_text(), count=1))
             done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stderr),
-                             (2, f"speed.py: {path}, line 1: speed: cache_mb: must be a number\n"))
+                             (2, f"speed.py: {path}, line 1: speed: cache_mb: must be a number, 0 or more\n"))
+
+    def test_a_number_or_a_text_that_cannot_be_is_named(self):
+        line = json.loads((EVAL / "results" / "speed-smollm2-135m.jsonl").read_text().splitlines()[0])
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "speed.jsonl"
+            for part, field, value, what in (("key", "length", 0, "a whole number, 1 or more and below 1e9"),
+                                             ("key", "round", [], "a whole number, 0 or more"),
+                                             ("key", "policy", ["full"], "a text"), ("run", "date", 5, "a text"),
+                                             ("run", "removed", "x", "a number"),
+                                             ("speed", "token_ms", 0, "a number above 0 and below 1e6"),
+                                             ("speed", "prompt_seconds", 1e9, "a number above 0 and below 1e6")):
+                path.write_text(json.dumps(line | {part: line[part] | {field: value}}) + "\n")
+                done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
+                self.assertEqual((done.returncode, done.stderr),
+                                 (2, f"speed.py: {path}, line 1: {part}: {field}: must be {what}\n"))
 
 
 class Models(unittest.TestCase):
