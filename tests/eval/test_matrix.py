@@ -245,6 +245,34 @@ class EqualBytes(unittest.TestCase):
         self.assertIn("| f16 | `random` | 75 % | 0.0", done.stdout)
 
 
+    def table_and_picture(self, rows, removed=0.75, mb=None):
+        with tempfile.TemporaryDirectory() as folder:
+            path, svg = pathlib.Path(folder) / "f16.jsonl", pathlib.Path(folder) / "f16.svg"
+            write(path, "A", rows)
+            text = path.read_text().replace('"removed": 0.75', f'"removed": {removed}')
+            path.write_text(text.replace('"scores"', f'"kept_mb": {mb}, "scores"') if mb else text)
+            command = [sys.executable, EVAL / "equal_bytes.py", path, "--policies", "good", "--svg", svg]
+            done = subprocess.run(command, capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout, svg.read_text()
+
+    def test_there_is_no_interval_where_a_task_has_one_prompt(self):
+        two = {("full", "vt"): [1, 1], ("good", "vt"): [1, 0]}
+        one = {("full", "fwe"): [1], ("good", "fwe"): [0]}
+        self.assertIn("| `good` | 75 % | 50.0 (0 to 100) |", self.table_and_picture(two)[0])
+        self.assertIn("| `good` | 75 % | 25.0 |", self.table_and_picture(two | one)[0])
+
+    def test_the_share_that_was_removed_is_said_as_it_is(self):
+        rows = {("full", "vt"): [1, 1], ("good", "vt"): [1, 0]}
+        for removed, said in ((0.875, "87.5 %"), (0.9375, "93.75 %"), (0.55, "55 %"), (-1, "own")):
+            self.assertIn(f"| `good` | {said} |", self.table_and_picture(rows, removed)[0])
+
+    def test_the_picture_has_few_marks_at_any_size(self):
+        rows = {("full", "vt"): [1, 1], ("good", "vt"): [1, 0]}
+        for mb in (None, 3, 43, 16000, 1e30):
+            self.assertLess(self.table_and_picture(rows, mb=mb)[1].count("v6"), 13, mb)
+
+
 class Speed(unittest.TestCase):
     def test_a_peak_of_memory_that_is_not_known_is_a_dash(self):
         known = EVAL / "results" / "speed-smollm2-135m.jsonl"
