@@ -118,6 +118,16 @@ class Matrix(unittest.TestCase):
         self.assertNotIn("differ", prose)
         self.assert_refused([self.a, "--policies", "shy"], "a: no prompt has the full cache and all of shy")
 
+    def test_the_later_result_of_a_prompt_counts(self):
+        write(self.a, "A", {("full", "vt"): [1, 1], ("good", "vt"): [None, 1], ("shy", "vt"): [1, 1]})
+        write(self.b, "A", {("good", "vt"): [0, 0], ("shy", "vt"): [None, 1]})
+        prose = self.prose(f"a={self.a},{self.b}")
+        self.assertIn("| `good` | 0 [0, 0] |", prose)
+        self.assertIn("Left out: `shy`, which failed on 1 of 2 prompts (no queries).", prose)
+        prose = self.prose(f"a={self.b},{self.a}")
+        self.assertIn("| `shy` | 100 [100, 100] |", prose)
+        self.assertIn("Left out: `good`, which failed on 1 of 2 prompts (no queries).", prose)
+
     def test_prompts_in_which_policies_kept_different_numbers_are_counted(self):
         write(self.a, "A", {("full", "vt"): [1, 1, 1], ("good", "vt"): [1, 0, 1], ("poor", "vt"): [0, 0, 0]},
               kept={"good": [200, 250, 250], "poor": [202, 252, 270]})
