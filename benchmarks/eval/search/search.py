@@ -88,10 +88,12 @@ def read(o, half):
     for path, line in ((path, line) for path in (part(o, half, task) for task in o.tasks) for line in entries(path)):
         if line.get("seed", seed_of(o, half)) != seed_of(o, half):
             refuse(f"{path}: seed is {line['seed']}, not {seed_of(o, half)}: name another folder with --out, or other --seeds")
-        if line["type"] != "sample" or "failure" in line:
+        scores = line.get("scores", {})
+        figure = scores.get("score", scores.get("kl"))
+        if line["type"] != "sample" or line.get("failure") or figure is None:
             continue
-        scores = line["scores"]
-        figure = scores["score"] * 100 if "score" in scores else scores["kl"]
+        if "score" in scores:
+            figure *= 100
         row = found.setdefault((line["policy"], line.get("removed", 0)), {})
         row.setdefault(line["task"], {})[line.get("sample", 0)] = figure
     return found
