@@ -68,6 +68,11 @@ class Search(unittest.TestCase):
             done = self.run_it()
             self.assertEqual((done.returncode, done.stdout), (0, said), done.stderr)
 
+    def test_a_baseline_that_lacks_prompts_is_named(self):
+        scores = {"full": [1] * 4, "base": [1] * 3, "good": [1] * 4, "random": [0] * 4}
+        self.write("choosing", lines_of(1000, scores))
+        self.assert_refused(self.run_it(), "no baseline has all prompts at 0.75 removed: must be one or more of base")
+
     def test_results_of_another_seed_are_not_these(self):
         scores = {"full": [1], "base": [1], "good": [1], "random": [0]}
         self.write("choosing", lines_of(1000, scores))

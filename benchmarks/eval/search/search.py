@@ -126,7 +126,10 @@ def difference(a, b, tasks):
 
 def better_baseline(o, rows, share, group):
     sign = -1 if group.startswith(LOWER_IS_BETTER) else 1
-    return max((rows[b, share] for b in o.baselines if (b, share) in rows), key=lambda row: sign * mean(row, o.groups[group]))
+    known = [rows[b, share] for b in o.baselines if (b, share) in rows]
+    if not known:
+        refuse(f"no baseline has all prompts at {share:g} removed: must be one or more of {'; '.join(o.baselines)}")
+    return max(known, key=lambda row: sign * mean(row, o.groups[group]))
 
 
 def mark(o, rows, key, group):
