@@ -46,11 +46,12 @@ budgeted share_each_partition(const std::string& policy, std::size_t asked, std:
   const lagkv::budget b = budget_of(with_share(policy, 0.5));
   const std::size_t candidates = b.due({}, tokens).rows.size();
   const std::size_t drop = std::min(asked, candidates);
-  if (static_cast<double>(asked - drop) > most_short * static_cast<double>(tokens))
+  const bool nothing_can_go = drop == 0 && asked > 0;  // the others would have to keep everything, too
+  if (nothing_can_go || static_cast<double>(asked - drop) > most_short * static_cast<double>(tokens))
     return {"", 0,
             fmt::format("{} of {} tokens are in partitions that can be candidates (sink {}, lag {}): {} cannot go", candidates,
                         tokens, b.sink, b.lag(), asked)};
-  const std::size_t partitions = candidates / b.lag();
+  const std::size_t partitions = std::max<std::size_t>(candidates / b.lag(), 1);  // none: nothing is asked for
   const std::size_t each = b.lag() - std::min(b.lag(), rounded(static_cast<double>(drop) / static_cast<double>(partitions)));
   // Half a token more, so that int() cannot fall below; an empty partition still needs a ratio above 0.
   const double share = std::min(1.0, (static_cast<double>(each) + 0.5) / static_cast<double>(b.lag()));

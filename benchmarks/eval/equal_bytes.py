@@ -5,9 +5,10 @@
 
 Each file is one of lagkv-eval run (or .gz), of one --cache-type and alike in all else: model, seed, chunk. Only prompts that all
 files have count. An accuracy is the mean of the tasks' means, of 100; a pass key counts by its longest right part (`partial`).
-The interval is the percentile bootstrap's over prompts (2,000 resamples, 95 %).
+The interval is the percentile bootstrap's over prompts (2,000 resamples, 95 %); there is none where a task has one prompt.
 """
 import argparse
+import math
 import random
 from collections import defaultdict
 
@@ -65,16 +66,18 @@ def figures(files, policies, reach):
             part = {k: v for k, v in scores.items() if k in common}
             value, tasks = accuracy(part)
             made.append({"cache": cache, "policy": policy, "removed": removed, "mb": mean([mb for _, mb in part.values()]),
-                         "accuracy": value, "interval": [100 * x for x in interval(list(tasks.values()), draw)]})
+                         "accuracy": value, "interval": interval(list(tasks.values()), draw)})
     return sorted(made, key=lambda r: (-r["mb"], r["policy"])), len(common)
 
 
 def table(rows):
     lines = ["| MB | cache | policy | removed | accuracy |", "|---|---|---|---|---|"]
     for r in rows:
-        low, high = r["interval"]
-        removed = "" if r["policy"] == "full" else f"{100 * r['removed']:.0f} %"
-        accuracy_of = f"{r['accuracy']:.1f} ({low:.0f} to {high:.0f})"
+        removed = "" if r["policy"] == "full" else "own" if r["removed"] < 0 else f"{100 * r['removed']:g} %"
+        accuracy_of = f"{r['accuracy']:.1f}"
+        if r["interval"]:
+            low, high = r["interval"]
+            accuracy_of += f" ({100 * low:.0f} to {100 * high:.0f})"
         lines.append(f"| {r['mb']:.1f} | {r['cache']} | `{r['policy']}` | {removed} | {accuracy_of} |")
     return "\n".join(lines)
 
@@ -102,14 +105,14 @@ def axes(most, x, y):
            svg.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "size of keys and values, MB", text_anchor="middle")]
     for a in range(0, 101, 20):
         out += [line(f"M{LEFT} {y(a):.1f}H{WIDTH - RIGHT}", "#ddd"), svg.text(LEFT - 8, y(a) + 5, str(a), text_anchor="end")]
-    for mb in range(0, int(most) + 1, 10):
+    for mb in range(0, int(most) + 1, 10 * math.ceil(most / 100)):
         out += [line(f"M{x(mb):.1f} {HEIGHT - BOTTOM}v6"), svg.text(x(mb), HEIGHT - BOTTOM + 24, str(mb), text_anchor="middle")]
     return out
 
 
 def picture(rows):
     """SVG: a colour a cache type, a dash a policy; the whole cache of each type is a ring."""
-    most = max(r["mb"] for r in rows) * 1.05
+    most = max(r["mb"] for r in rows) * 1.05 or 1  # a file may not say
 
     def x(mb):
         return LEFT + mb / most * (WIDTH - LEFT - RIGHT)

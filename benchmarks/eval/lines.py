@@ -1,15 +1,35 @@
 """Lines of results files, as lagkv-eval writes them, and under which conditions they were made."""
 import gzip
 import json
-import math
 import pathlib
 import sys
 import zlib
 
-NUMBER = (int, float)
-NEEDED = {"run": {"model_sha256": str, "seed": int}, "sample": {"task": str, "length": int, "sample": int, "policy": str}}
-OPTIONAL = {"run": {"depths": list, "data_sets": dict, "calibration": dict},
-            "sample": {"removed": NUMBER, "scores": dict, "kept_mb": NUMBER, "kept_tokens": int, "judged_tokens": int}}
+LARGEST = 1e300  # so that sums are finite, too
+
+
+def is_number(value):
+    """a number"""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def is_size(value):
+    """a number, 0 or more"""
+    return is_number(value) and value >= 0
+
+
+def is_whole(value):
+    """a whole number, 0 or more"""
+    return is_size(value) and isinstance(value, int) and value < 2 ** 64
+
+
+# By kind of line and field: a type, or what says whether a value is right, and in its doc what it must be.
+NEEDED = {"run": {"model_sha256": str, "seed": is_whole},
+          "sample": {"task": str, "length": is_whole, "sample": is_whole, "policy": str}}
+OPTIONAL = {"run": {"depths": list, "data_sets": dict, "calibration": dict, "question_seen": bool, "chunk": is_whole,
+                    "cache_type": str, "transposed": bool, "repack": bool},
+            "sample": {"removed": is_number, "scores": dict, "kept_mb": is_size, "kept_tokens": is_whole,
+                       "judged_tokens": is_whole, "failure": str}}
 SHARES = ("score", "partial", "prefix", "edit", "first_token", "same_token")  # from 0 to 1
 BEGINS = '{"type":"'  # a line; one that was cut off is known by it
 ALWAYS = {"model_sha256": "", "seed": 0, "question_seen": False, "chunk": 0, "cache_type": "f16", "transposed": False}
@@ -22,21 +42,29 @@ def refuse(why):
     sys.exit(2)
 
 
+TYPES = {str: "a text", list: "a list", dict: "an object", bool: "true or false"}
+
+
+def fault_of_field(name, value, form):
+    """What is wrong with a value; None where nothing is."""
+    right = isinstance(value, form) if form in TYPES else form(value)
+    return None if right else f"{name}: must be {TYPES.get(form) or form.__doc__}"
+
+
 def fault_of(entry):
     """What is wrong with a line; None where nothing is."""
     kind = entry.get("type")
     if kind not in ("run", "sample"):
         return "type: must be run or sample"
-    for name, form in NEEDED[kind].items():
-        if not isinstance(entry.get(name), form):
-            return f"{name}: is missing or of another type"
-    for name, form in OPTIONAL[kind].items():
-        if name in entry and not isinstance(entry[name], form):
-            return f"{name}: is of another type"
+    if missing := NEEDED[kind].keys() - entry.keys():
+        return f"{sorted(missing)[0]}: is missing"
+    for name, form in (NEEDED[kind] | OPTIONAL[kind]).items():
+        if name in entry and (fault := fault_of_field(name, entry[name], form)):
+            return fault
     for name, value in entry.get("scores", {}).items():
         if value is None:  # not a number, in what lagkv-eval writes
             continue
-        if not isinstance(value, NUMBER) or not math.isfinite(value):
+        if not is_number(value):
             return "scores: must be numbers"
         if name in SHARES and not 0 <= value <= 1:
             return f"scores: {name} {value}: must be from 0 to 1"
@@ -58,6 +86,8 @@ def entries(path, begins, faults):
             for number, line in enumerate(file, 1):
                 try:
                     entry = json.loads(line, parse_constant=refuse_constant)
+                    if "\\u" in line:  # half a character, which JSON may have, cannot be printed
+                        json.dumps(entry, ensure_ascii=False).encode()
                 except (ValueError, RecursionError):
                     if torn(line, begins):
                         break

@@ -65,7 +65,7 @@ class Results:
 
 
 def read(name, paths, everywhere, length, removed):
-    found, here, there = Results(), results.Conditions(), set()
+    found, here, there, last = Results(), results.Conditions(), set(), {}
     for path in paths:
         runs, samples = results.read(path)
         here.check(path, runs)
@@ -73,8 +73,10 @@ def read(name, paths, everywhere, length, removed):
         for entry in samples:
             share = 0 if entry["policy"] == "full" else entry.get("removed", 0)
             there.add((entry["length"], share))
-            if entry["length"] == length and share in (0, removed):
-                found.add(entry)
+            if entry["length"] == length and share == (0 if entry["policy"] == "full" else removed):
+                last[entry["task"], entry["sample"], entry["policy"]] = entry  # as lagkv-eval report, where one is there twice
+    for entry in last.values():
+        found.add(entry)
     if "full" not in found.scores:
         refuse(f"{name}: has no full cache at {length} tokens; there are: {listed(n for n, share in there if share == 0)}")
     if not found.policies():
@@ -84,8 +86,7 @@ def read(name, paths, everywhere, length, removed):
 
 
 def interval(tasks):
-    """None where a task has one prompt."""
-    return None if min(len(t) for t in tasks) < 2 else means.interval(tasks, random.Random(42))
+    return means.interval(tasks, random.Random(42))
 
 
 class Model:

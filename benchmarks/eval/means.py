@@ -9,6 +9,9 @@ def mean(values):
 
 
 def interval(tasks, draw):
-    """Of the mean of the tasks' means, by the percentile bootstrap over prompts within each task; `draw` is a random.Random."""
+    """Of the mean of the tasks' means, by the percentile bootstrap over prompts within each task; `draw` is a random.Random. None
+    where a task has one prompt, which says nothing of how prompts differ."""
+    if min(len(t) for t in tasks) < 2:
+        return None
     means = sorted(mean(mean(draw.choices(t, k=len(t))) for t in tasks) for _ in range(DRAWS))
     return means[EDGE], means[-EDGE - 1]

@@ -188,7 +188,7 @@ std::vector<assignment> runner::assignments() const {
       for (const task* t : tasks_) {
         assignment a{t, length, sample, {}};
         for (const setting& s : settings_)
-          if (!done.count(a.key(s))) a.missing.push_back(s);
+          if (done.insert(a.key(s)).second) a.missing.push_back(s);  // a length may be named twice
         if (!a.missing.empty()) made.push_back(std::move(a));
       }
   return made;

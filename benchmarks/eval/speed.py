@@ -13,7 +13,7 @@ from statistics import median
 
 import marked
 import svg
-from lines import NUMBER, entries, refuse
+from lines import entries, fault_of_field, is_number, is_size, is_whole, refuse
 
 PANELS = (("prompt_seconds", "seconds to read the prompt"), ("token_ms", "milliseconds to decode a token"))
 COLOURS = ("#222", "#0b57d0", "#8a5a00", "#006a3a", "#6b4fa0", "#a33")
@@ -21,19 +21,34 @@ SAME_CELLS = "short, same cells"
 WIDTH, HEIGHT, LEFT, GAP, RIGHT, TOP, BOTTOM = 860, 380, 50, 70, 150, 40, 60
 
 
-NEEDED = {"key": {"attention", "threads", "length", "policy", "round"},
-          "speed": {"prompt_seconds", "token_ms", "cache_mb", "peak_rss_mb"},
-          "run": {"model", "machine", "llama", "chunk", "removed", "cache_type", "date"}}
+def is_time(value):
+    """a number above 0 and below 1e6"""
+    return is_number(value) and 0 < value < 1e6
+
+
+def is_length(value):
+    """a whole number, 1 or more and below 1e9"""
+    return is_whole(value) and 0 < value < 1e9
+
+
+def is_peak(value):
+    """a number, 0 or more, or null"""
+    return value is None or is_size(value)  # null: the system does not say
+
+
+NEEDED = {"key": {"attention": str, "threads": is_whole, "length": is_length, "policy": str, "round": is_whole},
+          "speed": {"prompt_seconds": is_time, "token_ms": is_time, "cache_mb": is_size, "peak_rss_mb": is_peak},
+          "run": {"model": str, "machine": str, "llama": str, "chunk": is_whole, "removed": is_number, "cache_type": str,
+                  "date": str}}
 
 
 def fault_of(entry):
     for name, fields in NEEDED.items():
-        if not isinstance(entry.get(name), dict) or not fields <= entry[name].keys():
-            return f"{name}: is missing, or has not all of {', '.join(sorted(fields))}"
-    for name in NEEDED["speed"]:
-        value = entry["speed"][name]
-        if not isinstance(value, NUMBER) and not (value is None and name == "peak_rss_mb"):  # null: the system does not say
-            return f"speed: {name}: must be a number"
+        if not isinstance(entry.get(name), dict) or not fields.keys() <= entry[name].keys():
+            return f"{name}: is missing, or has not all of {', '.join(fields)}"
+        for field, form in fields.items():
+            if fault := fault_of_field(field, entry[name][field], form):
+                return f"{name}: {fault}"
     return None
 
 

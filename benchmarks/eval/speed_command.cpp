@@ -114,14 +114,19 @@ runner::runner(const speed_options& o) : options_(o), model_(o.model), passkey_(
   if (o.out.empty()) return;
   file_ = std::make_unique<line_file>(o.out, R"({"key":)");  // members come by name
   std::ifstream before(o.out);
+  std::size_t number = 0;
   for (std::string line; std::getline(before, line);) {
-    const nlohmann::json j = nlohmann::json::parse(line, nullptr, false);
-    if (!j.is_object() || !j.contains("key")) throw std::invalid_argument(o.out + ": has a line that is none of ours: " + line);
-    for (const char* same : {"model_sha256", "removed", "chunk", "answer", "cache_type"})
-      if (j.at("run").at(same) != facts_.at(same))
-        throw std::invalid_argument(fmt::format("{}: was made with {} {}, not {}: name another file with --out", o.out, same,
-                                                j.at("run").at(same).dump(), facts_.at(same).dump()));
-    done_[j.at("key").get<run_key>()] = speed_of(j.at("speed"));
+    ++number;
+    try {
+      const nlohmann::json j = nlohmann::json::parse(line);
+      for (const char* same : {"model_sha256", "removed", "chunk", "answer", "cache_type"})
+        if (j.at("run").at(same) != facts_.at(same))
+          throw std::invalid_argument(fmt::format("{}: was made with {} {}, not {}: name another file with --out", o.out, same,
+                                                  j.at("run").at(same).dump(), facts_.at(same).dump()));
+      done_[j.at("key").get<run_key>()] = speed_of(j.at("speed"));
+    } catch (const nlohmann::json::exception& fault) {
+      throw std::invalid_argument(fmt::format("{}, line {}: is none of ours: {}", o.out, number, fault.what()));
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "frame.hpp"
 #include "host/stopwatch.hpp"
 #include "tasks/draws.hpp"
 #include "uneven.hpp"
@@ -26,13 +27,8 @@ void append(std::vector<llama_token>& tokens, const std::vector<llama_token>& mo
   tokens.insert(tokens.end(), more.begin(), more.end());
 }
 
-// What the template puts before and after a message.
 std::pair<std::string, std::string> frame(const host::model& m) {
-  const std::string message = "message";
-  const std::string framed = m.chat(message);
-  const std::size_t at = framed.find(message);
-  if (at == std::string::npos) return {"", ""};
-  return {framed.substr(0, at), framed.substr(at + message.size())};
+  return frame_of([&m](const std::string& message) { return m.chat(message); });
 }
 
 void add(sample_result& r, const host::compression& c) {

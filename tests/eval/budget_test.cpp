@@ -1,6 +1,7 @@
 // Equal budgets: what every policy keeps at a share, against the paper's equation written out by hand.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -76,6 +77,20 @@ TEST(Budget, ALittleTooMuchIsWhatCanGo) {
   // 1,008 tokens, half of which are to go: one partition of 480 falls 24 short, of 448 it falls 56 short.
   EXPECT_EQ(eval::equal_budgets(at(0.5, {"lagkv:lag=480"}), 1008).at({"lagkv:lag=480", 0.5}).kept, 528U);
   EXPECT_NE(eval::equal_budgets(at(0.5, {"lagkv:lag=448"}), 1008).at({"lagkv:lag=448", 0.5}).failure, "");
+}
+
+TEST(Budget, APolicyWithoutCandidatesDoesNotKeepTheOthersFromDropping) {
+  for (const double removed : {0.01, 0.04, 0.05}) {  // less than what may be lacking
+    const auto made = eval::equal_budgets(at(removed, {"lagkv:lag=1024", "snapkv"}), 1000);
+    const budgeted& lagkv = made.at({"lagkv:lag=1024", removed});
+    EXPECT_NE(lagkv.failure.find("0 of 1000 tokens are in partitions that can be candidates"), std::string::npos) << lagkv.policy;
+    EXPECT_EQ(made.at({"snapkv", removed}).kept, static_cast<std::size_t>(std::lround(1000 * (1 - removed))));
+  }
+  // Where all tokens are to stay, it has what is asked for.
+  const auto bound = eval::equal_budgets(at(0.05, {"lagkv:lag=1024"}), 1000, false, 1000);
+  EXPECT_EQ(bound.at({"lagkv:lag=1024", 0.05}).failure, "");
+  EXPECT_EQ(bound.at({"lagkv:lag=1024", 0.05}).kept, 1000U);
+  EXPECT_EQ(bound.at({"lagkv:lag=1024", 0.05}).policy.substr(0, 27), "lagkv:lag=1024,ratio=1.0000");
 }
 
 TEST(Budget, WhileDecodingTheGoalIsACapacity) {

