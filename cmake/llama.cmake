@@ -37,10 +37,13 @@ function(lagkv_fetch ok package file sha256)
         return()
       endif()
     endif()
+    # pip asks a source archive's own code what it is: not before it is known to be the one that is meant.
+    set(wanted "${venv}/wanted.txt")
+    file(WRITE "${wanted}" "${package} --hash=sha256:${sha256}\n")
     # Into a folder of its own first: an interrupted download must not look like a finished one.
     set(fresh "${LAGKV_DOWNLOADS}/fresh")
     file(REMOVE_RECURSE "${fresh}")
-    execute_process(COMMAND ${pip} download --no-deps --retries 1 --dest "${fresh}" "${package}"
+    execute_process(COMMAND ${pip} download --no-deps --retries 1 --dest "${fresh}" --requirement "${wanted}"
                     RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
     if(failed OR NOT EXISTS "${fresh}/${file}")
       message(STATUS "lagkv: ${package} could not be fetched (no network?)\n${output}")
