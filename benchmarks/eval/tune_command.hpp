@@ -14,7 +14,6 @@ namespace eval {
 /// prompts of docs/research.md.
 inline constexpr const char* ragged_candidates[] = {
     "expected_attention:covariance=no,calibrated=yes,select=by_head",
-    "fuse:key_diff+expected_attention,by=best,calibrated=yes,select=by_head",
     "fuse:key_diff+expected_attention,by=best,covariance=no,calibrated=yes,select=by_head",
     "key_diff:pre_rope=yes,select=by_head"};
 
