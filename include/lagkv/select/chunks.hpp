@@ -73,7 +73,7 @@ LAGKV_FN void chunks::choose(float* sum, float* taken, std::size_t n, std::size_
         taken[i] = 1, left -= left > 0 ? 1U : 0U;
         break;
       }
-  const std::size_t count = (n + each() - 1) / each();
+  const std::size_t count = n / each() + (n % each() != 0 ? 1 : 0);
   const workspace::frame scratch(ws);
   const std::span<float> means{ws.take<float>(count), count};
   for (std::size_t k = 0; k < count; ++k) {
@@ -115,7 +115,7 @@ LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* tak
 
 LAGKV_FN token_range chunks::of(std::size_t chunk, std::size_t n) const {
   const std::size_t begin = chunk * each();
-  return {begin, begin + each() < n ? begin + each() : n};
+  return {begin, each() < n - begin ? begin + each() : n};
 }
 
 #endif
