@@ -35,6 +35,9 @@ struct chunks {
   /// if they are asked for.
   static std::size_t take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan, workspace& ws);
 
+  /// Infinities as the largest numbers.
+  static float finite_unless_nan(float x) { return -detail::capped(-detail::capped(x)); }
+
   std::size_t each() const { return length > 0 ? length : 1; }
   token_range of(std::size_t chunk, std::size_t n) const;
 };
@@ -49,8 +52,8 @@ LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t head
   float* taken = sum + n;
   for (std::size_t i = 0; i < n; ++i) {
     sum[i] = taken[i] = 0;
-    for (std::size_t head = 0; head < heads; ++head) sum[i] += scores[head * n + i];
-    sum[i] = -detail::capped(-detail::capped(sum[i]));
+    for (std::size_t head = 0; head < heads; ++head) sum[i] += finite_unless_nan(scores[head * n + i]);
+    sum[i] = finite_unless_nan(sum[i]);
   }
   for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, part, c.rows.begin + at, c, ws);
   std::size_t keep = 0;
