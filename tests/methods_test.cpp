@@ -1344,6 +1344,38 @@ TEST(methods, lengths_of_zero_are_those_of_one) {
             kept([](lagkv::policy& p) { p.select = lagkv::chunks{1}; }));
 }
 
+// make_policy() bounds few of them: no place plus a length may come out as a place before it.
+TEST(methods, lengths_beyond_all_rows_are_as_good_as_all_rows) {
+  const cube k = make_cube(83, 2, 60, 6), v = make_cube(84, 2, 60, 6);
+  cache c(layout::heads_first, dtype::f32, k, v);
+  lagkv::workspace ws;
+  const auto kept = [&](const lagkv::policy& p) {
+    const lagkv::plan plan = lagkv::plan_eviction(p, c.layer(60), {}, ws);
+    return std::vector<std::uint32_t>(plan.kept.begin(), plan.kept.end());
+  };
+  const auto by = [&](const lagkv::scorer& score, std::size_t lag) {
+    lagkv::policy p = named_any("value_norm:sink=3,recent=5,keep=0.5");
+    p.score = score;
+    if (lag != 0) p.budget.keeps = lagkv::keep::partitions{lag, 0.5};
+    return kept(p);
+  };
+  constexpr std::size_t most = ~std::size_t{0};
+  for (const std::size_t length : {most, most - 1, most - 30, most / 2 + 1, most / 2}) {
+    for (const std::size_t lag : {0U, 9U}) {
+      EXPECT_EQ(by(lagkv::cur_score{.window = length, .lag = lag}, lag), by(lagkv::cur_score{.window = 60, .lag = lag}, lag));
+      EXPECT_EQ(by(lagkv::manifold_score{.window = length, .lag = lag}, lag),
+                by(lagkv::manifold_score{.window = 60, .lag = lag}, lag));
+    }
+    EXPECT_EQ(by(lagkv::nested_score{.block = length, .window = length}, 0),
+              by(lagkv::nested_score{.block = 60, .window = 60}, 0));
+    lagkv::policy p = named_any("value_norm:keep=0.5");
+    p.select = lagkv::chunks{60};
+    const auto whole = kept(p);
+    p.select = lagkv::chunks{length};
+    EXPECT_EQ(kept(p), whole);
+  }
+}
+
 // A mean without a covariance counts as one that does not spread.
 TEST(expected_attention, by_the_mean_alone) {
   const cube k = make_cube(71, 2, 60, 8), q = make_cube(72, 4, 60, 8);

@@ -87,6 +87,9 @@ TEST(chunks, infinities_are_the_largest_numbers) {
       for (std::size_t i = 0; i < 10; ++i) head[10 + i] = large, head[30 + i] = -large;
     for (const auto& head : kept_by(lagkv::chunks{10}, s, 10)) EXPECT_EQ(head.front(), 10U);
     for (const auto& head : kept_by(lagkv::chunks{10}, s, 30)) EXPECT_EQ(head.back(), 29U);
+    s[0][5] = large, s[2][5] = -large;
+    for (const auto& head : kept_by(lagkv::chunks{10}, s, 39))
+      EXPECT_TRUE(std::binary_search(head.begin(), head.end(), 5U)) << "what is the largest to one head and the least to another";
     s[1][15] = std::nan("");
     for (const auto& head : kept_by(lagkv::chunks{10}, s, 39)) EXPECT_FALSE(std::binary_search(head.begin(), head.end(), 15U));
   }

@@ -49,8 +49,8 @@ LAGKV_FN void cur_score::operator()(const layer& l, std::size_t head, token_rang
   const std::size_t part = lag == 0 ? out.size() : lag;
   const std::size_t together = window > 0 ? window : 1;
   for (std::size_t begin = 0; begin < out.size(); begin += part)
-    for (std::size_t at = begin; at < begin + part; at += together) {
-      const std::size_t n = begin + part - at < together ? begin + part - at : together;
+    for (std::size_t at = begin, n = 0; at < begin + part; at += n) {
+      n = begin + part - at < together ? begin + part - at : together;
       const double keys = sum(out.data() + at, n), values = sum(other + at, n);
       for (std::size_t i = at; i < at + n; ++i) out[i] = share(out[i], keys) * share(other[i], values);
     }

@@ -43,8 +43,8 @@ LAGKV_FN void manifold_score::operator()(const layer& l, std::size_t head, token
   };
   for_each_reference(l, candidates, lag, [&](token_range part, token_range reference) {
     if (window == 0) return score(part, reference);
-    for (std::size_t at = part.begin; at < part.end; at += window) {
-      const token_range own{at, at + window < part.end ? at + window : part.end};
+    for (token_range own = part; own.begin < part.end; own.begin = own.end) {
+      own.end = window < part.end - own.begin ? own.begin + window : part.end;
       score(own, own);
     }
   });

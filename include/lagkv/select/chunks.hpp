@@ -35,6 +35,9 @@ struct chunks {
   /// if they are asked for.
   static std::size_t take(token_range rows, const float* sum, float* taken, std::size_t left, bool nan, workspace& ws);
 
+  /// Infinities as the largest numbers.
+  static float finite_unless_nan(float x) { return -detail::capped(-detail::capped(x)); }
+
   std::size_t each() const { return length > 0 ? length : 1; }
   token_range of(std::size_t chunk, std::size_t n) const;
 };
@@ -49,8 +52,8 @@ LAGKV_FN void chunks::operator()(std::span<const float> scores, std::size_t head
   float* taken = sum + n;
   for (std::size_t i = 0; i < n; ++i) {
     sum[i] = taken[i] = 0;
-    for (std::size_t head = 0; head < heads; ++head) sum[i] += scores[head * n + i];
-    sum[i] = -detail::capped(-detail::capped(sum[i]));
+    for (std::size_t head = 0; head < heads; ++head) sum[i] += finite_unless_nan(scores[head * n + i]);
+    sum[i] = finite_unless_nan(sum[i]);
   }
   for (std::size_t at = 0; at < n; at += part) choose(sum + at, taken + at, part, c.rows.begin + at, c, ws);
   std::size_t keep = 0;
@@ -73,7 +76,7 @@ LAGKV_FN void chunks::choose(float* sum, float* taken, std::size_t n, std::size_
         taken[i] = 1, left -= left > 0 ? 1U : 0U;
         break;
       }
-  const std::size_t count = (n + each() - 1) / each();
+  const std::size_t count = n / each() + (n % each() != 0 ? 1 : 0);
   const workspace::frame scratch(ws);
   const std::span<float> means{ws.take<float>(count), count};
   for (std::size_t k = 0; k < count; ++k) {
@@ -115,7 +118,7 @@ LAGKV_FN std::size_t chunks::take(token_range rows, const float* sum, float* tak
 
 LAGKV_FN token_range chunks::of(std::size_t chunk, std::size_t n) const {
   const std::size_t begin = chunk * each();
-  return {begin, begin + each() < n ? begin + each() : n};
+  return {begin, each() < n - begin ? begin + each() : n};
 }
 
 #endif
