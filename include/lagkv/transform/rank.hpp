@@ -32,8 +32,8 @@ LAGKV_FN void rank_each(std::span<float> scores, std::size_t heads, const candid
 
 }  // namespace detail
 
-/// A transform: score -> (number of scores below it in its partition) / lag. Source: kvpress 0.5.5, lagkv_press.py (argsort
-/// of argsort).
+/// A transform: score -> (number of scores below it in its partition) / lag, which is above 0 and divides the candidates. Source:
+/// kvpress 0.5.5, lagkv_press.py (argsort of argsort).
 struct rank_in_partition {
   std::size_t lag = 128;
 
