@@ -30,7 +30,7 @@ except ImportError:
 
 import lagkv
 
-__all__ = ["LagKVCache", "head_importance"]
+__all__ = ["LagKVCache", "head_importance", "query_statistics"]
 
 FIRST_QUERIES = 4  # of a text, which are unlike the rest: left out of the statistics, as kvpress does
 KEYS_LOOKED_AT = 8  # new keys that a layer's first calls compare with what _projected() makes
@@ -42,11 +42,12 @@ class LagKVCache(Cache):
     """A cache whose layers of full attention are compressed by a policy; layers with a window of their own stay as they are.
 
     policy: a lagkv.Policy or a string. All layers, all heads and all entries of a batch keep the same number of rows: policies
-    with select=adaptive or pyramid are refused, and those that read what only its host can have (kvzap, calibrated=yes). With
-    select=by_head each head keeps its own number: give head_budgets, for each compressed layer a number for each KV head
-    (lagkv.head_budgets() makes them). model: the model, wrapped or not; or its config, for policies that read keys and values as
-    they are and batches without padding. protect: positions that are never dropped, ascending. threads: that share the heads of
-    a sequence, or the entries of a batch without padding, 1 to 1024.
+    with select=adaptive or pyramid are refused, and kvzap, which reads what only its host can have. model: the model, wrapped or
+    not; or its config, for policies that read keys and values as they are and batches without padding. protect: positions that
+    are never dropped, ascending. head_budgets: with select=by_head each head keeps its own number; for each compressed layer a
+    number for each KV head (lagkv.head_budgets() makes them). query_statistics: what query_statistics() returned, for policies
+    with calibrated=yes; others that read statistics of queries take it in place of those of the sequence's own. threads: that
+    share the heads of a sequence, or the entries of a batch without padding, 1 to 1024.
 
     A batch may be padded on the left: each entry keeps what it would keep alone. The cache can be copied (copy.deepcopy) and
     pickled.
@@ -56,7 +57,8 @@ class LagKVCache(Cache):
     """
 
     def __init__(self, policy: Union[lagkv.Policy, str], model: Any, *, protect: Optional[Sequence[int]] = None,
-                 head_budgets: Optional[Sequence[Sequence[float]]] = None, threads: int = 1) -> None:
+                 head_budgets: Optional[Sequence[Sequence[float]]] = None,
+                 query_statistics: Optional[Sequence[Tuple[Any, Any]]] = None, threads: int = 1) -> None:
         self.policy = policy if isinstance(policy, lagkv.Policy) else lagkv.parse(policy)
         lagkv.check("full", numpy.zeros((1, 1, 1), numpy.float32), protect=protect)
         self.protect = [int(p) for p in protect] if protect is not None else []
@@ -71,11 +73,15 @@ class LagKVCache(Cache):
         if (self.policy.ragged and not needs["head_budgets"]) or self.policy.sloped:
             raise lagkv.Error(f"policy {self.policy.text}: keeps different numbers of rows in heads or layers, which this cache "
                               "cannot hold but with select=by_head")
-        if needs["importance"] or needs["calibrated"]:
+        if needs["importance"]:
             raise lagkv.Error(f"policy {self.policy.text}: reads what was fitted to the model beforehand, which this cache "
                               "does not take")
-        self.reads_queries = bool(needs["queries"] or needs["accumulated_attention"] or needs["query_statistics"])
-        reads = "queries" if self.reads_queries else "keys as they were before RoPE" if needs["rope"] else ""
+        if needs["calibrated"] and query_statistics is None:
+            raise lagkv.Error(f"policy {self.policy.text}: reads what the model's queries usually are: give query_statistics")
+        self.counts_queries = bool(needs["query_statistics"] and query_statistics is None)
+        self.reads_queries = bool(needs["queries"] or needs["accumulated_attention"] or self.counts_queries)
+        reads = ("queries" if self.reads_queries else "keys as they were before RoPE" if needs["rope"] else
+                 "the RoPE of its queries" if needs["query_statistics"] else "")
         if reads and module is None:
             raise lagkv.Error(f"policy {self.policy.text}: reads {reads}: give the model in place of its config")
         self.mixes_heads = config.model_type == "diffllama"  # its query heads read the values of two KV heads
@@ -93,6 +99,8 @@ class LagKVCache(Cache):
         if module is not None and reads and not self.sees_masks:
             raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
                               f"reads {reads}, which this cache cannot see there")
+        usual = iter(_usual_queries(self.policy, query_statistics, [_heads_of(config, seen[i])[0] for i, own in enumerate(ours)
+                                                                    if own and i in seen]))
         ropes: Dict[str, lagkv.Rope] = {}
         if module is not None and (needs["rope"] or needs["query_statistics"]):
             pairs = _pairs(module)
@@ -102,7 +110,9 @@ class LagKVCache(Cache):
         def layer_of(t: str, o: Dict[str, Any], own: bool) -> Any:
             if not own:
                 return DYNAMIC_LAYER_TYPE_MAPPING[t](**o)
-            return CompressedLayer(self, ropes.get(t)) if budgets is None else RaggedLayer(self, ropes.get(t), *next(left))
+            layer = CompressedLayer(self, ropes.get(t)) if budgets is None else RaggedLayer(self, ropes.get(t), *next(left))
+            layer.usual_queries = next(usual, None)
+            return layer
 
         layers = [layer_of(t, o, own) for t, o, own in zip(types, options, ours)]
         self.count = sum(ours)  # compressed layers
@@ -186,6 +196,7 @@ class CompressedLayer(DynamicLayer):
     def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope]) -> None:
         super().__init__()
         self.cache, self.rope = cache, rope
+        self.usual_queries: Optional[Tuple[torch.Tensor, torch.Tensor]] = None  # mean and covariance before RoPE, if given
         self.trusted = not (cache.reads_queries or rope is not None)  # keys are known to be what _projected() says
         self._forget()
 
@@ -391,7 +402,7 @@ class CompressedLayer(DynamicLayer):
             n = max(needs["queries"], after_rope.shape[-2] if needs["accumulated_attention"] else 0)
             both = after_rope if self.queries is None else torch.cat([self.queries, after_rope], -2)
             self.queries = both[..., -n:, :].detach()
-        if needs["query_statistics"]:
+        if self.cache.counts_queries:
             counts = (self._numbers(before_rope.shape[0], before_rope.shape[-2]) >= FIRST_QUERIES).to(before_rope.device)
             x = before_rope.detach().double().masked_fill(~counts[:, None, :, None], 0)
             moments = [counts.sum(-1)[:, None, None], x.sum(-2), x.transpose(-1, -2) @ x]
@@ -527,11 +538,15 @@ class CompressedLayer(DynamicLayer):
             offers["accumulated_attention"] = self.attention[entries, heads, first:]
         if self.sums is not None:
             offers["key_statistics"] = self.sums[entries, heads]
-        if self.moments is not None and self.rope is not None:
-            own = self._queries_of(heads, self.moments[1].shape[1])
-            count, total, products = (x[entries, own if x.shape[1] > 1 else slice(None)] for x in self.moments)
-            mean = total / count.clamp(min=1)
-            covariance = products / count.clamp(min=1)[..., None] - mean[..., :, None] * mean[..., None, :]
+        if self.rope is not None and (self.moments is not None or self.usual_queries is not None):
+            if self.usual_queries is not None:
+                batch, own = self.kept[entries].shape[0], self._queries_of(heads, self.usual_queries[0].shape[0])
+                mean, covariance = (x[own].expand(batch, *x[own].shape) for x in self.usual_queries)
+            else:
+                assert self.moments is not None
+                own = self._queries_of(heads, self.moments[1].shape[1])
+                moments = [x[entries, own if x.shape[1] > 1 else slice(None)] for x in self.moments]
+                mean, covariance = _mean_and_covariance(moments)
             moved = [lagkv.moved(m.float().cpu(), c.float().cpu(), self.rope, seen) for m, c in zip(mean, covariance)]
             offers["query_mean"] = numpy.stack([m[0] for m in moved])
             offers["query_covariance"] = numpy.stack([m[1] for m in moved])
@@ -771,6 +786,63 @@ def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = 
             m.training = True
         module.set_attn_implementation(before)
     return torch.stack([most[i] for i in ours]).numpy()
+
+
+# ---- what the model's queries usually are -----------------------------------------------------------------------------------
+
+
+def _mean_and_covariance(moments: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Of count, sum and sum of products."""
+    count, total, products = moments
+    mean = total / count.clamp(min=1)
+    return mean, products / count.clamp(min=1)[..., None] - mean[..., :, None] * mean[..., None, :]
+
+
+def _usual_queries(policy: lagkv.Policy, statistics: Optional[Sequence[Tuple[Any, Any]]],
+                   heads: Sequence[int]) -> List[Tuple[torch.Tensor, torch.Tensor]]:
+    """Those of each compressed layer, which have so many query heads; none where none are given."""
+    if statistics is None:
+        return []
+    if not policy.needs["query_statistics"]:
+        raise lagkv.Error(f"query_statistics: policy {policy.text} reads none: must be one with expected_attention")
+    try:
+        pairs = [(torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()) for mean, covariance in statistics]
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"query_statistics: must be, for each layer, a mean and a covariance ({e})") from e
+    if len(pairs) != len(heads):
+        raise lagkv.Error(f"query_statistics: {len(pairs)} layers: must be the {len(heads)} with full attention")
+    for i, ((mean, covariance), own) in enumerate(zip(pairs, heads)):
+        if mean.dim() != 2 or mean.shape[0] != own or covariance.shape != (*mean.shape, mean.shape[-1]):
+            raise lagkv.Error(f"query_statistics: {list(mean.shape)} and {list(covariance.shape)} in layer {i}: must be [{own}, "
+                              f"channels] and [{own}, channels, channels]")
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise lagkv.Error(f"query_statistics: of layer {i}: must be finite")
+    return pairs
+
+
+@torch.no_grad()
+def query_statistics(model: Any, tokens: Sequence[int], *, length: int = 2048) -> List[Tuple[Any, Any]]:
+    """What the model's queries usually are before RoPE, once a model, for LagKVCache(query_statistics=): for each layer with full
+    attention their mean, float32 [query heads, dim], and covariance, float32 [query heads, dim, dim].
+
+    tokens: of texts such as the model will read, 8,192 or so; they are read as texts of `length` tokens, whose first 4 do not
+    count. Cost: one reading, and dim products a query and channel. Source: ExpectedAttention (arXiv 2510.00636).
+    """
+    module, ids = _model_of(model), _indices("tokens", tokens)
+    if module is None:
+        raise lagkv.Error("model: must be the model, not its config, which reads nothing")
+    if length <= FIRST_QUERIES or len(ids) <= FIRST_QUERIES:
+        raise lagkv.Error(f"length={length} of {len(ids)} tokens: must both be more than {FIRST_QUERIES}")
+    sums: List[List[torch.Tensor]] = []
+    for begin in range(0, len(ids), length):
+        text = ids[begin:begin + length]
+        cache = LagKVCache("expected_attention:keep=1", module)
+        for at in range(0, len(text), 512):
+            module(torch.tensor([text[at:at + 512]], device=module.device), cache=cache, logits_to_keep=1)
+        moments = [layer.moments for layer in cache.layers if isinstance(layer, CompressedLayer) and layer.moments is not None]
+        sums = [[a + b for a, b in zip(x, y)] for x, y in zip(sums, moments)] if sums else moments
+    usual = [_mean_and_covariance(moments) for moments in sums]
+    return [(mean[0].float().cpu().numpy(), covariance[0].float().cpu().numpy()) for mean, covariance in usual]
 
 
 # ---- models -----------------------------------------------------------------------------------------------------------------

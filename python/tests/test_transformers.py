@@ -291,9 +291,8 @@ def test_refusals():
         LagKVCache("snapkv", model.config)
     with pytest.raises(lagkv.Error, match="reads keys as they were before RoPE: give the model in place of its config"):
         LagKVCache("recommended:keep=0.25", model.config)
-    for policy in ("kvzap", "expected_attention:calibrated=yes"):
-        with pytest.raises(lagkv.Error, match=f"policy {policy}: reads what was fitted to the model beforehand"):
-            LagKVCache(policy, model)
+    with pytest.raises(lagkv.Error, match="policy kvzap: reads what was fitted to the model beforehand"):
+        LagKVCache("kvzap", model)
     for bad in (None, "llama", 3, torch.nn.Linear(2, 2), transformers.LlamaForCausalLM):
         with pytest.raises(TypeError, match=f"model: must be a model of Transformers, or its config, not {type(bad).__name__}"):
             LagKVCache("lagkv", bad)
@@ -367,6 +366,73 @@ def test_entries_can_be_put_in_another_order():
         layer.reorder_cache(order)
     torch.testing.assert_close(model(ids[:, 100:], cache=cache).logits[order], model(ids[order, 100:], cache=other).logits)
     assert torch.equal(cache.positions(2)[order], other.positions(2))
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma3", "Qwen3"])
+@torch.no_grad()
+def test_query_statistics_are_those_that_a_cache_counts_of_the_text(kind):
+    model, ids = model_of(kind), tokens_of(2, 150)
+    policy = "expected_attention:keep=0.4,recent=8"
+    usual = lagkv.transformers.query_statistics(model, ids[0].tolist())
+    of_another = lagkv.transformers.query_statistics(model, ids[1].tolist())
+    counted, given, others, calibrated = (
+        cache_for(policy + more, model, query_statistics=statistics)
+        for more, statistics in [("", None), ("", usual), ("", of_another), (",calibrated=yes", usual)])
+    for cache in (counted, given, others, calibrated):
+        model(ids[:1], cache=cache)
+    full = [i for i, layer in enumerate(counted.layers) if isinstance(layer, lagkv.transformers.CompressedLayer)]
+    assert len(usual) == len(full) and all(mean.dtype == covariance.dtype == numpy.float32 for mean, covariance in usual)
+    kept = [[cache.positions(i).tolist() for i in full] for cache in (counted, given, calibrated, others)]
+    assert kept[0] == kept[1] == kept[2] != kept[3]
+    model(ids[:1, :20], cache=given)  # its queries are not counted
+    assert all(given.layers[i].moments is None for i in full)
+
+
+@torch.no_grad()
+def test_statistics_of_several_texts_are_those_of_all_their_queries():
+    model, ids = tiny(), tokens_of(1, 100)[0].tolist()
+    halves = [lagkv.transformers.query_statistics(model, part) for part in (ids[:50], ids[50:])]
+    for (mean, covariance), *parts in zip(lagkv.transformers.query_statistics(model, ids, length=50), *halves):
+        exact = sum(m for m, _ in parts) / 2
+        numpy.testing.assert_allclose(mean, exact, atol=1e-5)
+        square = sum(c + m[:, :, None] * m[:, None, :] for m, c in parts) / 2
+        numpy.testing.assert_allclose(covariance, square - exact[:, :, None] * exact[:, None, :], atol=1e-5)
+
+
+@torch.no_grad()
+def test_calibrated_heads_keep_what_the_library_keeps():
+    model, ids = tiny(), tokens_of(3, 160)
+    policy = "fuse:key_diff+expected_attention,by=best,covariance=no,calibrated=yes,sink=2,recent=8,keep=0.3,select=by_head"
+    usual = lagkv.transformers.query_statistics(model, ids[2].tolist())
+    cache = cache_for(policy, model, query_statistics=usual)
+    model(ids[:2, :120], cache=cache)
+    alone = cache_for(policy, model, query_statistics=usual)
+    model(ids[1:2, :120], cache=alone)
+    assert [cache.positions(i)[1].tolist() for i in range(3)] == [alone.positions(i)[0].tolist() for i in range(3)]
+    model(ids[:2, 120:], cache=cache)
+    again = pickle.loads(pickle.dumps(cache))
+    assert torch.equal(model(ids[:2, :9], cache=cache).logits, model(ids[:2, :9], cache=again).logits)
+
+
+def test_query_statistics_that_do_not_fit_are_refused():
+    model = tiny()
+    usual = lagkv.transformers.query_statistics(model, range(1, 60))
+    policy = "expected_attention:keep=0.4,calibrated=yes"
+    for statistics, why in [(None, "reads what the model's queries usually are: give query_statistics"),
+                            (usual[:2], "query_statistics: 2 layers: must be the 3 with full attention"),
+                            ([usual[0][::-1]] * 3, "in layer 0: must be .6, channels. and .6, channels, channels."),
+                            ([(m * numpy.nan, c) for m, c in usual], "of layer 0: must be finite")]:
+        with pytest.raises(lagkv.Error, match=why):
+            LagKVCache(policy, model, query_statistics=statistics)
+    for bad in (5, [1, 2, 3], [("a", "b")] * 3):
+        with pytest.raises(TypeError, match="query_statistics: must be, for each layer, a mean and a covariance"):
+            LagKVCache(policy, model, query_statistics=bad)
+    with pytest.raises(lagkv.Error, match="query_statistics: policy key_diff.* reads none"):
+        LagKVCache("key_diff", model, query_statistics=usual)
+    with pytest.raises(lagkv.Error, match="reads the RoPE of its queries: give the model"):
+        LagKVCache(policy, model.config, query_statistics=usual)
+    with pytest.raises(lagkv.Error, match="length=4 of 59 tokens: must both be more than 4"):
+        lagkv.transformers.query_statistics(model, range(1, 60), length=4)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3"])
@@ -762,14 +828,19 @@ def test_heads_that_look_back_recall_a_text(real):
     other = tokenizer((texts / "benchmarks/eval/tasks/text/calibration.txt").read_text()).input_ids[:500]
     budgets = lagkv.head_budgets(lagkv.transformers.head_importance(model, other, between), 0.25, 0.09)
     ids = tokenizer((texts / "docs" / "cursor.md").read_text()).input_ids[:400]
+    usual = lagkv.transformers.query_statistics(model, other)
+    fusion = "fuse:key_diff+expected_attention,by=best,covariance=no,calibrated=yes"
     recalled = {}
-    for select, of_heads in (("", None), (",select=by_head", budgets)):
-        cache = LagKVCache(f"key_diff:pre_rope=yes,sink=4,recent=32,keep=0.25{select}", model, head_budgets=of_heads)
+    for method, select, of_heads, of_queries in (("key_diff:pre_rope=yes", "", None, None),
+                                                 ("key_diff:pre_rope=yes", ",select=by_head", budgets, None),
+                                                 (fusion, ",select=by_head", budgets, usual)):
+        cache = LagKVCache(f"{method},sink=4,recent=32,keep=0.25{select}", model, head_budgets=of_heads,
+                           query_statistics=of_queries)
         model(torch.tensor([ids]), cache=cache)
         assert abs(cache.rows() - 100) <= 2
         guesses = model(torch.tensor([between + ids]), cache=cache).logits[0].argmax(-1)[len(between) + 7:-1]
-        recalled[select] = float((guesses == torch.tensor(ids[8:])).float().mean())
-    assert recalled[",select=by_head"] > 0.9 and recalled[""] < 0.7, recalled
+        recalled[method + select] = float((guesses == torch.tensor(ids[8:])).float().mean())
+    assert [r > 0.9 for r in recalled.values()] == [False, True, True] and min(recalled.values()) < 0.7, recalled
 
 
 def test_a_real_model_finds_a_pass_key(real):
