@@ -11,10 +11,11 @@ were read: cache.get_seq_length() counts the tokens dropped too. docs/python.md 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import operator
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy
 import torch
@@ -731,6 +732,22 @@ def _implementations(config: Any) -> Dict[str, Any]:
     return {"": config._attn_implementation, **{name: _implementations(c) for name, c in parts.items() if c is not None}}
 
 
+@contextlib.contextmanager
+def _without_dropout(module: torch.nn.Module) -> Iterator[None]:
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _read(module: torch.nn.Module, ids: Sequence[int], cache: Cache, at_once: int) -> None:
+    for at in range(0, len(ids), at_once):
+        module(torch.tensor([ids[at:at + at_once]], device=module.device), cache=cache, logits_to_keep=1)
+
+
 @torch.no_grad()
 def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = (), *, skip: int = 4) -> Any:
     """How much each KV head looks back at each token of a text when the model reads it a second time, for lagkv.head_budgets():
@@ -769,21 +786,17 @@ def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = 
         most[attention.layer_idx] = torch.maximum(most[attention.layer_idx], seen)
 
     before = _implementations(module.config)
-    training = [m for m in module.modules() if m.training]
     hooks = [modules[i].register_forward_hook(look) for i in ours]
     try:
-        module.eval()
-        module.set_attn_implementation("eager")
-        cache = DynamicCache(config=config)
-        for part, counted in [(ids, False), (ids_between, False), (ids, True)]:
-            count = counted
-            for at in range(0, len(part), 128):
-                module(torch.tensor([part[at:at + 128]], device=module.device), cache=cache, logits_to_keep=1)
+        with _without_dropout(module):
+            module.set_attn_implementation("eager")
+            cache = DynamicCache(config=config)
+            for part, counted in [(ids, False), (ids_between, False), (ids, True)]:
+                count = counted
+                _read(module, part, cache, 128)
     finally:
         for hook in hooks:
             hook.remove()
-        for m in training:
-            m.training = True
         module.set_attn_implementation(before)
     return torch.stack([most[i] for i in ours]).numpy()
 
@@ -826,7 +839,8 @@ def query_statistics(model: Any, tokens: Sequence[int], *, length: int = 2048) -
     attention their mean, float32 [query heads, dim], and covariance, float32 [query heads, dim, dim].
 
     tokens: of texts such as the model will read, 8,192 or so; they are read as texts of `length` tokens, whose first 4 do not
-    count. Cost: one reading, and dim products a query and channel. Source: ExpectedAttention (arXiv 2510.00636).
+    count. No dropout during the call. Cost: one reading, and dim products a query and channel. Source: ExpectedAttention (arXiv
+    2510.00636).
     """
     module, ids = _model_of(model), _indices("tokens", tokens)
     if module is None:
@@ -835,10 +849,9 @@ def query_statistics(model: Any, tokens: Sequence[int], *, length: int = 2048) -
         raise lagkv.Error(f"length={length} of {len(ids)} tokens: must both be more than {FIRST_QUERIES}")
     sums: List[List[torch.Tensor]] = []
     for begin in range(0, len(ids), length):
-        text = ids[begin:begin + length]
         cache = LagKVCache("expected_attention:keep=1", module)
-        for at in range(0, len(text), 512):
-            module(torch.tensor([text[at:at + 512]], device=module.device), cache=cache, logits_to_keep=1)
+        with _without_dropout(module):
+            _read(module, ids[begin:begin + length], cache, 512)
         moments = [layer.moments for layer in cache.layers if isinstance(layer, CompressedLayer) and layer.moments is not None]
         sums = [[a + b for a, b in zip(x, y)] for x, y in zip(sums, moments)] if sums else moments
     usual = [_mean_and_covariance(moments) for moments in sums]

@@ -399,6 +399,18 @@ def test_statistics_of_several_texts_are_those_of_all_their_queries():
         numpy.testing.assert_allclose(covariance, square - exact[:, :, None] * exact[:, None, :], atol=1e-5)
 
 
+def test_query_statistics_leave_the_model_as_it_was():
+    ids = tokens_of(1, 60)[0].tolist()
+    model = tiny(attention_dropout=0.5)
+    exact = lagkv.transformers.query_statistics(model, ids)
+    model.train()
+    for (mean, covariance), (same_mean, same_covariance) in zip(exact, lagkv.transformers.query_statistics(model, ids)):
+        assert numpy.array_equal(mean, same_mean) and numpy.array_equal(covariance, same_covariance)
+    with pytest.raises(IndexError):
+        lagkv.transformers.query_statistics(model, [1000] * 50)
+    assert all(m.training for m in model.modules())
+
+
 @torch.no_grad()
 def test_calibrated_heads_keep_what_the_library_keeps():
     model, ids = tiny(), tokens_of(3, 160)
