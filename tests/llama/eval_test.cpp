@@ -47,6 +47,11 @@ const host::model& model() {
   return loaded;
 }
 
+const host::model& whole_model() {
+  static const host::model loaded(LAGKV_LLAMA_MODEL);
+  return loaded;
+}
+
 const eval::task& task(const std::string& name) { return *eval::tasks_of(name, {}).front(); }
 
 eval::prompt prompt_of(const eval::task& t, std::size_t length) {
@@ -59,13 +64,13 @@ eval::prompt prompt_of(const eval::task& t, std::size_t length) {
 // llama.cpp by itself: one context, explicit positions, nothing of ours.
 class plain {
  public:
-  plain() {
+  explicit plain(const host::model& m = model()) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = 1024;
     params.n_batch = params.n_ubatch = 512;
     params.n_threads = params.n_threads_batch = 1;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    context_.reset(llama_init_from_model(model().get(), params));
+    context_.reset(llama_init_from_model(m.get(), params));
   }
 
   void read_silently(const tokens& text) { decode(text, false); }
@@ -129,12 +134,14 @@ TEST(Model, AnswersNearlyTheSameWithRepackedWeights) {
 // One prompt, prefilled once, as lagkv-eval does.
 class Trial : public testing::Test {
  protected:
+  explicit Trial(const host::model& m = model()) : model_(m) {}
+
   static host::session_options options() { return {.cells = 1024, .threads = 1, .answer_threads = 1}; }
 
   void prepare(const std::string& name, std::size_t length, const std::vector<std::string>& policies, bool seen = false) {
     what_ = &task(name);
     asked_ = prompt_of(*what_, length);
-    tokens_ = eval::tokenize(model(), *what_, asked_, seen);
+    tokens_ = eval::tokenize(model_, *what_, asked_, seen);
     std::vector<host::named_policy> all;
     for (const std::string& policy : policies) all.push_back(host::parse(policy));
     host::compressor::prepare(session_, all);
@@ -143,7 +150,7 @@ class Trial : public testing::Test {
   }
 
   eval::sample_result run(const std::string& policy, std::size_t chunk = 0) {
-    const eval::trial t{.model = &model(),
+    const eval::trial t{.model = &model_,
                         .what = what_,
                         .asked = &asked_,
                         .tokens = &tokens_,
@@ -157,7 +164,8 @@ class Trial : public testing::Test {
     return eval::run(t, session_, {}, &said_);
   }
 
-  host::session session_{model(), options()};
+  const host::model& model_;
+  host::session session_{model_, options()};
   const eval::task* what_ = nullptr;
   eval::prompt asked_;
   eval::tokenized tokens_;
@@ -165,13 +173,18 @@ class Trial : public testing::Test {
   eval::reference said_;
 };
 
-TEST_F(Trial, FullCacheAnswersAsLlamaCppWithoutUs) {
+class WholeTrial : public Trial {
+ protected:
+  WholeTrial() : Trial(whole_model()) {}
+};
+
+TEST_F(WholeTrial, FullCacheAnswersAsLlamaCppWithoutUs) {
   prepare("niah_single_1", 500, {});
   const eval::sample_result full = run("full");
   EXPECT_EQ(full.kept_tokens, tokens_.before.size());
   EXPECT_DOUBLE_EQ(full.kept_mb, full.full_mb);
 
-  plain alone;
+  plain alone(whole_model());
   alone.read_silently(tokens_.before);
   tokens fed = tokens_.after, written;
   while (written.size() < said_.tokens.size()) {
@@ -179,6 +192,7 @@ TEST_F(Trial, FullCacheAnswersAsLlamaCppWithoutUs) {
     fed = {written.back()};
   }
   EXPECT_EQ(written, said_.tokens);
+  EXPECT_EQ(full.scores.at("score"), 1) << full.answer;
 }
 
 TEST_F(Trial, PerplexityIsLlamaCppsAndPositionsAreRight) {
