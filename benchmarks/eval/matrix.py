@@ -73,7 +73,7 @@ def read(name, paths, everywhere, length, removed):
         for entry in samples:
             share = 0 if entry["policy"] == "full" else entry.get("removed", 0)
             there.add((entry["length"], share))
-            if entry["length"] == length and share == (0 if entry["policy"] == "full" else removed):
+            if entry["length"] == length and (entry["policy"] == "full" or share == removed):
                 last[entry["task"], entry["sample"], entry["policy"]] = entry  # as lagkv-eval report, where one is there twice
     for entry in last.values():
         found.add(entry)

@@ -92,16 +92,16 @@ class LagKVCache(Cache):
             raise lagkv.Error(f"model: has no layer of full attention (layers: {', '.join(sorted(set(types)))})")
         seen = {m.layer_idx: m for m in _attention_modules(module)} if module is not None else {}
         self.sees_masks = all(i in seen for i, own in enumerate(ours) if own)
-        heads: List[Tuple[int, int]] = []
         if needs["head_budgets"]:
             self._expect_masks_of_heads(module, types)
-            heads = [_heads_of(config, seen[i]) for i, own in enumerate(ours) if own]
+        heads: List[Tuple[int, int]] = []
+        if needs["head_budgets"] or query_statistics is not None:
+            heads = [_heads_of(config, seen[i]) for i, own in enumerate(ours) if own and i in seen]
         budgets = _budgets_of_layers(self.policy, head_budgets, [kv for _, kv in heads])
         if module is not None and reads and not self.sees_masks:
             raise lagkv.Error(f"model: {type(module).__name__} has layers without q_proj or qkv_proj: policy {self.policy.text} "
                               f"reads {reads}, which this cache cannot see there")
-        usual = iter(_usual_queries(self.policy, query_statistics, [_heads_of(config, seen[i])[0] for i, own in enumerate(ours)
-                                                                    if own and i in seen]))
+        usual = iter(_usual_queries(self.policy, query_statistics, [queries for queries, _ in heads]))
         ropes: Dict[str, lagkv.Rope] = {}
         if module is not None and (needs["rope"] or needs["query_statistics"]):
             pairs = _pairs(module)
@@ -539,16 +539,16 @@ class CompressedLayer(DynamicLayer):
             offers["accumulated_attention"] = self.attention[entries, heads, first:]
         if self.sums is not None:
             offers["key_statistics"] = self.sums[entries, heads]
-        if self.rope is not None and (self.moments is not None or self.usual_queries is not None):
-            if self.usual_queries is not None:
-                batch, own = self.kept[entries].shape[0], self._queries_of(heads, self.usual_queries[0].shape[0])
-                mean, covariance = (x[own].expand(batch, *x[own].shape) for x in self.usual_queries)
-            else:
-                assert self.moments is not None
-                own = self._queries_of(heads, self.moments[1].shape[1])
-                moments = [x[entries, own if x.shape[1] > 1 else slice(None)] for x in self.moments]
-                mean, covariance = _mean_and_covariance(moments)
-            moved = [lagkv.moved(m.float().cpu(), c.float().cpu(), self.rope, seen) for m, c in zip(mean, covariance)]
+        moved: List[Tuple[Any, ...]] = []
+        if self.usual_queries is not None and self.rope is not None:  # the same for all entries
+            own = self._queries_of(heads, self.usual_queries[0].shape[0])
+            moved = [lagkv.moved(*(x[own] for x in self.usual_queries), self.rope, seen)] * self.kept[entries].shape[0]
+        elif self.moments is not None and self.rope is not None:
+            own = self._queries_of(heads, self.moments[1].shape[1])
+            moments = [x[entries, own if x.shape[1] > 1 else slice(None)] for x in self.moments]
+            moved = [lagkv.moved(m.float().cpu(), c.float().cpu(), self.rope, seen)
+                     for m, c in zip(*_mean_and_covariance(moments))]
+        if moved:
             offers["query_mean"] = numpy.stack([m[0] for m in moved])
             offers["query_covariance"] = numpy.stack([m[1] for m in moved])
         return offers
@@ -732,6 +732,13 @@ def _implementations(config: Any) -> Dict[str, Any]:
     return {"": config._attn_implementation, **{name: _implementations(c) for name, c in parts.items() if c is not None}}
 
 
+def _model_that_reads(model: Any) -> PreTrainedModel:
+    module = _model_of(model)
+    if module is None:
+        raise lagkv.Error("model: must be the model, not its config, which reads nothing")
+    return module
+
+
 @contextlib.contextmanager
 def _without_dropout(module: torch.nn.Module) -> Iterator[None]:
     training = [m for m in module.modules() if m.training]
@@ -758,9 +765,7 @@ def head_importance(model: Any, tokens: Sequence[int], between: Sequence[int] = 
     The model's attention weights are read: eager attention is set for the call, and no dropout. Cost: two readings, and
     [query heads, 128, 2 len(tokens)] numbers at a time. Source: KVzip (arXiv 2505.23416).
     """
-    module = _model_of(model)
-    if module is None:
-        raise lagkv.Error("model: must be the model, not its config, which reads nothing")
+    module = _model_that_reads(model)
     ids, ids_between = _indices("tokens", tokens), _indices("between", between)
     if not 0 <= skip < len(ids):
         raise lagkv.Error(f"skip={skip}: must be 0 or more and less than the {len(ids)} tokens")
@@ -819,7 +824,8 @@ def _usual_queries(policy: lagkv.Policy, statistics: Optional[Sequence[Tuple[Any
     if not policy.needs["query_statistics"]:
         raise lagkv.Error(f"query_statistics: policy {policy.text} reads none: must be one with expected_attention")
     try:
-        pairs = [(torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()) for mean, covariance in statistics]
+        pairs = [(_on_cpu(torch.as_tensor(mean)).float(), _on_cpu(torch.as_tensor(covariance)).float())
+                 for mean, covariance in statistics]
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(f"query_statistics: must be, for each layer, a mean and a covariance ({e})") from e
     if len(pairs) != len(heads):
@@ -842,18 +848,17 @@ def query_statistics(model: Any, tokens: Sequence[int], *, length: int = 2048) -
     count. No dropout during the call. Cost: one reading, and dim products a query and channel. Source: ExpectedAttention (arXiv
     2510.00636).
     """
-    module, ids = _model_of(model), _indices("tokens", tokens)
-    if module is None:
-        raise lagkv.Error("model: must be the model, not its config, which reads nothing")
+    module, ids = _model_that_reads(model), _indices("tokens", tokens)
     if length <= FIRST_QUERIES or len(ids) <= FIRST_QUERIES:
         raise lagkv.Error(f"length={length} of {len(ids)} tokens: must both be more than {FIRST_QUERIES}")
     sums: List[List[torch.Tensor]] = []
-    for begin in range(0, len(ids), length):
-        cache = LagKVCache("expected_attention:keep=1", module)
-        with _without_dropout(module):
+    with _without_dropout(module):
+        for begin in range(0, len(ids), length):
+            cache = LagKVCache("expected_attention:keep=1", module)
             _read(module, ids[begin:begin + length], cache, 512)
-        moments = [layer.moments for layer in cache.layers if isinstance(layer, CompressedLayer) and layer.moments is not None]
-        sums = [[a + b for a, b in zip(x, y)] for x, y in zip(sums, moments)] if sums else moments
+            ours = [layer for layer in cache.layers if isinstance(layer, CompressedLayer)]
+            moments = [layer.moments for layer in ours if layer.moments is not None]
+            sums = [[a + b for a, b in zip(x, y)] for x, y in zip(sums, moments)] if sums else moments
     usual = [_mean_and_covariance(moments) for moments in sums]
     return [(mean[0].float().cpu().numpy(), covariance[0].float().cpu().numpy()) for mean, covariance in usual]
 
