@@ -354,7 +354,8 @@ void runner::run_jobs(const assignment& a, const std::vector<job>& jobs, double 
     } else if (j.asked.policy == "full") {
       reference own;
       r = run(j.doing, s, {}, &own);
-      said.set_value(std::move(own));
+      const std::lock_guard lock(failing);
+      if (!failure) said.set_value(std::move(own));  // else said has the exception
     } else {
       r = run(
           j.doing, s, [&]() -> const reference& { return heard.get(); }, nullptr);

@@ -147,7 +147,7 @@ class LagKVCache(Cache):
             layer.check_crop(tokens_to_remove)
         for other in self.layers:
             if not isinstance(other, CompressedLayer):
-                other.crop(tokens_to_remove)
+                other.crop(tokens_to_remove)  # type: ignore[union-attr]  # those that cannot say so
         for layer in ours:
             layer.crop(tokens_to_remove)
 
@@ -187,15 +187,18 @@ class LagKVCache(Cache):
                               f"{self.policy.text} hides rows of some heads, which this cache cannot do there")
 
 
-class CompressedLayer(DynamicLayer):
+class CompressedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer: keys and values of the rows in use, where they came from, and what the policy has kept for it.
 
     A batch without padding has one cursor. A padded one has a cursor for each entry; the rows of an entry are the last ones of
     the tensors, and what lies before them is hidden from attention.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, cache: LagKVCache, rope: Optional[lagkv.Rope]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.cache, self.rope = cache, rope
         self.usual_queries: Optional[Tuple[torch.Tensor, torch.Tensor]] = None  # mean and covariance before RoPE, if given
         self.trusted = not (cache.reads_queries or rope is not None)  # keys are known to be what _projected() says
@@ -542,7 +545,8 @@ class CompressedLayer(DynamicLayer):
         moved: List[Tuple[Any, ...]] = []
         if self.usual_queries is not None and self.rope is not None:  # the same for all entries
             own = self._queries_of(heads, self.usual_queries[0].shape[0])
-            moved = [lagkv.moved(*(x[own] for x in self.usual_queries), self.rope, seen)] * self.kept[entries].shape[0]
+            mean, covariance = (x[own] for x in self.usual_queries)
+            moved = [lagkv.moved(mean, covariance, self.rope, seen)] * self.kept[entries].shape[0]
         elif self.moments is not None and self.rope is not None:
             own = self._queries_of(heads, self.moments[1].shape[1])
             moments = [x[entries, own if x.shape[1] > 1 else slice(None)] for x in self.moments]
@@ -579,7 +583,7 @@ class CompressedLayer(DynamicLayer):
             self.cursors = [copy.copy(self.cursors[i]) for i in select(torch.arange(len(self.cursors))).tolist()]
 
 
-class RaggedLayer(CompressedLayer):
+class RaggedLayer(CompressedLayer):  # type: ignore[no-untyped-call]
     """One layer whose heads keep different numbers of rows (select=by_head).
 
     `keys` and `values` are flat, [rows of all entries and heads, dim]: the rows of `kept` that are not -1, in its order. The
@@ -750,7 +754,7 @@ def _without_dropout(module: torch.nn.Module) -> Iterator[None]:
             m.training = True
 
 
-def _read(module: torch.nn.Module, ids: Sequence[int], cache: Cache, at_once: int) -> None:
+def _read(module: Any, ids: Sequence[int], cache: Cache, at_once: int) -> None:
     for at in range(0, len(ids), at_once):
         module(torch.tensor([ids[at:at + at_once]], device=module.device), cache=cache, logits_to_keep=1)
 
@@ -891,7 +895,7 @@ def _model_of(model: Any) -> Optional[PreTrainedModel]:
     raise TypeError(f"model: must be a model of Transformers, or its config, not {type(model).__name__}")
 
 
-def _attention_modules(model: torch.nn.Module) -> List[torch.nn.Module]:
+def _attention_modules(model: torch.nn.Module) -> List[Any]:
     """Those that have a layer index and project queries."""
     return [m for m in model.modules() if hasattr(m, "layer_idx") and (hasattr(m, "q_proj") or hasattr(m, "qkv_proj"))]
 

@@ -866,3 +866,9 @@ def test_a_real_model_finds_a_pass_key(real):
     out = model.generate(**inputs, cache=cache, max_new_tokens=12, do_sample=False)
     answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1]:])
     assert "71432" in answer and cache.rows() < 0.8 * cache.get_seq_length(), answer
+
+
+def test_types_by_mypy(tmp_path):
+    mypy = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    out, err, failed = mypy.run(["--strict", "--cache-dir", str(tmp_path), "-m", "lagkv.transformers"])
+    assert not failed, out + err
