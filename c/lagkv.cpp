@@ -423,6 +423,17 @@ void lagkv_cursor_take_back(lagkv_cursor* cursor, size_t rows) {
   if (cursor != nullptr) lagkv::take_back(cursor->at, rows);
 }
 
+int32_t lagkv_cursor_take_out(lagkv_cursor* cursor, size_t begin, size_t end, int32_t gap, lagkv_error* error) {
+  return edge(error, [&]() -> status {
+    if (status s = given({{"cursor", cursor}}); !s) return s;
+    if (gap != LAGKV_GAP_KEPT && gap != LAGKV_GAP_CLOSED)
+      return refuse({"gap=", gap, ": must be LAGKV_GAP_KEPT (0) or LAGKV_GAP_CLOSED (1)"});
+    if (status s = lagkv::detail::check_take_out(cursor->at, begin, end); !s) return s;
+    lagkv::take_out(cursor->at, begin, end, gap == LAGKV_GAP_KEPT ? lagkv::gap::kept : lagkv::gap::closed);
+    return {};
+  });
+}
+
 void lagkv_cursor_save(const lagkv_cursor* cursor, unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES]) {
   if (cursor == nullptr || bytes == nullptr) return;
   const lagkv::saved_cursor saved = lagkv::save(cursor->at);

@@ -215,6 +215,16 @@ LAGKV_API size_t lagkv_cursor_seen(const lagkv_cursor* cursor);       /* tokens 
 /* The caller has removed rows from the end, so that `rows` are left: no further back than lagkv_cursor_compressed(). */
 LAGKV_API void lagkv_cursor_take_back(lagkv_cursor* cursor, size_t rows);
 
+enum lagkv_gap {
+  LAGKV_GAP_KEPT = 0,  /* later tokens have the positions that they had, and the removed ones count as dropped */
+  LAGKV_GAP_CLOSED = 1 /* later tokens move up (a context shift), and the removed ones never were */
+};
+
+/* The caller has removed rows [begin, end) of those in use and moved the later ones up: an old turn of a chat, the output of a
+ * tool. Rows appended since the last call count, too; an empty range changes nothing. `gap`: a lagkv_gap. docs/cursor.md says
+ * when a policy must be offered positions then. Fails if begin > end, if `gap` is none, or if a count becomes too large. */
+LAGKV_API int32_t lagkv_cursor_take_out(lagkv_cursor* cursor, size_t begin, size_t end, int32_t gap, lagkv_error* error);
+
 /* A cursor as bytes, the same on every machine. */
 #define LAGKV_SAVED_CURSOR_BYTES 28
 LAGKV_API void lagkv_cursor_save(const lagkv_cursor* cursor, unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES]);

@@ -166,6 +166,8 @@ TEST(debug_death, what_is_right_is_let_pass) {
     lagkv::compress(c.policy, c.memory.layer(c.tokens + 1), again, c.ws);
     lagkv::take_back(again, 20);  // into the survivors
     lagkv::compress(c.policy, c.memory.layer(60), again, c.ws);
+    lagkv::take_out(again, 10, 15, lagkv::gap::closed);  // of the survivors
+    lagkv::compress(c.policy, c.memory.layer(60), again, c.ws);
     lagkv::cursor loaded = *lagkv::load_cursor(lagkv::save(again));
     lagkv::compress(c.policy, c.memory.layer(90), loaded, c.ws);
     SUCCEED();

@@ -1015,6 +1015,68 @@ TEST(cursor, takes_rows_back_and_goes_on_as_if_they_had_not_been) {
   EXPECT_EQ(more.tokens, c.compressed - 3) << "rows are only taken back";
 }
 
+// Tokens that were never candidates leave no trace when they are taken out and the gap is closed. If it is kept they count as
+// dropped: the same rows stay where the budget is no share of all tokens.
+TEST(cursor, takes_tokens_out_and_goes_on_as_if_they_had_never_been) {
+  const std::size_t n = 300, appended = 90;
+  const cube x = make_cube(5, 2, n, 8);
+  for (const char* text : {"lagkv:sink=2,lag=16,ratio=0.5", "key_norm:keep=0.3,recent=9,sink=1", "key_norm:capacity=60,recent=9",
+                           "streaming_llm:sink=4,capacity=70", "key_norm:lag=16,keep=0.5", "full"})
+    for (const auto& [begin, end] : {std::pair{70, 90}, {62, 75}, {89, 90}, {80, 80}})
+      for (const lagkv::gap positions : {lagkv::gap::closed, lagkv::gap::kept}) {
+        const lagkv::policy p = named(text);
+        const std::size_t a = static_cast<std::size_t>(begin), b = static_cast<std::size_t>(end);
+        cube rest(2, n - (b - a), 8);
+        for (std::size_t h = 0; h < 2; ++h)
+          for (std::size_t t = 0; t < n; ++t)
+            if (t < a || t >= b) std::copy_n(x.row(h, t), 8, rest.row(h, t < a ? t : t - (b - a)));
+        lagkv::workspace ws;
+        sequence edited(layout::heads_first, dtype::f32, x, x), plain(layout::heads_first, dtype::f32, rest, rest);
+        const auto append = [&](std::size_t tokens, std::size_t tokens_of_rest) {
+          edited.append(tokens, p, ws), plain.append(tokens_of_rest, p, ws);
+        };
+        append(60, 60);
+        const std::size_t gone = 60 - edited.tokens();
+        edited.append_only(appended - 60), plain.append_only(appended - 60 - (b - a));
+        edited.take_out(a - gone, b - gone, positions);
+        append(0, 0);
+        for (std::size_t i = appended; i < n; i += 30) append(30, 30);
+
+        const bool of_all_tokens = std::string(text).find("keep=0.3") != std::string::npos;
+        EXPECT_TRUE(edited.rows_follow_positions()) << text;
+        EXPECT_EQ(edited.at().seen(), positions == lagkv::gap::kept ? n : n - (b - a)) << text;
+        if (positions == lagkv::gap::kept && of_all_tokens) continue;
+        EXPECT_EQ(edited.at().tokens, plain.at().tokens) << text;
+        EXPECT_EQ(edited.at().compressed, plain.at().compressed) << text;
+        for (std::size_t h = 0; h < 2; ++h) {
+          std::vector<int> expected = plain.positions(h);
+          for (int& t : expected) t += t < begin ? 0 : end - begin;
+          EXPECT_EQ(edited.positions(h), expected) << text << ", [" << begin << ", " << end << ")";
+        }
+      }
+}
+
+TEST(cursor, counts_what_is_taken_out_among_survivors_and_rows_appended_since) {
+  const cursor before{60, 40, 20, 7};
+  const auto after = [&](std::size_t begin, std::size_t end, lagkv::gap positions) {
+    cursor at = before;
+    lagkv::take_out(at, begin, end, positions);
+    return at;
+  };
+  using enum lagkv::gap;
+  EXPECT_EQ(after(5, 9, closed), (cursor{56, 40, 16}));
+  EXPECT_EQ(after(5, 9, kept), (cursor{56, 44, 16}));
+  EXPECT_EQ(after(18, 25, closed), (cursor{53, 40, 18}));
+  EXPECT_EQ(after(0, 70, closed), (cursor{0, 40, 0}));
+  EXPECT_EQ(after(55, 65, closed), (cursor{55, 40, 20}));
+  EXPECT_EQ(after(70, 80, closed), before) << "appended since the last call, and never counted";
+  EXPECT_EQ(after(70, 80, kept), (cursor{60, 50, 20})) << "the next position stays";
+  for (const auto& [begin, end] : {std::pair{30, 30}, {9, 5}})
+    EXPECT_EQ(after(static_cast<std::size_t>(begin), static_cast<std::size_t>(end), kept), before);
+  EXPECT_EQ(after(5, 9, closed).mark, 0U) << "another row is the last survivor's";
+  EXPECT_EQ(after(20, 25, closed).mark, 7U);
+}
+
 // docs/cursor.md: as many tokens as the window holds may be taken back after any call.
 TEST(cursor, is_never_within_the_window) {
   const cube x = make_cube(1, 1, 400, 4);

@@ -31,7 +31,7 @@ __version__: str = _core.version
 __all__ = [
     "Candidates", "Cursor", "Error", "Layer", "Plan", "Policy", "Rope", "Workspace", "accumulate", "advance", "check", "compact",
     "compress", "compress_layers", "expected_queries", "fusion_options", "head_budgets", "make_policy", "methods", "moved",
-    "parse", "peak_rows", "plan_eviction", "query_statistics", "rerotate", "score", "shared_options", "take_back",
+    "parse", "peak_rows", "plan_eviction", "query_statistics", "rerotate", "score", "shared_options", "take_back", "take_out",
 ]
 
 PolicyLike = Union[Policy, str]
@@ -241,6 +241,17 @@ def advance(cursor: Cursor, plan: Plan, head: Optional[int] = None) -> None:
 def take_back(cursor: Cursor, rows: int) -> None:
     """The caller has removed rows from the end, so that `rows` of them are left: no further back than cursor.compressed."""
     _of(Cursor, "cursor", cursor).take_back(rows)
+
+
+def take_out(cursor: Cursor, begin: int, end: int, *, gap: str = "kept") -> None:
+    """The caller has removed rows [begin, end) of those in use and moved the later ones up.
+
+    gap: "kept": later tokens have the positions that they had, and the removed ones count as dropped; "closed": they move up (a
+    context shift). Rows appended since the last compress() count, too. Raises Error if begin > end.
+    """
+    if gap not in ("kept", "closed"):
+        raise Error(f"gap={gap}: must be kept or closed")
+    _of(Cursor, "cursor", cursor).take_out(begin, end, getattr(_core.gap, gap))
 
 
 def rerotate(keys: Array, plan: Plan, rope: Rope, *, workspace: Optional[Workspace] = None) -> None:

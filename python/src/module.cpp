@@ -551,6 +551,7 @@ NB_MODULE(_core, m) {
       std::to_string(LAGKV_VERSION_MAJOR) + "." + std::to_string(LAGKV_VERSION_MINOR) + "." + std::to_string(LAGKV_VERSION_PATCH);
   m.attr("expected_queries") = lagkv::expected_queries;
 
+  nb::enum_<lagkv::gap>(m, "gap").value("kept", lagkv::gap::kept).value("closed", lagkv::gap::closed);
   nb::enum_<lagkv::toward>(m, "toward").value("front", lagkv::toward::front).value("window", lagkv::toward::window);
 
   nb::class_<lagkv::cursor>(
@@ -575,6 +576,13 @@ NB_MODULE(_core, m) {
       .def(
           "take_back", [](lagkv::cursor& c, whole rows) { lagkv::take_back(c, rows.get("rows")); }, "rows"_a,
           "The caller has removed rows from the end, so that `rows` of them are left: no further back than `compressed`.")
+      .def(
+          "take_out",
+          [](lagkv::cursor& c, whole begin, whole end, lagkv::gap positions) {
+            expect(lagkv::detail::check_take_out(c, begin.get("begin"), end.get("end")));
+            lagkv::take_out(c, begin.get("begin"), end.get("end"), positions);
+          },
+          "begin"_a, "end"_a, "positions"_a, "The caller has removed rows [begin, end) and moved the later ones up.")
       .def("save", &save, "28 bytes, the same on every machine and in C++.")
       .def_static(
           "load", [](given<nb::bytes> b) { return load(b.get("bytes", "the bytes of save()")); }, "bytes"_a,

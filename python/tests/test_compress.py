@@ -358,6 +358,16 @@ def test_cursor():
     lagkv.take_back(other, 60)
     assert (other.tokens, other.dropped, other.compressed) == (60, 40, 30) and other != cursor
     assert cursor != 3 and len(cursor.save()) == 28
+    lagkv.take_out(other, 25, 35, gap="closed")
+    assert (other.tokens, other.dropped, other.compressed) == (50, 40, 25)
+    lagkv.take_out(other, 45, 55)  # five that were appended since the last call
+    assert (other.tokens, other.dropped, other.compressed, other.seen()) == (45, 50, 25, 95)
+    for refused, words in (((5, 4), "begin=5: must be at most end=4"), ((5, 2**62), f"end={2**62}: must be at most")):
+        with pytest.raises(lagkv.Error, match=words):
+            lagkv.take_out(other, *refused)
+    with pytest.raises(lagkv.Error, match="gap=left: must be kept or closed"):
+        lagkv.take_out(other, 1, 2, gap="left")
+    assert (other.tokens, other.dropped, other.compressed) == (45, 50, 25)
     with pytest.raises(TypeError):
         hash(cursor)
     with pytest.raises(lagkv.Error, match="saved cursor of 27 bytes: must be 28"):

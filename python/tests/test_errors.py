@@ -114,6 +114,7 @@ COUNTS = {
     "layers": [lambda n: ANY.for_layer(0, n), lambda n: ANY.fit(lagkv.Layer(K, V), n)],
     "head": [PLAN.rows, PLAN.of, PLAN.tokens_after, lambda n: PLAN.source(n, 0),
              lambda n: lagkv.advance(lagkv.Cursor(), PLAN, n)],
+    "begin": [lambda n: lagkv.take_out(lagkv.Cursor(), n, 3)], "end": [lambda n: lagkv.take_out(lagkv.Cursor(), 0, n)],
     "row": [lambda n: PLAN.source(0, n)], "dims": [lambda n: lagkv.Rope(pairs="halves", dims=n)],
     "first": [lambda n: lagkv.moved(K[0], None, lagkv.Rope(pairs="halves"), n)],
     "future": [lambda n: lagkv.moved(K[0], None, lagkv.Rope(pairs="halves"), 0, n)],
@@ -161,6 +162,7 @@ def test_objects_of_a_wrong_kind_are_named():
         (lambda: lagkv.compact(K, None), "plan: must be a lagkv.Plan, not NoneType"),
         (lambda: lagkv.advance(PLAN, CURSOR), "cursor: must be a lagkv.Cursor, not Plan"),
         (lambda: lagkv.take_back(PLAN, 3), "cursor: must be a lagkv.Cursor, not Plan"),
+        (lambda: lagkv.take_out(PLAN, 3, 4), "cursor: must be a lagkv.Cursor, not Plan"),
         (lambda: lagkv.rerotate(K, PLAN, 10000), "rope: must be a lagkv.Rope, not int"),
         (lambda: lagkv.moved(K[0], None, None, 0), "rope: must be a lagkv.Rope, not NoneType"),
     ):

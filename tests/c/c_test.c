@@ -194,6 +194,19 @@ static void test_compress(const char* text) {
   EXPECT(lagkv_cursor_tokens(f) == left - 1 && lagkv_cursor_tokens(c) == left);
   OK(lagkv_compress(p, &l, f, w, LAGKV_FRONT, NULL, &error));
 
+  /* Rows taken out among survivors, among those counted, and among those appended since. */
+  const size_t dropped = lagkv_cursor_dropped(f), compressed = lagkv_cursor_compressed(f), seen = lagkv_cursor_seen(f);
+  OK(lagkv_cursor_take_out(f, 1, 3, LAGKV_GAP_CLOSED, &error));
+  EXPECT(lagkv_cursor_compressed(f) == compressed - 2 && lagkv_cursor_dropped(f) == dropped && lagkv_cursor_seen(f) == seen - 2);
+  OK(lagkv_cursor_take_out(f, lagkv_cursor_tokens(f) - 1, lagkv_cursor_tokens(f) + 4, LAGKV_GAP_KEPT, &error));
+  EXPECT(lagkv_cursor_dropped(f) == dropped + 5 && lagkv_cursor_seen(f) == seen + 2);
+  OK(lagkv_cursor_take_out(f, 7, 7, LAGKV_GAP_KEPT, NULL));
+  REFUSED(lagkv_cursor_take_out(f, 7, 6, LAGKV_GAP_KEPT, &error), "begin=7: must be at most end=6");
+  REFUSED(lagkv_cursor_take_out(f, 7, 9, 2, &error), "gap=2: must be LAGKV_GAP_KEPT (0) or LAGKV_GAP_CLOSED (1)");
+  REFUSED(lagkv_cursor_take_out(f, 7, SIZE_MAX / 4, LAGKV_GAP_KEPT, &error), ": must be at most");
+  REFUSED(lagkv_cursor_take_out(NULL, 7, 9, LAGKV_GAP_KEPT, &error), "cursor: is NULL");
+  EXPECT(lagkv_cursor_dropped(f) == dropped + 5 && lagkv_cursor_seen(f) == seen + 2);
+
   lagkv_policy_free(p);
   lagkv_workspace_free(w), lagkv_workspace_free(second);
   lagkv_cursor_free(c), lagkv_cursor_free(d), lagkv_cursor_free(f), lagkv_cursor_free(g);

@@ -59,6 +59,13 @@ TEST(cursor, life) {
   EXPECT_EQ(cursor.tokens, 152U);
   EXPECT_EQ(cursor.seen(), 602U);
 
+  const std::size_t compressed = cursor.compressed;
+  const auto remove_rows = [](std::size_t, std::size_t) {};
+#include "cursor/taking-out-1.inc"
+  EXPECT_EQ(tokens, 52U);
+  EXPECT_EQ(cursor.compressed, compressed - 100);
+  EXPECT_EQ(cursor.seen(), 602U);
+
 #include "cursor/fork-1.inc"
   EXPECT_EQ(other, cursor);
 

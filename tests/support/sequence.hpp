@@ -1,6 +1,7 @@
 // A sequence as an engine drives it: append, step, and carry the positions along.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <numeric>
 #include <vector>
@@ -20,12 +21,31 @@ class sequence {
 
   /// Appends n tokens, then compresses. (Use, then compress: an engine attends in between.)
   void append(std::size_t n, const lagkv::policy& policy, lagkv::workspace& ws) {
+    append_only(n);
+    tokens_ = lagkv::compress(policy, cache_.layer(tokens_), at_, ws);
+    for (std::size_t h = 0; h < positions_.size(); ++h) lagkv::compact(positions_[h].data(), h, lagkv::last_plan(ws));
+  }
+
+  void append_only(std::size_t n) {
     for (std::size_t i = 0; i < n; ++i, ++seen_, ++tokens_) {
       cache_.keys.put(k_, seen_, tokens_), cache_.values.put(v_, seen_, tokens_);
       for (auto& p : positions_) p[tokens_] = static_cast<int>(seen_);
     }
-    tokens_ = lagkv::compress(policy, cache_.layer(tokens_), at_, ws);
-    for (std::size_t h = 0; h < positions_.size(); ++h) lagkv::compact(positions_[h].data(), h, lagkv::last_plan(ws));
+  }
+
+  /// Removes rows [begin, end), as a host that edits its sequence does.
+  void take_out(std::size_t begin, std::size_t end, lagkv::gap positions) {
+    for (std::size_t h = 0; h < positions_.size(); ++h) {
+      for (std::size_t from = end, to = begin; from < tokens_; ++from, ++to)
+        for (host* x : {&cache_.keys, &cache_.values}) {
+          const row_bits row = x->row(h, from);
+          for (std::size_t c = 0; c < row.size(); ++c) x->set(h, to, c, row[c]);
+        }
+      const auto first = positions_[h].begin();
+      std::copy(first + std::ptrdiff_t(end), first + std::ptrdiff_t(tokens_), first + std::ptrdiff_t(begin));
+    }
+    tokens_ -= end - begin;
+    lagkv::take_out(at_, begin, end, positions);
   }
 
   std::size_t tokens() const { return tokens_; }

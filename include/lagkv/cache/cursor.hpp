@@ -1,6 +1,7 @@
 // Part of lagkv (MIT). How far a layer of one sequence has been compressed.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -12,15 +13,16 @@
 namespace lagkv::inline LAGKV_ABI {
 
 /// How far a layer of one sequence has been compressed. A new sequence has a new cursor; copy it with a forked sequence, save
-/// it with a saved one, and take_back() if the host removes tokens from the end. docs/cursor.md has the life of a cursor.
+/// it with a saved one, take_back() if the host removes tokens from the end, take_out() if it removes others. docs/cursor.md
+/// has the life of a cursor.
 struct cursor {
   std::size_t tokens = 0;      ///< rows in use after the last compress()
   std::size_t dropped = 0;     ///< rows dropped so far
   std::size_t compressed = 0;  ///< rows [0, compressed) are sinks or survivors: candidates again only with a capacity
   std::uint32_t mark = 0;  ///< debug builds: what row `compressed` - 1 held, so that another sequence is noticed; 0: not known
 
-  /// Tokens of the sequence up to the last compress(): the position of the next one for RoPE. It changes in compress() and in
-  /// take_back(), so the host counts the tokens appended since by itself.
+  /// Tokens of the sequence up to the last compress(): the position of the next one for RoPE. It changes in compress(),
+  /// take_back() and take_out(), so the host counts the tokens appended since by itself.
   std::size_t seen() const noexcept { return tokens + dropped; }
 
   friend bool operator==(const cursor& a, const cursor& b) noexcept {
@@ -34,6 +36,22 @@ struct cursor {
 inline void take_back(cursor& at, std::size_t rows) noexcept {
   if (rows < at.tokens) at.tokens = rows;
   if (rows < at.compressed) at.compressed = rows, at.mark = 0;
+}
+
+/// What becomes of the positions of removed tokens. `kept`: later tokens have the positions that they had, and the removed ones
+/// count as dropped. `closed`: later tokens move up (a context shift), and the removed ones never were.
+enum class gap { kept, closed };
+
+/// The host has removed rows [begin, end) of those in use and moved the later ones up: an old turn of a chat, the output of a
+/// tool. Rows that were appended since the last compress() count, too; an empty range changes nothing. With gap::kept, tokens
+/// before the gap that have never been candidates lie at other positions than cursor and row say: offer `positions` to a policy
+/// that reads them. Below at.compressed a row is another token in each head.
+inline void take_out(cursor& at, std::size_t begin, std::size_t end, gap positions) noexcept {
+  if (begin >= end) return;
+  const auto before = [&](std::size_t row) { return (std::min)(end, row) - (std::min)(begin, row); };
+  if (const std::size_t n = before(at.compressed); n != 0) at.compressed -= n, at.mark = 0;
+  at.tokens -= before(at.tokens);
+  if (positions == gap::kept) at.dropped += end - begin;
 }
 
 /// A cursor as 28 bytes, the same on every machine: a version, then three integers, little endian.
@@ -57,6 +75,14 @@ namespace detail {
 
 /// The most that a count of a cursor may be: sums of them hold, on 32 bits too.
 inline constexpr std::size_t most_counted = (std::numeric_limits<std::size_t>::max)() / 4;
+
+/// Whether [begin, end) may be taken out: for callers that know no more of it.
+inline status check_take_out(const cursor& at, std::size_t begin, std::size_t end) {
+  if (begin > end) return refuse({"begin=", begin, ": must be at most end=", end});
+  const std::size_t most = most_counted - (std::min)(at.dropped, most_counted);
+  if (end > most) return refuse({"end=", end, ": must be at most ", most});
+  return {};
+}
 
 }  // namespace detail
 
