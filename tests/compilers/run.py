@@ -15,6 +15,7 @@ import concurrent.futures
 import glob
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -314,9 +315,16 @@ def run_row(row, options, seen):
     passed = skipped = 0
     log = ""
     filters = [options.filter] if options.filter else row.filters
-    for f in filters:
-        code, text = run([*before, program, "--gtest_brief=1", f"--gtest_filter={f}"], options.limit,
-                         env=wine_environment() if "wine" in (row.runner or []) else None)
+    shards = 1 if row.runner == ["wasi"] else options.jobs  # which has no environment
+    environment = {**(wine_environment() if "wine" in (row.runner or []) else os.environ), "GTEST_TOTAL_SHARDS": str(shards)}
+
+    def part_of_tests(f, shard):
+        return run([*before, program, "--gtest_brief=1", f"--gtest_filter={f}"], options.limit,
+                   env={**environment, "GTEST_SHARD_INDEX": str(shard)})
+
+    with concurrent.futures.ThreadPoolExecutor(shards) as pool:
+        ran = list(pool.map(part_of_tests, *zip(*[(f, shard) for f in filters for shard in range(shards)])))
+    for code, text in ran:
         log += text
         write(f"{folder}/test.log", log)
         passed += sum(map(int, re.findall(r"^\[  PASSED  \] (\d+) test", text, re.M)))
@@ -372,7 +380,10 @@ def front_ends(options):
         if options.rows and not any(name.startswith(n) for n in options.rows):
             continue
         row = Row(name, "", word)
-        command = compiler_of(row) or ([shutil.which("g++")] if name == "gcc" and shutil.which("g++") else None)
+        command = compiler_of(row)
+        if command and name == "zig" and sys.platform == "linux":  # it makes a C++ library for each target: that of a row does
+            command = [*command, "-target", f"{platform.machine()}-linux-gnu"]
+        command = command or ([shutil.which("g++")] if name == "gcc" and shutil.which("g++") else None)
         yield row, command
 
 
@@ -577,7 +588,7 @@ def main():
     parser.add_argument("--compiled", action="store_true", help="with LAGKV_COMPILED instead of headers only")
     parser.add_argument("--filter", help="a GoogleTest filter instead of the rows' own")
     parser.add_argument("--flags", default="", help="more flags for the tests, such as --flags=-Wno-error to see how they run")
-    parser.add_argument("--jobs", type=int, default=1, help="compilations at once (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="compilations, and parts of the tests, at once (default 1)")
     parser.add_argument("--parallel", type=int, default=2, help="files compiled at once, with --parse and --habits (default 2)")
     parser.add_argument("--limit", type=int, default=900, help="seconds that a run of the tests may take (default 900)")
     parser.add_argument("--errors", type=int, default=8, help="lines shown of what failed (default 8)")
