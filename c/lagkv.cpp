@@ -197,7 +197,7 @@ status held_layer::set(const lagkv_extras& given) {
 status check_cursor(const lagkv::cursor& at, std::size_t tokens) {
   if (at.tokens <= tokens) return {};
   return refuse({"tokens=", tokens, ": the cursor counts ", at.tokens,
-                 " rows: call lagkv_cursor_take_back(), or begin a sequence with a new cursor"});
+                 " rows: call lagkv_cursor_take_back() or lagkv_cursor_take_out(), or begin a sequence with a new cursor"});
 }
 
 /// The scratch of several workspaces side by side, as long as this lives.

@@ -1,5 +1,5 @@
-# lagkv_embed(TARGET FILE SYMBOL): compiles the file's text into the target, as `extern const std::string_view SYMBOL`, where
-# SYMBOL may be qualified (eval::persuasion). NAME.tar.gz is unpacked first: it holds one file, NAME.
+# lagkv_embed(TARGET FILE SYMBOL): compiles the file's text into the target, as `extern const std::string_view SYMBOL`. SYMBOL
+# has a namespace (eval::persuasion). NAME.tar.gz is unpacked first: it holds one file, NAME.
 function(lagkv_embed target file symbol)
   get_filename_component(path "${file}" ABSOLUTE)
   get_filename_component(name "${file}" NAME)

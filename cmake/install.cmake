@@ -1,5 +1,5 @@
-# What `cmake --install` puts where: headers, lagkv::kernels and lagkv::c where they were built, and the files by which CMake and pkg-config find
-# them.
+# What `cmake --install` puts where: headers, lagkv::kernels and lagkv::c where they were built, and the files by which CMake and
+# pkg-config find them.
 include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/lagkv)
@@ -31,16 +31,31 @@ if(NOT IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
   string(REGEX REPLACE "/$" "" up "${up}")
   set(pc_prefix "\${pcfiledir}/${up}")
 endif()
+foreach(part LIBDIR INCLUDEDIR)
+  set(pc_${part} "\${prefix}/${CMAKE_INSTALL_${part}}")
+  if(IS_ABSOLUTE "${CMAKE_INSTALL_${part}}")
+    set(pc_${part} "${CMAKE_INSTALL_${part}}")
+  endif()
+endforeach()
 foreach(name lagkv lagkv-kernels lagkv-c)
   configure_file(cmake/${name}.pc.in ${PROJECT_BINARY_DIR}/${name}.pc @ONLY)
 endforeach()
 install(FILES ${PROJECT_BINARY_DIR}/lagkv.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 if(LAGKV_KERNELS)  # not without the library: a program would not link
-  install(CODE "if(EXISTS \"$<TARGET_FILE:lagkv_kernels>\")
-    file(INSTALL \"${PROJECT_BINARY_DIR}/lagkv-kernels.pc\" DESTINATION \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig\")
+  install(CODE "set(to \"${CMAKE_INSTALL_LIBDIR}/pkgconfig\")
+  if(NOT IS_ABSOLUTE \"\${to}\")
+    set(to \"\${CMAKE_INSTALL_PREFIX}/\${to}\")
+  endif()
+  if(EXISTS \"$<TARGET_FILE:lagkv_kernels>\")
+    file(INSTALL \"${PROJECT_BINARY_DIR}/lagkv-kernels.pc\" DESTINATION \"\${to}\")
   endif()")
 endif()
 if(TARGET lagkv_c)
   install(FILES ${PROJECT_BINARY_DIR}/lagkv-c.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endif()
-install(FILES LICENSE NOTICE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+# In a project that adds this one CMAKE_INSTALL_DOCDIR is that project's folder, with a LICENSE of its own.
+set(docs ${CMAKE_INSTALL_DOCDIR})
+if(NOT top_level)
+  set(docs ${CMAKE_INSTALL_DATAROOTDIR}/doc/lagkv)
+endif()
+install(FILES LICENSE NOTICE DESTINATION ${docs})

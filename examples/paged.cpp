@@ -34,8 +34,12 @@ std::size_t offset(const sequence& s, std::size_t head, std::size_t token) {
   return ((static_cast<std::size_t>(s.table[token / block]) * heads + head) * block + token % block) * channels;
 }
 
-void append(pool& p, sequence& s) {
-  if (s.tokens == s.table.size() * block) s.table.push_back(p.free_blocks.back()), p.free_blocks.pop_back();
+/// Where the pool has no block for one more token nothing is appended.
+bool append(pool& p, sequence& s) {
+  if (s.tokens == s.table.size() * block) {
+    if (p.free_blocks.empty()) return false;
+    s.table.push_back(p.free_blocks.back()), p.free_blocks.pop_back();
+  }
   const std::size_t position = s.tokens + s.cursor.dropped;
   for (std::size_t h = 0; h < heads; ++h) {
     const std::size_t row = offset(s, h, s.tokens);
@@ -43,6 +47,7 @@ void append(pool& p, sequence& s) {
     p.k[row] = static_cast<float>(position);  // so that a row tells where it came from
   }
   ++s.tokens;
+  return true;
 }
 
 void release_unused(pool& p, sequence& s) {
@@ -57,7 +62,8 @@ int main() {
   lagkv::workspace workspace;
   sequence s;
   for (int round = 0; round < 3; ++round) {
-    for (int i = 0; i < 500; ++i) append(p, s);
+    for (int i = 0; i < 500; ++i)
+      if (!append(p, s)) return std::printf("the pool is full\n"), 1;
     if (const lagkv::status ok = check(policy, view(p, s)); !ok) return std::printf("%s\n", ok.message().c_str()), 1;
     const std::size_t before = s.table.size();
     s.tokens = lagkv::compress(policy, view(p, s), s.cursor, workspace);

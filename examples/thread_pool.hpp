@@ -4,9 +4,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 class thread_pool {
@@ -28,7 +30,8 @@ class thread_pool {
 
   std::size_t workers() const { return threads_.size() + 1; }
 
-  /// work(task, worker) for each task below n; returns when all are done.
+  /// work(task, worker) for each task below n; returns when all are done. Throws what one of them threw, once none is running:
+  /// tasks that nobody had begun are left out then.
   void operator()(std::size_t n, const std::function<void(std::size_t, std::size_t)>& work) const {
     {
       const std::lock_guard lock(mutex_);
@@ -38,11 +41,18 @@ class thread_pool {
     take(0);
     std::unique_lock lock(mutex_);
     done_.wait(lock, [this] { return busy_ == 0; });
+    if (failed_) std::rethrow_exception(std::exchange(failed_, nullptr));
   }
 
  private:
   void take(std::size_t worker) const {
-    for (std::size_t i = next_++; i < tasks_; i = next_++) (*work_)(i, worker);
+    try {
+      for (std::size_t i = next_++; i < tasks_; i = next_++) (*work_)(i, worker);
+    } catch (...) {  // no room for scratch, say: it must not leave this thread while others are at work
+      next_ = tasks_;
+      const std::lock_guard lock(mutex_);
+      failed_ = std::current_exception();
+    }
   }
 
   void serve(std::size_t worker) const {
@@ -65,5 +75,6 @@ class thread_pool {
   mutable const std::function<void(std::size_t, std::size_t)>* work_ = nullptr;
   mutable std::atomic<std::size_t> next_ = 0;
   mutable std::size_t tasks_ = 0, busy_ = 0, round_ = 0;
+  mutable std::exception_ptr failed_;
   bool stop_ = false;
 };

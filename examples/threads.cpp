@@ -39,6 +39,7 @@ int main() {
   std::vector<lagkv::layer> views;
   for (std::size_t l = 0; l < layers; ++l) model.emplace_back(l);
   for (cache& c : model) views.push_back(c.view());
+  if (const lagkv::status ok = check(policy, views[0]); !ok) return std::fprintf(stderr, "%s\n", ok.message().c_str()), 1;
   std::vector<lagkv::cursor> cursors(layers);
   if (const lagkv::status done = lagkv::compress(policy, views, cursors, workers, pool); !done)
     return std::fprintf(stderr, "%s\n", done.message().c_str()), 1;

@@ -230,8 +230,8 @@ LAGKV_API int32_t lagkv_cursor_take_out(lagkv_cursor* cursor, size_t begin, size
 LAGKV_API void lagkv_cursor_save(const lagkv_cursor* cursor, unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES]);
 LAGKV_API int32_t lagkv_cursor_load(const unsigned char* bytes, size_t count, lagkv_cursor** cursor, lagkv_error* error);
 
-/* Scratch that only grows, for one thread at a time. target: NULL for the widest instruction set of this machine, or "sse2",
- * "avx2", "avx512", "neon", "scalar". */
+/* Scratch that only grows, for one thread at a time. target: NULL for the widest instruction set of this machine, or one that it
+ * has of "sse2", "avx2", "avx512" and "neon" ("scalar" where it has none of them); another is refused. */
 LAGKV_API int32_t lagkv_workspace_new(const char* target, lagkv_workspace** workspace, lagkv_error* error);
 LAGKV_API void lagkv_workspace_free(lagkv_workspace* workspace);
 LAGKV_API const char* lagkv_workspace_target(const lagkv_workspace* workspace);

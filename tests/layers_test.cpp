@@ -1015,7 +1015,7 @@ TEST(cursor, takes_rows_back_and_goes_on_as_if_they_had_not_been) {
   EXPECT_EQ(more.tokens, c.compressed - 3) << "rows are only taken back";
 }
 
-// Tokens that were never candidates leave no trace when they are taken out and the gap is closed. If it is kept they count as
+// Tokens appended since the last call leave no trace when they are taken out and the gap is closed. If it is kept they count as
 // dropped: the same rows stay where the budget is no share of all tokens.
 TEST(cursor, takes_tokens_out_and_goes_on_as_if_they_had_never_been) {
   const std::size_t n = 300, appended = 90;
@@ -1070,9 +1070,15 @@ TEST(cursor, counts_what_is_taken_out_among_survivors_and_rows_appended_since) {
   EXPECT_EQ(after(0, 70, closed), (cursor{0, 40, 0}));
   EXPECT_EQ(after(55, 65, closed), (cursor{55, 40, 20}));
   EXPECT_EQ(after(70, 80, closed), before) << "appended since the last call, and never counted";
-  EXPECT_EQ(after(70, 80, kept), (cursor{60, 50, 20})) << "the next position stays";
+  EXPECT_EQ(after(70, 80, kept), (cursor{60, 50, 20})) << "the position of the next token stays: ten more are before it";
   for (const auto& [begin, end] : {std::pair{30, 30}, {9, 5}})
     EXPECT_EQ(after(static_cast<std::size_t>(begin), static_cast<std::size_t>(end), kept), before);
+  cursor behind_the_gap{100, 0, 0};
+  lagkv::take_out(behind_the_gap, 40, 60, kept);
+  cursor at_the_gap = behind_the_gap, before_it = behind_the_gap;
+  lagkv::take_back(at_the_gap, 40), lagkv::take_back(before_it, 30);
+  EXPECT_EQ(at_the_gap.seen(), 60U);
+  EXPECT_EQ(before_it.seen(), 50U) << "docs/cursor.md: no further than the gap, for the next token is number 30";
   EXPECT_EQ(after(5, 9, closed).mark, 0U) << "another row is the last survivor's";
   EXPECT_EQ(after(20, 25, closed).mark, 7U);
 }

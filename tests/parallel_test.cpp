@@ -256,4 +256,27 @@ TEST(parallel, a_pool_does_each_task_once_with_each_worker_alone) {
   }
 }
 
+// Whichever worker runs out of memory: the caller learns it when nobody is at work any more, and the pool can be used again.
+TEST(parallel, a_pool_throws_what_a_task_has_thrown) {
+  const thread_pool pool(threads);
+  for (std::size_t round = 0; round < 20; ++round) {
+    std::atomic<int> running = 0;
+    EXPECT_THROW(pool(100,
+                      [&](std::size_t task, std::size_t) {
+                        ++running;
+                        if (task == round) {
+                          --running;
+                          throw std::bad_alloc();
+                        }
+                        std::this_thread::yield();
+                        --running;
+                      }),
+                 std::bad_alloc);
+    EXPECT_EQ(running, 0);
+    std::atomic<int> done = 0;
+    pool(10, [&](std::size_t, std::size_t) { ++done; });
+    EXPECT_EQ(done, 10);
+  }
+}
+
 }  // namespace

@@ -11,7 +11,7 @@
 //   k, v = keys.__dlpack__(), values.__dlpack__()      # capsules own what they point to: keep them during the call
 //   rows = [library.compress(*(ctypes.c_void_p(pointer(x, b"dltensor")) for x in (k, v)), ctypes.c_size_t(b),
 //                            ctypes.c_size_t(tokens)) for b in range(keys.shape[0])]
-//   keys[b, :, :rows[b]] is then what is left of sequence b
+//   keys[b, :, :rows[b]] is then what is left of sequence b, where rows[b] is not -1
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

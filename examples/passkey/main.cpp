@@ -164,7 +164,10 @@ void run(arguments& a) {
 
   const passkey::run_settings settings{a.model, a.prompt.length, a.prompt.depth, a.chunk, llama_n_ctx(s.get()), a.threads};
   passkey::print_table(std::cout, settings, results);
-  if (json.is_open()) passkey::write_json(json, settings, results);
+  if (json.is_open()) {
+    passkey::write_json(json, settings, results);
+    if (!json.flush()) throw std::runtime_error(a.json + ": could not be written");
+  }
   if (!picture.is_open()) return;
   passkey::draw_kept(picture, results.front().asked, results.front().trials);
   if (!picture.flush()) throw std::runtime_error(a.picture + ": could not be written");

@@ -530,7 +530,7 @@ inline void expect_room_beside(const layer& l) {
 
 inline void expect_same_sequence(const layer& l, const cursor& at) {
   assert(at.tokens <= l.tokens &&
-         "lagkv: the cursor has more rows than the layer: take_back(), or a cursor{} for a new sequence");
+         "lagkv: the cursor has more rows than the layer: take_back(), take_out(), or a cursor{} for a new sequence");
   assert((at.mark == 0 || !l.values || at.mark == mark_of(l, at.compressed - 1)) &&
          "lagkv: the cursor is of another sequence: a new sequence needs a cursor{}");
 }

@@ -293,7 +293,7 @@ void expect_rows_apart(layer_object& l) {
 void check_cursor(const lagkv::cursor& at, const layer_object& l) {
   if (at.tokens > l.tokens())
     refuse({"tokens=", l.tokens(), ": the cursor counts ", at.tokens,
-            " rows: call take_back(), or begin a sequence with a new cursor"});
+            " rows: call take_back() or take_out(), or begin a sequence with a new cursor"});
 }
 
 /// One sequence of one layer.

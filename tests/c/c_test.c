@@ -186,7 +186,7 @@ static void test_compress(const char* text) {
   OK(lagkv_compress(p, &l, c, w, LAGKV_FRONT, &left, &error));
   EXPECT(left == l.tokens && lagkv_plan_empty(lagkv_last_plan(w)));
   l.tokens = left - 1;
-  REFUSED(lagkv_compress(p, &l, c, w, LAGKV_FRONT, NULL, &error), "the cursor counts");
+  REFUSED(lagkv_compress(p, &l, c, w, LAGKV_FRONT, NULL, &error), "lagkv_cursor_take_back() or lagkv_cursor_take_out(), or");
   unsigned char bytes[LAGKV_SAVED_CURSOR_BYTES];
   lagkv_cursor_save(c, bytes);
   OK(lagkv_cursor_load(bytes, sizeof bytes, &f, &error));
