@@ -124,13 +124,15 @@ if(kind MATCHES "find_package|pkg_config")
     message(FATAL_ERROR "lagkv-kernels.pc is installed without the library")
   endif()
   if(kind STREQUAL "find_package_unbuilt")  # also in folders that do not lie below the prefix, as in Nix
-    run(${cmake} -S ${root} -B ${work}/apart ${common} ${parts} -D CMAKE_INSTALL_PREFIX=${work}/apart-prefix
-        -D CMAKE_INSTALL_LIBDIR=${work}/apart-lib -D CMAKE_INSTALL_INCLUDEDIR=${work}/apart-include)
+    run(${cmake} -S ${root} -B ${work}/apart ${common} ${parts} -D CMAKE_INSTALL_PREFIX=/apart
+        -D CMAKE_INSTALL_LIBDIR=/of-lib/lib -D CMAKE_INSTALL_INCLUDEDIR=/of-dev/include)
     file(TOUCH ${work}/apart/liblagkv_kernels.a)  # as if it were built
+    set(ENV{DESTDIR} ${work}/staged)  # CMake takes no folder for headers below the source
     run(${cmake} --install ${work}/apart)
-    file(READ ${work}/apart-lib/pkgconfig/lagkv.pc headers)
-    file(READ ${work}/apart-lib/pkgconfig/lagkv-kernels.pc kernels)
-    if(NOT headers MATCHES "\nincludedir=${work}/apart-include\n" OR NOT kernels MATCHES "\nlibdir=${work}/apart-lib\n")
+    unset(ENV{DESTDIR})
+    file(READ ${work}/staged/of-lib/lib/pkgconfig/lagkv.pc headers)
+    file(READ ${work}/staged/of-lib/lib/pkgconfig/lagkv-kernels.pc kernels)
+    if(NOT headers MATCHES "\nincludedir=/of-dev/include\n" OR NOT kernels MATCHES "\nlibdir=/of-lib/lib\n")
       message(FATAL_ERROR "pkg-config: must name the folders as they are given\n${headers}${kernels}")
     endif()
     foreach(asked "c was not built when lagkv was installed" "bogus: must be kernels or c")
