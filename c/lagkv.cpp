@@ -76,6 +76,12 @@ lagkv::result<lagkv::toward> toward_of(int32_t x) {
   return refuse({"toward=", x, ": must be LAGKV_FRONT (0) or LAGKV_WINDOW (1)"});
 }
 
+lagkv::result<lagkv::gap> gap_of(int32_t x) {
+  if (x == LAGKV_GAP_KEPT) return lagkv::gap::kept;
+  if (x == LAGKV_GAP_CLOSED) return lagkv::gap::closed;
+  return refuse({"gap=", x, ": must be LAGKV_GAP_KEPT (0) or LAGKV_GAP_CLOSED (1)"});
+}
+
 template <class T>
 lagkv::tensor typed(const lagkv_view& v) {
   T* data = static_cast<T*>(v.data);
@@ -426,10 +432,10 @@ void lagkv_cursor_take_back(lagkv_cursor* cursor, size_t rows) {
 int32_t lagkv_cursor_take_out(lagkv_cursor* cursor, size_t begin, size_t end, int32_t gap, lagkv_error* error) {
   return edge(error, [&]() -> status {
     if (status s = given({{"cursor", cursor}}); !s) return s;
-    if (gap != LAGKV_GAP_KEPT && gap != LAGKV_GAP_CLOSED)
-      return refuse({"gap=", gap, ": must be LAGKV_GAP_KEPT (0) or LAGKV_GAP_CLOSED (1)"});
+    const lagkv::result<lagkv::gap> positions = gap_of(gap);
+    if (!positions) return lagkv::error{positions.message()};
     if (status s = lagkv::detail::check_take_out(cursor->at, begin, end); !s) return s;
-    lagkv::take_out(cursor->at, begin, end, gap == LAGKV_GAP_KEPT ? lagkv::gap::kept : lagkv::gap::closed);
+    lagkv::take_out(cursor->at, begin, end, *positions);
     return {};
   });
 }

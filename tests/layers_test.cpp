@@ -1032,15 +1032,13 @@ TEST(cursor, takes_tokens_out_and_goes_on_as_if_they_had_never_been) {
             if (t < a || t >= b) std::copy_n(x.row(h, t), 8, rest.row(h, t < a ? t : t - (b - a)));
         lagkv::workspace ws;
         sequence edited(layout::heads_first, dtype::f32, x, x), plain(layout::heads_first, dtype::f32, rest, rest);
-        const auto append = [&](std::size_t tokens, std::size_t tokens_of_rest) {
-          edited.append(tokens, p, ws), plain.append(tokens_of_rest, p, ws);
-        };
-        append(60, 60);
-        const std::size_t gone = 60 - edited.tokens();
+        const auto append = [&](std::size_t tokens) { edited.append(tokens, p, ws), plain.append(tokens, p, ws); };
+        append(60);
+        const std::size_t gone = edited.at().dropped;
         edited.append_only(appended - 60), plain.append_only(appended - 60 - (b - a));
         edited.take_out(a - gone, b - gone, positions);
-        append(0, 0);
-        for (std::size_t i = appended; i < n; i += 30) append(30, 30);
+        append(0);
+        for (std::size_t i = appended; i < n; i += 30) append(30);
 
         const bool of_all_tokens = std::string(text).find("keep=0.3") != std::string::npos;
         EXPECT_TRUE(edited.rows_follow_positions()) << text;

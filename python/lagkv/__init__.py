@@ -70,9 +70,13 @@ def _workspace(workspace: Optional[Workspace], threads: Optional[int]) -> Worksp
 
 
 def _toward(direction: str) -> Any:
-    if direction not in ("front", "window"):
-        raise Error(f"direction={direction}: must be front or window")
-    return getattr(_core.toward, direction)
+    return _one_of(_core.toward, "direction", direction, ("front", "window"))
+
+
+def _one_of(kind: Any, name: str, word: str, words: Tuple[str, ...]) -> Any:
+    if word not in words:
+        raise Error(f"{name}={word}: must be {' or '.join(words)}")
+    return getattr(kind, word)
 
 
 # ---- policies -----------------------------------------------------------------------------------------------------------
@@ -249,9 +253,8 @@ def take_out(cursor: Cursor, begin: int, end: int, *, gap: str = "kept") -> None
     gap: "kept": later tokens have the positions that they had, and the removed ones count as dropped; "closed": they move up (a
     context shift). Rows appended since the last compress() count, too. Raises Error if begin > end.
     """
-    if gap not in ("kept", "closed"):
-        raise Error(f"gap={gap}: must be kept or closed")
-    _of(Cursor, "cursor", cursor).take_out(begin, end, getattr(_core.gap, gap))
+    positions = _one_of(_core.gap, "gap", gap, ("kept", "closed"))
+    _of(Cursor, "cursor", cursor).take_out(begin, end, positions)
 
 
 def rerotate(keys: Array, plan: Plan, rope: Rope, *, workspace: Optional[Workspace] = None) -> None:

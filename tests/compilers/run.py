@@ -318,12 +318,13 @@ def run_row(row, options, seen):
     shards = 1 if row.runner == ["wasi"] else options.jobs  # which has no environment
     environment = {**(wine_environment() if "wine" in (row.runner or []) else os.environ), "GTEST_TOTAL_SHARDS": str(shards)}
 
-    def part_of_tests(f, shard):
+    def run_part(part):
+        f, shard = part
         return run([*before, program, "--gtest_brief=1", f"--gtest_filter={f}"], options.limit,
                    env={**environment, "GTEST_SHARD_INDEX": str(shard)})
 
     with concurrent.futures.ThreadPoolExecutor(shards) as pool:
-        ran = list(pool.map(part_of_tests, *zip(*[(f, shard) for f in filters for shard in range(shards)])))
+        ran = list(pool.map(run_part, [(f, shard) for f in filters for shard in range(shards)]))
     for code, text in ran:
         log += text
         write(f"{folder}/test.log", log)

@@ -21,7 +21,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const lagkv::policy p = lagkv::for_layer(*lagkv::parse(text), in.below(4), 4);
     lagkv::cursor at = *loaded;
     lagkv::take_back(at, tokens);
-    lagkv::take_out(at, in.below(tokens + 1), in.below(tokens + 1), in.below(2) == 0 ? lagkv::gap::kept : lagkv::gap::closed);
+    const std::size_t begin = in.below(tokens + 1), end = in.below(tokens + 1);  // read in this order by every compiler
+    lagkv::take_out(at, begin, end, in.below(2) == 0 ? lagkv::gap::kept : lagkv::gap::closed);
     fuzz::expect(at.compressed <= at.tokens && at.tokens <= tokens);
     const lagkv::candidates c = p.budget.due(at, tokens);
     fuzz::expect(c.rows.begin <= c.rows.end && c.rows.end <= tokens && c.keep <= c.rows.size());
