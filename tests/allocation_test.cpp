@@ -49,14 +49,14 @@ struct counts {
   std::size_t prefill, decode;
 };
 
-/// Allocations of a prefill of 1500 tokens, and of 3000 calls after it that add a token each.
+/// Allocations of a prefill of 1500 tokens, and of 1000 calls after it that add a token each.
 counts allocations_of(const lagkv::policy& p, lagkv::layer view, lagkv::workspace& ws) {
   lagkv::cursor at;
   view.tokens = 1500;
   const std::size_t before = allocations;
   view.tokens = lagkv::compress(p, view, at, ws);
   const std::size_t between = allocations;
-  for (int i = 0; i < 3000; ++i) {
+  for (int i = 0; i < 1000; ++i) {
     ++view.tokens;
     view.tokens = lagkv::compress(p, view, at, ws);
   }
@@ -64,11 +64,11 @@ counts allocations_of(const lagkv::policy& p, lagkv::layer view, lagkv::workspac
 }
 
 TEST(allocation, none_once_warm) {
-  const cube x = make_cube(1, 2, 4500, 8);
+  const cube x = make_cube(1, 2, 2500, 8);
   host queries(layout::heads_first, dtype::f32, make_cube(2, 4, 64, 8));
-  std::vector<float> attention(std::size_t{2} * 4500, 1.0F);
+  std::vector<float> attention(std::size_t{2} * 2500, 1.0F);
   lagkv::extras extras;
-  extras.queries = queries.view(), extras.accumulated_attention = {attention.data(), 4500};
+  extras.queries = queries.view(), extras.accumulated_attention = {attention.data(), 2500};
   for (layout l : {layout::heads_first, layout::transposed, layout::both_strided, layout::blocks_of_16})
     for (dtype type : all_types) {
       cache c(l, type, x, x);
@@ -93,7 +93,7 @@ TEST(allocation, none_once_warm) {
 }
 
 TEST(allocation, the_prefill_warms_what_decoding_needs) {
-  const cube x = make_cube(1, 2, 4500, 8);
+  const cube x = make_cube(1, 2, 2500, 8);
   cache c(layout::heads_first, dtype::f16, x, x);
   lagkv::workspace ws;
   EXPECT_EQ(allocations_of(named("lagkv:sink=4,lag=64,ratio=0.25"), c.layer(0), ws).decode, 0U);

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include <lagkv/lagkv.hpp>
-#include <lagkv/methods_with_eigen.hpp>
 
+#include "support/every_method.hpp"
 #include "support/host.hpp"
 
 namespace {
@@ -254,11 +254,11 @@ TEST(parse, whole_and_odd_numbers_have_no_fraction) {
     if (p.accepts.type != kind::whole && p.accepts.type != kind::odd) return;
     for (const char* value : {"3.5", "1.0001", "4.5", "3.9999999"}) {
       ++tried;
-      const std::string message = lagkv::parse(text + std::string(p.key) + "=" + value, lagkv::methods_with_eigen()).message();
+      const std::string message = lagkv::parse(text + std::string(p.key) + "=" + value, every_method()).message();
       EXPECT_NE(message.find(std::string(p.key) + "=" + value + ": must be"), std::string::npos) << text << ": " << message;
     }
   };
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+  for (const lagkv::method_entry* m : every_method())
     for (auto list : {m->own.parameters, m->whole.parameters})
       for (const lagkv::parameter& p : list) refused(std::string(m->name) + ":", p);
   for (const lagkv::parameter& p : lagkv::policy_parameters) refused("key_norm:", p);
@@ -267,7 +267,7 @@ TEST(parse, whole_and_odd_numbers_have_no_fraction) {
 
 TEST(parse, methods_that_need_eigen_are_named_where_they_are_missing) {
   std::size_t missing = 0;
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+  for (const lagkv::method_entry* m : every_method()) {
     const std::string name(m->name);
     const auto known = lagkv::methods();
     if (std::find(known.begin(), known.end(), m) != known.end()) continue;
@@ -276,14 +276,14 @@ TEST(parse, methods_that_need_eigen_are_named_where_they_are_missing) {
     EXPECT_EQ(lagkv::parse(name).message(), why);
     EXPECT_EQ(lagkv::parse("fuse:key_norm+" + name).message(), why);
     EXPECT_NE(lagkv::parse(name + "_").message().find("unknown policy"), std::string::npos);
-    EXPECT_TRUE(lagkv::parse(name, lagkv::methods_with_eigen()));
+    EXPECT_TRUE(lagkv::parse(name, every_method()));
   }
   EXPECT_EQ(missing, std::size(lagkv::detail::needing_eigen));
 }
 
 TEST(parse, every_policy_says_what_it_is_and_has_defaults_that_work) {
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
-    const auto p = lagkv::parse(m->name, lagkv::methods_with_eigen());
+  for (const lagkv::method_entry* m : every_method()) {
+    const auto p = lagkv::parse(m->name, every_method());
     EXPECT_TRUE(p || p.message().find("give one of") != std::string::npos) << m->name << ": " << p.message();
     EXPECT_FALSE(m->meaning.empty() || m->reads.empty() || (m->source.empty() && m->name != "random" && m->name != "full"))
         << m->name;
@@ -924,7 +924,6 @@ TEST(make_policy, checks_the_options_of_the_scorer) {
   EXPECT_EQ(lagkv::make_policy(lagkv::snapkv_score{.window = 0}).message(),
             "window=0: must be a whole number from 1 to 2147483647");
   EXPECT_EQ(lagkv::make_policy(lagkv::distinct_score{.bits = 17}).message(), "bits=17: must be a whole number from 1 to 16");
-  EXPECT_EQ(lagkv::make_policy(lagkv::leverage_score{.ridge = -1}).message(), "ridge=-1: must be above 0 and at most 1000000");
   EXPECT_EQ(lagkv::make_policy(lagkv::expected_attention_score{.epsilon = -1}).message(),
             "epsilon=-1: must be from 0 to 1000000");
 }
@@ -1033,11 +1032,11 @@ TEST(check, attention_of_all_tokens_is_refused_where_fewer_are_offered) {
 }
 
 TEST(pre_rope, of_a_policy_is_refused_where_the_string_is) {
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+  for (const lagkv::method_entry* m : every_method()) {
     if (m->make == nullptr) continue;
     const std::string name(m->name);
-    const auto plain = lagkv::parse(name, lagkv::methods_with_eigen());
-    const auto text = lagkv::parse(name + ":pre_rope=yes", lagkv::methods_with_eigen());
+    const auto plain = lagkv::parse(name, every_method());
+    const auto text = lagkv::parse(name + ":pre_rope=yes", every_method());
     if (!plain) continue;
     const auto turned = lagkv::pre_rope(*plain);
     EXPECT_EQ(static_cast<bool>(turned), static_cast<bool>(text)) << name << ": " << turned.message() << text.message();

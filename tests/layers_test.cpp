@@ -11,7 +11,6 @@
 #include <vector>
 
 #include <lagkv/lagkv.hpp>
-#include <lagkv/methods_with_eigen.hpp>
 
 #include "support/offer.hpp"
 #include "support/sequence.hpp"
@@ -281,7 +280,7 @@ TEST(views, are_asked_for_rows_in_use_only) {
   std::vector<std::string> texts{"lagkv:sink=2,lag=20,ratio=0.3",   "lagkv:sink=0,lag=20,ratio=0.01",
                                  "lagkv:sink=0,lag=1,ratio=1",      "streaming_llm:sink=3,capacity=60",
                                  "streaming_llm:sink=0,capacity=1", "key_norm:sink=0,recent=0,keep=0.5,select=adaptive"};
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+  for (const lagkv::method_entry* m : every_method())
     if (m->make != nullptr && m->name != "lagkv")
       for (const char* more : {":sink=2,recent=0,keep=0.5", ":sink=2,recent=4,lag=20,keep=0.3", ":sink=0,recent=4,capacity=60"})
         texts.push_back(std::string(m->name) + more);
@@ -889,7 +888,7 @@ TEST(streaming_llm, moves_its_window_in_steps) {
 }
 
 TEST(budgets, the_last_row_stays_whatever_is_asked_for) {
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+  for (const lagkv::method_entry* m : every_method()) {
     if (m->name == "full" || m->name == "lagkv") continue;
     for (const char* keep : {"0.001", "0.5", "0.9"})
       for (std::size_t n = 1; n < 120; n += n < 9 ? 1 : 37) {

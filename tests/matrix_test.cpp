@@ -126,7 +126,7 @@ class engine {
 /// Every method that has scores, by a string that other keys can follow, and some fusions.
 std::vector<std::string> scorers() {
   std::vector<std::string> out;
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+  for (const lagkv::method_entry* m : every_method())
     if (m->make != nullptr && m->name != "lagkv") out.push_back(std::string(m->name) + ":");
   for (std::string& s : out)
     if (s == "snapkv:") s += "window=6,";
@@ -155,7 +155,7 @@ TEST_P(matrix, properties_hold) {
   const auto& [scorer, budget, select, protect] = GetParam();
   const std::string text = scorer + "sink=3,recent=6," + budget.keys + ",select=" + select;
   SCOPED_TRACE(text);
-  const auto parsed = lagkv::parse(text, lagkv::methods_with_eigen());
+  const auto parsed = lagkv::parse(text, every_method());
   ASSERT_TRUE(parsed) << parsed.message();
   std::vector<std::uint32_t> prefilled, decoded;
   std::size_t which = 0;
@@ -208,7 +208,7 @@ TEST_P(ragged, heads_share_one_budget_and_go_on_by_themselves) {
   const cube q = make_cube(66, 6, tokens, channels);
   for (const std::string select : {"adaptive,safeguard=0.5", "by_head"}) {
     const std::string text = GetParam() + "sink=3,recent=6,keep=0.4,select=" + select;
-    const auto parsed = lagkv::parse(text, lagkv::methods_with_eigen());
+    const auto parsed = lagkv::parse(text, every_method());
     ASSERT_TRUE(parsed) << parsed.message();
     for (layout l : all_layouts) {
       SCOPED_TRACE(select + std::string(", ") + name(l));

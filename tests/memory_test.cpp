@@ -7,7 +7,6 @@
 #include <vector>
 
 #include <lagkv/lagkv.hpp>
-#include <lagkv/methods_with_eigen.hpp>
 
 #include "support/guarded.hpp"
 #include "support/kernels.hpp"
@@ -195,10 +194,10 @@ struct guarded_offers {
 // Every method with all that can be offered, over sizes on both sides of every number of lanes.
 TEST_P(memory, of_what_is_offered_is_neither_read_nor_written_beyond_its_end) {
   std::vector<lagkv::policy> policies;
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+  for (const lagkv::method_entry* m : every_method())
     if (m->make != nullptr && m->name != "lagkv")
       for (const char* keys : {":sink=2,recent=4,keep=0.6", ":sink=2,recent=4,capacity=12,pool=5,smooth=2"}) {
-        const auto p = lagkv::parse(std::string(m->name) + keys, lagkv::methods_with_eigen());
+        const auto p = lagkv::parse(std::string(m->name) + keys, every_method());
         ASSERT_TRUE(p) << p.message();
         policies.push_back(*p);
       }

@@ -12,6 +12,7 @@
 #include <Eigen/Eigenvalues>
 
 #include <lagkv/attention/estimate_queries.hpp>
+#include <lagkv/score/leverage.hpp>
 
 #include "support/golden.hpp"
 #include "support/methods_oracle.hpp"
@@ -1241,7 +1242,7 @@ TEST(methods, of_zeros_and_of_nothing_finite_hold) {
   }
   const std::pair<const cube*, const cube*> pairs[] = {{&zeros, &zeros}, {&half, &half}, {&half, &some},
                                                        {&some, &half},   {&none, &none}, {&none, &some}};
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+  for (const lagkv::method_entry* m : every_method()) {
     if (m->make == nullptr) continue;
     for (const std::size_t lag : {std::size_t{0}, std::size_t{20}})
       for (std::size_t which = 0; which < std::size(pairs); ++which) {
@@ -1278,7 +1279,7 @@ TEST(methods, write_a_score_for_each_candidate_and_nothing_else) {
   constexpr std::size_t tokens = 120, room = 32;
   const cube k = make_cube(57, 2, tokens, 16), v = make_cube(58, 2, tokens, 16), q = make_cube(56, 4, tokens, 16);
   const float mark = -12345.5F;
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+  for (const lagkv::method_entry* m : every_method()) {
     if (m->make == nullptr) continue;
     for (const std::size_t lag : {std::size_t{0}, std::size_t{20}}) {
       if (lag == 0 && m->name == "lagkv") continue;
@@ -1306,7 +1307,7 @@ TEST(methods, take_memory_that_goes_by_the_rows) {
   std::vector<float> attention(heads * tokens, 1.0F);
   const lagkv::layer l = c.layer(tokens);
   c.extras.accumulated_attention = {attention.data(), tokens};
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen()) {
+  for (const lagkv::method_entry* m : every_method()) {
     if (m->make == nullptr || m->name == "lagkv") continue;
     for (const char* more : {"", ",smooth=4,pool=5", ",lag=20", ",select=chunks", ",lag=20,select=chunks", ",select=adaptive",
                              ",lag=20,select=adaptive"}) {
@@ -1583,6 +1584,10 @@ TEST(novelty, a_channel_that_is_nothing_beside_the_others_spoils_no_score) {
       ASSERT_NEAR(found[i], without[i], 1e-4) << scale << ", row " << i;
     EXPECT_GT(*std::min_element(alike.begin(), alike.end()), -60) << scale << ": codes still tell keys apart";
   }
+}
+
+TEST(leverage, refuses_a_ridge_that_would_not_hold) {
+  EXPECT_EQ(lagkv::make_policy(lagkv::leverage_score{.ridge = -1}).message(), "ridge=-1: must be above 0 and at most 1000000");
 }
 
 // No row counts more than itself, and all together as many as there are directions, whatever the rounding.

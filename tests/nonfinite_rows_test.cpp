@@ -23,7 +23,7 @@ constexpr std::uint32_t bad_bits[] = {0x7fc00000, 0xffc12345, 0x7fa00000, 0x7f80
 /// them: nonfinite_test.
 std::vector<std::string> scorers() {
   std::vector<std::string> out;
-  for (const lagkv::method_entry* m : lagkv::methods_with_eigen())
+  for (const lagkv::method_entry* m : every_method())
     if (m->make != nullptr && m->name != "random" && m->name != "stripes" && m->name != "lagkv")
       out.push_back(std::string(m->name) + ":");
   out.insert(out.end(), {"snapkv:kernel=1,", "manifold:window=16,", "novelty:ridge=1,value_weight=1,", "h2o:form=mean,",

@@ -9,7 +9,6 @@
 #include <random>
 
 #include <lagkv/lagkv.hpp>
-#include <lagkv/methods_with_eigen.hpp>
 
 #include "support/methods_oracle.hpp"
 #include "support/offer.hpp"

@@ -27,7 +27,7 @@ import time
 # ---- what is compiled: change it here ---------------------------------------------------------------------------------
 
 TESTS = ["dispatch", "golden", "kernels", "nonfinite", "properties", "quantised", "pre_rope"]  # tests/NAME_test.cpp
-SUPPORT = ["tests/support/oracle.cpp", "tests/support/methods_oracle.cpp", "tests/other_lanes.cpp"]
+SUPPORT = [*[f"tests/support/{n}.cpp" for n in ("every_method", "oracle", "methods_oracle")], "tests/other_lanes.cpp"]
 FLAGS = "-std=c++20 -O1 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror".split()
 FLAGS_OF = {"tests/other_lanes.cpp": ["-Wno-psabi"]}  # vectors as arguments, which are inlined
 DEFINES = {"LAGKV_GOLDEN": '"tests/golden"'}  # from the repository's root, where the tests run
@@ -71,6 +71,8 @@ def rows():
             flags=["-stdlib=libc++"], link=["-stdlib=libc++"]),
         Row("clang-newest", "the newest that this Debian has", clang, [clang.replace("++", "")],
             flags=["-Wno-deprecated-declarations"]),  # GCC 12's library calls its own get_temporary_buffer
+        Row("gcc-aarch64", "NEON, GCC", "aarch64-linux-gnu-g++", ["g++-aarch64-linux-gnu", "qemu-user"], link=["-static"],
+            runner=["qemu-aarch64"], filters=SOME),
         zig("x86_64-linux-gnu", "the newest Clang, libc++, glibc"),
         zig("x86_64-linux-musl", "musl, static"),
         zig("aarch64-linux-musl", "NEON", ["qemu-aarch64"], apt=["qemu-user"], filters=SOME),

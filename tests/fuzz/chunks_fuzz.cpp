@@ -70,8 +70,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const layout first = all_layouts[in.below(std::size(all_layouts))], second = all_layouts[in.below(std::size(all_layouts))];
   const toward direction = in.below(2) == 0 ? toward::front : toward::window;
   const lagkv::simd::target target = targets()[in.below(targets().size())];
-  const cube k = make_cube(in.take<std::uint8_t>(), heads, tokens, channels),
-             v = make_cube(in.take<std::uint8_t>(), heads, tokens, channels);
+  const cube k = draw_cube(in.take<std::uint8_t>(), heads, tokens, channels),
+             v = draw_cube(in.take<std::uint8_t>(), heads, tokens, channels);
   sequence whole(first, type, toward::front, target, k, v), parts(second, type, direction, target, k, v);
   whole.append(tokens, *p);
   while (parts.seen() < tokens) parts.append(std::min(tokens - parts.seen(), 1 + in.below(100)), *p);

@@ -33,9 +33,9 @@ class engine {
         layout_(all_layouts[in.below(std::size(all_layouts))]),
         keys_(layout_, type_, heads_, most_tokens, channels_),
         values_(layout_, type_, heads_, most_tokens, channels_),
-        k_(make_cube(in.take<std::uint8_t>(), heads_, most_tokens, channels_)),
-        v_(make_cube(in.take<std::uint8_t>(), heads_, most_tokens, channels_)),
-        queries_(make_cube(3, 2 * heads_, most_tokens, channels_)),
+        k_(draw_cube(in.take<std::uint8_t>(), heads_, most_tokens, channels_)),
+        v_(draw_cube(in.take<std::uint8_t>(), heads_, most_tokens, channels_)),
+        queries_(draw_cube(3, 2 * heads_, most_tokens, channels_)),
         attention_(heads_ * most_tokens),
         statistics_(heads_ * lagkv::key_statistics::size(channels_)),
         positions_(heads_ * most_tokens),
@@ -68,7 +68,7 @@ class engine {
     e.accumulated_attention = {attention_.data(), most_tokens}, e.positions = {positions_.data(), most_tokens};
     e.key_statistics = {statistics_.data()}, e.rope = &rope_, e.protect = protect_;
     lagkv::importance_map importance{heads_, channels_, channels_, {}};
-    importance.weights = make_cube(3, heads_, 1, importance.width()).x;
+    importance.weights = draw_cube(3, heads_, 1, importance.width()).x;
     e.importance = importance.view();
     const lagkv::layer l{keys_.view(), values_.view(), rows_, &e};
     if (!lagkv::check(policy_, l)) return false;

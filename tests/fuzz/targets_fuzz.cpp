@@ -27,9 +27,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (const std::size_t at = text.find('L'); at != std::string::npos) text.replace(at, 1, std::to_string(lag));
   const lagkv::dtype type = all_types[in.below(3)];
   const layout l = all_layouts[in.below(std::size(all_layouts))];
-  cube k = make_cube(in.take<std::uint8_t>(), heads, tokens, channels),
-       v = make_cube(in.take<std::uint8_t>(), heads, tokens, channels);
-  const cube q = make_cube(7, heads, 3, channels);
+  cube k = draw_cube(in.take<std::uint8_t>(), heads, tokens, channels),
+       v = draw_cube(in.take<std::uint8_t>(), heads, tokens, channels);
+  const cube q = draw_cube(7, heads, 3, channels);
   const float offset = static_cast<float>(in.take<std::int8_t>()) / 16;
   for (float& x : k.x) x += offset;
   cache c(l, type, k, v);

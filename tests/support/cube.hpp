@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <cstddef>
+#include <map>
 #include <random>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "numbers.hpp"
@@ -23,7 +25,7 @@ struct cube {
 };
 
 /// As real keys are: channels differ in scale and offset, tokens drift, a few stand out (data() of make_goldens.py).
-inline cube make_cube(unsigned seed, std::size_t heads, std::size_t tokens, std::size_t channels) {
+inline cube draw_cube(unsigned seed, std::size_t heads, std::size_t tokens, std::size_t channels) {
   std::mt19937 random(seed);
   std::normal_distribution<double> normal;
   cube out(heads, tokens, channels);
@@ -39,6 +41,14 @@ inline cube make_cube(unsigned seed, std::size_t heads, std::size_t tokens, std:
     }
   }
   return out;
+}
+
+/// The same, drawn once a program: tests ask for few of them, often.
+inline const cube& make_cube(unsigned seed, std::size_t heads, std::size_t tokens, std::size_t channels) {
+  thread_local std::map<std::tuple<unsigned, std::size_t, std::size_t, std::size_t>, cube> drawn;
+  cube& x = drawn[{seed, heads, tokens, channels}];
+  if (x.x.empty()) x = draw_cube(seed, heads, tokens, channels);
+  return x;
 }
 
 /// What a cache of this type holds of it.

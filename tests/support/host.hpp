@@ -154,14 +154,8 @@ class host {
 
   /// Whether every byte that is not the cache's is as it was.
   bool intact() const {
-    std::vector<bool> ours(memory_.size());
-    for (std::size_t h = 0; h < heads_; ++h)
-      for (std::size_t t = 0; t < capacity_; ++t)
-        for (std::size_t c = 0; c < channels_; ++c)
-          for (std::size_t b = 0; b < lagkv::size_of(type_); ++b) ours[offset(h, t, c) + b] = true;
-    for (std::size_t i = 0; i < memory_.size(); ++i)
-      if (!ours[i] && memory_[i] != canary) return false;
-    return true;
+    if (!between_known_) find_bytes_between();
+    return std::ranges::all_of(between_, [&](std::size_t i) { return memory_[i] == canary; });
   }
 
  private:
@@ -196,6 +190,16 @@ class host {
     allocate(pool * tokens * heads_ * channels_);
   }
 
+  void find_bytes_between() const {
+    std::vector<char> ours(memory_.size());
+    for (std::size_t h = 0; h < heads_; ++h)
+      for (std::size_t t = 0; t < capacity_; ++t)
+        for (std::size_t c = 0; c < channels_; ++c) std::fill_n(ours.begin() + signed_size(offset(h, t, c)), size_of(type_), 1);
+    for (std::size_t i = 0; i < memory_.size(); ++i)
+      if (ours[i] == 0) between_.push_back(i);
+    between_known_ = true;
+  }
+
   std::size_t offset(std::size_t head, std::size_t token, std::size_t channel) const {
     std::ptrdiff_t at = origin_;
     if (block_tokens_ != 0) {
@@ -219,6 +223,8 @@ class host {
   lagkv::dtype type_;
   std::size_t heads_, capacity_, channels_;
   std::vector<std::byte> memory_;
+  mutable std::vector<std::size_t> between_;  // bytes that are not the cache's, once they were asked for
+  mutable bool between_known_ = false;
   lagkv::strides within_{};
   std::ptrdiff_t origin_ = 0, block_stride_ = 0;
   std::size_t block_tokens_ = 0;

@@ -7,17 +7,11 @@
 #include <vector>
 
 #include <lagkv/lagkv.hpp>
-#include <lagkv/methods_with_eigen.hpp>
 
+#include "every_method.hpp"
 #include "host.hpp"
 
 namespace support {
-
-/// Any policy, those that need Eigen too; an empty one, which fails whatever uses it, where the string names none.
-inline lagkv::policy named_any(const std::string& text) {
-  auto p = lagkv::parse(text, lagkv::methods_with_eigen());
-  return p ? *p : lagkv::policy{};
-}
 
 /// The same numbers for the same sizes, fitted to nothing.
 inline lagkv::importance_map any_importance(std::size_t heads, std::size_t key_channels, std::size_t value_channels) {
