@@ -13,20 +13,18 @@
 
 class thread_pool {
  public:
-  /// The calling thread is worker 0; `workers` - 1 threads wait for work.
+  /// The calling thread is worker 0; `workers` - 1 threads wait for work. Throws std::system_error if one cannot be started.
   explicit thread_pool(std::size_t workers) {
-    for (std::size_t w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
+    try {
+      for (std::size_t w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
+    } catch (...) {
+      join();
+      throw;
+    }
   }
   thread_pool(const thread_pool&) = delete;
   thread_pool& operator=(const thread_pool&) = delete;
-  ~thread_pool() {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& t : threads_) t.join();
-  }
+  ~thread_pool() { join(); }
 
   std::size_t workers() const { return threads_.size() + 1; }
 
@@ -45,6 +43,15 @@ class thread_pool {
   }
 
  private:
+  void join() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& t : threads_) t.join();
+  }
+
   void take(std::size_t worker) const {
     try {
       for (std::size_t i = next_++; i < tasks_; i = next_++) (*work_)(i, worker);

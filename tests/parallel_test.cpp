@@ -1,10 +1,15 @@
 // Threads change nothing: the same plan, the same bytes, for every kind of policy.
 #include <gtest/gtest.h>
+#if defined(__linux__)
+#include <sys/resource.h>
+#endif
 
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -278,5 +283,27 @@ TEST(parallel, a_pool_throws_what_a_task_has_thrown) {
     EXPECT_EQ(done, 10);
   }
 }
+
+#if defined(__has_feature)
+#define LAGKV_HAS(feature) __has_feature(feature)
+#else
+#define LAGKV_HAS(feature) 0
+#endif
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !LAGKV_HAS(thread_sanitizer)  // which takes far more memory
+[[noreturn]] void start_too_many_threads() {
+  const rlimit a_gigabyte{1U << 30, 1U << 30};
+  setrlimit(RLIMIT_AS, &a_gigabyte);  // each thread asks for a stack of some megabytes
+  try {
+    const thread_pool pool(100000);
+  } catch (const std::system_error&) {
+    std::exit(0);
+  }
+  std::exit(1);
+}
+
+TEST(parallel, a_pool_that_cannot_start_its_threads_throws_when_those_that_run_have_ended) {
+  EXPECT_EXIT(start_too_many_threads(), testing::ExitedWithCode(0), "");
+}
+#endif
 
 }  // namespace
