@@ -159,8 +159,9 @@ TEST_P(real_caches, targets_score_and_keep_alike) {
                   {"lagkv:lag=128,ratio=0.25", "lagkv:lag=128,ratio=0.25,form=kvpress_cross", "key_diff:lag=128,keep=0.25",
                    "key_diff:pre_rope=yes,keep=0.25", "manifold:window=64,keep=0.25", "h2o:form=mean,keep=0.25"});
   std::size_t differ = 0, kept = 0;
+  const std::vector<lagkv::simd::target> all = targets();
   std::vector<std::unique_ptr<real_cache>> caches;  // of each target, for each counts attention
-  for (const auto target : targets()) {
+  for (const auto target : all) {
     caches.push_back(std::make_unique<real_cache>(c));
     lagkv::workspace ws(target);
     lagkv::accumulate_attention(caches.back()->layer(), 64, ws);
@@ -171,7 +172,7 @@ TEST_P(real_caches, targets_score_and_keep_alike) {
     std::vector<float> plain;
     std::vector<std::vector<std::uint32_t>> plain_rows;
     for (std::size_t t = 0; t < caches.size(); ++t) {
-      const auto target = targets()[t];
+      const auto target = all[t];
       SCOPED_TRACE(lagkv::simd::name(target));
       const lagkv::layer l = caches[t]->layer();
       lagkv::workspace ws(target);

@@ -284,12 +284,7 @@ TEST(parallel, a_pool_throws_what_a_task_has_thrown) {
   }
 }
 
-#if defined(__has_feature)
-#define LAGKV_HAS(feature) __has_feature(feature)
-#else
-#define LAGKV_HAS(feature) 0
-#endif
-#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !LAGKV_HAS(thread_sanitizer)  // which takes far more memory
+#if defined(__linux__)
 [[noreturn]] void start_too_many_threads() {
   const rlimit a_gigabyte{1U << 30, 1U << 30};
   setrlimit(RLIMIT_AS, &a_gigabyte);  // each thread asks for a stack of some megabytes

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <ostream>
 #include <random>
 #include <string>
@@ -154,8 +155,8 @@ class host {
 
   /// Whether every byte that is not the cache's is as it was.
   bool intact() const {
-    if (!between_known_) find_bytes_between();
-    return std::ranges::all_of(between_, [&](std::size_t i) { return memory_[i] == canary; });
+    if (!between_) between_ = bytes_between();
+    return std::ranges::all_of(*between_, [&](std::size_t i) { return memory_[i] == canary; });
   }
 
  private:
@@ -190,14 +191,15 @@ class host {
     allocate(pool * tokens * heads_ * channels_);
   }
 
-  void find_bytes_between() const {
+  std::vector<std::size_t> bytes_between() const {
     std::vector<char> ours(memory_.size());
     for (std::size_t h = 0; h < heads_; ++h)
       for (std::size_t t = 0; t < capacity_; ++t)
         for (std::size_t c = 0; c < channels_; ++c) std::fill_n(ours.begin() + signed_size(offset(h, t, c)), size_of(type_), 1);
+    std::vector<std::size_t> between;
     for (std::size_t i = 0; i < memory_.size(); ++i)
-      if (ours[i] == 0) between_.push_back(i);
-    between_known_ = true;
+      if (ours[i] == 0) between.push_back(i);
+    return between;
   }
 
   std::size_t offset(std::size_t head, std::size_t token, std::size_t channel) const {
@@ -223,8 +225,7 @@ class host {
   lagkv::dtype type_;
   std::size_t heads_, capacity_, channels_;
   std::vector<std::byte> memory_;
-  mutable std::vector<std::size_t> between_;  // bytes that are not the cache's, once they were asked for
-  mutable bool between_known_ = false;
+  mutable std::optional<std::vector<std::size_t>> between_;  // bytes that are not the cache's, once they were asked for
   lagkv::strides within_{};
   std::ptrdiff_t origin_ = 0, block_stride_ = 0;
   std::size_t block_tokens_ = 0;
